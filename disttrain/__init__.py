@@ -1,0 +1,1 @@
+"""The training core: one DDP loop for every model family, started by torchrun, Slurm or submitit."""

@@ -1,0 +1,126 @@
+"""The process group of a run as a context manager: device, backend, and what the ranks tell each other."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from disttrain.errors import UserError
+from disttrain.rankenv import RankEnv
+from disttrain.rendezvous import interface_towards, open_store
+
+# How long a collective may wait for a rank before the run is given up. Rank 0 may tokenise a large data set alone.
+COLLECTIVE_TIMEOUT = timedelta(minutes=30)
+
+
+@dataclass(frozen=True)
+class Group:
+    """The ranks of a run, seen from one of them."""
+
+    env: RankEnv
+    device: torch.device
+    backend: str | None  # None for one rank, which has nobody to talk to
+    hosts: tuple[str, ...]  # of each rank, by rank
+    shared_gpu: bool
+
+    @property
+    def is_main(self) -> bool:
+        return self.env.rank == 0
+
+    def sum(self, values: Tensor) -> Tensor:
+        """The sum over all ranks, on each of them."""
+        if self.backend is not None:
+            dist.all_reduce(values)
+        return values
+
+    def barrier(self) -> None:
+        """Waits until all ranks are here."""
+        if self.backend is not None:
+            dist.barrier(device_ids=[self.device.index] if self.backend == "nccl" else None)
+
+    @contextmanager
+    def main_first(self) -> Iterator[None]:
+        """Rank 0 runs the block before the others do, which then find its files: a cache is made once, not n times."""
+        if not self.is_main:
+            self.barrier()
+        yield
+        if self.is_main:
+            self.barrier()
+
+
+@contextmanager
+def process_group(env: RankEnv, wanted: str) -> Iterator[Group]:
+    """Opens the process group of a run, and closes it.
+
+    Args:
+        env: This rank's place.
+        wanted: The config's device: auto, cuda or cpu.
+
+    Yields:
+        The group; gloo without a GPU and where ranks share one, else NCCL.
+    """
+    device = choose_device(env, wanted)
+    if env.world_size == 1:
+        yield Group(env, device, None, (socket.gethostname(),), False)
+        return
+    store = open_store(env)
+    places = _exchange_places(store, env, device)
+    gpus = [place["gpu"] for place in places if place["gpu"]]
+    # NCCL refuses two ranks on one GPU; such a run is a rehearsal, which gloo can carry.
+    shared_gpu = len(set(gpus)) < len(gpus)
+    backend = "nccl" if gpus and not shared_gpu else "gloo"
+    if env.num_nodes > 1 and not env.folded:
+        name = interface_towards(env.master_addr)
+        if name is not None:
+            # gloo otherwise takes the address that this host's own name resolves to, on Debian 127.0.1.1.
+            os.environ.setdefault("GLOO_SOCKET_IFNAME", name)
+    dist.init_process_group(backend, store=store, rank=env.rank, world_size=env.world_size, timeout=COLLECTIVE_TIMEOUT)
+    try:
+        yield Group(env, device, backend, tuple(place["host"] for place in places), shared_gpu)
+    except BaseException:
+        # No goodbye to ranks that may never answer: NCCL's destroy waits for them. The process ends anyway.
+        raise
+    else:
+        dist.destroy_process_group()
+
+
+def choose_device(env: RankEnv, wanted: str) -> torch.device:
+    """The device of this rank.
+
+    Slurm shows a rank all GPUs of its job on the host (--gpus-per-node) or only its own (--gpus-per-task): the index is
+    that among the GPUs that torch sees.
+
+    Raises:
+        UserError: GPUs were asked for or allocated, and torch sees none.
+    """
+    if wanted == "cpu":
+        return torch.device("cpu")
+    visible = torch.cuda.device_count()
+    if visible == 0:
+        if wanted == "cuda" or env.gpus_allocated:
+            reason = "device is 'cuda'" if wanted == "cuda" else "GPUs were allocated"
+            raise UserError(
+                f"{reason}, but torch {torch.__version__} sees no GPU on {socket.gethostname()}",
+                hint="check the driver and the build of torch, or set device: cpu",
+            )
+        return torch.device("cpu")
+    device = torch.device("cuda", env.host_rank % visible)
+    torch.cuda.set_device(device)
+    return device
+
+
+def _exchange_places(store: dist.Store, env: RankEnv, device: torch.device) -> list[dict[str, str]]:
+    """Host and GPU of every rank, by rank, through the store: it must be known before a backend is chosen."""
+    gpu = str(torch.cuda.get_device_properties(device).uuid) if device.type == "cuda" else ""
+    mine = {"host": socket.gethostname(), "gpu": gpu}
+    store.set(f"place/{env.rank}", json.dumps(mine))
+    return [json.loads(store.get(f"place/{rank}")) for rank in range(env.world_size)]

@@ -1,0 +1,236 @@
+"""What a run writes down: the record types, their JSONL files, and the summary that is derived from them."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import statistics
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, ClassVar, Self, TypeVar
+
+T = TypeVar("T")
+
+SUMMARY_NAME = "summary.json"
+RUN_NAME = "run.json"
+FAILURE_GLOB = "failure-rank*.json"
+
+
+def metrics_name(rank: int) -> str:
+    """File name of the records of one rank.
+
+    Example:
+        >>> metrics_name(3)
+        'metrics-rank00003.jsonl'
+    """
+    return f"metrics-rank{rank:05d}.jsonl"
+
+
+def failure_name(rank: int) -> str:
+    """File name of what one rank says about its own failure."""
+    return f"failure-rank{rank:05d}.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class StartRecord:
+    """Where and with what one rank started; the first line of its file."""
+
+    kind: ClassVar[str] = "start"
+    time_s: float  # seconds since 1970
+    rank: int
+    world_size: int
+    local_rank: int
+    node_rank: int
+    host: str
+    pid: int
+    job_id: str | None
+    restart_count: int
+    device: str  # cpu, cuda:0
+    device_name: str
+    backend: str | None  # nccl, gloo; None for one rank, which exchanges nothing
+    shared_gpu: bool  # another rank of this run has the same GPU: no timing of it can be compared
+    folded: bool  # every logical node of the allocation is this one host
+    threads: int  # intra-op threads of torch
+    versions: dict[str, str]
+    parameters: int
+    train_examples: int
+    eval_examples: int
+    notices: tuple[str, ...]  # what was decided for the user: held-out split, new head
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepRecord:
+    """One optimizer step of one rank; times in milliseconds, on the device's own clock."""
+
+    kind: ClassVar[str] = "step"
+    step: int  # from 1
+    epoch: int  # from 0
+    loss: float | None  # mean over this rank's examples of the step; None: it had none
+    lr: float
+    examples: int  # of this rank; never a padded or repeated one
+    data_ms: float  # wait for the next batch, and its copy to the device
+    forward_ms: float
+    backward_ms: float  # with the gradient exchange that DDP overlaps with it
+    optimizer_ms: float
+    step_ms: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvalRecord:
+    """One evaluation over all ranks; the same numbers on each of them."""
+
+    kind: ClassVar[str] = "eval"
+    step: int
+    loss: float  # mean over all evaluation examples
+    accuracy: float  # share of 1
+    examples: int  # over all ranks, each counted once
+    elapsed_s: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class EndRecord:
+    """The last line of a rank that came to its end."""
+
+    kind: ClassVar[str] = "end"
+    time_s: float
+    steps: int
+    train_s: float  # the training loop without evaluation
+
+
+Record = StartRecord | StepRecord | EvalRecord | EndRecord
+_KINDS: dict[str, type[Record]] = {kind.kind: kind for kind in (StartRecord, StepRecord, EvalRecord, EndRecord)}
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunInfo:
+    """What a run is; written by rank 0 as run.json where a sweep has not written its own before."""
+
+    run_id: str
+    allocation: str  # 2x2
+    nodes: int
+    gpus_per_node: int
+    world_size: int
+    train: dict[str, Any]  # the resolved config
+    versions: dict[str, str]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Failure:
+    """Why one rank ended early, told by itself; the first of a run's failures in time is its reason."""
+
+    rank: int
+    host: str
+    time_s: float
+    error: str  # name of the exception's class
+    message: str
+    traceback: str
+    user_error: bool  # the config's or the data's mistake, not the program's
+
+
+@dataclass(frozen=True, kw_only=True)
+class Summary:
+    """What a finished run measured, in one object; written by rank 0.
+
+    Times and throughput are over the measured steps, those after the first timing_warmup_steps; they are None when
+    there were none.
+    """
+
+    world_size: int
+    num_nodes: int
+    hosts: tuple[str, ...]  # of each rank, by rank
+    device_name: str
+    backend: str | None
+    comparable: bool  # False: ranks shared a GPU, or logical nodes were folded onto one host
+    steps: int
+    measured_steps: int
+    train_s: float
+    samples_per_s: float | None  # all ranks: examples of the measured steps / their time
+    samples_per_s_per_gpu: float | None  # the same over world_size
+    data_ms: float | None  # medians over rank 0's measured steps
+    forward_ms: float | None
+    backward_ms: float | None
+    optimizer_ms: float | None
+    step_ms: float | None
+    train_loss: float | None  # mean over the examples of the last tenth of the steps, all ranks
+    eval_loss: float | None
+    eval_accuracy: float | None
+    eval_examples: int | None
+    notices: tuple[str, ...]
+
+
+class RecordWriter:
+    """Appends records to one rank's file, a JSON object a line.
+
+    Lines are buffered: a flush for every step costs 6 % of a 12 ms step, and the loop hands over many steps at once.
+    """
+
+    def __init__(self, path: Path) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        # A new attempt starts its records anew; until a run can go on from a checkpoint it starts from step 1.
+        self._file = path.open("w", encoding="utf-8")
+
+    def write(self, records: Sequence[Record]) -> None:
+        """Appends the records and hands them to the operating system."""
+        self._file.writelines(encode(record) + "\n" for record in records)
+        self._file.flush()
+
+    def close(self) -> None:
+        self._file.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def encode(record: Record) -> str:
+    """One line of JSON, its kind first."""
+    return json.dumps({"kind": record.kind, **dataclasses.asdict(record)})
+
+
+def decode(line: str) -> Record:
+    """The record of one line; fields that a newer version wrote and this one does not know are left out.
+
+    Raises:
+        ValueError: The line is not a record of a known kind.
+    """
+    values = json.loads(line)
+    kind = _KINDS.get(values.pop("kind", ""))
+    if kind is None:
+        raise ValueError(f"not a record: {line[:80]!r}")
+    return from_json(kind, values)
+
+
+def read_records(path: Path) -> Iterator[Record]:
+    """The records of one file, oldest first; a last line that is still being written is left out."""
+    with path.open(encoding="utf-8") as file:
+        for line in file:
+            if line.endswith("\n"):
+                yield decode(line)
+
+
+def from_json(kind: type[T], values: dict[str, Any]) -> T:
+    """A dataclass of its JSON object: lists become tuples again, and fields this version does not know are left out."""
+    names = {field.name for field in dataclasses.fields(kind)}  # type: ignore[arg-type]
+    return kind(
+        **{name: tuple(value) if isinstance(value, list) else value for name, value in values.items() if name in names}
+    )
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Writes a dataclass as JSON, whole or not at all: a reader never sees half of it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary.write_text(json.dumps(dataclasses.asdict(value), indent=2) + "\n", encoding="utf-8")
+    os.replace(temporary, path)
+
+
+def median_or_none(values: Sequence[float]) -> float | None:
+    """The median, or None of nothing."""
+    return statistics.median(values) if values else None

@@ -1,0 +1,30 @@
+"""The environment that a submission starts in: without the variables of a job or launcher that sweep itself runs in."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+# Of a surrounding job or launcher: in the environment of a new job they would describe the wrong one. SLURM_CPU_BIND
+# alone has cost a fleet a factor of three. SLURM_CONF says where the cluster is and stays.
+_LEAKING = ("SLURM_", "SLURMD_", "SRUN_", "SBATCH_", "SUBMITIT_", "TORCHELASTIC_", "PMI_", "PMIX_", "OMPI_")
+_LEAKING_NAMES = frozenset({
+    "RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "GROUP_RANK", "GROUP_WORLD_SIZE", "ROLE_RANK",
+    "ROLE_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT",
+})  # fmt: skip
+_KEPT = frozenset({"SLURM_CONF", "SUBMITIT_PREEMPT_SIGNAL"})
+
+
+@contextmanager
+def clean_environ() -> Iterator[None]:
+    """Hides from what is started inside it the variables of a job or launcher that sweep itself runs in."""
+    hidden = {
+        name: os.environ.pop(name)
+        for name in list(os.environ)
+        if (name.startswith(_LEAKING) or name in _LEAKING_NAMES) and name not in _KEPT
+    }
+    try:
+        yield
+    finally:
+        os.environ.update(hidden)

@@ -1,0 +1,48 @@
+"""What every test may use: the real two-node Slurm, and a folder for sweeps."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import subprocess
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import pytest
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+CLUSTER = REPOSITORY / "tests" / "slurm_cluster" / "cluster"
+CANNOT_RUN_HERE = 3  # exit status of `cluster up` without root, apt, or the right to make network namespaces
+
+# No test asks a hub for anything; a data set or model that is not on disk is a mistake, found at once.
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["HF_DATASETS_OFFLINE"] = "1"
+
+
+@pytest.fixture(scope="session")
+def repository() -> Path:
+    """The checkout."""
+    return REPOSITORY
+
+
+@pytest.fixture(scope="session")
+def slurm_cluster() -> Iterator[Mapping[str, str]]:
+    """The environment of a shell that uses the test cluster, which runs; one that was up before stays up."""
+    was_up = subprocess.run([CLUSTER, "status"], capture_output=True, check=False).returncode == 0
+    started = subprocess.run([CLUSTER, "up"], capture_output=True, text=True, check=False)
+    if started.returncode == CANNOT_RUN_HERE and not os.environ.get("REQUIRE_SLURM"):
+        pytest.skip(f"the real Slurm: {started.stderr.strip().splitlines()[-1]}")
+    if started.returncode != 0:
+        pytest.fail(f"cluster up: {started.stderr}", pytrace=False)
+    lines = subprocess.run([CLUSTER, "env"], capture_output=True, text=True, check=True).stdout.splitlines()
+    yield dict(shlex.split(line.removeprefix("export "))[0].split("=", 1) for line in lines)
+    if not was_up:
+        subprocess.run([CLUSTER, "down"], check=True)
+
+
+@pytest.fixture
+def on_slurm(slurm_cluster: Mapping[str, str], monkeypatch: pytest.MonkeyPatch) -> Mapping[str, str]:
+    """This process as a login node of the test cluster."""
+    for name, value in slurm_cluster.items():
+        monkeypatch.setenv(name, value)
+    return slurm_cluster

@@ -1,0 +1,189 @@
+"""Brings the cluster up and down as a whole, one command at a time, and tells what state it is in."""
+
+import contextlib
+import errno
+import os
+import shutil
+import socket
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from _cluster import freezer
+from _cluster.configs import fingerprint, write_configs
+from _cluster.daemons import GOOD_STATES, accounting_answers, node_states, start_all
+from _cluster.errors import CannotRunHereError, ClusterError
+from _cluster.layout import NETWORK, NODES, STATE_VARIABLE, Layout
+from _cluster.network import bridge_owner, foreign_route, missing_parts, remove_network
+from _cluster.packages import install_missing, missing_packages, restore_policy
+from _cluster.processes import dead_daemons, inside_cluster, kill_ours, output_of, say, succeeds
+from _cluster.releases import installed_release
+
+LOCK_NAME = "\0sweeptest-slurm-cluster"
+LOCK_LIMIT_S = 300
+
+
+def up(layout: Layout) -> None:
+    """Bring the cluster up; quick when it is up and healthy, else from scratch."""
+    check_possible()
+    with exclusive():
+        refuse_foreign(layout)
+        reason = next(iter(problems(layout)), None)
+        if reason is None:
+            say(f"already up in {layout.state}")
+            if _stamp_text(layout) != fingerprint():
+                say("it was started from other files than these: `down` and `up` to have these")
+            return
+        if layout.state.exists() or bridge_owner() is not None:
+            say(f"not healthy ({reason}): starting afresh")
+        clear_away(layout)
+        install_missing()
+        _start(layout)
+
+
+def down(layout: Layout) -> None:
+    """Remove every process, namespace, interface, control group and file of the cluster, also of half a one."""
+    check_possible()
+    with exclusive():
+        refuse_foreign(layout)
+        clear_away(layout)
+
+
+def check_possible() -> None:
+    """Raises CannotRunHereError where no cluster can be had."""
+    if os.geteuid() != 0:
+        raise CannotRunHereError("not root: namespaces, a bridge and slurmd need root")
+    if inside_cluster():
+        raise CannotRunHereError("this is one of the cluster's own nodes: call it on the login side")
+    if not succeeds(["unshare", "--net", "--mount", "--uts", "true"]):
+        raise CannotRunHereError("no right to make network namespaces (a container without CAP_SYS_ADMIN?)")
+    missing_packages()
+
+
+def refuse_foreign(layout: Layout) -> None:
+    """Leave alone a folder that is not a cluster's, and the network of a cluster that lives in another folder."""
+    owner = bridge_owner()
+    if owner and owner != str(layout.state):
+        hint = f"set {STATE_VARIABLE}={owner} to use it or to take it down"
+        raise ClusterError(f"a cluster already runs in {owner}: {hint}")
+    if layout.state.is_symlink() or (layout.state.exists() and layout.state.stat().st_uid != 0):
+        raise ClusterError(f"{layout.state} is not root's own folder: remove it, or set {STATE_VARIABLE}")
+    if layout.state.exists() and not layout.stamp.exists() and any(layout.state.iterdir()):
+        raise ClusterError(f"{layout.state} holds files of something else: set {STATE_VARIABLE} to another folder")
+
+
+def problems(layout: Layout) -> list[str]:
+    """What keeps the cluster from being healthy, the most telling first; empty if nothing does."""
+    if not layout.slurm_conf.exists() or bridge_owner() != str(layout.state):
+        return ["it is not up"]
+    found = [f"{name} is gone" for name in dead_daemons(layout)] + [f"{part} is gone" for part in missing_parts()]
+    if found:
+        # Slurm's commands wait long for a daemon that is not there: ask them only when all are.
+        return found
+    states = node_states(layout)
+    found += [
+        f"{node.name} is {states.get(node.name, 'unknown to slurmctld')}"
+        for node in NODES
+        if states.get(node.name) not in GOOD_STATES
+    ]
+    if not accounting_answers(layout):
+        found.append("slurmdbd does not answer")
+    return found
+
+
+def clear_away(layout: Layout) -> None:
+    restore_policy()
+    _stop(layout)
+    if not layout.state.exists():
+        return
+    for path in layout.state.iterdir():
+        # The stamp goes last: a folder that was emptied halfway is still known as ours.
+        if path.is_dir():
+            shutil.rmtree(path)
+        elif path != layout.stamp:
+            path.unlink()
+    layout.stamp.unlink(missing_ok=True)
+    layout.state.rmdir()
+
+
+def _start(layout: Layout) -> None:
+    route = foreign_route()
+    if route is not None:
+        raise CannotRunHereError(f"the network {NETWORK} is in use by this machine: {route!r}")
+    began_s = time.monotonic()
+    _make_folders(layout)
+    release = installed_release()
+    has_freezer = freezer.can_mount(layout.cgroup_mount)
+    write_configs(layout, release, freezer=has_freezer)
+    say(f"starting Slurm {release.text} in {layout.state}")
+    try:
+        start_all(layout, freezer=has_freezer)
+    except BaseException:
+        # The folder stays, with the logs; the next `up` or `down` removes it.
+        _stop(layout)
+        raise
+    say(f"up after {time.monotonic() - began_s:.1f} s")
+
+
+def _stop(layout: Layout) -> None:
+    # Any folder does to mount on: it is covered for the one command only.
+    probe = layout.cgroup_mount if layout.cgroup_mount.is_dir() else Path("/run")
+    freezer.thaw(probe)
+    kill_ours(layout)
+    remove_network(layout)
+    freezer.remove_groups(probe)
+
+
+def _make_folders(layout: Layout) -> None:
+    layout.state.mkdir(mode=0o755, exist_ok=True)
+    layout.stamp.write_text(fingerprint())
+    for name in ("etc", "log", "run", "munge", "slurmctld", "slurmd", "cgroup/freezer"):
+        (layout.state / name).mkdir(parents=True)
+    layout.database_socket.parent.mkdir(mode=0o700)
+
+
+def _stamp_text(layout: Layout) -> str:
+    return layout.stamp.read_text() if layout.stamp.exists() else ""
+
+
+@contextlib.contextmanager
+def exclusive() -> Iterator[None]:
+    """Let one `up` or `down` run at a time.
+
+    An abstract socket is the lock: no file to leave behind, free as soon as its process ends, and, like the bridge,
+    one per network namespace.
+    """
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as lock:
+        end_s = time.monotonic() + LOCK_LIMIT_S
+        told = False
+        while not _take(lock):
+            if time.monotonic() > end_s:
+                raise ClusterError(f"another `cluster` command still runs after {LOCK_LIMIT_S} s")
+            if not told:
+                say("waiting for another `cluster` command to end")
+                told = True
+            time.sleep(0.2)
+        yield
+
+
+def _take(lock: socket.socket) -> bool:
+    try:
+        lock.bind(LOCK_NAME)
+    except OSError as error:
+        if error.errno != errno.EADDRINUSE:
+            raise
+        return False
+    return True
+
+
+def status_lines(layout: Layout) -> list[str]:
+    """What `status` shows of a cluster that is there."""
+    environ = layout.client_environ()
+    settings = dict(line.split("=", 1) for line in layout.slurm_conf.read_text().splitlines() if "=" in line)
+    nodes = output_of(["sinfo", "-h", "-N", "-p", "gpu", "-o", "%N %T, %c CPUs, %G"], env=environ).splitlines()
+    partitions = output_of(["sinfo", "-h", "-o", "%P %a, %D nodes, priority %p"], env=environ).splitlines()
+    return [
+        f"Slurm {installed_release().text}, {settings['ProctrackType']}, {settings['JobAcctGatherType']}",
+        *(f"node {line}" for line in nodes),
+        *(f"partition {line}" for line in partitions),
+    ]
