@@ -23,7 +23,7 @@ types: $(VENV)/.installed-test
 	$(BIN)/mypy
 
 layers: $(VENV)/.installed-test
-	$(BIN)/lint-imports --config setup.cfg
+	$(BIN)/lint-imports --no-logo --config setup.cfg
 
 unit: $(VENV)/.installed-test
 	$(BIN)/pytest

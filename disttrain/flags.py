@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import types
-import typing
 from collections.abc import Sequence
-from typing import Annotated, Any, Literal, NoReturn
-
-from annotated_types import DocInfo, Ge, Gt, Interval, Unit
+from typing import Any, NoReturn
 
 from disttrain.config import TrainConfig, field_names
 from disttrain.errors import UserError
+from disttrain.fields import describe_field, takes_text
 
 
 def parse_flags(model: str, arguments: Sequence[str]) -> TrainConfig:
@@ -53,7 +50,7 @@ def read_value(name: str, text: str) -> Any:
     """
     from disttrain.schema import parse_value
 
-    return text if name in field_names() and _takes_text(name) else parse_value(text)
+    return text if name in field_names() and takes_text(name) else parse_value(text)
 
 
 class _Parser(argparse.ArgumentParser):
@@ -75,64 +72,3 @@ def _parser(model: str) -> argparse.ArgumentParser:
                 help_text += f" (default {field.default})"
             parser.add_argument(f"--{field.name}", metavar="VALUE", help=help_text)
     return parser
-
-
-def describe_field(name: str) -> str:
-    """One line on a field: its type, bounds, unit and meaning, all read off its annotation.
-
-    Example:
-        >>> describe_field("warmup_ratio")
-        'number from 0 to 1; share of the steps in which lr rises to its peak'
-    """
-    hint = _hints()[name]
-    unit = next((item.unit for item in _metadata(hint) if isinstance(item, Unit)), None)
-    meaning = next(item.documentation for item in _metadata(hint) if isinstance(item, DocInfo))
-    kind = _kind(hint) + _bounds(hint) + (f" in {unit}" if unit else "")
-    return f"{kind}; {meaning}"
-
-
-def _hints() -> dict[str, Any]:
-    return typing.get_type_hints(TrainConfig, include_extras=True)
-
-
-def _metadata(hint: Any) -> list[Any]:
-    """All metadata of an annotation, those of `Annotated` inside a union included."""
-    found: list[Any] = []
-    if typing.get_origin(hint) is Annotated:
-        inner, *items = typing.get_args(hint)
-        return [*items, *_metadata(inner)]
-    for argument in typing.get_args(hint):
-        found += _metadata(argument)
-    return found
-
-
-def _plain_types(hint: Any) -> list[Any]:
-    origin = typing.get_origin(hint)
-    if origin is Annotated:
-        return _plain_types(typing.get_args(hint)[0])
-    if origin in (typing.Union, types.UnionType):
-        return [kind for part in typing.get_args(hint) if part is not type(None) for kind in _plain_types(part)]
-    return [hint]
-
-
-def _takes_text(name: str) -> bool:
-    return _plain_types(_hints()[name]) == [str]
-
-
-def _kind(hint: Any) -> str:
-    kind = _plain_types(hint)[0]
-    if typing.get_origin(kind) is Literal:
-        return " | ".join(str(choice) for choice in typing.get_args(kind))
-    return {str: "text", int: "whole number", float: "number"}.get(kind, "mapping")
-
-
-def _bounds(hint: Any) -> str:
-    for item in _metadata(hint):
-        if isinstance(item, Interval):
-            below = f"to {item.le}" if item.le is not None else f"to below {item.lt}"
-            return f" from {item.ge} {below}"
-        if isinstance(item, Ge):
-            return f" from {item.ge}"
-        if isinstance(item, Gt):
-            return f" above {item.gt}"
-    return ""

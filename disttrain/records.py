@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import os
 import statistics
 from collections.abc import Iterator, Sequence
@@ -68,7 +69,7 @@ class StepRecord:
     kind: ClassVar[str] = "step"
     step: int  # from 1
     epoch: int  # from 0
-    loss: float | None  # mean over this rank's examples of the step; None: it had none
+    loss: float | None  # mean over this rank's examples of the step; None: it had none, or the loss is not finite
     lr: float
     examples: int  # of this rank; never a padded or repeated one
     data_ms: float  # wait for the next batch, and its copy to the device
@@ -84,7 +85,7 @@ class EvalRecord:
 
     kind: ClassVar[str] = "eval"
     step: int
-    loss: float  # mean over all evaluation examples
+    loss: float | None  # mean over all evaluation examples; None: not finite
     accuracy: float  # share of 1
     examples: int  # over all ranks, each counted once
     elapsed_s: float
@@ -191,7 +192,15 @@ class RecordWriter:
 
 def encode(record: Record) -> str:
     """One line of JSON, its kind first."""
-    return json.dumps({"kind": record.kind, **dataclasses.asdict(record)})
+    return json.dumps({"kind": record.kind, **_plain(record)}, allow_nan=False)
+
+
+def _plain(value: Any) -> dict[str, Any]:
+    """A dataclass as JSON takes it: a loss that has become NaN or infinite is null, since JSON has no such number."""
+    return {
+        name: None if isinstance(item, float) and not math.isfinite(item) else item
+        for name, item in dataclasses.asdict(value).items()
+    }
 
 
 def decode(line: str) -> Record:
@@ -227,7 +236,7 @@ def write_json(path: Path, value: Any) -> None:
     """Writes a dataclass as JSON, whole or not at all: a reader never sees half of it."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(json.dumps(dataclasses.asdict(value), indent=2) + "\n", encoding="utf-8")
+    temporary.write_text(json.dumps(_plain(value), indent=2, allow_nan=False) + "\n", encoding="utf-8")
     os.replace(temporary, path)
 
 

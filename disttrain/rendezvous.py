@@ -20,6 +20,7 @@ RENDEZVOUS_TIMEOUT_S = 600.0
 _STRANGER_TIMEOUT_S = 1.0
 _ANSWER_TIMEOUT_S = 5.0
 _MAGIC = b"disttrain rendezvous 1\n"
+_GO = b"all here"
 
 
 def open_store(env: RankEnv) -> dist.Store:
@@ -84,31 +85,40 @@ def bind_first(ports: tuple[int, ...]) -> socket.socket:
 
 
 def answer_ranks(listener: socket.socket, token: bytes, ranks: int, timeout_s: float) -> None:
-    """Answers ranks 1 to `ranks` once they have shown the token, and hangs up on anyone else.
+    """Greets ranks 1 to `ranks` as they show the token, hangs up on anyone else, and lets all go once all are here.
+
+    Not before: a rank that went on to the store would knock on this same port, and be taken for a stranger.
 
     Raises:
         TimeoutError: Some did not come in time; names them.
     """
     deadline = time.monotonic() + timeout_s
-    missing = set(range(1, ranks + 1))
-    while missing:
-        ready, _, _ = select.select([listener], [], [], max(0.0, deadline - time.monotonic()))
-        if not ready:
-            raise TimeoutError(f"ranks {', '.join(map(str, sorted(missing)))} did not come within {timeout_s:.0f} s")
-        connection, _ = listener.accept()
-        with connection, contextlib.suppress(OSError):
-            connection.settimeout(_STRANGER_TIMEOUT_S)
-            shown, _, rank = _receive(connection).rpartition(b" rank ")
-            if shown == token and rank.isdigit():
-                _send(connection, token)
-                missing.discard(int(rank))
+    with contextlib.ExitStack() as connections:
+        greeted: dict[int, socket.socket] = {}
+        while len(greeted) < ranks:
+            ready, _, _ = select.select([listener], [], [], max(0.0, deadline - time.monotonic()))
+            if not ready:
+                missing = ", ".join(str(rank) for rank in range(1, ranks + 1) if rank not in greeted)
+                raise TimeoutError(f"ranks {missing} did not come within {timeout_s:.0f} s")
+            connection = connections.enter_context(listener.accept()[0])
+            with contextlib.suppress(OSError):
+                connection.settimeout(_STRANGER_TIMEOUT_S)
+                shown, _, rank = _receive(connection).rpartition(b" rank ")
+                if shown == token and rank.isdigit() and 1 <= int(rank) <= ranks:
+                    _send(connection, token)
+                    greeted[int(rank)] = connection
+                else:
+                    connection.close()
+        for connection in greeted.values():
+            with contextlib.suppress(OSError):  # one that died meanwhile is missed by the store
+                _send(connection, _GO)
 
 
 def find_port(host: str, ports: tuple[int, ...], token: bytes, rank: int, timeout_s: float) -> int:
-    """The port on which rank 0 of this run answers.
+    """The port on which rank 0 of this run answers; returns when all ranks are there.
 
     Raises:
-        TimeoutError: Nobody answered for the token in time; names the last thing that went wrong.
+        TimeoutError: Nobody answered for the token in time, or not all ranks came; names what went wrong last.
     """
     deadline = time.monotonic() + timeout_s
     trouble = ""
@@ -117,7 +127,9 @@ def find_port(host: str, ports: tuple[int, ...], token: bytes, rank: int, timeou
             with socket.create_connection((host, port), timeout=_ANSWER_TIMEOUT_S) as connection:
                 _send(connection, token + b" rank %d" % rank)
                 if _receive(connection) == token:
-                    return port
+                    connection.settimeout(max(0.1, deadline - time.monotonic()))
+                    if _receive(connection) == _GO:
+                        return port
             trouble = f"port {port} belongs to someone else"
         except OSError as error:
             trouble = f"port {port}: {error}"

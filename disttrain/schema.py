@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError, create_model
 
 from disttrain.config import TrainConfig, field_names
 from disttrain.errors import FieldsError, UserError
+from disttrain.fields import describe_field
 
 
 class ScalarLoader(yaml.SafeLoader):
@@ -134,6 +135,4 @@ def _plain(message: str) -> str:
 
 
 def _expected(name: str) -> str:
-    from disttrain.flags import describe_field
-
     return f"{name}: {describe_field(name)}"

@@ -7,13 +7,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 # Of a surrounding job or launcher: in the environment of a new job they would describe the wrong one. SLURM_CPU_BIND
-# alone has cost a fleet a factor of three. SLURM_CONF says where the cluster is and stays.
+# alone has cost a fleet a factor of three. SLURM_CONF says where the cluster is and SLURM_JWT who asks: both stay.
 _LEAKING = ("SLURM_", "SLURMD_", "SRUN_", "SBATCH_", "SUBMITIT_", "TORCHELASTIC_", "PMI_", "PMIX_", "OMPI_")
 _LEAKING_NAMES = frozenset({
     "RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "GROUP_RANK", "GROUP_WORLD_SIZE", "ROLE_RANK",
     "ROLE_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT",
 })  # fmt: skip
-_KEPT = frozenset({"SLURM_CONF", "SUBMITIT_PREEMPT_SIGNAL"})
+_KEPT = frozenset({"SLURM_CONF", "SLURM_JWT", "SUBMITIT_PREEMPT_SIGNAL"})
 
 
 @contextmanager

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from disttrain.config import TrainConfig, field_names
 from disttrain.errors import UserError
-from disttrain.flags import describe_field, parse_flags
+from disttrain.fields import describe_field, fields_table
+from disttrain.flags import parse_flags
 
 
 def test_values_are_read_as_in_yaml() -> None:
@@ -45,3 +48,8 @@ def test_help(capsys: pytest.CaptureFixture[str]) -> None:
         parse_flags("vit", ["--help"])
     assert caught.value.code == 0
     assert "--warmup_ratio" in capsys.readouterr().out
+
+
+def test_the_table_in_the_docs(repository: Path) -> None:
+    written = (repository / "docs" / "config.md").read_text(encoding="utf-8")
+    assert written.endswith(fields_table()), "python -m disttrain.fields > docs/config.md"

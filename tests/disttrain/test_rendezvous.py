@@ -70,7 +70,7 @@ def test_two_jobs_that_try_the_same_ports_never_meet(ports: tuple[int, ...]) -> 
 def test_a_missing_rank_is_named(ports: tuple[int, ...]) -> None:
     with (
         closing(bind_first(ports)) as listener,
-        pytest.raises(TimeoutError, match="ranks 1, 2 did not come within 0 s"),
+        pytest.raises(TimeoutError, match=r"ranks 1, 2 did not come within 0 s"),
     ):
         answer_ranks(listener, TOKEN, 2, 0.2)
 

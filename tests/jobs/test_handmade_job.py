@@ -50,10 +50,13 @@ def test_two_ranks_on_two_nodes(on_slurm: Mapping[str, str], tmp_path: Path) -> 
 
 
 def _finished(job_id: str, since_s: float) -> tuple[AccountingRow, ...]:
-    """sacct's rows, once it knows of the end: the results are there a moment before."""
+    """sacct's rows, once it knows of the end: the results are there a moment before.
+
+    And once the job's last node is free: until then Slurm may name only some of the nodes of a job that has ended.
+    """
     for _ in range(60):
         rows = query_sacct([job_id], environ=os.environ, since_s=since_s)
-        if rows and rows[-1].state.is_finished:
+        if rows and rows[-1].state.is_finished and rows[-1].node_list == "node[1-2]":
             break
         time.sleep(0.5)
     return rows

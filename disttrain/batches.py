@@ -1,0 +1,157 @@
+"""Which examples each rank sees at each step, and the loader that brings them to the device in that order."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import count
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+Indices = NDArray[np.int64]
+Batch = Mapping[str, Tensor]
+
+
+class Examples(Protocol):
+    """Encoded examples of one split, indexed from 0."""
+
+    # Whether making a batch costs less than handing it over from another process: the loader then starts none.
+    in_memory: bool
+
+    def __len__(self) -> int: ...
+
+    def batch(self, indices: Sequence[int] | Indices) -> Batch:
+        """The examples of these indices as one batch of CPU tensors, `labels` among them."""
+        ...
+
+
+@dataclass(frozen=True)
+class RankStep:
+    """What one rank does in one optimizer step."""
+
+    step: int  # from 1
+    epoch: int  # from 0
+    last_of_epoch: bool
+    batches: tuple[Indices, ...]  # one for each forward pass; at least one
+    examples: int  # of this rank that count; 0 where the step has fewer examples than ranks
+    global_examples: int  # over all ranks
+
+
+@dataclass(frozen=True)
+class GlobalBatches:
+    """The order of all examples over steps and ranks, a pure function of the seed.
+
+    A step's examples are the same whatever the number of ranks that share them: 1 rank with a batch of 4 and 4 ranks
+    with a batch of 1 see the same four. The last batch of an epoch may be short; it is spread over the ranks as evenly
+    as it goes, and no example is left out or repeated.
+    """
+
+    examples: int
+    rank_batch: int  # of one forward pass
+    world_size: int
+    accum_steps: int
+    seed: int
+
+    @property
+    def global_batch(self) -> int:
+        """Examples of one optimizer step over all ranks."""
+        return self.rank_batch * self.world_size * self.accum_steps
+
+    @property
+    def steps_per_epoch(self) -> int:
+        return -(-self.examples // self.global_batch)
+
+    def order(self, epoch: int) -> Indices:
+        """The permutation of all examples in one epoch."""
+        return np.random.default_rng([self.seed, epoch]).permutation(self.examples)
+
+    def rank_steps(self, rank: int, steps: int) -> Iterator[RankStep]:
+        """The first so many steps of one rank, over as many epochs as they take."""
+        number = 0
+        for epoch in count():
+            order = self.order(epoch)
+            for start in range(0, self.examples, self.global_batch):
+                if number == steps:
+                    return
+                number += 1
+                yield self._step(number, epoch, order[start : start + self.global_batch], rank)
+
+    def _step(self, number: int, epoch: int, together: Indices, rank: int) -> RankStep:
+        mine = share(together, rank, self.world_size)
+        batches = tuple(mine[start : start + self.rank_batch] for start in range(0, len(mine), self.rank_batch))
+        return RankStep(
+            step=number,
+            epoch=epoch,
+            last_of_epoch=number % self.steps_per_epoch == 0,
+            # A rank without an example still takes part in DDP's exchange; the loop gives this one no weight.
+            batches=batches or (together[:1],),
+            examples=len(mine),
+            global_examples=len(together),
+        )
+
+
+def share(together: Indices, rank: int, world_size: int) -> Indices:
+    """One rank's contiguous part of a global batch; parts differ by one at most.
+
+    Example:
+        >>> [share(np.arange(5), rank, 2).tolist() for rank in range(2)]
+        [[0, 1], [2, 3, 4]]
+    """
+    return together[rank * len(together) // world_size : (rank + 1) * len(together) // world_size]
+
+
+def eval_batches(examples: int, rank: int, world_size: int, batch: int) -> list[Indices]:
+    """The batches that one rank evaluates: over all ranks every example exactly once.
+
+    Example:
+        >>> [indices.tolist() for indices in eval_batches(5, 0, 2, 2)]
+        [[0, 2], [4]]
+    """
+    mine = np.arange(rank, examples, world_size)
+    return [mine[start : start + batch] for start in range(0, len(mine), batch)]
+
+
+class _BatchesByIndices(torch.utils.data.Dataset[Batch]):
+    """Looks like a dataset whose keys are whole lists of indices, so that a worker makes a batch in one call."""
+
+    def __init__(self, examples: Examples) -> None:
+        self._examples = examples
+
+    def __getitem__(self, indices: Any) -> Batch:
+        return self._examples.batch(indices)
+
+
+def load_batches(
+    examples: Examples, index_lists: Iterable[Indices], device: torch.device, num_workers: int
+) -> Iterator[Batch]:
+    """The batches of these indices on the device, in this order whatever the number of workers.
+
+    Args:
+        examples: Where the batches come from.
+        index_lists: One list for each batch; read ahead of the batches when there are workers.
+        device: Where they go. To a GPU they are copied from pinned memory while it computes.
+        num_workers: Processes that make batches; none are started where that would cost more than it saves.
+    """
+    pinned = device.type == "cuda"
+    made: Iterable[Batch]
+    if num_workers == 0 or examples.in_memory:
+        made = (examples.batch(indices) for indices in index_lists)
+        made = ({name: tensor.pin_memory() for name, tensor in batch.items()} for batch in made) if pinned else made
+    else:
+        # Forked, so that a worker has everything at once: any other start method, Python 3.14's default say, imports
+        # torch anew in each, which takes seconds. Workers touch no GPU.
+        made = DataLoader(
+            _BatchesByIndices(examples),
+            sampler=index_lists,
+            batch_size=None,
+            num_workers=num_workers,
+            pin_memory=pinned,
+            multiprocessing_context="fork",
+        )
+    for batch in made:
+        yield {name: tensor.to(device, non_blocking=True) for name, tensor in batch.items()} if pinned else batch

@@ -1,0 +1,216 @@
+"""The BERT family: texts as token ids, and a transformers model that classifies them."""
+
+from __future__ import annotations
+
+if __name__ == "__main__":
+    # As a script this file only hands over, before anything heavy: --help must not wait for torch. The parent folder
+    # takes the place of this one in the path, or this module would exist a second time as disttrain.bert.
+    import sys
+    from pathlib import Path
+
+    sys.path[0] = str(Path(__file__).resolve().parent.parent)
+    from disttrain.run import main
+
+    main("bert", sys.argv[1:])
+    sys.exit()
+
+import dataclasses
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer, BertConfig
+
+from disttrain.batches import Batch, Indices
+from disttrain.config import TrainConfig
+from disttrain.data import InputKind, Split, Splits
+from disttrain.dist import Group
+from disttrain.errors import UserError
+from disttrain.family import Built, Encoded
+from disttrain.pretrained import checkpoint_error, from_architecture, from_checkpoint, quiet, read_config
+
+INPUT: InputKind = "text"
+# Of a tokenizer made from the training text, where the architecture names none: enough for some 10^5 sentences.
+DEFAULT_VOCAB_SIZE = 8000
+_UNKNOWN = "[UNK]"
+_SPECIAL_TOKENS = ["[PAD]", _UNKNOWN, "[CLS]", "[SEP]", "[MASK]"]  # ids 0 to 4
+# Texts that are tokenised in one call, in parallel: bounds the memory of the encodings, some kB for each text.
+_CHUNK = 2000
+
+
+@dataclasses.dataclass(frozen=True)
+class TextExamples:
+    """Token ids of all texts in one flat array: 4 bytes a token, and no Python object for each text."""
+
+    tokens: NDArray[np.int32]
+    offsets: NDArray[np.int64]  # text i is tokens[offsets[i]:offsets[i + 1]]
+    labels: NDArray[np.int64]
+    pad_id: int
+    in_memory = True
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def batch(self, indices: Sequence[int] | Indices) -> Batch:
+        """The texts, padded to the longest of them; a mask only where something is padded, since it costs attention."""
+        chosen = np.asarray(indices)
+        starts = self.offsets[chosen]
+        lengths = self.offsets[chosen + 1] - starts
+        width = int(lengths.max())
+        inside = np.arange(width) < lengths[:, None]
+        ids = np.full(inside.shape, self.pad_id, dtype=np.int64)
+        for row, (start, length) in enumerate(zip(starts, lengths, strict=True)):
+            ids[row, :length] = self.tokens[start : start + length]
+        batch = {"input_ids": torch.from_numpy(ids), "labels": torch.from_numpy(self.labels[chosen])}
+        if not inside.all():
+            batch["attention_mask"] = torch.from_numpy(inside.astype(np.int64))
+        return batch
+
+
+class TextClassifier(nn.Module):
+    """A transformers model that takes a batch."""
+
+    def __init__(self, model: Any) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, batch: Batch) -> Tensor:
+        logits: Tensor = self.model(input_ids=batch["input_ids"], attention_mask=batch.get("attention_mask")).logits
+        return logits
+
+
+def encode(config: TrainConfig, splits: Splits, group: Group, work_dir: Path) -> Encoded:
+    """Both splits as token ids, by the checkpoint's tokenizer or by one made from the training text."""
+    quiet()
+    notices: list[str] = []
+    texts = _texts(splits.train, splits.input_column, "train")
+    vocab_size = None
+    if config.checkpoint is None:
+        tokenizer = _shared_tokenizer(config, texts, group, work_dir / "tokenizer" / "tokenizer.json")
+        pad_id, vocab_size = 0, tokenizer.get_vocab_size()
+        notices.append(f"made a tokenizer of {vocab_size} tokens from {len(texts)} training texts")
+    else:
+        tokenizer, pad_id = _checkpoint_tokenizer(config.checkpoint)
+    train, train_cut = _tokenise(tokenizer, texts, splits.train.labels, config.max_length, pad_id)
+    held_out, eval_cut = None, 0
+    if splits.eval is not None:
+        eval_texts = _texts(splits.eval, splits.input_column, "eval")
+        held_out, eval_cut = _tokenise(tokenizer, eval_texts, splits.eval.labels, config.max_length, pad_id)
+    if train_cut or eval_cut:
+        total = len(train) + (len(held_out) if held_out else 0)
+        notices.append(f"cut {train_cut + eval_cut} of {total} texts to {config.max_length} tokens")
+    return Encoded(train, held_out, splits.label_names, tuple(notices), vocab_size)
+
+
+def build(config: TrainConfig, encoded: Encoded) -> Built:
+    """The classifier, from the checkpoint or from the architecture."""
+    quiet()
+    if config.checkpoint is not None:
+        hf_config = read_config(AutoConfig, config.checkpoint)
+        built = from_checkpoint(AutoModelForSequenceClassification, config.checkpoint, hf_config, encoded.label_names)
+    else:
+        from transformers.models.bert.modeling_bert import BertForSequenceClassification
+
+        architecture = {name: value for name, value in (config.architecture or {}).items() if name != "vocab_size"}
+        built = from_architecture(
+            BertConfig,
+            BertForSequenceClassification,
+            architecture,
+            encoded.label_names,
+            vocab_size=encoded.vocab_size,
+            pad_token_id=0,
+        )
+        hf_config = built.model.config
+    positions = getattr(hf_config, "max_position_embeddings", config.max_length)
+    if config.max_length > positions:
+        raise UserError(f"max_length {config.max_length} is more than the model's {positions} positions")
+    return Built(TextClassifier(built.model), built.notices)
+
+
+def _texts(split: Split, column: str, name: str) -> list[str]:
+    values: list[Any] = split.rows[column][:]
+    for row, value in enumerate(values):
+        if not isinstance(value, str):
+            raise UserError(f"row {row} of the {name} examples has no text in column {column!r}, but {value!r}")
+    return values
+
+
+def _tokenise(
+    tokenizer: Tokenizer, texts: Sequence[str], labels: NDArray[np.int64], max_length: int, pad_id: int
+) -> tuple[TextExamples, int]:
+    """The examples, and how many texts were cut."""
+    tokenizer.no_padding()
+    tokenizer.enable_truncation(max_length)
+    parts: list[NDArray[np.int32]] = []
+    lengths: list[int] = []
+    cut = 0
+    for start in range(0, len(texts), _CHUNK):
+        for encoding in tokenizer.encode_batch(texts[start : start + _CHUNK]):
+            parts.append(np.array(encoding.ids, dtype=np.int32))
+            lengths.append(len(encoding.ids))
+            cut += bool(encoding.overflowing)
+    return TextExamples(np.concatenate(parts), np.cumsum([0, *lengths]), labels, pad_id), cut
+
+
+def _checkpoint_tokenizer(checkpoint: str) -> tuple[Tokenizer, int]:
+    """The tokenizer of a checkpoint and the id it pads with."""
+    try:
+        tokenizer: Any = AutoTokenizer.from_pretrained(checkpoint)
+    except (OSError, ValueError, KeyError, ImportError) as error:
+        raise checkpoint_error(checkpoint, error) from error
+    if not tokenizer.is_fast:
+        raise UserError(f"checkpoint {checkpoint!r} has no tokenizer.json", hint="slow tokenizers are not known here")
+    return tokenizer.backend_tokenizer, tokenizer.pad_token_id or 0
+
+
+def _shared_tokenizer(config: TrainConfig, texts: Sequence[str], group: Group, path: Path) -> Tokenizer:
+    """The tokenizer that rank 0 makes and the others read."""
+    with group.main_first():
+        if group.is_main:
+            vocab_size = (config.architecture or {}).get("vocab_size", DEFAULT_VOCAB_SIZE)
+            if type(vocab_size) is not int or vocab_size < len(_SPECIAL_TOKENS):
+                raise UserError(f"architecture.vocab_size is {vocab_size!r}", hint="give a whole number from 5")
+            path.parent.mkdir(parents=True, exist_ok=True)
+            train_tokenizer(texts, vocab_size).save(str(path))
+    if not path.exists():
+        raise UserError(f"{path} is not there, which rank 0 wrote", hint="all nodes must see output_dir")
+    return Tokenizer.from_file(str(path))
+
+
+def train_tokenizer(texts: Iterable[str], vocab_size: int) -> Tokenizer:
+    """A WordPiece tokenizer of these texts (Schuster and Nakajima 2012), lower case, the same in every process.
+
+    Args:
+        texts: What it is made from.
+        vocab_size: Tokens at most, but never fewer than the characters that occur, at a word's start and within it.
+    """
+    texts = list(texts)
+    tokenizer = _empty_tokenizer(models.WordPiece(unk_token=_UNKNOWN))
+    normalise = tokenizer.normalizer.normalize_str
+    characters = sorted({char for text in texts for char in normalise(text) if not char.isspace()})
+    # The trainer numbers characters within words in the order of a hash map that differs between processes, and breaks
+    # ties by these numbers. Given as special tokens they come in our order; the final tokenizer keeps none of them so.
+    trainer = trainers.WordPieceTrainer(
+        vocab_size=vocab_size,
+        special_tokens=[*_SPECIAL_TOKENS, *(f"##{char}" for char in characters)],
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    trained = _empty_tokenizer(models.WordPiece(tokenizer.get_vocab(), unk_token=_UNKNOWN))
+    trained.add_special_tokens(_SPECIAL_TOKENS)
+    trained.decoder = decoders.WordPiece()
+    ids = {token: index for index, token in enumerate(_SPECIAL_TOKENS)}
+    trained.post_processor = processors.BertProcessing(("[SEP]", ids["[SEP]"]), ("[CLS]", ids["[CLS]"]))
+    return trained
+
+
+def _empty_tokenizer(model: models.WordPiece) -> Tokenizer:
+    tokenizer = Tokenizer(model)
+    tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    return tokenizer

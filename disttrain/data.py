@@ -1,0 +1,244 @@
+"""The examples of a run: which splits, columns and classes of a dataset it takes, and images as RGB."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+from datasets import ClassLabel, Dataset, Features, Image, Value
+from numpy.typing import NDArray
+from PIL import Image as PillowImage
+from PIL import ImageOps
+
+from disttrain.config import TrainConfig
+from disttrain.errors import UserError
+from disttrain.sources import open_source
+
+InputKind = Literal["text", "image"]
+
+EVAL_SPLITS = ("validation", "valid", "val", "dev", "eval", "test")
+LABEL_COLUMNS = ("label", "labels")
+TEXT_COLUMNS = ("text", "sentence", "content", "review")
+# What tells the random draws of this module apart.
+_HOLD_OUT, _TRAIN_SUBSET, _EVAL_SUBSET = 1, 2, 3
+
+
+@dataclass(frozen=True)
+class Split:
+    """The examples of one split."""
+
+    rows: Dataset  # the input column alone, images not yet decoded
+    labels: NDArray[np.int64]  # indices into the label names
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def select(self, indices: NDArray[np.int64]) -> Split:
+        return Split(self.rows.select(indices, keep_in_memory=True), self.labels[indices])
+
+
+@dataclass(frozen=True)
+class Splits:
+    """What a run trains on and evaluates on."""
+
+    train: Split
+    eval: Split | None  # None: the config asks for no evaluation
+    input_column: str
+    label_names: tuple[str, ...]
+    notices: tuple[str, ...]
+
+
+def load_splits(config: TrainConfig, kind: InputKind) -> Splits:
+    """The training and evaluation examples of a run, the same on every rank.
+
+    Args:
+        config: A resolved config.
+        kind: What an example is made of.
+
+    Raises:
+        UserError: The dataset, a split, a column or a label is not there or not what it should be.
+    """
+    assert config.dataset is not None
+    source = open_source(config.dataset, config.dataset_config)
+    train_name, eval_name = choose_splits(tuple(source), config)
+    rows = source[train_name]
+    label_column = _label_column(rows.features, config)
+    input_column = _input_column(rows.features, config, kind, label_column)
+    train, names = _read_split(rows, train_name, input_column, label_column, kind, None)
+    if len(names) < 2:
+        raise UserError(
+            f"column {label_column!r} of split {train_name!r} holds one class only, {names[0]!r}",
+            where=config.dataset,
+        )
+    held_out: Split | None = None
+    notices: list[str] = []
+    if config.max_eval_examples == 0:
+        pass
+    elif eval_name is None:
+        train, held_out = _hold_out(train, train_name, config.seed)
+        notices.append(f"{config.dataset} has no evaluation split: held out {len(held_out)} examples of {train_name!r}")
+    else:
+        held_out, _ = _read_split(source[eval_name], eval_name, input_column, label_column, kind, names)
+    return Splits(
+        train=_subset(train, config.max_train_examples, config.seed, _TRAIN_SUBSET),
+        eval=held_out and _subset(held_out, config.max_eval_examples, config.seed, _EVAL_SUBSET),
+        input_column=input_column,
+        label_names=names,
+        notices=tuple(notices),
+    )
+
+
+def choose_splits(names: Sequence[str], config: TrainConfig) -> tuple[str, str | None]:
+    """The split to train on and the one to evaluate on; None for the latter where a part of the former must serve.
+
+    Raises:
+        UserError: A split that the config names is not there.
+
+    Example:
+        >>> choose_splits(["train", "test", "dev"], TrainConfig(model="bert"))
+        ('train', 'dev')
+    """
+    train = config.train_split
+    if train == "train" and train not in names and len(names) == 1:
+        train = names[0]
+    for field, name in (("train_split", train), ("eval_split", config.eval_split)):
+        if name is not None and name not in names:
+            have = ", ".join(names)
+            raise UserError(f"split {name!r} is not in {config.dataset}", where=field, hint=f"it has: {have}")
+    others = [name for name in EVAL_SPLITS if name in names and name != train]
+    return train, config.eval_split or next(iter(others), None)
+
+
+def _label_column(features: Features, config: TrainConfig) -> str:
+    if config.label_column is not None:
+        return _named_column(features, "label_column", config.label_column)
+    named = [name for name in LABEL_COLUMNS if name in features]
+    classes = [name for name, feature in features.items() if isinstance(feature, ClassLabel)]
+    return _only_column(features, "label_column", named[:1] or classes)
+
+
+def _input_column(features: Features, config: TrainConfig, kind: InputKind, label_column: str) -> str:
+    field = f"{kind}_column"
+    if (wanted := getattr(config, field)) is not None:
+        return _named_column(features, field, wanted)
+    suited = _is_text if kind == "text" else _is_image
+    found = [name for name, feature in features.items() if name != label_column and suited(feature)]
+    usual = [name for name in TEXT_COLUMNS if name in found] if len(found) > 1 else []
+    return _only_column(features, field, usual[:1] or found)
+
+
+def _is_text(feature: object) -> bool:
+    return isinstance(feature, Value) and feature.dtype in ("string", "large_string")
+
+
+def _is_image(feature: object) -> bool:
+    return isinstance(feature, Image) or (isinstance(feature, Value) and feature.dtype in ("binary", "large_binary"))
+
+
+def _named_column(features: Features, field: str, name: str) -> str:
+    if name not in features:
+        raise UserError(f"column {name!r} is not in the dataset", where=field, hint=f"it has: {', '.join(features)}")
+    return name
+
+
+def _only_column(features: Features, field: str, found: Sequence[str]) -> str:
+    if len(found) != 1:
+        problem = f"the dataset has {', '.join(map(repr, found))}" if found else "the dataset has no column for it"
+        raise UserError(problem, where=field, hint=f"set {field} to one of: {', '.join(features)}")
+    return found[0]
+
+
+def _read_split(
+    rows: Dataset, split: str, input_column: str, label_column: str, kind: InputKind, names: tuple[str, ...] | None
+) -> tuple[Split, tuple[str, ...]]:
+    """One split and its class names; `names` are those of the training split, which the others must keep to."""
+    for field, column in ((f"{kind}_column", input_column), ("label_column", label_column)):
+        if column not in rows.features:
+            have = ", ".join(rows.features)
+            raise UserError(f"column {column!r} is not in split {split!r}", where=field, hint=f"it has: {have}")
+    if len(rows) == 0:
+        raise UserError(f"split {split!r} of the dataset is empty")
+    feature = rows.features[label_column]
+    values = rows[label_column][:]
+    if isinstance(feature, ClassLabel):
+        values = _class_names(values, feature, split)
+        names = names or tuple(feature.names)
+    names = names or _distinct(values, split, label_column)
+    labels = _label_indices(values, names, split, label_column)
+    inputs = rows.select_columns([input_column])
+    if kind == "image":
+        inputs = inputs.cast_column(input_column, Image(decode=False))
+    return Split(inputs, labels), names
+
+
+def _class_names(values: Sequence[int | None], feature: ClassLabel, split: str) -> list[str | None]:
+    count = len(feature.names)
+    for row, value in enumerate(values):
+        if value is not None and not 0 <= value < count:
+            raise UserError(
+                f"label {value} in row {row} of split {split!r} is out of range: there are {count} classes",
+                hint="-1 marks a split whose labels were kept back" if value == -1 else None,
+            )
+    return [None if value is None else feature.names[value] for value in values]
+
+
+def _distinct(values: Sequence[Any], split: str, column: str) -> tuple[str, ...]:
+    """The class names of a column of plain values: numbers in their order, words in theirs."""
+    found = {value for value in values if value is not None}
+    if any(isinstance(value, float | list | dict) for value in found):
+        raise UserError(f"column {column!r} of split {split!r} holds no classes", hint="use whole numbers or words")
+    return tuple(str(value) for value in sorted(found, key=lambda value: (isinstance(value, str), value)))
+
+
+def _label_indices(values: Sequence[Any], names: tuple[str, ...], split: str, column: str) -> NDArray[np.int64]:
+    index = {name: position for position, name in enumerate(names)}
+    for row, value in enumerate(values):
+        if value is None or value == "":
+            raise UserError(f"row {row} of split {split!r} has no label in column {column!r}")
+        if str(value) not in index:
+            raise UserError(
+                f"label {value!r} in row {row} of split {split!r} is out of range: the training split does not have it"
+            )
+    return np.array([index[str(value)] for value in values], dtype=np.int64)
+
+
+def _hold_out(split: Split, name: str, seed: int) -> tuple[Split, Split]:
+    """The split without a seeded tenth, and that tenth."""
+    if len(split) < 2:
+        raise UserError(
+            f"split {name!r} has {len(split)} example, and none can be held out for evaluation",
+            hint="set max_eval_examples: 0 to train without evaluation",
+        )
+    order = np.random.default_rng([seed, _HOLD_OUT]).permutation(len(split))
+    size = max(1, len(split) // 10)
+    return split.select(np.sort(order[size:])), split.select(np.sort(order[:size]))
+
+
+def _subset(split: Split, at_most: int | None, seed: int, draw: int) -> Split:
+    if at_most is None or at_most >= len(split):
+        return split
+    return split.select(np.random.default_rng([seed, draw]).permutation(len(split))[:at_most])
+
+
+def decode_image(value: Mapping[str, Any]) -> PillowImage.Image:
+    """An image of any mode as RGB, turned the way its EXIF data say.
+
+    Args:
+        value: `bytes` of an image file, or else the `path` of one, as a column of undecoded images gives it.
+
+    Raises:
+        UserError: It is not an image.
+    """
+    file = value["path"] if value["bytes"] is None else io.BytesIO(value["bytes"])
+    try:
+        with PillowImage.open(file) as image:
+            upright = ImageOps.exif_transpose(image)
+            if upright.mode.startswith("I"):
+                # Grey of 16 bits, which Pillow would cut off at 255.
+                upright = PillowImage.fromarray((np.asarray(upright) >> 8).astype(np.uint8))
+            return upright.convert("RGB")
+    except OSError as error:
+        raise UserError(f"an image cannot be decoded: {error}", where=value.get("path")) from error

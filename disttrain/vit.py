@@ -1,0 +1,137 @@
+"""The ViT family: images as pixels of one size, and a transformers model that classifies them."""
+
+from __future__ import annotations
+
+if __name__ == "__main__":
+    # As a script this file only hands over, before anything heavy: --help must not wait for torch. The parent folder
+    # takes the place of this one in the path, or this module would exist a second time as disttrain.vit.
+    import sys
+    from pathlib import Path
+
+    sys.path[0] = str(Path(__file__).resolve().parent.parent)
+    from disttrain.run import main
+
+    main("vit", sys.argv[1:])
+    sys.exit()
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torchvision.transforms.v2 import functional
+from transformers import ViTConfig
+from transformers.image_processing_base import ImageProcessingMixin
+from transformers.models.vit.modeling_vit import ViTForImageClassification
+
+from disttrain.batches import Batch, Indices
+from disttrain.config import TrainConfig
+from disttrain.data import InputKind, Split, Splits, decode_image
+from disttrain.dist import Group
+from disttrain.errors import UserError
+from disttrain.family import Built, Encoded
+from disttrain.pretrained import from_architecture, from_checkpoint, quiet, read_config
+
+INPUT: InputKind = "image"
+# Pixels of [0, 1] to [-1, 1], as ViT was trained (Dosovitskiy et al. 2021), where a checkpoint says nothing else.
+_HALF = (0.5, 0.5, 0.5)
+
+
+@dataclass(frozen=True)
+class ImageExamples:
+    """Images that are decoded each time they are asked for: of a large split not even the pixels of one epoch fit."""
+
+    split: Split
+    column: str
+    size: int
+    in_memory = False
+
+    def __len__(self) -> int:
+        return len(self.split)
+
+    def batch(self, indices: Sequence[int] | Indices) -> Batch:
+        """The images as bytes, (examples, 3, size, size): a quarter of what floats would take on the way to a GPU."""
+        rows = [int(index) for index in indices]
+        pixels = [self._pixels(value) for value in self.split.rows[rows][self.column]]
+        return {"pixels": torch.stack(pixels), "labels": torch.from_numpy(self.split.labels[rows])}
+
+    def _pixels(self, value: dict[str, Any]) -> Tensor:
+        image = functional.pil_to_tensor(decode_image(value))
+        resized: Tensor = functional.resize(image, [self.size, self.size], antialias=True)
+        return resized
+
+
+class ImageClassifier(nn.Module):
+    """A transformers model that takes a batch, and normalises its pixels where it is, on the GPU say."""
+
+    mean: Tensor
+    scale: Tensor
+
+    def __init__(self, model: Any, mean: Sequence[float], std: Sequence[float], *, interpolate: bool) -> None:
+        super().__init__()
+        self.model = model
+        self.interpolate = interpolate
+        # (pixel / 255 - mean) / std, as one subtraction and one product.
+        self.register_buffer("mean", torch.tensor(mean).view(3, 1, 1) * 255, persistent=False)
+        self.register_buffer("scale", 1 / (torch.tensor(std).view(3, 1, 1) * 255), persistent=False)
+
+    def forward(self, batch: Batch) -> Tensor:
+        pixels = (batch["pixels"] - self.mean) * self.scale
+        logits: Tensor = self.model(pixel_values=pixels, interpolate_pos_encoding=self.interpolate).logits
+        return logits
+
+
+def encode(config: TrainConfig, splits: Splits, group: Group, work_dir: Path) -> Encoded:  # noqa: ARG001 - of Family
+    """Both splits as images of one size."""
+    train = ImageExamples(splits.train, splits.input_column, config.image_size)
+    held_out = None
+    if splits.eval is not None:
+        held_out = ImageExamples(splits.eval, splits.input_column, config.image_size)
+    return Encoded(train, held_out, splits.label_names)
+
+
+def build(config: TrainConfig, encoded: Encoded) -> Built:
+    """The classifier, from the checkpoint or from the architecture."""
+    quiet()
+    if config.checkpoint is None:
+        architecture = config.architecture or {}
+        built = from_architecture(
+            ViTConfig,
+            ViTForImageClassification,
+            architecture,
+            encoded.label_names,
+            image_size=config.image_size,
+            num_channels=3,
+        )
+        _check_patches(config.image_size, built.model.config)
+        return Built(ImageClassifier(built.model, _HALF, _HALF, interpolate=False))
+    return _from_checkpoint(config, config.checkpoint, encoded)
+
+
+def _from_checkpoint(config: TrainConfig, checkpoint: str, encoded: Encoded) -> Built:
+    hf_config: Any = read_config(ViTConfig, checkpoint)
+    found = ViTConfig.get_config_dict(checkpoint)[0].get("model_type")
+    if found != "vit":
+        raise UserError(f"checkpoint {checkpoint!r} is a {found} model", hint="model vit takes a vit model")
+    _check_patches(config.image_size, hf_config)
+    built = from_checkpoint(ViTForImageClassification, checkpoint, hf_config, encoded.label_names)
+    notices = list(built.notices)
+    interpolate = config.image_size != hf_config.image_size
+    if interpolate:
+        sizes = f"{hf_config.image_size} to {config.image_size} pixels"
+        notices.append(f"position embeddings of {checkpoint} interpolated from {sizes}")
+    mean, std = _HALF, _HALF
+    try:
+        processor = ImageProcessingMixin.get_image_processor_dict(checkpoint)[0]
+        mean, std = processor.get("image_mean", mean), processor.get("image_std", std)
+    except OSError:
+        notices.append(f"{checkpoint} has no preprocessor_config.json: pixels normalised by mean and deviation 0.5")
+    return Built(ImageClassifier(built.model, mean, std, interpolate=interpolate), tuple(notices))
+
+
+def _check_patches(image_size: int, hf_config: Any) -> None:
+    patch = hf_config.patch_size
+    if image_size % patch:
+        raise UserError(f"image_size {image_size} is not a multiple of the patch size {patch}", where="image_size")

@@ -1,0 +1,223 @@
+"""The join of a sweep's three truths: the ledger's jobs, the accounting of each attempt, the records of each run."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from disttrain.records import FAILURE_GLOB, SUMMARY_NAME, Failure, Summary, from_json, metrics_name
+from jobs.attempts import AccountingRow
+from jobs.ledger import Job, Ledger
+from jobs.slurm_states import Phase, State
+
+_TAIL_BYTES = 4096
+
+
+@dataclass(frozen=True)
+class RunRecords:
+    """What one run says of itself."""
+
+    summary: Summary | None = None
+    failures: tuple[Failure, ...] = ()  # earliest first
+    last_step: int | None = None  # that rank 0 has written down
+
+
+@dataclass(frozen=True, kw_only=True)
+class Result:
+    """One run of a sweep: what was asked, how it ended, what it measured. Its fields are the columns of every output.
+
+    Columns that only Slurm can fill are None for the local executor, and all that is not known yet is None.
+    """
+
+    run_id: str
+    allocation: str
+    model: str
+    per_gpu_batch: int | None
+    global_batch: int | None
+    lr: float
+    seed: int
+    state: str
+    exit_code: int | None
+    reason: str | None  # why it did not complete
+    # Slurm's accounting
+    job_id: str | None
+    attempts: int | None  # over all its submissions
+    submit_time: str | None  # ISO 8601, UTC
+    start_time: str | None
+    end_time: str | None
+    queue_wait_s: int | None  # of the latest attempt: start - submit
+    elapsed_s: int | None  # of the latest attempt
+    gpu_hours: float | None  # over all attempts
+    node_list: str | None
+    max_rss_bytes: int | None  # largest task of the largest step
+    # the run's own records
+    world_size: int
+    backend: str | None
+    device_name: str | None
+    comparable: bool | None  # False: shared GPU, or nodes folded onto one host
+    steps: int | None  # so far
+    train_s: float | None
+    samples_per_s: float | None
+    samples_per_s_per_gpu: float | None
+    train_loss: float | None
+    eval_loss: float | None
+    eval_accuracy: float | None
+    data_ms: float | None
+    forward_ms: float | None
+    backward_ms: float | None
+    optimizer_ms: float | None
+    step_ms: float | None
+    hosts: str | None  # of each rank, by rank
+
+    @property
+    def phase(self) -> Phase:
+        return State(self.state).phase
+
+
+COLUMNS = tuple(field.name for field in dataclasses.fields(Result))
+
+
+def join(
+    planned: Sequence[Mapping[str, Any]],
+    ledger: Ledger,
+    attempts: Mapping[str, Sequence[AccountingRow]],
+    records: Mapping[str, RunRecords],
+    *,
+    local: bool,
+) -> tuple[Result, ...]:
+    """One row for each planned run.
+
+    Args:
+        planned: Runs as `plan.run_json` wrote them.
+        ledger: What was sent.
+        attempts: Every known attempt, oldest first, by job id.
+        records: By run id; a run without any may be missing.
+        local: The sweep ran under the local executor: columns that only Slurm can fill stay empty.
+    """
+    rows = []
+    for run in planned:
+        jobs = ledger.jobs.get(run["run_id"], ())
+        known = [tuple(attempts.get(job.job_id, ())) for job in jobs]
+        rows.append(_join_run(run, jobs, known, records.get(run["run_id"], RunRecords()), local))
+    return tuple(rows)
+
+
+def _join_run(
+    run: Mapping[str, Any],
+    jobs: Sequence[Job],
+    attempts: Sequence[Sequence[AccountingRow]],
+    records: RunRecords,
+    local: bool,
+) -> Result:
+    """One row; `attempts` are those of each job."""
+    latest = attempts[-1][-1] if attempts and attempts[-1] else None
+    every = [attempt for of_job in attempts for attempt in of_job]
+    # sacct knows a job only some seconds after sbatch: no row is not an end.
+    state = latest.state if latest else State.PENDING
+    if state is State.FAILED and latest and latest.out_of_memory:
+        state = State.OUT_OF_MEMORY  # Slurm from 22.05.4 on says so in the step alone
+    train = run["train"]
+    summary = records.summary if state.is_success else None
+    slurm = None if local else latest
+    return Result(
+        run_id=run["run_id"],
+        allocation=run["allocation"],
+        model=train["model"],
+        per_gpu_batch=train["per_gpu_batch"],
+        global_batch=train["global_batch"],
+        lr=train["lr"],
+        seed=train["seed"],
+        state=state.value,
+        exit_code=latest.exit_code if latest and state.is_finished else None,
+        reason=explain(state, latest, records.failures) if state.is_finished and not state.is_success else None,
+        job_id=jobs[-1].job_id if jobs and not local else None,
+        attempts=None if local else len(every),
+        submit_time=_iso(latest.submit_s if latest else None),
+        start_time=_iso(latest.start_s if latest else None),
+        end_time=_iso(latest.end_s if latest else None),
+        queue_wait_s=slurm.queue_wait_s if slurm else None,
+        elapsed_s=latest.elapsed_s if latest else None,
+        gpu_hours=_total([attempt.gpu_hours for attempt in every]) if slurm else None,
+        node_list=slurm.node_list if slurm else None,
+        max_rss_bytes=slurm.max_rss_bytes if slurm else None,
+        world_size=run["world_size"],
+        steps=records.summary.steps if records.summary else records.last_step,
+        hosts=",".join(summary.hosts) if summary else None,
+        **{name: getattr(summary, name, None) for name in _FROM_SUMMARY},
+    )
+
+
+_FROM_SUMMARY = (
+    "backend", "device_name", "comparable", "train_s", "samples_per_s", "samples_per_s_per_gpu", "train_loss",
+    "eval_loss", "eval_accuracy", "data_ms", "forward_ms", "backward_ms", "optimizer_ms", "step_ms",
+)  # fmt: skip
+
+
+def explain(state: State, attempt: AccountingRow | None, failures: Sequence[Failure]) -> str:
+    """Why a run did not complete, in one line.
+
+    Where Slurm itself ended the run, what Slurm knows: what ranks say of that is that a peer has gone. Else what the
+    first rank to fail says of itself, since the others fail because of it.
+    """
+    if state is State.OUT_OF_MEMORY:
+        return "out of memory: ask for more with memory_gb_per_gpu"
+    if state is State.TIMEOUT and attempt and attempt.timelimit_min:
+        return f"time limit of {attempt.timelimit_min} min reached"
+    if state is State.NODE_FAIL:
+        return f"node {attempt.failed_node or attempt.node_list} failed" if attempt else "a node failed"
+    if state is not State.FAILED:
+        return state.value.lower().replace("_", " ")
+    if failures:
+        first = failures[0]
+        return f"rank {first.rank} on {first.host}: {first.error}: {' '.join(first.message.split())}"
+    if attempt and attempt.exit_signal:
+        return f"ended by signal {attempt.exit_signal}; no rank said why: see its log"
+    return "no rank said why: see its log"
+
+
+def read_run(run_dir: Path) -> RunRecords:
+    """The summary and the failures in a run's folder."""
+    summary_path = run_dir / SUMMARY_NAME
+    summary = from_json(Summary, _read_json(summary_path)) if summary_path.exists() else None
+    failures = [from_json(Failure, _read_json(path)) for path in run_dir.glob(FAILURE_GLOB)]
+    ordered = sorted(failures, key=lambda failure: failure.time_s)
+    return RunRecords(summary, tuple(ordered), None if summary else _last_step(run_dir / metrics_name(0)))
+
+
+def _last_step(path: Path) -> int | None:
+    """The last optimizer step in a file of records, from its end: a long run's file is long."""
+    try:
+        with path.open("rb") as file:
+            file.seek(max(0, file.seek(0, os.SEEK_END) - _TAIL_BYTES))
+            lines = file.read().splitlines()
+    except FileNotFoundError:
+        return None
+    for line in reversed(lines):
+        try:
+            return int(json.loads(line)["step"])
+        except (json.JSONDecodeError, KeyError):
+            continue  # cut by the tail, still being written, or a record of another kind
+    return 0
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    values: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return values
+
+
+def _total(values: Sequence[float | None]) -> float | None:
+    """The sum; None where a part is not known, since a sum without it would look whole."""
+    known = [value for value in values if value is not None]
+    return round(sum(known), 6) if known and len(known) == len(values) else None
+
+
+def _iso(time_s: int | None) -> str | None:
+    if time_s is None:
+        return None
+    return datetime.fromtimestamp(time_s, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")

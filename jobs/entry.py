@@ -1,0 +1,68 @@
+"""What runs on each rank: `RankTask`, the picklable callable that submitit starts once for every GPU."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import signal
+from dataclasses import dataclass
+from pathlib import Path
+
+from disttrain.config import TrainConfig
+from disttrain.rankenv import RankEnv
+
+
+@dataclass(frozen=True)
+class RankTask:
+    """One rank of one run.
+
+    It is pickled by reference and holds no config: the run's own run.json does, written before the submission.
+
+    Args:
+        run_dir: Folder of the run, absolute.
+        nodes: Nodes of the allocation.
+        gpus_per_node: Ranks of each.
+        folded: All nodes are this one host (local executor).
+        visible_gpus: For CUDA_VISIBLE_DEVICES; None: as the scheduler set it.
+        threads: Of torch on this rank, unless the user's environment says; None: the scheduler's cores decide.
+    """
+
+    run_dir: str
+    nodes: int
+    gpus_per_node: int
+    folded: bool = False
+    visible_gpus: str | None = None
+    threads: int | None = None
+
+    def __call__(self) -> None:
+        _restore_signals()
+        if self.visible_gpus is not None:
+            # submitit's local executor sets it to the first GPUs of the machine, whatever else runs on them.
+            os.environ["CUDA_VISIBLE_DEVICES"] = self.visible_gpus
+        if self.threads is not None:
+            os.environ.setdefault("OMP_NUM_THREADS", str(self.threads))
+        from disttrain.run import run  # torch, only here and only now
+
+        env = RankEnv.from_environ(os.environ)
+        if self.folded:
+            env = env.fold(self.nodes)
+        config = dataclasses.replace(read_config(Path(self.run_dir)), setup=f"{self.nodes}x{self.gpus_per_node}")
+        run(config, env, Path(self.run_dir))
+
+
+def read_config(run_dir: Path) -> TrainConfig:
+    """The config of a run's run.json."""
+    train = json.loads((run_dir / "run.json").read_text(encoding="utf-8"))["train"]
+    return TrainConfig(**train)
+
+
+def _restore_signals() -> None:
+    """Undoes submitit's handlers: with them a rank ignores SIGTERM, and lives until Slurm's SIGKILL 30 s later.
+
+    USR2, which warns of the time limit or of a preemption, would end rank 0 alone, in the middle of a step, with the
+    others stuck in an all-reduce: until a run can save its state there is nothing to do but to go on.
+    """
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.signal(signal.SIGCONT, signal.SIG_DFL)
+    signal.signal(signal.SIGUSR2, signal.SIG_IGN)

@@ -1,0 +1,98 @@
+"""What became of a sweep, now: asks the accounting once, keeps what it said, and joins it with the records."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from jobs.accounting import AccountingUnavailable, query_sacct
+from jobs.attempts import AccountingRow, attempts_by_job, merge_history
+from jobs.cluster import LOCAL
+from jobs.collect import Result, join, read_run
+from jobs.folder import SweepFolder
+from jobs.ledger import Ledger, append_lines, read_ledger, read_lines
+from jobs.localqueue import is_queue_alive
+from jobs.slurm_states import State
+
+
+@dataclass(frozen=True)
+class Status:
+    """Every run of a sweep, and what the reader should know about how it was found out."""
+
+    results: tuple[Result, ...]
+    notices: tuple[str, ...]
+
+
+def read_status(folder: SweepFolder, environ: Mapping[str, str]) -> Status:
+    """The state of every run; one sacct call for all of them.
+
+    What sacct said is kept in accounting.jsonl, if this user may write there: sites purge their accounting.
+
+    Args:
+        folder: Of a sweep that was submitted.
+        environ: For sacct.
+    """
+    ledger = read_ledger(folder.path)
+    kept = _kept_rows(folder.accounting_file)
+    notices = []
+    if folder.cluster_name == LOCAL:
+        rows: tuple[AccountingRow, ...] = _end_abandoned(kept, ledger)
+    else:
+        try:
+            rows = _ask_sacct(folder, ledger, kept, environ)
+        except AccountingUnavailable as error:
+            notices.append(f"{error}; states are those of the last answer")
+            rows = kept
+    if ledger.unconfirmed:
+        notices.append(
+            f"a submission broke off while it sent {len(ledger.unconfirmed)} runs: squeue --name={folder.sweep_name}"
+            " shows what of it is queued"
+        )
+    planned = folder.planned_runs()
+    unsent = {run["run_id"] for run in planned} - set(ledger.jobs) - set(ledger.unconfirmed)
+    if unsent:
+        notices.append(f"{len(unsent)} of {len(planned)} runs were never sent; sweep submit sends them")
+    records = {run["run_id"]: read_run(folder.run(run["run_id"])) for run in planned}
+    local = folder.cluster_name == LOCAL
+    return Status(join(planned, ledger, attempts_by_job(rows), records, local=local), tuple(notices))
+
+
+def _ask_sacct(
+    folder: SweepFolder, ledger: Ledger, kept: tuple[AccountingRow, ...], environ: Mapping[str, str]
+) -> tuple[AccountingRow, ...]:
+    jobs = tuple(ledger.all_jobs())
+    since_s = min((job.submitted_s for job in jobs), default=None)
+    rows = query_sacct([job.job_id for job in jobs], environ=environ, since_s=since_s)
+    merged = merge_history(kept, rows)
+    # Only what is new: the file grows with what happened, not with how often somebody looked at what still runs.
+    known = {_lasting(row) for row in kept}
+    new = [row for row in merged if _lasting(row) not in known]
+    if new and folder.is_owner():
+        append_lines(folder.accounting_file, [json.dumps(row.to_json()) for row in new])
+    return merged
+
+
+def _lasting(row: AccountingRow) -> AccountingRow:
+    """The row without what changes by itself while the job runs."""
+    return row if row.state.is_finished else replace(row, elapsed_s=None)
+
+
+def _kept_rows(path: Path) -> tuple[AccountingRow, ...]:
+    if not path.exists():
+        return ()
+    return merge_history((), [AccountingRow.from_json(values) for values in read_lines(path)])
+
+
+def _end_abandoned(rows: tuple[AccountingRow, ...], ledger: Ledger) -> tuple[AccountingRow, ...]:
+    """Local runs whose queue is gone, killed or lost with a reboot, will not go on: they read as cancelled."""
+    queues = {job.job_id: job.queue for job in ledger.all_jobs() if job.queue is not None}
+    alive = {queue: is_queue_alive(queue) for queue in set(queues.values())}
+    gone = {job_id for job_id, queue in queues.items() if not alive[queue]}
+    known = {row.job_id for row in rows}
+    never_noted = [AccountingRow(job_id, state=State.CANCELLED) for job_id in sorted(gone - known)]
+    ended = [
+        replace(row, state=State.CANCELLED) if row.job_id in gone and not row.state.is_finished else row for row in rows
+    ]
+    return (*ended, *never_noted)

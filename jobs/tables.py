@@ -1,0 +1,169 @@
+"""How plans and results look to a person and to a program: rich tables, csv and json."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import io
+import json
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from rich.box import SIMPLE_HEAD
+from rich.markup import escape
+from rich.table import Table
+
+from disttrain.records import failure_name
+from jobs.collect import COLUMNS, Result, read_run
+from jobs.folder import SweepFolder
+from jobs.ledger import read_ledger
+from jobs.plan import Plan
+from jobs.slurm_states import State
+
+# No vertical lines, two blanks between columns: fits 80 columns, and pastes well.
+_LOOK: dict[str, Any] = {"box": SIMPLE_HEAD, "padding": (0, 1, 0, 0), "pad_edge": False}
+_STATE_STYLE = {State.COMPLETED.value: "green", State.RUNNING.value: "cyan", State.PENDING.value: "dim"}
+
+
+def plan_table(plan: Plan) -> Table:
+    """Every run under its allocation, with what the allocation asks for."""
+    title = f"{plan.sweep_name} on {plan.cluster_name}: {count_runs(len(plan.runs))}"
+    table = Table(title=title, title_justify="left", **_LOOK)
+    table.add_column("allocation, runs", no_wrap=True)
+    table.add_column("asks for, differs in")
+    table.add_column("GPU-h at limit", justify="right", no_wrap=True)
+    for group in plan.groups:
+        shape, limit = group.allocation, group.gpu_hours_limit
+        asks = f"nodes {shape.nodes}, tasks {shape.world_size}, GPUs {shape.world_size}"
+        asks += "" if group.time_min is None else f", {group.time_min} min"
+        table.add_row(f"{shape}: {count_runs(len(group.runs))}", asks, _cell(limit), style="bold")
+        for run in group.runs:
+            point = ", ".join(f"{key}={_short(value)}" for key, value in run.point.items())
+            table.add_row(f"  {run.run_id}", escape(point), _cell(None if limit is None else limit / len(group.runs)))
+        table.add_section()
+    limits = [group.gpu_hours_limit for group in plan.groups]
+    total = None if None in limits else sum(limit for limit in limits if limit is not None)
+    table.add_row("total", count_runs(len(plan.runs)), _cell(total), style="bold")
+    return table
+
+
+def results_table(results: Sequence[Result], title: str, width: int) -> Table:
+    """What a person looks for first in results; csv and json have every column.
+
+    Args:
+        results: The rows.
+        title: Above them.
+        width: Of the terminal; a narrow one gets fewer columns rather than cut ones.
+    """
+    table = Table(title=title, title_justify="left", **_LOOK)
+    shown = [column for column in _COLUMNS if column.always or width >= _WIDE]
+    for column in shown:
+        table.add_column(column.heading, justify="right" if column.number else "left", no_wrap=True)
+    for row in results:
+        table.add_row(*(column.text(row) for column in shown), style=_STATE_STYLE.get(row.state, "red"))
+    if any(row.comparable is False for row in results):
+        table.caption = "* not comparable: ranks shared a GPU, or all nodes were this one host"
+        table.caption_justify = "left"
+    return table
+
+
+@dataclass(frozen=True)
+class _Column:
+    heading: str
+    text: Callable[[Result], str]
+    number: bool = True
+    always: bool = False
+
+
+def _number(heading: str, name: str, *, always: bool = False) -> _Column:
+    return _Column(heading, lambda row: _cell(getattr(row, name)), always=always)
+
+
+def _batch(row: Result) -> str:
+    return str(row.per_gpu_batch) if row.per_gpu_batch else f"{row.global_batch} in all"
+
+
+def _speed(row: Result) -> str:
+    # A number from shared GPUs, or from nodes that were one host, is no measurement of the shape: marked.
+    return _cell(row.samples_per_s) + ("*" if row.comparable is False and row.samples_per_s is not None else "")
+
+
+_WIDE = 168
+_COLUMNS = (
+    _Column("run_id", lambda row: row.run_id, number=False, always=True),
+    _Column("model", lambda row: row.model, number=False, always=True),
+    _Column("batch", _batch, always=True),
+    _Column("lr", lambda row: f"{row.lr:g}", always=True),
+    _Column("state", lambda row: row.state, number=False, always=True),
+    _number("wait s", "queue_wait_s"),
+    _number("elapsed s", "elapsed_s"),
+    _number("GPU-h", "gpu_hours", always=True),
+    _number("train s", "train_s"),
+    _Column("samples/s", _speed, always=True),
+    _number("per GPU", "samples_per_s_per_gpu"),
+    _number("fwd ms", "forward_ms"),
+    _number("bwd ms", "backward_ms"),
+    _number("opt ms", "optimizer_ms"),
+    _number("train loss", "train_loss"),
+    _number("eval loss", "eval_loss"),
+    _number("accuracy", "eval_accuracy", always=True),
+)
+
+
+def failure_lines(results: Sequence[Result], folder: SweepFolder) -> list[str]:
+    """For each run that ended badly, why, and where to read on."""
+    lines = []
+    jobs = read_ledger(folder.path).jobs
+    for row in results:
+        if row.reason:
+            lines.append(f"{row.run_id}  {row.state}: {row.reason}")
+            first = read_run(folder.run(row.run_id)).failures[:1]
+            lines += [f"    traceback in {folder.run(row.run_id) / failure_name(failure.rank)}" for failure in first]
+            job_id = jobs[row.run_id][-1].job_id if row.run_id in jobs else ""
+            # The local executor has a folder of logs for each job, Slurm one for all.
+            logs = [*folder.logs.glob(f"{job_id}_*_log.err"), *folder.logs.glob(f"{job_id}/*_log.err")]
+            lines += [f"    log in {path}" for path in sorted(logs)[:1]]
+    return lines
+
+
+def to_csv(results: Sequence[Result]) -> str:
+    """Every column, a header, and an empty cell for None."""
+    buffer = io.StringIO()
+    writer = csv.DictWriter(buffer, COLUMNS, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(dataclasses.asdict(row) for row in results)
+    return buffer.getvalue()
+
+
+def to_json(results: Sequence[Result], sweep: str, cluster: str) -> str:
+    """Every column, under `runs`; null for a loss that is not a number, for which JSON has no word."""
+    runs = [{name: _finite(value) for name, value in dataclasses.asdict(row).items()} for row in results]
+    return json.dumps({"sweep": sweep, "cluster": cluster, "runs": runs}, indent=2, allow_nan=False) + "\n"
+
+
+def _finite(value: Any) -> Any:
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def count_runs(number: int) -> str:
+    """A number of runs in words.
+
+    Example:
+        >>> count_runs(1), count_runs(2)
+        ('1 run', '2 runs')
+    """
+    return "1 run" if number == 1 else f"{number} runs"
+
+
+def _short(value: object) -> str:
+    return "{...}" if isinstance(value, dict) else f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _cell(value: float | int | None) -> str:
+    if value is None:
+        return ""
+    if isinstance(value, int):
+        return str(value)
+    return f"{value:.3g}" if abs(value) < 100 else f"{value:.0f}"

@@ -1,0 +1,183 @@
+"""A rank from environment to summary: the scripts under torchrun, failures and their records, threads."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from disttrain.config import TrainConfig
+from disttrain.rankenv import RankEnv
+from disttrain.records import (
+    EndRecord,
+    EvalRecord,
+    Failure,
+    StartRecord,
+    failure_name,
+    from_json,
+    metrics_name,
+    read_records,
+)
+from disttrain.run import choose_threads, default_output_dir
+
+if TYPE_CHECKING:
+    from tests.disttrain.conftest import RunRanks
+
+SCRIPTS = Path(__file__).resolve().parents[2] / "disttrain"
+ONE_OF_TWO = {
+    "RANK": "0",
+    "WORLD_SIZE": "2",
+    "LOCAL_RANK": "0",
+    "LOCAL_WORLD_SIZE": "2",
+    "MASTER_ADDR": "127.0.0.1",
+    "MASTER_PORT": "1",
+}
+
+
+def script(name: str, *flags: str, **environ: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, name, *flags],
+        cwd=SCRIPTS,
+        env={**os.environ, **environ},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def flags_of(config: TrainConfig) -> list[str]:
+    return [
+        f"--{field.name}={json.dumps(value) if isinstance(value, dict) else value}"
+        for field in dataclasses.fields(config)
+        if (value := getattr(config, field.name)) != field.default and field.name != "model"
+    ]
+
+
+def test_torchrun_starts_a_script_in_its_own_folder(bert_config: TrainConfig, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nnodes=1", "--nproc_per_node=2"]
+    flags = flags_of(dataclasses.replace(bert_config, per_gpu_batch=1, max_steps=4))
+    done = subprocess.run(
+        [*command, "bert.py", *flags, "--setup", "1_2"],
+        cwd=SCRIPTS,
+        env={**os.environ, "SWEEP_ROOT": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    (folder,) = (tmp_path / "torchrun").iterdir()
+    assert folder.name.startswith("1x2-")
+    assert f"results: {folder}" in done.stdout
+    assert "step 4/4  eval loss" in done.stdout
+    info = json.loads((folder / "run.json").read_text())
+    assert (info["run_id"], info["allocation"], info["world_size"]) == (folder.name, "1x2", 2)
+    assert info["train"]["per_gpu_batch"] == 1
+    summary = json.loads((folder / "summary.json").read_text())
+    assert (summary["steps"], summary["measured_steps"], summary["backend"]) == (4, 2, "gloo")
+    for rank in range(2):
+        start, *steps, evaluation, end = read_records(folder / metrics_name(rank))
+        assert isinstance(start, StartRecord)
+        assert isinstance(evaluation, EvalRecord)
+        assert isinstance(end, EndRecord)
+        assert (start.rank, start.world_size, len(steps), end.steps) == (rank, 2, 4, 4)
+        assert start.notices == tuple(summary["notices"])
+
+
+def test_help_and_a_wrong_setup_load_no_torch(tmp_path: Path) -> None:
+    (tmp_path / "torch.py").write_text("raise AssertionError('torch was loaded')")
+    hide_torch = {"PYTHONPATH": str(tmp_path), "SWEEP_ROOT": str(tmp_path)}
+    asked = script("vit.py", "--help", **hide_torch)
+    assert asked.returncode == 0
+    assert "--per_gpu_batch" in asked.stdout
+    wrong = script("vit.py", "--setup=2_2", **hide_torch, **ONE_OF_TWO)
+    message = "error: setup '2_2' says 2 nodes x 2 ranks, but the run has 1 nodes x 2 ranks"
+    assert wrong.returncode == 2
+    assert wrong.stderr.startswith(message)
+    assert wrong.stderr.count("\n") == 1
+
+
+def test_a_mistake_found_while_running_is_one_line_and_a_record(bert_config: TrainConfig, tmp_path: Path) -> None:
+    """Of one rank alone, started by nobody."""
+    flags = flags_of(dataclasses.replace(bert_config, label_column="stars", output_dir=str(tmp_path)))
+    done = script("bert.py", *flags)
+    message = "label_column: column 'stars' is not in the dataset (it has: sentence, label)"
+    assert (done.returncode, done.stderr) == (2, f"error: {message}\n")
+    failure = from_json(Failure, json.loads((tmp_path / failure_name(0)).read_text()))
+    assert (failure.rank, failure.error, failure.message, failure.user_error) == (0, "UserError", message, True)
+    assert failure.traceback.startswith("Traceback")
+
+
+def test_the_first_failure_in_time_is_the_reason(bert_config: TrainConfig, run_ranks: RunRanks) -> None:
+    """Rank 1 alone has a mistake; rank 0 fails for want of rank 1, soon and later."""
+    wrong = dataclasses.replace(bert_config, architecture={"hidden_sise": 3})
+    start = time.monotonic()
+    finished = run_ranks([bert_config, wrong], 2)
+    assert time.monotonic() - start < 30
+    assert finished.exit_codes == (1, 1)
+    failures = [
+        from_json(Failure, json.loads((finished.output_dir / failure_name(rank)).read_text())) for rank in range(2)
+    ]
+    first = min(failures, key=lambda failure: failure.time_s)
+    assert (first.rank, first.error, first.user_error) == (1, "UserError", True)
+    assert not failures[0].user_error
+    assert not (finished.output_dir / "summary.json").exists()
+
+
+def test_what_an_earlier_attempt_left_is_removed(bert_config: TrainConfig, run_ranks: RunRanks, tmp_path: Path) -> None:
+    config = dataclasses.replace(bert_config, max_steps=1)
+    folder = tmp_path / "again"
+    folder.mkdir()
+    (folder / failure_name(0)).write_text("{}")
+    (folder / "run.json").write_text('{"by": "a sweep"}')
+    (folder / metrics_name(0)).write_text("old\n")
+    finished = run_ranks(config, 1, output_dir=folder)
+    assert finished.exit_codes == (0,)
+    assert not (folder / failure_name(0)).exists()
+    assert (folder / "run.json").read_text() == '{"by": "a sweep"}'
+    assert len(finished.steps(0)) == 1
+
+
+def test_images_by_workers_give_the_same_losses(vit_config: TrainConfig, run_ranks: RunRanks) -> None:
+    config = dataclasses.replace(vit_config, max_steps=9)
+    alone, helped = (run_ranks(dataclasses.replace(config, num_workers=workers), 1) for workers in (0, 2))
+    assert helped.losses() == alone.losses()
+    assert helped.summary.eval_loss == alone.summary.eval_loss
+
+
+def test_bf16_trains(vit_config: TrainConfig, run_ranks: RunRanks) -> None:
+    config = dataclasses.replace(vit_config, max_steps=3, precision="bf16")
+    assert run_ranks(config, 1).summary.steps == 3
+
+
+@pytest.mark.parametrize(
+    ("env", "environ", "threads"),
+    [
+        (RankEnv(), {}, 16),
+        (RankEnv(world_size=4, local_world_size=2, num_nodes=2), {}, 8),
+        (RankEnv(world_size=4, local_world_size=2, num_nodes=2, folded=True), {}, 4),
+        (RankEnv(world_size=32, local_world_size=32), {}, 1),
+        (RankEnv(), {"OMP_NUM_THREADS": "3"}, 3),
+        (RankEnv(launcher="slurm", world_size=2, local_world_size=2), {"SLURM_CPUS_PER_TASK": "6"}, 6),
+        (RankEnv(launcher="slurm", world_size=2, local_world_size=2), {"SLURM_CPUS_PER_TASK": "99"}, 16),
+        (RankEnv(), {"SLURM_CPUS_PER_TASK": "6"}, 16),
+        # torchrun's own default, which is not the user's wish
+        (RankEnv(launcher="torchrun", world_size=2, local_world_size=2), {"OMP_NUM_THREADS": "1"}, 8),
+        (RankEnv(launcher="torchrun"), {"OMP_NUM_THREADS": "1"}, 1),
+    ],
+)
+def test_threads_are_a_share_of_the_cores(env: RankEnv, environ: dict[str, str], threads: int) -> None:
+    assert choose_threads(env, environ, 16) == threads
+
+
+def test_the_default_folder_is_named_after_the_run() -> None:
+    config = TrainConfig(model="bert", lr=0.1)
+    folder = default_output_dir(config, RankEnv(), {"SWEEP_ROOT": "/results"})
+    assert folder.parent == Path("/results/torchrun")
+    assert default_output_dir(config, RankEnv(), {}) == Path("runs/torchrun") / folder.name

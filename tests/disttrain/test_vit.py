@@ -1,0 +1,81 @@
+"""Images as batches, and models from an architecture or a checkpoint."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from disttrain.config import TrainConfig
+from disttrain.data import load_splits
+from disttrain.dist import Group
+from disttrain.errors import UserError
+from disttrain.family import Encoded
+from disttrain.rankenv import RankEnv
+from disttrain.vit import ImageClassifier, build, encode
+
+ALONE = Group(RankEnv(), torch.device("cpu"), None, ("here",), False)
+
+
+def encoded_with(config: TrainConfig) -> Encoded:
+    return encode(config, load_splits(config.resolved(), "image"), ALONE, Path())
+
+
+def test_a_batch_holds_bytes_of_one_size(vit_config: TrainConfig) -> None:
+    encoded = encoded_with(vit_config)
+    batch = encoded.train.batch([0, 29, 15])
+    assert batch["pixels"].shape == (3, 3, 16, 16)
+    assert batch["pixels"].dtype == torch.uint8
+    assert batch["labels"].tolist() == [0, 1, 1]
+    # Cats are the darker half of the made-up images.
+    assert batch["pixels"][0].float().mean() < 90 < batch["pixels"][1].float().mean()
+
+
+def test_pixels_are_normalised_by_mean_and_deviation() -> None:
+    class Echo(torch.nn.Module):
+        def forward(self, pixel_values: torch.Tensor, **_: bool) -> Any:
+            return type("Output", (), {"logits": pixel_values})
+
+    model = ImageClassifier(Echo(), [0.5, 0.4, 0.3], [0.5, 0.2, 0.1], interpolate=False)
+    pixels = torch.tensor([0, 102, 255], dtype=torch.uint8).view(1, 3, 1, 1)
+    torch.testing.assert_close(model({"pixels": pixels}).flatten(), torch.tensor([-1.0, 0.0, 7.0]))
+    assert model.state_dict() == {}
+
+
+def test_a_checkpoint_of_another_size_and_other_classes(vit_config: TrainConfig, tmp_path: Path, capfd: Any) -> None:
+    torch.manual_seed(0)
+    encoded = encoded_with(vit_config)
+    scratch = build(vit_config, dataclasses.replace(encoded, label_names=("a", "b", "c"))).model
+    scratch.model.save_pretrained(tmp_path)  # type: ignore[operator, union-attr]
+    capfd.readouterr()
+    config = dataclasses.replace(vit_config, architecture=None, checkpoint=str(tmp_path), image_size=32)
+    built = build(config, encoded_with(config))
+    assert built.notices == (
+        f"{tmp_path} has no head for 2 classes: classifier.bias, classifier.weight start at random",
+        f"position embeddings of {tmp_path} interpolated from 16 to 32 pixels",
+        f"{tmp_path} has no preprocessor_config.json: pixels normalised by mean and deviation 0.5",
+    )
+    assert built.model(encoded_with(config).train.batch([0, 1])).shape == (2, 2)
+    assert capfd.readouterr() == ("", "")
+    same = build(dataclasses.replace(config, image_size=16), dataclasses.replace(encoded, label_names=("a", "b", "c")))
+    assert len(same.notices) == 1
+    torch.testing.assert_close(same.model(encoded.train.batch([0])), scratch.eval()(encoded.train.batch([0])))
+
+
+@pytest.mark.parametrize(
+    ("architecture", "message"),
+    [
+        ({"patch_size": 5}, "image_size 16 is not a multiple of the patch size 5"),
+        ({"image_size": 32}, r"architecture.image_size: 32 contradicts the run's 16 \(drop it here\)"),
+        ({"vocab_size": 32}, "architecture.vocab_size: unknown field 'vocab_size' of ViTConfig"),
+    ],
+)
+def test_mistakes_in_an_architecture_are_one_line(
+    architecture: dict[str, Any], message: str, vit_config: TrainConfig
+) -> None:
+    config = dataclasses.replace(vit_config, architecture=architecture)
+    with pytest.raises(UserError, match=message):
+        build(config, encoded_with(config))
