@@ -134,8 +134,8 @@ class RankEnv:
             raise UserError(f"setup {setup!r} is not a shape", hint="write <nodes>_<GPUs per node>, as 2_2 or 2x2")
         if (int(nodes), int(per_node)) != self.shape:
             raise UserError(
-                f"setup {setup!r} says {int(nodes)} nodes x {int(per_node)} ranks, but the run has"
-                f" {self.num_nodes} nodes x {self.local_world_size} ranks",
+                f"setup {setup!r} says {int(nodes)}x{int(per_node)} (nodes x ranks per node), but the run has"
+                f" {self.num_nodes}x{self.local_world_size}",
                 hint="mend --setup or how the ranks are started",
             )
 

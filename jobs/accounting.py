@@ -88,6 +88,22 @@ def sacct_command(job_ids: Sequence[str], wanted: Sequence[str]) -> list[str]:
     return ["sacct", "-D", "-P", "--noconvert", delimiter, "-j", ",".join(arrays), "-o", ",".join(wanted)]
 
 
+def queued_jobs(name: str, *, environ: Mapping[str, str], run: Runner | None = None) -> frozenset[str]:
+    """The ids of jobs of this name that slurmctld still knows, each task of an array by itself.
+
+    Raises:
+        AccountingUnavailable: If squeue cannot be asked.
+    """
+    command = ["squeue", "--noheader", "--array", f"--name={name}", "--states=all", "--format=%i"]
+    try:
+        done = (run or run_command)(command, environ)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise AccountingUnavailable(f"squeue cannot be asked: {error}") from None
+    if done.returncode != 0:
+        raise AccountingUnavailable(f"squeue failed: {' '.join(done.stderr.split())}")
+    return frozenset(done.stdout.split())
+
+
 def run_command(command: Sequence[str], environ: Mapping[str, str]) -> subprocess.CompletedProcess[str]:
     """Run a command to its end with captured output, for at most TIMEOUT_S."""
     return subprocess.run(

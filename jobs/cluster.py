@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 import shutil
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -197,6 +198,9 @@ def profile_folders(environ: Mapping[str, str], working_dir: Path) -> Sequence[P
 
 
 def compute_python(cluster: Cluster | None) -> str:
-    """The interpreter that runs the ranks."""
-    # Quoted wherever it is used, so the shell would not expand a ~.
-    return os.path.expanduser((cluster.python if cluster else None) or sys.executable)
+    """The interpreter that runs the ranks, as a shell takes it.
+
+    With -P, or a folder or file of the user's named `jobs` in the working directory would be imported in place of ours.
+    """
+    # Quoted, so the shell would not expand a ~.
+    return f"{shlex.quote(os.path.expanduser((cluster.python if cluster else None) or sys.executable))} -P"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -17,6 +18,8 @@ from jobs.ledger import Job, Ledger
 from jobs.slurm_states import Phase, State
 
 _TAIL_BYTES = 4096
+# What gloo and NCCL say when the process at the other end has gone.
+_LOST_PEER = re.compile(r"[Cc]onnection (closed|reset)|[Bb]roken pipe|remote process exited|socket.*closed", re.DOTALL)
 
 
 @dataclass(frozen=True)
@@ -103,9 +106,19 @@ def join(
     rows = []
     for run in planned:
         jobs = ledger.jobs.get(run["run_id"], ())
-        known = [tuple(attempts.get(job.job_id, ())) for job in jobs]
+        known = [_attempts_of(job.job_id, attempts) for job in jobs]
         rows.append(_join_run(run, jobs, known, records.get(run["run_id"], RunRecords()), local))
     return tuple(rows)
+
+
+def _attempts_of(job_id: str, attempts: Mapping[str, Sequence[AccountingRow]]) -> tuple[AccountingRow, ...]:
+    """A job's own attempts; of an array's task that has none, those that the array had as a whole."""
+    own = tuple(attempts.get(job_id, ()))
+    array, _, task = job_id.partition("_")
+    if own or not task:
+        return own
+    # One cancelled within a second or two of sbatch has its bare id in sacct, and no tasks.
+    return tuple(attempt for attempt in attempts.get(array, ()) if attempt.start_s is None)
 
 
 def _join_run(
@@ -119,7 +132,7 @@ def _join_run(
     latest = attempts[-1][-1] if attempts and attempts[-1] else None
     every = [attempt for of_job in attempts for attempt in of_job]
     # sacct knows a job only some seconds after sbatch: no row is not an end.
-    state = latest.state if latest else State.PENDING
+    state = latest.state if latest else State.PENDING if jobs else State.NOT_SUBMITTED
     if state is State.FAILED and latest and latest.out_of_memory:
         state = State.OUT_OF_MEMORY  # Slurm from 22.05.4 on says so in the step alone
     train = run["train"]
@@ -135,7 +148,9 @@ def _join_run(
         seed=train["seed"],
         state=state.value,
         exit_code=latest.exit_code if latest and state.is_finished else None,
-        reason=explain(state, latest, records.failures) if state.is_finished and not state.is_success else None,
+        reason=explain(state, latest, records.failures, run["world_size"])
+        if state.is_finished and not state.is_success
+        else None,
         job_id=jobs[-1].job_id if jobs and not local else None,
         attempts=None if local else len(every),
         submit_time=_iso(latest.submit_s if latest else None),
@@ -159,7 +174,7 @@ _FROM_SUMMARY = (
 )  # fmt: skip
 
 
-def explain(state: State, attempt: AccountingRow | None, failures: Sequence[Failure]) -> str:
+def explain(state: State, attempt: AccountingRow | None, failures: Sequence[Failure], world_size: int) -> str:
     """Why a run did not complete, in one line.
 
     Where Slurm itself ended the run, what Slurm knows: what ranks say of that is that a peer has gone. Else what the
@@ -175,7 +190,11 @@ def explain(state: State, attempt: AccountingRow | None, failures: Sequence[Fail
         return state.value.lower().replace("_", " ")
     if failures:
         first = failures[0]
-        return f"rank {first.rank} on {first.host}: {first.error}: {' '.join(first.message.split())}"
+        told = f"rank {first.rank} on {first.host}: {first.error}: {' '.join(first.message.split())}"
+        # A rank that was killed leaves no word; the first to speak has only lost its peer.
+        silent = [str(rank) for rank in range(world_size) if rank not in {failure.rank for failure in failures}]
+        lost_peer = _LOST_PEER.search(first.message) is not None
+        return f"{told}; without a word: rank {', '.join(silent)}, killed?" if silent and lost_peer else told
     if attempt and attempt.exit_signal:
         return f"ended by signal {attempt.exit_signal}; no rank said why: see its log"
     return "no rank said why: see its log"

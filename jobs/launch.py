@@ -48,7 +48,7 @@ def launch(plan: Plan, sweep_text: str, *, max_ranks: int | None, tick: Callable
 
 
 def _tell(group: JobGroup, job_id: str) -> None:
-    print(f"  {group.allocation}: {count_runs(len(group.runs))} as job {job_id}")
+    print(f"  {group.allocation}: {count_runs(len(group.runs))} as job {job_id}", flush=True)
 
 
 def _missing(folder: SweepFolder, plan: Plan) -> frozenset[str]:
@@ -62,7 +62,10 @@ def _missing(folder: SweepFolder, plan: Plan) -> frozenset[str]:
     under_way = {run_id for run_id in wanted if run_id in sent and known[run_id].phase is not Phase.FINISHED}
     missing = frozenset(wanted) - done - under_way
     rest = f" ({len(done)} done, {len(under_way)} under way)" if done or under_way else ""
-    print(f"{plan.sweep_name} on {plan.cluster_name}: sending {len(missing)} of {count_runs(len(wanted))}{rest}")
+    print(
+        f"{plan.sweep_name} on {plan.cluster_name}: sending {len(missing)} of {count_runs(len(wanted))}{rest}",
+        flush=True,
+    )
     return missing
 
 

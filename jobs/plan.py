@@ -63,7 +63,7 @@ class Plan:
         # a test holds this text against what is really sent, so that a new release cannot part them unseen.
         from submitit.slurm.slurm import _make_sbatch_string
 
-        command = f"{shlex.quote(compute_python(self.cluster))} -u -m submitit.core._submit"
+        command = f"{compute_python(self.cluster)} -u -m submitit.core._submit"
         array = {"map_count": len(group.runs)} if len(group.runs) > 1 else {}
         text: str = _make_sbatch_string(
             command=f"{command} {shlex.quote(str(self.log_folder))}",

@@ -31,6 +31,7 @@ class State(StrEnum):
     FAILED = "FAILED"
     LAUNCH_FAILED = "LAUNCH_FAILED"
     NODE_FAIL = "NODE_FAIL"
+    NOT_SUBMITTED = "NOT_SUBMITTED"  # not Slurm's: planned, and never sent or refused
     OUT_OF_MEMORY = "OUT_OF_MEMORY"
     PENDING = "PENDING"
     POWER_UP_NODE = "POWER_UP_NODE"
@@ -80,6 +81,7 @@ class State(StrEnum):
 
 _PHASES: dict[State, Phase] = {
     State.PENDING: Phase.PENDING,
+    State.NOT_SUBMITTED: Phase.PENDING,
     State.EXPEDITING: Phase.PENDING,
     # A requeue closes the record as REQUEUED; the new PENDING record comes seconds later, so this is not the end.
     State.REQUEUED: Phase.PENDING,

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import time
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from jobs.accounting import AccountingUnavailable, query_sacct
+from disttrain.records import metrics_name
+from jobs.accounting import AccountingUnavailable, query_sacct, queued_jobs
 from jobs.attempts import AccountingRow, attempts_by_job, merge_history
 from jobs.cluster import LOCAL
 from jobs.collect import Result, join, read_run
@@ -15,6 +17,8 @@ from jobs.folder import SweepFolder
 from jobs.ledger import Ledger, append_lines, read_ledger, read_lines
 from jobs.localqueue import is_queue_alive
 from jobs.slurm_states import State
+
+_LATE_S = 60  # slurmdbd tells of a job within seconds
 
 
 @dataclass(frozen=True)
@@ -65,13 +69,44 @@ def _ask_sacct(
     jobs = tuple(ledger.all_jobs())
     since_s = min((job.submitted_s for job in jobs), default=None)
     rows = query_sacct([job.job_id for job in jobs], environ=environ, since_s=since_s)
-    merged = merge_history(kept, rows)
+    merged = merge_history(kept, (*rows, *_vanished(folder, ledger, (*kept, *rows), environ)))
     # Only what is new: the file grows with what happened, not with how often somebody looked at what still runs.
     known = {_lasting(row) for row in kept}
     new = [row for row in merged if _lasting(row) not in known]
     if new and folder.is_owner():
         append_lines(folder.accounting_file, [json.dumps(row.to_json()) for row in new])
     return merged
+
+
+def _vanished(
+    folder: SweepFolder, ledger: Ledger, rows: Sequence[AccountingRow], environ: Mapping[str, str]
+) -> list[AccountingRow]:
+    """Jobs that were cancelled while they waited: sacct may have no row of such an array task, ever.
+
+    Cancelled is one that sacct has not told of for a minute, that squeue does not know, and that never started a
+    rank: one that ran has its records, and sacct may only be late.
+    """
+    now_s = time.time()
+    known = {row.job_id for row in rows}
+    known |= {row.job_id.partition("_")[0] for row in rows if "_" not in row.job_id}
+    silent = [
+        jobs[-1]
+        for run_id, jobs in ledger.jobs.items()
+        if not {jobs[-1].job_id, jobs[-1].job_id.partition("_")[0]} & known
+        and now_s - jobs[-1].submitted_s > _LATE_S
+        and not (folder.run(run_id) / metrics_name(0)).exists()
+    ]
+    if not silent:
+        return []
+    try:
+        queued = queued_jobs(folder.sweep_name, environ=environ)
+    except AccountingUnavailable:
+        return []  # then nothing says that they have gone
+    return [
+        AccountingRow(job.job_id, state=State.CANCELLED, submit_s=int(job.submitted_s), end_s=int(now_s))
+        for job in silent
+        if job.job_id not in queued
+    ]
 
 
 def _lasting(row: AccountingRow) -> AccountingRow:

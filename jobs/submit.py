@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import shlex
+import contextlib
+import io
 import shutil
 import tempfile
 from collections.abc import Callable, Sequence
@@ -59,20 +60,26 @@ def _sbatch(plan: Plan, group: JobGroup) -> list[str]:
     from submitit import SlurmExecutor
     from submitit.core.utils import FailedJobError, FailedSubmissionError
 
-    executor = SlurmExecutor(folder=plan.log_folder, python=shlex.quote(compute_python(plan.cluster)))
+    executor = SlurmExecutor(folder=plan.log_folder, python=compute_python(plan.cluster))
     executor.update_parameters(**group.parameters)
     tasks = [rank_task(plan, run) for run in group.runs]
-    with clean_environ():
+    # submitit prints what sbatch says of a refusal, which the one line of our error repeats.
+    with clean_environ(), contextlib.redirect_stderr(io.StringIO()):
         try:
             # An array for many, a plain job for one.
             return [str(job.job_id) for job in executor.submit_array(tasks)]
         except (FailedJobError, FailedSubmissionError) as error:
-            reason = str(error).strip().splitlines()[-1] if str(error).strip() else type(error).__name__
             raise UserError(
-                f"sbatch refused {len(tasks)} runs of {group.allocation}: {reason}",
+                f"sbatch refused {len(tasks)} runs of {group.allocation}: {_reason(error)}",
                 where=f"cluster {plan.cluster_name!r}",
                 hint="sweep plan --scripts shows what was sent",
             ) from None
+
+
+def _reason(error: Exception) -> str:
+    """What sbatch said, in one line: the value at fault is often in the first of its lines."""
+    lines = [line.removeprefix("sbatch: ").removeprefix("error: ") for line in str(error).splitlines() if line.strip()]
+    return "; ".join(lines) or type(error).__name__
 
 
 def rank_task(plan: Plan, run: RunSpec) -> RankTask:

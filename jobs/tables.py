@@ -123,7 +123,8 @@ def failure_lines(results: Sequence[Result], folder: SweepFolder) -> list[str]:
             lines += [f"    traceback in {folder.run(row.run_id) / failure_name(failure.rank)}" for failure in first]
             job_id = jobs[row.run_id][-1].job_id if row.run_id in jobs else ""
             # The local executor has a folder of logs for each job, Slurm one for all.
-            logs = [*folder.logs.glob(f"{job_id}_*_log.err"), *folder.logs.glob(f"{job_id}/*_log.err")]
+            rank = first[0].rank if first else 0
+            logs = [*folder.logs.glob(f"{job_id}_{rank}_log.err"), *folder.logs.glob(f"{job_id}/*_{rank}_log.err")]
             lines += [f"    log in {path}" for path in sorted(logs)[:1]]
     return lines
 

@@ -46,11 +46,13 @@ class Document:
 
     Args:
         path: The file, as the user named it.
+        text: All of it.
         value: The root mapping, of plain values: dict, list, str, int, float, bool and None.
         lines: The line of every key and list item, counted from 1; of the root under ``()``.
     """
 
     path: str
+    text: str
     value: Mapping[str, Any]
     lines: Mapping[KeyPath, int]
 
@@ -184,7 +186,7 @@ def parse_yaml(text: str, path: str) -> Document:
     value = builder.build(root, ())
     if not isinstance(value, dict):
         raise UserError(f"holds {value!r}, not a mapping", where=path, hint="expected lines of key: value")
-    return Document(path, value, {**builder.lines, (): root.start_mark.line + 1})
+    return Document(path, text, value, {**builder.lines, (): root.start_mark.line + 1})
 
 
 def _where(path: str, line: int, keys: KeyPath) -> str:

@@ -147,7 +147,7 @@ def test_setup_that_fits(setup: str) -> None:
 @pytest.mark.parametrize(
     ("setup", "message"),
     [
-        ("1_4", "setup '1_4' says 1 nodes x 4 ranks, but the run has 2 nodes x 2 ranks"),
+        ("1_4", r"setup '1_4' says 1x4 \(nodes x ranks per node\), but the run has 2x2"),
         ("2", "setup '2' is not a shape"),
         ("two_2", "setup 'two_2' is not a shape"),
     ],

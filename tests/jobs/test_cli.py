@@ -1,0 +1,354 @@
+"""The sweep command as its users meet it: mistakes, exit statuses, pipes, and a login node without torch."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+import stat
+import subprocess
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from disttrain.records import Failure, failure_name, write_json
+from jobs import cli, ledger
+from jobs.attempts import AccountingRow
+from jobs.collect import COLUMNS
+from jobs.folder import SweepFolder
+from jobs.slurm_states import State
+
+SWEEP = """\
+name: s
+allocations: [1x1, 2x1]
+base: {model: bert, max_steps: 3}
+slurm: {time: 00:30:00}
+"""
+HEAVY = ("torch", "torchvision", "transformers", "datasets", "numpy", "pandas", "pyarrow")
+
+
+@dataclass(frozen=True)
+class Done:
+    """What a command said."""
+
+    exit_code: int
+    out: str
+    err: str
+
+
+Sweep = Callable[..., Done]
+
+
+@pytest.fixture
+def sweep(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Sweep:
+    """The command, in a folder with s.yaml, on a machine without Slurm."""
+    (tmp_path / "s.yaml").write_text(SWEEP)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "bin").mkdir()
+    monkeypatch.setenv("PATH", str(tmp_path / "bin"))
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
+    for name in ("SWEEP_CLUSTER", "SWEEP_ROOT"):
+        monkeypatch.delenv(name, raising=False)
+
+    def run(*arguments: str) -> Done:
+        monkeypatch.setattr(sys, "argv", ["sweep", *arguments])
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+        said = capsys.readouterr()
+        assert isinstance(ended.value.code, int)
+        return Done(ended.value.code, said.out, said.err)
+
+    return run
+
+
+@pytest.mark.parametrize(
+    ("command", "error"),
+    [
+        ("plan", "Missing argument 'FILE' (sweep plan --help shows how)"),
+        ("plna", "No such command 'plna'. Did you mean 'plan'? (sweep --help shows how)"),
+        ("plan s.yaml --clutser x", "No such option: --clutser"),
+        ("plan nope.yaml", "nope.yaml: no such file (check the path)"),
+        ("plan .", ".: is a folder, not a file (name the YAML file in it)"),
+        ("plan s.yaml --set lr", "--set: 'lr' is not KEY=VALUE (--set max_steps=3)"),
+        ("plan s.yaml --set lr=1 --set lr=2", "--set: lr is set twice (drop one of the two)"),
+        ("plan s.yaml --set max_steps=0", "--set max_steps=0: max_steps is 0: input should be greater than or"),
+        ("plan s.yaml --set learning_rate=1", "--set learning_rate=1: unknown field 'learning_rate'"),
+        ("plan s.yaml --cluster nope", "--cluster: no cluster profile 'nope' in"),
+        ("plan s.yaml --cluster x.yaml", "<here>/x.yaml: no such file (check the path)"),
+        ("plan s.yaml --scripts", "cluster 'local' sends no scripts (give --cluster a Slurm profile)"),
+        ("plan typo.yaml", "typo.yaml:4: slurm.tiem: unknown key 'tiem' (did you mean time?)"),
+        ("submit bad.yaml --cluster local", "bad.yaml:2: allocations[0]: '2*2' is not an allocation"),
+        ("submit s.yaml --cluster slurm", "cluster 'slurm' needs Slurm, and sbatch is not on PATH"),
+        ("submit s.yaml --cluster slurm --max-parallel 2", "--max-parallel 2 is for --cluster local"),
+        ("submit s.yaml --cluster debug --max-parallel 2", "--max-parallel 2 is for --cluster local"),
+        ("submit s.yaml --max-parallel 0", "Invalid value for '--max-parallel'"),
+        ("submit s.yaml --poll often", "Invalid value for '--poll'"),
+        ("submit s.yaml --root /proc/here", "/proc/here: No such file or directory"),
+        ("submit s.yaml --root s.yaml", "<here>/s.yaml"),
+        ("status", "no sweep was submitted in '<here>/runs' (name one, or give --root)"),
+        ("status s", "sweep 's' was not submitted: '<here>/runs/s' holds no plan.json"),
+        ("collect s.yaml --cluster x", "sweep 's.yaml' was not submitted on 'x': '<here>/runs/s' holds no plan.json"),
+        ("collect s --format xml", "Invalid value for '--format'"),
+    ],
+)  # fmt: skip
+def test_a_mistake_is_one_line_and_creates_nothing(command: str, error: str, sweep: Sweep, tmp_path: Path) -> None:
+    (tmp_path / "bad.yaml").write_text(SWEEP.replace("1x1", "2*2"))
+    (tmp_path / "typo.yaml").write_text(SWEEP.replace("time", "tiem"))
+    before = sorted(tmp_path.rglob("*"))
+    done = sweep(*command.split())
+    assert (done.exit_code, done.out, done.err.count("\n")) == (2, "", 1)
+    assert done.err.startswith(f"error: {error.replace('<here>', str(tmp_path))}")
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_help_without_a_command(sweep: Sweep) -> None:
+    bare, asked = sweep(), sweep("--help")
+    assert bare == asked
+    assert (bare.exit_code, bare.err) == (0, "")
+    assert [line.split()[0] for line in bare.out.split("Commands:")[1].splitlines() if line.strip()] == [
+        "plan",
+        "submit",
+        "status",
+        "collect",
+    ]
+
+
+def test_the_plan_as_json_is_nothing_else(sweep: Sweep, tmp_path: Path) -> None:
+    done = sweep("plan", "s.yaml", "--json", "--set", "lr=1e-3", "--set", "dataset_config=1")
+    found = json.loads(done.out)
+    assert (done.exit_code, done.err, found["sweep"], found["cluster"]) == (0, "", "s", "local")
+    asked = {"allocation", "nodes", "gpus_per_node", "world_size"}
+    assert [{name: run[name] for name in asked} for run in found["runs"]] == [
+        {"allocation": "1x1", "nodes": 1, "gpus_per_node": 1, "world_size": 1},
+        {"allocation": "2x1", "nodes": 2, "gpus_per_node": 1, "world_size": 2},
+    ]
+    assert {
+        (run["train"]["lr"], run["train"]["dataset_config"], run["train"]["max_steps"]) for run in found["runs"]
+    } == {(1e-3, "1", 3)}
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_plan_shows_the_scripts_of_the_sweeps_own_profile(sweep: Sweep, tmp_path: Path) -> None:
+    (tmp_path / "clusters").mkdir()
+    (tmp_path / "clusters" / "site.yaml").write_text("partition: gpu\ntime: 01:00:00\n")
+    done = sweep("plan", "s.yaml", "--cluster", "site", "--scripts")
+    told = [
+        line
+        for line in done.out.splitlines()
+        if line.startswith(("#SBATCH --time", "#SBATCH --part", "#SBATCH --nodes"))
+    ]
+    assert told == [
+        f"#SBATCH --{option}" for nodes in "12" for option in (f"nodes={nodes}", "partition=gpu", "time=30")
+    ]
+    assert f"{tmp_path}/runs/s/site/logs" in done.out
+
+
+@pytest.fixture
+def submitted(sweep: Sweep, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> SweepFolder:
+    """s, as it is after `sweep submit s.yaml --cluster local` with a queue that has sent off neither run."""
+    monkeypatch.setattr("jobs.launch.send_to_local", lambda *_, **__: None)
+    assert sweep("submit", "s.yaml", "--cluster", "local").exit_code == 0
+    folder = SweepFolder(tmp_path / "runs" / "s" / "local")
+    runs = [run["run_id"] for run in folder.planned_runs()]
+    ledger.record(folder.path, {run_id: f"local-1-{index}" for index, run_id in enumerate(runs)}, 1.0)
+    return folder
+
+
+def note(folder: SweepFolder, *states: State) -> None:
+    rows = [AccountingRow(f"local-1-{index}", state=state, submit_s=1) for index, state in enumerate(states)]
+    ledger.append_lines(folder.accounting_file, [json.dumps(row.to_json()) for row in rows])
+
+
+@pytest.mark.parametrize(
+    ("states", "exit_code"),
+    [
+        ((), 0),
+        ((State.COMPLETED, State.RUNNING), 0),
+        ((State.COMPLETED, State.COMPLETED), 0),
+        ((State.COMPLETED, State.FAILED), 1),
+        ((State.CANCELLED, State.RUNNING), 1),
+    ],
+)
+def test_the_exit_status_says_whether_a_run_failed(
+    states: tuple[State, ...], exit_code: int, sweep: Sweep, submitted: SweepFolder
+) -> None:
+    note(submitted, *states)
+    for command in (["status"], ["status", "--json"], ["collect"], ["collect", "s", "--format", "csv"]):
+        assert sweep(*command).exit_code == exit_code, command
+
+
+def test_collect(sweep: Sweep, submitted: SweepFolder, tmp_path: Path) -> None:
+    note(submitted, State.COMPLETED, State.FAILED)
+    failed = submitted.planned_runs()[1]["run_id"]
+    told = Failure(
+        rank=1, host="n1", time_s=1.0, error="ValueError", message="no [label]\ncolumn", traceback="", user_error=True
+    )
+    write_json(submitted.run(failed) / failure_name(1), told)
+    table = sweep("collect")
+    assert table.out.splitlines()[0].rstrip() == "s on local"
+    assert table.out.splitlines()[-2:] == [
+        f"{failed}  FAILED: rank 1 on n1: ValueError: no [label] column",
+        f"    traceback in {submitted.path}/runs/{failed}/failure-rank00001.json",
+    ]
+    as_csv = sweep("collect", "--format", "csv")
+    assert as_csv.out == submitted.results_file.read_text()
+    assert list(next(csv.DictReader(io.StringIO(as_csv.out)))) == list(COLUMNS)
+    as_json = json.loads(sweep("collect", "--format", "json").out)
+    assert as_json == json.loads(sweep("status", "--json").out)
+    assert [run["state"] for run in as_json["runs"]] == ["COMPLETED", "FAILED"]
+    written = {
+        "all.csv": as_csv.out, "all.json": json.dumps(as_json, indent=2) + "\n", "all": as_csv.out, "link": as_csv.out,
+    }  # fmt: skip
+    (tmp_path / "link").symlink_to("target")
+    for name, text in written.items():
+        done = sweep("collect", "-o", name)
+        assert (done.out.splitlines()[0], (tmp_path / name).read_text()) == (f"wrote {name}", text)
+    assert (tmp_path / "target").read_text() == as_csv.out
+    for name, why in ((".", "it is a folder"), ("no/all.csv", "its folder is not there")):
+        assert sweep("collect", "-o", name) == Done(2, "", f"error: -o: {name!r} cannot be written: {why}\n")
+
+
+def test_a_reader_who_does_not_own_the_folder_collects_elsewhere(
+    sweep: Sweep, submitted: SweepFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    note(submitted, State.COMPLETED, State.COMPLETED)
+    before = sorted(submitted.path.rglob("*"))
+    monkeypatch.setattr(os, "geteuid", lambda: os.getuid() + 1)
+    assert sweep("collect", "-o", "mine.csv").exit_code == 0
+    assert (tmp_path / "mine.csv").exists()
+    assert sorted(submitted.path.rglob("*")) == before
+
+
+def test_what_was_submitted_is_found_from_elsewhere_by_the_root(
+    sweep: Sweep, submitted: SweepFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir("/")
+    root = str(tmp_path / "runs")
+    assert sweep("status", "--root", root).exit_code == 0
+    monkeypatch.setenv("SWEEP_ROOT", root)
+    assert sweep("status", "s").exit_code == 0
+
+
+def program(path: Path, text: str) -> None:
+    path.write_text(f"#!/bin/sh\n{text}\n")
+    path.chmod(path.stat().st_mode | stat.S_IXUSR)
+
+
+def environ_of(folder: Path, **more: str) -> dict[str, str]:
+    dropped = ("SWEEP", "SLURM", "COVERAGE", "PYTHONUNBUFFERED")
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(dropped)}
+    return {**kept, "XDG_CONFIG_HOME": str(folder / "config"), **more}
+
+
+def python(code: str, folder: Path, environ: Mapping[str, str]) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-c", code], cwd=folder, env=environ, capture_output=True, text=True, check=False
+    )
+
+
+def main_of(*arguments: str, then: str = "") -> str:
+    start = f"import sys\nsys.argv = {['sweep', *arguments]}\nfrom jobs.cli import main"
+    return f"{start}\ntry: main()\nfinally: {then or 'pass'}"
+
+
+def modules(code: str, folder: Path) -> set[str]:
+    done = python(code, folder, environ_of(folder))
+    return set(done.stderr.split())
+
+
+PRINT_MODULES = "print(*sys.modules, file=sys.stderr)"
+
+
+def test_help_is_instant_since_it_loads_nothing_but_typer(tmp_path: Path) -> None:
+    typer = modules(f"import sys, typer\n{PRINT_MODULES}", tmp_path)
+    helped = modules(main_of("--help", then=PRINT_MODULES), tmp_path)
+    more = {name for name in helped - typer if not name.startswith("typer.")}
+    assert "typer" in typer
+    assert more == {"disttrain", "disttrain.errors", "jobs", "jobs.cli"}
+
+
+@pytest.mark.parametrize("options", [[], ["--json"], ["--cluster", "slurm"], ["--cluster", "slurm", "--scripts"]])
+def test_a_plan_loads_no_torch_and_no_data_library(options: list[str], tmp_path: Path) -> None:
+    (tmp_path / "s.yaml").write_text(SWEEP)
+    # submitit's scripts want cloudpickle and no more; numpy it loads on the compute side alone.
+    loaded = modules(main_of("plan", "s.yaml", *options, then=PRINT_MODULES), tmp_path)
+    assert "jobs.plan" in loaded
+    assert loaded & set(HEAVY) == set()
+
+
+BLOCK = f"""
+import sys
+class Blocked:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in {HEAVY}:
+            raise ModuleNotFoundError(f"No module named {{name!r}}", name=name)
+sys.meta_path.insert(0, Blocked())
+"""
+SACCT = """\
+if [ "$1" = --helpformat ]; then echo JobID State Submit JobName; exit; fi
+echo 'JobID^|^State^|^Submit^|^JobName'
+now=$(date +%s)
+echo "7^|^COMPLETED^|^$now^|^s"
+echo "8^|^PENDING^|^$now^|^s"
+"""
+
+
+def test_a_login_node_without_torch_plans_submits_and_collects(tmp_path: Path) -> None:
+    (tmp_path / "s.yaml").write_text(SWEEP)
+    for folder in ("bin", "blocked", "got"):
+        (tmp_path / folder).mkdir()
+    (tmp_path / "blocked" / "sitecustomize.py").write_text(BLOCK)
+    program(tmp_path / "bin" / "srun", "")
+    program(tmp_path / "bin" / "sacct", SACCT)
+    program(
+        tmp_path / "bin" / "sbatch",
+        f'env > {tmp_path}/env\ncp "$1" {tmp_path}/got/$(ls {tmp_path}/got | wc -l)\n'
+        f"echo Submitted batch job $((6 + $(ls {tmp_path}/got | wc -l)))",
+    )
+    environ = environ_of(
+        tmp_path,
+        PATH=f"{tmp_path / 'bin'}:{os.environ['PATH']}",
+        PYTHONPATH=str(tmp_path / "blocked"),
+        SLURM_JOB_ID="1",
+        SBATCH_PARTITION="theirs",
+    )
+    for name in HEAVY:
+        assert f"No module named '{name}'" in python(f"import {name}", tmp_path, environ).stderr
+
+    def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+        done = python(main_of(*arguments), tmp_path, environ)
+        assert (done.returncode, done.stderr) == (0, ""), done.stderr
+        return done
+
+    scripts = run("plan", "s.yaml", "--scripts").stdout
+    assert run("submit", "s.yaml").stdout.splitlines() == [
+        "s on slurm: sending 2 of 2 runs",
+        "  1x1: 1 run as job 7",
+        "  2x1: 1 run as job 8",
+        "sweep status s    shows how it goes",
+    ]
+    assert "\n".join(path.read_text() for path in sorted((tmp_path / "got").iterdir())) == scripts
+    given = (tmp_path / "env").read_text().splitlines()
+    assert not [line for line in given if line.startswith(("SLURM_JOB_ID", "SBATCH_"))]
+    assert run("submit", "s.yaml").stdout.splitlines()[0] == "s on slurm: sending 0 of 2 runs (1 done, 1 under way)"
+    rows: list[dict[str, Any]] = json.loads(run("status", "--json").stdout)["runs"]
+    assert [(row["job_id"], row["state"]) for row in rows] == [("7", "COMPLETED"), ("8", "PENDING")]
+    run("collect", "-o", "all.csv")
+    assert (tmp_path / "all.csv").read_text() == (tmp_path / "runs/s/slurm/results.csv").read_text()
+
+
+@pytest.mark.parametrize("options", ["", "--json", "--scripts"])
+@pytest.mark.parametrize("runs", [2, 200], ids=["less than a buffer", "more than a pipe holds"])
+def test_a_reader_who_leaves_is_no_failure(options: str, runs: int, tmp_path: Path) -> None:
+    (tmp_path / "s.yaml").write_text(SWEEP + f"seeds: {list(range(runs // 2))}\n")
+    plan = f"{sys.executable} -m jobs plan s.yaml --cluster slurm {options}"
+    command = f"{plan} | head -c 0 > /dev/null; echo ${{PIPESTATUS[*]}}"
+    done = subprocess.run(
+        ["bash", "-c", command], cwd=tmp_path, env=environ_of(tmp_path), capture_output=True, text=True, check=True
+    )
+    assert (done.stdout, done.stderr) == ("0 0\n", "")

@@ -1,0 +1,210 @@
+"""The join: one row for each run, in every state, from Slurm's accounting or the local queue's own."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from disttrain.config import TrainConfig
+from disttrain.records import Failure, StepRecord, Summary, encode, failure_name, metrics_name, write_json
+from jobs.attempts import AccountingRow
+from jobs.collect import COLUMNS, Result, RunRecords, join, read_run
+from jobs.ledger import Job, Ledger
+from jobs.slurm_states import State
+from jobs.tables import to_csv, to_json
+
+RUN = {
+    "run_id": "2x1-abc", "allocation": "2x1", "nodes": 2, "gpus_per_node": 1, "world_size": 2,
+    "train": dataclasses.asdict(TrainConfig(model="bert", lr=2e-4, seed=3).resolved()),
+}  # fmt: skip
+SUMMARY = Summary(
+    world_size=2, num_nodes=2, hosts=("n1", "n2"), device_name="H100", backend="nccl", comparable=True, steps=220,
+    measured_steps=200, train_s=21.5, samples_per_s=300.0, samples_per_s_per_gpu=150.0, data_ms=1.0, forward_ms=20.0,
+    backward_ms=40.0, optimizer_ms=3.0, step_ms=65.0, train_loss=0.5, eval_loss=0.6, eval_accuracy=0.75,
+    eval_examples=100, notices=(),
+)  # fmt: skip
+DONE = AccountingRow(
+    "7_0", state=State.COMPLETED, submit_s=1700000000, start_s=1700000060, end_s=1700003660, elapsed_s=3600,
+    timelimit_min=60, node_list="n[1-2]", alloc_gpus=2, max_rss_bytes=4096, exit_code=0,
+)  # fmt: skip
+
+
+def failure(rank: int, time_s: float, message: str) -> Failure:
+    return Failure(
+        rank=rank, host=f"n{rank}", time_s=time_s, error="RuntimeError", message=message, traceback="", user_error=False
+    )
+
+
+FIRST, LATER = failure(1, 10.0, "lost\n  its data"), failure(0, 11.0, "connection closed by peer")
+
+
+def row_of(
+    *attempts: AccountingRow, jobs: tuple[str, ...] = ("7_0",), records: RunRecords | None = None, local: bool = False
+) -> Result:
+    ledger = Ledger({"2x1-abc": tuple(Job("2x1-abc", job_id, 1.0) for job_id in jobs)} if jobs else {}, ())
+    by_job = {job_id: [row for row in attempts if row.job_id == job_id] for job_id in jobs}
+    (result,) = join([RUN], ledger, by_job, {"2x1-abc": records} if records else {}, local=local)
+    return result
+
+
+def told(result: Result) -> dict[str, Any]:
+    """The columns that are filled."""
+    asked = {"run_id", "allocation", "model", "per_gpu_batch", "lr", "seed", "world_size"}
+    row = dataclasses.asdict(result)
+    return {name: value for name, value in row.items() if value is not None and name not in asked}
+
+
+TIMES = {
+    "submit_time": "2023-11-14T22:13:20Z", "start_time": "2023-11-14T22:14:20Z", "end_time": "2023-11-14T23:14:20Z",
+}  # fmt: skip
+OF_SUMMARY = {
+    "backend": "nccl", "device_name": "H100", "comparable": True, "steps": 220, "train_s": 21.5,
+    "samples_per_s": 300.0, "samples_per_s_per_gpu": 150.0, "train_loss": 0.5, "eval_loss": 0.6, "eval_accuracy": 0.75,
+    "data_ms": 1.0, "forward_ms": 20.0, "backward_ms": 40.0, "optimizer_ms": 3.0, "step_ms": 65.0, "hosts": "n1,n2",
+}  # fmt: skip
+
+
+def test_a_finished_run() -> None:
+    result = row_of(DONE, records=RunRecords(SUMMARY))
+    assert (result.run_id, result.allocation, result.model, result.lr, result.seed) == (
+        "2x1-abc",
+        "2x1",
+        "bert",
+        2e-4,
+        3,
+    )
+    assert (result.per_gpu_batch, result.global_batch, result.world_size) == (16, None, 2)
+    assert told(result) == {
+        "state": "COMPLETED", "exit_code": 0, "job_id": "7_0", "attempts": 1, **TIMES, "queue_wait_s": 60,
+        "elapsed_s": 3600, "gpu_hours": 2.0, "node_list": "n[1-2]", "max_rss_bytes": 4096, **OF_SUMMARY,
+    }  # fmt: skip
+
+
+def test_the_local_executor_fills_the_same_columns_but_slurms() -> None:
+    row = dataclasses.replace(DONE, job_id="local-1-0", node_list=None, alloc_gpus=None, max_rss_bytes=None)
+    result = row_of(row, jobs=("local-1-0",), records=RunRecords(SUMMARY), local=True)
+    assert told(result) == {"state": "COMPLETED", "exit_code": 0, **TIMES, "elapsed_s": 3600, **OF_SUMMARY}
+
+
+def test_a_job_that_sacct_does_not_know_yet_is_pending() -> None:
+    assert told(row_of()) == {"state": "PENDING", "job_id": "7_0", "attempts": 0}
+
+
+def test_an_array_that_was_cancelled_before_sacct_knew_its_tasks() -> None:
+    bare = AccountingRow("7", state=State.CANCELLED, submit_s=1700000000, end_s=1700003660)
+    ledger = Ledger({"2x1-abc": (Job("2x1-abc", "7_0", 1.0),)}, ())
+    (result,) = join([RUN], ledger, {"7": [bare]}, {}, local=False)
+    assert (result.state, result.reason, result.gpu_hours) == ("CANCELLED", "cancelled", 0.0)
+    (running,) = join([RUN], ledger, {"7": [dataclasses.replace(DONE, job_id="7")]}, {}, local=False)
+    assert running.state == "PENDING"  # what has started under that number is another job
+
+
+def test_a_run_that_was_never_sent_says_so() -> None:
+    assert told(row_of(jobs=())) == {"state": "NOT_SUBMITTED", "attempts": 0}
+
+
+def test_a_running_run_has_its_steps_and_no_result_yet() -> None:
+    running = dataclasses.replace(
+        DONE, state=State.RUNNING, end_s=None, elapsed_s=1800, exit_code=0, max_rss_bytes=None
+    )
+    # A summary of an earlier attempt may still lie there: it measured another one.
+    result = row_of(running, records=RunRecords(None, (), 40))
+    assert told(result) == {
+        "state": "RUNNING", "job_id": "7_0", "attempts": 1, "submit_time": TIMES["submit_time"],
+        "start_time": TIMES["start_time"], "queue_wait_s": 60, "elapsed_s": 1800, "gpu_hours": 1.0,
+        "node_list": "n[1-2]", "steps": 40,
+    }  # fmt: skip
+
+
+def test_a_requeued_run_is_pending_and_its_first_attempt_still_costs() -> None:
+    first = dataclasses.replace(DONE, state=State.REQUEUED, exit_code=0)
+    second = AccountingRow("7_0", state=State.PENDING, submit_s=1700003700)
+    for attempts in ((first,), (first, second)):
+        result = row_of(*attempts)
+        assert (result.phase.value, result.attempts, result.gpu_hours) == ("pending", len(attempts), 2.0)
+        assert (result.exit_code, result.reason) == (None, None)
+
+
+def test_a_resubmitted_run_is_told_by_its_latest_job_and_costs_all_of_them() -> None:
+    failed = dataclasses.replace(DONE, state=State.FAILED, exit_code=1)
+    again = dataclasses.replace(DONE, job_id="9", elapsed_s=900)
+    result = row_of(failed, again, jobs=("7_0", "9"), records=RunRecords(SUMMARY))
+    assert (result.state, result.job_id, result.attempts, result.gpu_hours) == ("COMPLETED", "9", 2, 2.5)
+
+
+def test_gpu_hours_are_unknown_where_the_site_does_not_account_gpus() -> None:
+    assert row_of(dataclasses.replace(DONE, alloc_gpus=None)).gpu_hours is None
+
+
+def test_a_step_that_ran_out_of_memory_is_the_runs_end() -> None:
+    result = row_of(dataclasses.replace(DONE, state=State.FAILED, exit_code=1, out_of_memory=True))
+    assert (result.state, result.exit_code) == ("OUT_OF_MEMORY", 1)
+
+
+@pytest.mark.parametrize(
+    ("changes", "failures", "reason"),
+    [
+        ({"state": State.FAILED}, (FIRST, LATER), "rank 1 on n1: RuntimeError: lost its data"),
+        ({"state": State.FAILED}, (), "no rank said why: see its log"),
+        ({"state": State.FAILED, "exit_signal": 9}, (), "ended by signal 9; no rank said why: see its log"),
+        # Where Slurm ended it, a rank's words are about the consequence.
+        ({"state": State.OUT_OF_MEMORY}, (LATER,), "out of memory: ask for more with memory_gb_per_gpu"),
+        (
+            {"state": State.FAILED, "out_of_memory": True},
+            (LATER,),
+            "out of memory: ask for more with memory_gb_per_gpu",
+        ),
+        ({"state": State.TIMEOUT}, (LATER,), "time limit of 60 min reached"),
+        ({"state": State.TIMEOUT, "timelimit_min": None}, (), "timeout"),
+        ({"state": State.NODE_FAIL}, (LATER,), "node n[1-2] failed"),
+        ({"state": State.NODE_FAIL, "failed_node": "n2"}, (), "node n2 failed"),
+        ({"state": State.CANCELLED}, (), "cancelled"),
+        ({"state": State.PREEMPTED}, (LATER,), "preempted"),
+        ({"state": State.BOOT_FAIL}, (), "boot fail"),
+        ({"state": State.COMPLETED}, (LATER,), None),
+        ({"state": State.RUNNING}, (FIRST,), None),
+        ({"state": State.UNKNOWN}, (FIRST,), None),
+    ],
+)
+def test_the_reason(changes: dict[str, Any], failures: tuple[Failure, ...], reason: str | None) -> None:
+    assert row_of(dataclasses.replace(DONE, **changes), records=RunRecords(None, failures)).reason == reason
+
+
+def test_a_run_that_ended_badly_after_its_last_step_has_no_result_but_its_steps() -> None:
+    result = row_of(dataclasses.replace(DONE, state=State.TIMEOUT), records=RunRecords(SUMMARY))
+    assert (result.steps, result.samples_per_s, result.hosts) == (220, None, None)
+
+
+def test_the_records_of_a_run_are_read_from_its_folder(tmp_path: Path) -> None:
+    assert read_run(tmp_path) == RunRecords()
+    for item in (LATER, FIRST):
+        write_json(tmp_path / failure_name(item.rank), item)
+    steps = [
+        StepRecord(
+            step=step, epoch=0, loss=1.0, lr=1e-3, examples=4, data_ms=1.0, forward_ms=1.0, backward_ms=1.0,
+            optimizer_ms=1.0, step_ms=4.0,
+        )
+        for step in range(1, 101)
+    ]  # fmt: skip
+    lines = "".join(encode(step) + "\n" for step in steps)
+    (tmp_path / metrics_name(0)).write_text(lines + '{"kind": "step", "step": 101, "ep')
+    assert read_run(tmp_path) == RunRecords(None, (FIRST, LATER), 100)
+    (tmp_path / metrics_name(0)).write_text('{"kind": "start"}\n')
+    assert read_run(tmp_path).last_step == 0
+    write_json(tmp_path / "summary.json", SUMMARY)
+    assert read_run(tmp_path) == RunRecords(SUMMARY, (FIRST, LATER), None)
+
+
+def test_csv_and_json_hold_every_column() -> None:
+    rows = (row_of(DONE, records=RunRecords(SUMMARY)), row_of(), row_of(dataclasses.replace(DONE, state=State.FAILED)))
+    plain = [dataclasses.asdict(row) for row in rows]
+    assert json.loads(to_json(rows, "s", "site")) == {"sweep": "s", "cluster": "site", "runs": plain}
+    read = list(csv.DictReader(io.StringIO(to_csv(rows))))
+    assert list(read[0]) == list(COLUMNS)
+    assert read == [{name: "" if value is None else str(value) for name, value in row.items()} for row in plain]

@@ -1,0 +1,58 @@
+"""The environment of a submission: what leaks is hidden and comes back, what says where the cluster is stays."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+
+from jobs.environ import clean_environ
+
+STAYS = {
+    "SLURM_CONF": "/etc/slurm/slurm.conf",
+    "SLURM_JWT": "a token",
+    "SUBMITIT_PREEMPT_SIGNAL": "USR1",
+    "OMP_NUM_THREADS": "4",
+    "CUDA_VISIBLE_DEVICES": "0",
+}
+LEAKS = {
+    "SLURM_JOB_ID": "1",
+    "SLURM_CPU_BIND": "mask_cpu:0x1",
+    "SLURM_CPUS_PER_TASK": "4",
+    "SBATCH_PARTITION": "gpu",
+    "SRUN_DEBUG": "3",
+    "SLURMD_NODENAME": "n1",
+    "SUBMITIT_EXECUTOR": "slurm",
+    "TORCHELASTIC_RUN_ID": "none",
+    "PMIX_RANK": "0",
+    "OMPI_COMM_WORLD_RANK": "0",
+    "RANK": "0",
+    "WORLD_SIZE": "2",
+    "MASTER_PORT": "29500",
+}
+
+
+@pytest.fixture
+def surrounded(monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
+    """This process inside a job."""
+    for name in list(os.environ):
+        monkeypatch.delenv(name)
+    for name, value in {**STAYS, **LEAKS}.items():
+        monkeypatch.setenv(name, value)
+    return seen()
+
+
+def seen() -> dict[str, str]:
+    return {name: value for name, value in os.environ.items() if name != "PYTEST_CURRENT_TEST"}
+
+
+def test_variables_of_a_surrounding_job_are_hidden_and_come_back(surrounded: dict[str, str]) -> None:
+    with clean_environ():
+        assert seen() == STAYS
+    assert seen() == surrounded
+
+
+def test_they_come_back_after_an_error_too(surrounded: dict[str, str]) -> None:
+    with pytest.raises(RuntimeError, match="refused"), clean_environ():
+        raise RuntimeError("refused")
+    assert seen() == surrounded

