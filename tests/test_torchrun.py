@@ -139,7 +139,7 @@ def test_setup_that_is_not_the_real_shape(setup: str, tmp_path: Path) -> None:
     # Once from each rank; the rest is torchrun's own.
     errors = [line for line in stderr.splitlines() if line.startswith("error: ")]
     assert set(errors) == {
-        f"error: setup '{setup}' says 2 nodes x 2 ranks, but the run has 1 nodes x 2 ranks"
+        f"error: setup '{setup}' says 2x2 (nodes x ranks per node), but the run has 1x2"
         " (mend --setup or how the ranks are started)"
     }
     assert not (tmp_path / "summary.json").exists()

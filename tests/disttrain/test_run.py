@@ -97,7 +97,7 @@ def test_help_and_a_wrong_setup_load_no_torch(tmp_path: Path) -> None:
     assert asked.returncode == 0
     assert "--per_gpu_batch" in asked.stdout
     wrong = script("vit.py", "--setup=2_2", **hide_torch, **ONE_OF_TWO)
-    message = "error: setup '2_2' says 2 nodes x 2 ranks, but the run has 1 nodes x 2 ranks"
+    message = "error: setup '2_2' says 2x2 (nodes x ranks per node), but the run has 1x2 "
     assert wrong.returncode == 2
     assert wrong.stderr.startswith(message)
     assert wrong.stderr.count("\n") == 1

@@ -32,14 +32,12 @@ def run_sweep(file: str, root: Path, environ: dict[str, str], *options: str) -> 
     target = [str(REPOSITORY / "sweeps" / file), "--root", str(root)]
     done = subprocess.run([*sweep, "submit", *target, "--wait", "--poll", "3", *options], env=environ, check=False)
     assert done.returncode == 0, f"sweep submit {file} ended with {done.returncode}"
-    table = subprocess.run(
-        [*sweep, "collect", *target], env={**environ, "COLUMNS": "80"}, capture_output=True, text=True, check=True
-    )
+    table = subprocess.run([*sweep, "collect", *target], env=environ, capture_output=True, text=True, check=True)
     values = subprocess.run(
         [*sweep, "collect", *target, "--format", "json"], env=environ, capture_output=True, text=True, check=True
     )
     rows: list[dict[str, Any]] = json.loads(values.stdout)["runs"]
-    return rows, table.stdout
+    return rows, "\n".join(line.rstrip() for line in table.stdout.strip().splitlines())
 
 
 def minilm() -> str:

