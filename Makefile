@@ -31,19 +31,20 @@ unit: $(VENV)/.installed-test
 proofs: $(VENV)/.installed-test
 	$(BIN)/python -m tests.proofs
 
-# A venv that an interrupted installation left half-made has no stamp, and pip goes on from where it was.
-$(VENV)/bin/python:
+# Without Debian's python3-venv a venv comes without pip: pip is what says that it is whole. An installation that was
+# interrupted has no stamp, and pip goes on from where it was.
+$(VENV)/bin/pip:
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or later is needed: make PYTHON=python3.12")'
-	$(PYTHON) -m venv $(VENV)
+	$(PYTHON) -m venv --clear $(VENV)
 
-$(VENV)/.installed: setup.cfg pyproject.toml | $(VENV)/bin/python
+$(VENV)/.installed: setup.cfg pyproject.toml | $(VENV)/bin/pip
 	@echo "installing into $(VENV): some 5 GB, mostly torch; once"
 	$(BIN)/pip install --quiet --editable .
 	touch $@
 
-$(VENV)/.installed-test: setup.cfg pyproject.toml | $(VENV)/bin/python
+$(VENV)/.installed-test: setup.cfg pyproject.toml | $(VENV)/bin/pip
 	$(BIN)/pip install --quiet --editable '.[test]'
 	touch $(VENV)/.installed $@
 
 clean:
-	rm -rf $(VENV) runs build *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
+	rm -rf $(VENV) build *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis

@@ -44,7 +44,7 @@ class TrainConfig:
     ] = None
 
     dataset: Annotated[
-        Text | None, doc("hub id, csv/tsv/parquet file, folder of such files or of images, or saved to disk")
+        Text | None, doc("hub id, csv/tsv/parquet/json file, folder of such files or of images, or saved to disk")
     ] = None
     dataset_config: Annotated[Text | None, doc("configuration name of a hub dataset")] = None
     text_column: Annotated[Text | None, doc("column of the text; default: the only text column, or its usual name")] = (

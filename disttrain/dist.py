@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -74,16 +75,26 @@ def process_group(env: RankEnv, wanted: str) -> Iterator[Group]:
         return
     store = open_store(env)
     places = _exchange_places(store, env, device)
+    # This store is ours, so init_process_group leaves its time limit alone: NCCL's first collective waits on it.
+    store.set_timeout(COLLECTIVE_TIMEOUT)
     gpus = [place["gpu"] for place in places if place["gpu"]]
     # NCCL refuses two ranks on one GPU; such a run is a rehearsal, which gloo can carry.
     shared_gpu = len(set(gpus)) < len(gpus)
-    backend = "nccl" if gpus and not shared_gpu else "gloo"
-    if env.num_nodes > 1 and not env.folded:
-        name = interface_towards(env.master_addr)
-        if name is not None:
-            # gloo otherwise takes the address that this host's own name resolves to, on Debian 127.0.1.1.
-            os.environ.setdefault("GLOO_SOCKET_IFNAME", name)
-    dist.init_process_group(backend, store=store, rank=env.rank, world_size=env.world_size, timeout=COLLECTIVE_TIMEOUT)
+    backend = "nccl" if len(gpus) == env.world_size and not shared_gpu else "gloo"
+    others = [place["host"] for place in places if place["host"] != socket.gethostname()]
+    name = interface_towards(others[0]) if others else None
+    if name is not None:
+        # gloo otherwise takes the address that this host's own name resolves to, on Debian 127.0.1.1.
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", name)
+    dist.init_process_group(
+        backend,
+        store=store,
+        rank=env.rank,
+        world_size=env.world_size,
+        timeout=COLLECTIVE_TIMEOUT,
+        # NCCL then connects here and now, while all ranks are there, and fails early where it cannot.
+        device_id=device if backend == "nccl" else None,
+    )
     try:
         yield Group(env, device, backend, tuple(place["host"] for place in places), shared_gpu)
     except BaseException:
@@ -120,7 +131,11 @@ def choose_device(env: RankEnv, wanted: str) -> torch.device:
 
 def _exchange_places(store: dist.Store, env: RankEnv, device: torch.device) -> list[dict[str, str]]:
     """Host and GPU of every rank, by rank, through the store: it must be known before a backend is chosen."""
-    gpu = str(torch.cuda.get_device_properties(device).uuid) if device.type == "cuda" else ""
-    mine = {"host": socket.gethostname(), "gpu": gpu}
+    host, gpu = socket.gethostname(), ""
+    if device.type == "cuda":
+        found: Any = torch.cuda.get_device_properties(device)
+        # Its place on the bus, as NCCL knows it: two MIG slices of one GPU have two UUIDs, and NCCL refuses them.
+        gpu = f"{host} {found.pci_domain_id:x}:{found.pci_bus_id:x}:{found.pci_device_id:x}"
+    mine = {"host": host, "gpu": gpu}
     store.set(f"place/{env.rank}", json.dumps(mine))
     return [json.loads(store.get(f"place/{rank}")) for rank in range(env.world_size)]

@@ -153,7 +153,7 @@ def port_candidates(token: str) -> tuple[int, ...]:
     """Ports for one run, outside the ephemeral range, in an order that its token decides.
 
     A single port derived from a job id must meet another job's sooner or later, so the ranks agree on an order and
-    take the first port in it that answers for their own job (disttrain.dist).
+    take the first port in it that answers for their own job (disttrain.rendezvous).
 
     Example:
         >>> port_candidates("7/0") == port_candidates("7/0") != port_candidates("8/0")

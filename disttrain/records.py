@@ -6,12 +6,17 @@ import dataclasses
 import json
 import math
 import os
+import socket
 import statistics
+import time
+import traceback
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any, ClassVar, Self, TypeVar
+
+from disttrain.errors import UserError
 
 T = TypeVar("T")
 
@@ -238,6 +243,23 @@ def write_json(path: Path, value: Any) -> None:
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     temporary.write_text(json.dumps(_plain(value), indent=2, allow_nan=False) + "\n", encoding="utf-8")
     os.replace(temporary, path)
+
+
+def write_failure(folder: Path, rank: int, error: BaseException) -> None:
+    """Writes down why a rank ends: at once, before its process ends and the others fail for want of it."""
+    failure = Failure(
+        rank=rank,
+        host=socket.gethostname(),
+        time_s=time.time(),
+        error=type(error).__name__,
+        message=str(error),
+        traceback="".join(traceback.format_exception(error)),
+        user_error=isinstance(error, UserError),
+    )
+    try:
+        write_json(folder / failure_name(rank), failure)
+    except OSError as unwritten:
+        error.add_note(f"and its record could not be written: {unwritten}")
 
 
 def median_or_none(values: Sequence[float]) -> float | None:

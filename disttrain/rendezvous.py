@@ -153,7 +153,7 @@ def _receive(connection: socket.socket) -> bytes:
 
 
 def interface_towards(host: str) -> str | None:
-    """Name of the network interface from which this host reaches `host`; None where it cannot be told."""
+    """Name of the network interface from which this host reaches another; None where it cannot be told."""
     import fcntl
 
     try:
@@ -164,7 +164,7 @@ def interface_towards(host: str) -> str | None:
                 request = struct.pack("256s", name.encode())
                 with contextlib.suppress(OSError):
                     answer = fcntl.ioctl(probe.fileno(), 0x8915, request)  # SIOCGIFADDR
-                    if socket.inet_ntoa(answer[20:24]) == address:
+                    if socket.inet_ntoa(answer[20:24]) == address and name != "lo":
                         return name
     except OSError:
         return None

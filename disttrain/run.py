@@ -8,8 +8,8 @@ import os
 import platform
 import socket
 import sys
+import threading
 import time
-import traceback
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     from disttrain.family import Built, Encoded
 
 _LIBRARIES = ("torch", "torchvision", "transformers", "tokenizers", "datasets", "numpy")
+
+_EXIT_S = 15.0  # that a rank which has failed takes to end, at most
 
 
 def main(model: str, arguments: list[str]) -> None:
@@ -79,24 +81,21 @@ def run(config: TrainConfig, env: RankEnv, output_dir: Path) -> records.Summary:
     try:
         return _run(config.resolved(), env, output_dir)
     except Exception as error:
-        # Now, before this process ends and the other ranks fail for want of it: a run's first failure is its reason.
-        try:
-            records.write_json(output_dir / records.failure_name(env.rank), _failure(error, env.rank))
-        except OSError as unwritten:
-            error.add_note(f"and its record could not be written: {unwritten}")
+        records.write_failure(output_dir, env.rank, error)
+        if env.world_size > 1:
+            _exit_soon()
         raise
 
 
-def _failure(error: Exception, rank: int) -> records.Failure:
-    return records.Failure(
-        rank=rank,
-        host=socket.gethostname(),
-        time_s=time.time(),
-        error=type(error).__name__,
-        message=str(error),
-        traceback="".join(traceback.format_exception(error)),
-        user_error=isinstance(error, UserError),
-    )
+def _exit_soon() -> None:
+    """Ends this process even where its end would wait for ranks that cannot answer.
+
+    The launcher ends the other ranks once this process is gone; NCCL's own tear-down may wait for a collective that
+    will never be done until its time limit.
+    """
+    timer = threading.Timer(_EXIT_S, os._exit, (1,))
+    timer.daemon = True
+    timer.start()
 
 
 def _run(config: TrainConfig, env: RankEnv, output_dir: Path) -> records.Summary:

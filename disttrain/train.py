@@ -195,7 +195,14 @@ def _parallel(model: nn.Module, group: Group, config: TrainConfig) -> nn.Module:
         return model  # DDP of one rank would copy every gradient for nobody
     # With one example, gradients of embeddings that all positions share have odd strides in dimensions of size 1.
     warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides")
-    return DistributedDataParallel(model, bucket_cap_mb=config.bucket_cap_mb, gradient_as_bucket_view=True)
+    return DistributedDataParallel(
+        model,
+        bucket_cap_mb=config.bucket_cap_mb,
+        gradient_as_bucket_view=True,
+        # The buffers are constants (positions, mean pixels), the same on every rank. Sending rank 0's to the others at
+        # each forward pass would make them wait for it, in what is measured as the forward pass.
+        broadcast_buffers=False,
+    )
 
 
 def _no_exchange(model: nn.Module, more_to_come: bool) -> AbstractContextManager[None]:

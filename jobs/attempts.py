@@ -103,6 +103,11 @@ class AccountingRow:
             return 0.0
         return None if self.alloc_gpus is None or self.elapsed_s is None else self.alloc_gpus * self.elapsed_s / 3600
 
+    @property
+    def counts_gpus(self) -> bool:
+        """Whether the site accounts GPUs, as far as this attempt tells."""
+        return self.start_s is None or self.alloc_gpus is not None
+
     def to_json(self) -> dict[str, Any]:
         """The fields as JSON types."""
         return {**asdict(self), "state": self.state.value}

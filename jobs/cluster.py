@@ -48,7 +48,10 @@ class Cluster(BaseModel):
     memory_gb_per_gpu: float | None = Field(None, gt=0)
     python: Line | None = Field(None, description="interpreter of the compute nodes; default: the one that runs sweep")
     setup: tuple[Line, ...] = Field((), description="shell lines before the run: module load, export HF_HOME=...")
-    network_interface: Line | None = Field(None, description="for NCCL and gloo; default: the one that leads to rank 0")
+    network_interface: Line | None = Field(
+        None,
+        description="for NCCL and gloo; default: NCCL's choice, gloo's by the route",
+    )
     max_array_size: int = Field(1000, ge=1, description="tasks of one job array, at most MaxArraySize - 1")
     max_running: int | None = Field(None, ge=1, description="tasks of one array that run at once")
     sbatch: dict[str, str | int | float | bool] = Field(

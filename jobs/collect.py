@@ -57,6 +57,7 @@ class Result:
     queue_wait_s: int | None  # of the latest attempt: start - submit
     elapsed_s: int | None  # of the latest attempt
     gpu_hours: float | None  # over all attempts
+    gpu_hours_from: str | None  # sacct, or plan where the site's accounting does not count GPUs
     node_list: str | None
     max_rss_bytes: int | None  # largest task of the largest step
     # the run's own records
@@ -158,7 +159,8 @@ def _join_run(
         end_time=_iso(latest.end_s if latest else None),
         queue_wait_s=slurm.queue_wait_s if slurm else None,
         elapsed_s=latest.elapsed_s if latest else None,
-        gpu_hours=_total([attempt.gpu_hours for attempt in every]) if slurm else None,
+        gpu_hours=_gpu_hours(every, run["world_size"]) if slurm else None,
+        gpu_hours_from=("sacct" if all(attempt.counts_gpus for attempt in every) else "plan") if slurm else None,
         node_list=slurm.node_list if slurm else None,
         max_rss_bytes=slurm.max_rss_bytes if slurm else None,
         world_size=run["world_size"],
@@ -230,10 +232,13 @@ def _read_json(path: Path) -> dict[str, Any]:
     return values
 
 
-def _total(values: Sequence[float | None]) -> float | None:
-    """The sum; None where a part is not known, since a sum without it would look whole."""
-    known = [value for value in values if value is not None]
-    return round(sum(known), 6) if known and len(known) == len(values) else None
+def _gpu_hours(attempts: Sequence[AccountingRow], planned_gpus: int) -> float:
+    """GPU-hours of all attempts; by the plan's GPUs where a site does not account them (AccountingStorageTRES)."""
+    hours = (
+        attempt.gpu_hours if attempt.gpu_hours is not None else planned_gpus * (attempt.elapsed_s or 0) / 3600
+        for attempt in attempts
+    )
+    return round(sum(hours), 6)
 
 
 def _iso(time_s: int | None) -> str | None:

@@ -6,11 +6,13 @@ import dataclasses
 import json
 import os
 import signal
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from disttrain.config import TrainConfig
 from disttrain.rankenv import RankEnv
+from disttrain.records import write_failure
 
 
 @dataclass(frozen=True)
@@ -42,13 +44,24 @@ class RankTask:
             os.environ["CUDA_VISIBLE_DEVICES"] = self.visible_gpus
         if self.threads is not None:
             os.environ.setdefault("OMP_NUM_THREADS", str(self.threads))
-        from disttrain.run import run  # torch, only here and only now
+        run_dir = Path(self.run_dir)
+        try:
+            from disttrain.run import run  # torch, only here and only now
 
-        env = RankEnv.from_environ(os.environ)
-        if self.folded:
-            env = env.fold(self.nodes)
-        config = dataclasses.replace(read_config(Path(self.run_dir)), setup=f"{self.nodes}x{self.gpus_per_node}")
-        run(config, env, Path(self.run_dir))
+            env = RankEnv.from_environ(os.environ)
+            if self.folded:
+                env = env.fold(self.nodes)
+            config = dataclasses.replace(read_config(run_dir), setup=f"{self.nodes}x{self.gpus_per_node}")
+        except Exception as error:
+            write_failure(run_dir, _likely_rank(os.environ), error)  # what fails later, `run` writes down itself
+            raise
+        run(config, env, run_dir)
+
+
+def _likely_rank(environ: Mapping[str, str]) -> int:
+    """The rank of a process whose environment cannot be read as one."""
+    told = environ.get("SLURM_PROCID") or environ.get("SUBMITIT_LOCAL_GLOBALID") or ""
+    return int(told) if told.isdecimal() else 0
 
 
 def read_config(run_dir: Path) -> TrainConfig:

@@ -16,13 +16,22 @@ _LEAKING_NAMES = frozenset({
 _KEPT = frozenset({"SLURM_CONF", "SLURM_JWT", "SUBMITIT_PREEMPT_SIGNAL"})
 
 
+# GPUs of the surrounding job: on another node they are others, or none.
+_GPU_NAMES = frozenset({"CUDA_VISIBLE_DEVICES", "GPU_DEVICE_ORDINAL", "ROCR_VISIBLE_DEVICES", "ZE_AFFINITY_MASK"})
+
+
 @contextmanager
-def clean_environ() -> Iterator[None]:
-    """Hides from what is started inside it the variables of a job or launcher that sweep itself runs in."""
+def clean_environ(*, other_node: bool = False) -> Iterator[None]:
+    """Hides from what is started inside it the variables of a job or launcher that sweep itself runs in.
+
+    Args:
+        other_node: What is started runs elsewhere, where this node's GPUs mean nothing.
+    """
+    names = _LEAKING_NAMES | (_GPU_NAMES if other_node else frozenset())
     hidden = {
         name: os.environ.pop(name)
         for name in list(os.environ)
-        if (name.startswith(_LEAKING) or name in _LEAKING_NAMES) and name not in _KEPT
+        if (name.startswith(_LEAKING) or name in names) and name not in _KEPT
     }
     try:
         yield

@@ -6,7 +6,7 @@ import json
 import os
 import platform
 import subprocess
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -67,19 +67,27 @@ class SweepFolder:
         return self.path.stat().st_uid == os.geteuid() and os.access(self.path, os.W_OK)
 
 
-def prepare(folder: SweepFolder, sweep_text: str, plan: Mapping[str, Any], runs: Sequence[Mapping[str, Any]]) -> None:
+def prepare(
+    folder: SweepFolder,
+    sweep_text: str,
+    plan: Mapping[str, Any],
+    runs: Sequence[Mapping[str, Any]],
+    sent: Collection[str] = (),
+) -> None:
     """Lays down what the ranks and later commands read, before anything is sent.
 
     Args:
         folder: Where; made if it is not there.
         sweep_text: The sweep's YAML as submitted.
-        plan: The whole plan as JSON; runs of earlier submissions that it no longer names are kept behind its own.
+        plan: The whole plan as JSON.
         runs: The runs that are about to be sent, as in the plan; what an earlier attempt of them said of itself is
             removed, or a new attempt would be taken for a finished one.
+        sent: Ids of the runs of earlier submissions: those that the plan no longer names are kept behind its own. One
+            that was planned and never sent is not: nobody would ever send it.
     """
     folder.logs.mkdir(parents=True, exist_ok=True)
     named = {run["run_id"] for run in plan["runs"]}
-    earlier = [run for run in folder.planned_runs() if run["run_id"] not in named]
+    earlier = [run for run in folder.planned_runs() if run["run_id"] in set(sent) - named]
     write_text(folder.sweep_file, sweep_text)
     write_text(folder.plan_file, json.dumps({**plan, "runs": [*plan["runs"], *earlier]}, indent=2) + "\n")
     facts = {"versions": versions(), "git": git_state(Path.cwd())}

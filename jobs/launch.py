@@ -8,9 +8,12 @@ import sys
 import time
 from collections.abc import Callable
 
+from disttrain.config import PATH_FIELDS
+from disttrain.errors import UserError
+from jobs.accounting import AccountingUnavailable, queued_jobs
 from jobs.cluster import LOCAL
 from jobs.folder import SweepFolder, prepare
-from jobs.ledger import read_ledger, submission_lock
+from jobs.ledger import Ledger, read_ledger, submission_lock
 from jobs.localqueue import send_to_local
 from jobs.plan import JobGroup, Plan, plan_json, run_json, with_runs
 from jobs.slurm_states import Phase, State
@@ -37,8 +40,13 @@ def launch(plan: Plan, sweep_text: str, *, max_ranks: int | None, tick: Callable
         require_slurm(plan.cluster_name)
     folder.path.mkdir(parents=True, exist_ok=True)
     with submission_lock(folder.path):
-        missing = with_runs(plan, _missing(folder, plan))
-        prepare(folder, sweep_text, plan_json(plan), [run_json(run) for run in missing.runs])
+        ledger = read_ledger(folder.path)
+        _check_same_data(folder, plan, ledger)
+        if plan.cluster_name != LOCAL:
+            _check_broken_off(folder, ledger)
+        missing = with_runs(plan, _missing(folder, plan, ledger))
+        sent = {*ledger.jobs, *ledger.unconfirmed}
+        prepare(folder, sweep_text, plan_json(plan), [run_json(run) for run in missing.runs], sent)
         if plan.cluster_name != LOCAL:
             send_to_slurm(missing, time.time, _tell)
         elif missing.runs:
@@ -51,8 +59,42 @@ def _tell(group: JobGroup, job_id: str) -> None:
     print(f"  {group.allocation}: {count_runs(len(group.runs))} as job {job_id}", flush=True)
 
 
-def _missing(folder: SweepFolder, plan: Plan) -> frozenset[str]:
-    sent = read_ledger(folder.path).jobs
+def _check_same_data(folder: SweepFolder, plan: Plan, ledger: Ledger) -> None:
+    """Checks that runs of the same id are the same runs.
+
+    An id does not depend on where the sweep's file lies, and so neither on which of two folders ./data is.
+    """
+    earlier = {run["run_id"]: run["train"] for run in folder.planned_runs() if run["run_id"] in ledger.jobs}
+    for run in plan.runs:
+        for field in PATH_FIELDS if run.run_id in earlier else ():
+            before, now = earlier[run.run_id].get(field), getattr(run.config, field)
+            if before != now:
+                raise UserError(
+                    f"{plan.sweep_name!r} was submitted with {field} {before!r}, this one has {now!r}",
+                    where=str(folder.path),
+                    hint="give this sweep another name, or another --root",
+                )
+
+
+def _check_broken_off(folder: SweepFolder, ledger: Ledger) -> None:
+    """Checks that a submission that was killed half-way has left no jobs that the ledger does not know."""
+    if not ledger.unconfirmed:
+        return
+    try:
+        queued = queued_jobs(folder.sweep_name, environ=os.environ)
+    except AccountingUnavailable as error:
+        raise UserError(f"a submission broke off, and what of it is queued cannot be asked: {error}") from None
+    unknown = sorted(queued - {job.job_id for job in ledger.all_jobs()})
+    if unknown:
+        raise UserError(
+            f"a submission broke off and left jobs that would run twice: {', '.join(unknown)}",
+            where=str(folder.path),
+            hint=f"scancel {' '.join(unknown)}, or wait for their end; then submit again",
+        )
+
+
+def _missing(folder: SweepFolder, plan: Plan, ledger: Ledger) -> frozenset[str]:
+    sent = ledger.jobs
     status = read_status(folder, os.environ) if sent else Status((), ())
     for notice in status.notices:
         print(f"note: {notice}", file=sys.stderr)

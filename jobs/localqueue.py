@@ -49,8 +49,8 @@ class LocalQueue:
         """
         for run in self._waiting:
             self._note(run, State.PENDING)
-        # The default of SIGTERM would leave the ranks behind.
-        with _handling({signal.SIGTERM: lambda *_: sys.exit(128 + signal.SIGTERM)}):
+        # Their default would leave the ranks behind.
+        with _handling(dict.fromkeys((signal.SIGTERM, signal.SIGHUP), lambda number, _: sys.exit(128 + number))):
             try:
                 with _machine_lock(tick):
                     # With the lock in hand no other queue works here: what still runs of this sweep was left behind by
@@ -63,7 +63,7 @@ class LocalQueue:
                         self._reap()
             finally:
                 # A second Ctrl-C of an impatient user must not stop what the first has begun.
-                with _handling(dict.fromkeys((signal.SIGINT, signal.SIGTERM), signal.SIG_IGN)):
+                with _handling(dict.fromkeys((signal.SIGINT, signal.SIGTERM, signal.SIGHUP), signal.SIG_IGN)):
                     self._end()
 
     def _end(self) -> None:

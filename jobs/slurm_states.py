@@ -64,11 +64,6 @@ class State(StrEnum):
         return self.phase is Phase.PENDING
 
     @property
-    def is_running(self) -> bool:
-        """Whether the job holds an allocation."""
-        return self.phase is Phase.RUNNING
-
-    @property
     def is_finished(self) -> bool:
         """Whether the attempt is over for good; where Slurm requeues by itself, another attempt may follow."""
         return self.phase is Phase.FINISHED

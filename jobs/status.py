@@ -69,13 +69,21 @@ def _ask_sacct(
     jobs = tuple(ledger.all_jobs())
     since_s = min((job.submitted_s for job in jobs), default=None)
     rows = query_sacct([job.job_id for job in jobs], environ=environ, since_s=since_s)
-    merged = merge_history(kept, (*rows, *_vanished(folder, ledger, (*kept, *rows), environ)))
+    merged = merge_history(kept, rows)
     # Only what is new: the file grows with what happened, not with how often somebody looked at what still runs.
     known = {_lasting(row) for row in kept}
     new = [row for row in merged if _lasting(row) not in known]
     if new and folder.is_owner():
         append_lines(folder.accounting_file, [json.dumps(row.to_json()) for row in new])
-    return merged
+    # Behind the writing: what is only concluded must give way to what sacct may still tell.
+    return (*map(_unless_requeued, merged), *_vanished(folder, ledger, merged, environ))
+
+
+def _unless_requeued(row: AccountingRow) -> AccountingRow:
+    """A job that was preempted or lost its node is queued again by Slurm, seconds later, as another attempt."""
+    if row.state in (State.PREEMPTED, State.NODE_FAIL) and row.end_s and time.time() - row.end_s < _LATE_S:
+        return replace(row, state=State.REQUEUED)
+    return row
 
 
 def _vanished(

@@ -64,7 +64,7 @@ def _sbatch(plan: Plan, group: JobGroup) -> list[str]:
     executor.update_parameters(**group.parameters)
     tasks = [rank_task(plan, run) for run in group.runs]
     # submitit prints what sbatch says of a refusal, which the one line of our error repeats.
-    with clean_environ(), contextlib.redirect_stderr(io.StringIO()):
+    with clean_environ(other_node=True), contextlib.redirect_stderr(io.StringIO()):
         try:
             # An array for many, a plain job for one.
             return [str(job.job_id) for job in executor.submit_array(tasks)]

@@ -16,6 +16,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from disttrain.records import failure_name
+from jobs.cluster import DEBUG
 from jobs.collect import COLUMNS, Result, read_run
 from jobs.folder import SweepFolder
 from jobs.ledger import read_ledger
@@ -30,6 +31,8 @@ _STATE_STYLE = {State.COMPLETED.value: "green", State.RUNNING.value: "cyan", Sta
 def plan_table(plan: Plan) -> Table:
     """Every run under its allocation, with what the allocation asks for."""
     title = f"{plan.sweep_name} on {plan.cluster_name}: {count_runs(len(plan.runs))}"
+    if plan.cluster_name == DEBUG:
+        title += ", each as one rank in this process"
     table = Table(title=title, title_justify="left", **_LOOK)
     table.add_column("allocation, runs", no_wrap=True)
     table.add_column("asks for, differs in")

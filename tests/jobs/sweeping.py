@@ -70,7 +70,9 @@ class Sweeping:
         )  # fmt: skip
         assert done.returncode in (0, 1), done.stderr
         rows: list[dict[str, Any]] = json.loads(done.stdout)["runs"]
-        failed = any(row["state"] not in ("PENDING", "RUNNING", "COMPLETED") for row in rows)
+        failed = any(
+            row["state"] not in ("NOT_SUBMITTED", "PENDING", "REQUEUED", "RUNNING", "COMPLETED") for row in rows
+        )
         assert done.returncode == int(failed)
         return rows
 

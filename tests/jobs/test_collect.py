@@ -82,7 +82,8 @@ def test_a_finished_run() -> None:
     assert (result.per_gpu_batch, result.global_batch, result.world_size) == (16, None, 2)
     assert told(result) == {
         "state": "COMPLETED", "exit_code": 0, "job_id": "7_0", "attempts": 1, **TIMES, "queue_wait_s": 60,
-        "elapsed_s": 3600, "gpu_hours": 2.0, "node_list": "n[1-2]", "max_rss_bytes": 4096, **OF_SUMMARY,
+        "elapsed_s": 3600, "gpu_hours": 2.0, "gpu_hours_from": "sacct", "node_list": "n[1-2]",
+        "max_rss_bytes": 4096, **OF_SUMMARY,
     }  # fmt: skip
 
 
@@ -118,7 +119,7 @@ def test_a_running_run_has_its_steps_and_no_result_yet() -> None:
     assert told(result) == {
         "state": "RUNNING", "job_id": "7_0", "attempts": 1, "submit_time": TIMES["submit_time"],
         "start_time": TIMES["start_time"], "queue_wait_s": 60, "elapsed_s": 1800, "gpu_hours": 1.0,
-        "node_list": "n[1-2]", "steps": 40,
+        "gpu_hours_from": "sacct", "node_list": "n[1-2]", "steps": 40,
     }  # fmt: skip
 
 
@@ -138,8 +139,9 @@ def test_a_resubmitted_run_is_told_by_its_latest_job_and_costs_all_of_them() -> 
     assert (result.state, result.job_id, result.attempts, result.gpu_hours) == ("COMPLETED", "9", 2, 2.5)
 
 
-def test_gpu_hours_are_unknown_where_the_site_does_not_account_gpus() -> None:
-    assert row_of(dataclasses.replace(DONE, alloc_gpus=None)).gpu_hours is None
+def test_gpu_hours_are_by_the_plan_where_the_site_does_not_account_gpus() -> None:
+    result = row_of(dataclasses.replace(DONE, alloc_gpus=None))
+    assert (result.gpu_hours, result.gpu_hours_from) == (2.0, "plan")
 
 
 def test_a_step_that_ran_out_of_memory_is_the_runs_end() -> None:

@@ -56,3 +56,12 @@ def test_they_come_back_after_an_error_too(surrounded: dict[str, str]) -> None:
     with pytest.raises(RuntimeError, match="refused"), clean_environ():
         raise RuntimeError("refused")
     assert seen() == surrounded
+
+
+def test_gpus_of_this_node_are_not_named_to_another(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
+    with clean_environ():
+        assert os.environ["CUDA_VISIBLE_DEVICES"] == "0"
+    with clean_environ(other_node=True):
+        assert "CUDA_VISIBLE_DEVICES" not in os.environ
+    assert os.environ["CUDA_VISIBLE_DEVICES"] == "0"

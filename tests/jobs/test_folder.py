@@ -49,7 +49,7 @@ def test_laid_down_again_a_run_forgets_its_earlier_attempt_and_others_keep_their
         for file in names:
             (folder.run(name) / file).touch()
     planned = [run("a"), run("c")]
-    prepare(folder, "name: s\n# again\n", {"sweep": "s", "cluster": "site", "runs": planned}, planned)
+    prepare(folder, "name: s\n# again\n", {"sweep": "s", "cluster": "site", "runs": planned}, planned, sent={"a", "b"})
     assert files(folder) == [
         "plan.json",
         "runs/a/run.json",
@@ -57,8 +57,15 @@ def test_laid_down_again_a_run_forgets_its_earlier_attempt_and_others_keep_their
         "runs/c/run.json",
         "sweep.yaml",
     ]
-    # What was ever submitted stays in the plan, behind what is now.
+    # What was ever sent stays in the plan, behind what is now.
     assert [planned["run_id"] for planned in folder.planned_runs()] == ["a", "c", "b"]
+
+
+def test_what_was_planned_and_never_sent_is_forgotten_with_the_plan(tmp_path: Path) -> None:
+    folder = lay_down(tmp_path, runs=("a", "b"))
+    planned = [run("c")]
+    prepare(folder, "name: s\n", {"sweep": "s", "cluster": "site", "runs": planned}, planned, sent={"a"})
+    assert [planned["run_id"] for planned in folder.planned_runs()] == ["c", "a"]
 
 
 def test_a_folder_is_found_by_every_name_that_it_has(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

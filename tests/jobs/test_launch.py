@@ -20,7 +20,7 @@ from jobs.folder import SweepFolder
 from jobs.launch import debug, launch
 from jobs.plan import JobGroup, Plan, make_plan
 from jobs.slurm_states import State
-from jobs.sweep import expand, parse_sweep
+from jobs.sweep import expand, load_sweep, parse_sweep
 from jobs.yamlfile import parse_yaml
 
 SWEEP = "name: s\nallocations: [1x1, 2x1]\nbase: {model: bert, max_steps: 3}\nseeds: [0, 1]\n"
@@ -169,3 +169,32 @@ def test_debug_runs_each_as_one_rank_here_and_leaves_the_root_alone(
     assert not (tmp_path / "runs").exists()
     (scratch,) = tmp_path.iterdir()
     assert capsys.readouterr().out == f"debug: 4 runs as one rank each, in {scratch}/s/debug\n"
+
+
+def test_jobs_of_a_submission_that_broke_off_are_not_sent_twice(
+    slurm: Slurm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan = plan_of(tmp_path)
+    plan.folder.mkdir(parents=True)
+    ledger.intend(plan.folder, [plan.runs[0].run_id], 1.0)
+    monkeypatch.setattr(jobs.launch, "queued_jobs", lambda _, **__: frozenset({"71_0", "71_1"}))
+    with pytest.raises(UserError, match=r"left jobs that would run twice: 71_0, 71_1 \(scancel 71_0 71_1"):
+        launch(plan, SWEEP, max_ranks=None)
+    assert slurm.sent == []
+    monkeypatch.setattr(jobs.launch, "queued_jobs", lambda _, **__: frozenset())
+    launch(plan, SWEEP, max_ranks=None)
+    assert sum(map(len, slurm.sent)) == 4
+
+
+def test_another_sweep_of_the_same_name_is_not_taken_for_this_one(slurm: Slurm, tmp_path: Path) -> None:
+    texts = []
+    for name in ("a", "b"):
+        (tmp_path / name / "data").mkdir(parents=True)
+        (tmp_path / name / "s.yaml").write_text("name: s\nallocations: [1x1]\nbase: {model: bert, dataset: ./data}\n")
+        sweep = load_sweep(tmp_path / name / "s.yaml")
+        folder = tmp_path / "runs" / "s" / "site"
+        texts.append(make_plan("s", expand(sweep), "site", Cluster.model_validate({}), folder))
+    assert texts[0].runs[0].run_id == texts[1].runs[0].run_id
+    launch(texts[0], SWEEP, max_ranks=None)
+    with pytest.raises(UserError, match=r"'s' was submitted with dataset '.*/a/data', this one has '.*/b/data'"):
+        launch(texts[1], SWEEP, max_ranks=None)

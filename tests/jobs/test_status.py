@@ -205,3 +205,25 @@ def test_a_job_that_was_just_sent_is_pending_though_nobody_knows_it(
     ledger.record(folder.path, {"a": "7_0"}, time.time())
     sacct.queued = []
     assert states(folder)[0] == "PENDING"
+
+
+def test_a_preempted_job_is_about_to_be_queued_again_for_a_minute(
+    sacct: Sacct, lay_down: Callable[..., SweepFolder]
+) -> None:
+    folder = lay_down()
+    ledger.record(folder.path, {"a": "7_0"}, 1.0)
+    sacct.answer = [replace(DONE, state=State.PREEMPTED, end_s=int(time.time()) - 5)]
+    assert states(folder)[0] == "REQUEUED"
+    sacct.answer = [replace(DONE, state=State.PREEMPTED, end_s=int(time.time()) - 100)]
+    assert states(folder)[0] == "PREEMPTED"
+
+
+def test_what_sacct_tells_late_replaces_what_was_concluded(sacct: Sacct, lay_down: Callable[..., SweepFolder]) -> None:
+    folder = lay_down()
+    ledger.record(folder.path, {"a": "7_0"}, 1.0)
+    sacct.queued = []
+    assert states(folder)[0] == "CANCELLED"
+    sacct.answer = [replace(DONE, state=State.FAILED, exit_code=1)]
+    assert states(folder)[0] == "FAILED"
+    (row,) = read_status(folder, {}).results[:1]
+    assert row.attempts == 1
