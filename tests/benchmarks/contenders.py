@@ -1,0 +1,106 @@
+"""Who takes part: ours with its flags, its variants, and the peers; and the command that starts each."""
+
+from __future__ import annotations
+
+import importlib.util
+import shlex
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from tests.benchmarks.cells import BenchmarkError
+from tests.benchmarks.work import Work
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+_PEERS = Path(__file__).parent / "peers"
+OURS = "ours"
+REFERENCE = "hf"  # what all ratios are to
+
+
+@dataclass(frozen=True)
+class Contender:
+    """One way to do the work."""
+
+    name: str
+    label: str  # in the table
+    script: str | None  # of a peer; None: ours
+    flags: tuple[str, ...] = ()
+    needs: str | None = None  # package of the bench extra
+
+    @property
+    def is_ours(self) -> bool:
+        return self.script is None
+
+
+PEERS = (
+    Contender(REFERENCE, "HF Trainer, defaults", "hf_trainer.py", needs="accelerate"),
+    Contender("hf_tuned", "HF Trainer, tuned", "hf_trainer.py", ("--tuned",), needs="accelerate"),
+    Contender("accelerate", "accelerate, fused", "accelerate_loop.py", needs="accelerate"),
+    Contender("fabric", "Fabric, fused", "fabric_loop.py", needs="lightning_fabric"),
+)
+PEER_NAMES = tuple(peer.name for peer in PEERS)
+
+
+def choose(names: str, ours_flags: str, variants: list[str]) -> tuple[Contender, ...]:
+    """The contenders of a run of the benchmark.
+
+    Args:
+        names: Comma-separated, of ours and the peers.
+        ours_flags: Flags for bert.py or vit.py behind those of the work.
+        variants: Of ours, each as ``name=flags``; its flags come behind ours_flags.
+
+    Raises:
+        BenchmarkError: A name is unknown or taken, or its package is not installed.
+    """
+    known = {peer.name: peer for peer in PEERS}
+    known[OURS] = Contender(OURS, "ours", None, tuple(shlex.split(ours_flags)))
+    chosen: dict[str, Contender] = {}
+    for name in filter(None, (part.strip() for part in names.split(","))):
+        if name not in known:
+            raise BenchmarkError(f"unknown contender {name!r}; there are {', '.join(known)}")
+        needs = known[name].needs
+        if needs is not None and importlib.util.find_spec(needs) is None:
+            raise BenchmarkError(f"{name} needs the package {needs}: pip install '.[bench]'")
+        chosen[name] = known[name]
+    for variant in variants:
+        name, equals, flags = variant.partition("=")
+        if not equals or not name or name in known or name in chosen:
+            raise BenchmarkError(f"variant {variant!r} is not of the form name=flags, with a name of its own")
+        chosen[name] = Contender(name, name, None, known[OURS].flags + tuple(shlex.split(flags)))
+    return tuple(chosen.values())
+
+
+def command(contender: Contender, work: Work, work_file: Path, folder: Path) -> list[str]:
+    """The command of one run, which leaves what it measured in `folder`.
+
+    Peers write result.json; ours writes its usual records.
+    """
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={work.world_size}"]
+    if contender.script is not None:
+        script = str(_PEERS / contender.script)
+        files = ["--work", str(work_file), "--out", str(folder / "result.json")]
+        return [*torchrun, script, *files, *contender.flags]
+    script = str(REPOSITORY / "disttrain" / f"{work.model}.py")
+    flags = {
+        "checkpoint": work.start,
+        "dataset": work.data,
+        "epochs": work.epochs,
+        "per_gpu_batch": work.per_gpu_batch,
+        "lr": work.lr,
+        "lr_schedule": "linear",
+        "warmup_ratio": work.warmup_ratio,
+        "weight_decay": work.weight_decay,
+        "max_length": work.max_length,
+        "image_size": work.image_size,
+        "precision": work.precision,
+        "seed": work.seed,
+        "eval_every": work.steps,  # once, at the end
+        "output_dir": folder / "run",
+    }
+    assert (work.beta1, work.beta2) == (0.9, 0.999)  # torch's, which ours keeps to
+    return [
+        *torchrun,
+        script,
+        *(part for name, value in flags.items() for part in (f"--{name}", str(value))),
+        *contender.flags,
+    ]

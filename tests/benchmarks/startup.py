@@ -1,0 +1,52 @@
+"""The start-up table: ours and HF Trainer to the end of step 1, against the imports and the model alone."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from tests.benchmarks.cells import CELLS, in_turn
+from tests.benchmarks.contenders import OURS, REFERENCE, REPOSITORY, Contender
+from tests.benchmarks.running import environment, run_command, run_contender
+from tests.benchmarks.work import Work
+from tests.benchmarks.workdata import make_work
+
+BASELINE = "imports and model"
+_CELLS = {"bert": "bert-sst2-b16-r1", "vit": "vit-cifar10-b16-r1"}
+_SCALE = 0.01  # two steps
+
+
+def measure(
+    contenders: tuple[Contender, ...], repeat: int, root: Path, say: Callable[[str], None]
+) -> dict[str, dict[str, list[float]]]:
+    """Seconds of each repetition, by model and contender; a first round warms the caches and does not count."""
+    chosen = {each.name: each for each in contenders if each.name in (OURS, REFERENCE)}
+    names = (BASELINE, *chosen)
+    measured: dict[str, dict[str, list[float]]] = {}
+    for model, cell in _CELLS.items():
+        work = make_work(CELLS[cell], _SCALE, root, peer_workers=0)
+        seconds: dict[str, list[float]] = {name: [] for name in names}
+        for repetition in range(-1, repeat):
+            for name in in_turn(names, repetition):
+                folder = root / "startup" / model / f"{name.replace(' ', '-')}-{repetition + 1}"
+                shutil.rmtree(folder, ignore_errors=True)
+                taken_s = _once(chosen.get(name), work, folder, root)
+                if repetition >= 0:
+                    seconds[name].append(taken_s)
+                say(f"start-up {model} {name} {repetition + 1}/{repeat}: {taken_s:.2f} s")
+        measured[model] = seconds
+    return measured
+
+
+def _once(contender: Contender | None, work: Work, folder: Path, root: Path) -> float:
+    if contender is not None:
+        return run_contender(contender, work, folder, root).startup_s
+    folder.mkdir(parents=True)
+    out = folder / "result.json"
+    script = str(REPOSITORY / "tests" / "benchmarks" / "peers" / "import_only.py")
+    run_command([sys.executable, script, work.model, work.start, str(out)], environment(work, root), folder / "log.txt")
+    startup_s: float = json.loads(out.read_text(encoding="utf-8"))["startup_s"]
+    return startup_s

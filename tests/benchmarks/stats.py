@@ -1,0 +1,98 @@
+"""Pure statistics of repeated runs: ratios with their intervals, the best peer, and whether all learned the same."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from tests.benchmarks.work import Result
+
+# 0.975 quantiles of Student's t by degrees of freedom; beyond, the normal's is near enough.
+_T975 = (
+    *(12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228),
+    *(2.201, 2.179, 2.160, 2.145, 2.131, 2.120, 2.110, 2.101, 2.093, 2.086),
+)
+
+Runs = Mapping[str, Sequence[Result]]  # results of each contender, by repetition
+
+
+@dataclass(frozen=True)
+class Ratio:
+    """How many times as fast, over paired repetitions."""
+
+    median: float
+    low: float | None  # of the 95 % interval; None for one repetition
+    high: float | None
+    runs: int
+
+    def __str__(self) -> str:
+        interval = "" if self.low is None else f" [{self.low:.2f}-{self.high:.2f}]"
+        return f"{self.median:.2f}{interval}"
+
+
+def t_quantile(freedom: int) -> float:
+    """The 0.975 quantile of Student's t.
+
+    Example:
+        >>> t_quantile(2)
+        4.303
+    """
+    return _T975[freedom - 1] if freedom <= len(_T975) else 1.96 + 2.4 / freedom
+
+
+def paired_ratio(fast: Sequence[float], reference: Sequence[float]) -> Ratio:
+    """The ratio of two series that were measured in turn, repetition by repetition.
+
+    The interval is Student's t for the mean of the log ratios. With the three to five repetitions there are, a
+    bootstrap cannot leave the range of what was seen and covers about three quarters, not 95 %; t is wide, and honest.
+
+    Args:
+        fast: Examples per second of the one in question.
+        reference: Of the other, in the same repetitions.
+
+    Example:
+        >>> str(paired_ratio([2.0, 2.2, 2.1], [1.0, 1.0, 1.0]))
+        '2.10 [1.87-2.36]'
+    """
+    logs = [math.log(one / other) for one, other in zip(fast, reference, strict=True)]
+    median = math.exp(statistics.median(logs))
+    if len(logs) < 2:
+        return Ratio(median, None, None, len(logs))
+    mean = statistics.fmean(logs)
+    half = t_quantile(len(logs) - 1) * statistics.stdev(logs) / math.sqrt(len(logs))
+    return Ratio(median, math.exp(mean - half), math.exp(mean + half), len(logs))
+
+
+def speeds(results: Sequence[Result], *, first_step: bool = True) -> list[float]:
+    """Examples per second of each repetition, over the whole loop or without its first step."""
+    if first_step:
+        return [result.samples_per_s for result in results]
+    return [
+        result.examples * (result.steps - 1) / result.steps / (result.train_s - result.first_step_s)
+        for result in results
+    ]
+
+
+def best_peer(runs: Runs, peers: Sequence[str]) -> str | None:
+    """The peer with the highest geometric mean of its speeds over all repetitions; None where none took part.
+
+    One for the cell, not one for each repetition: the fastest of several noisy figures is too fast.
+    """
+    present = [peer for peer in peers if runs.get(peer)]
+    return max(present, key=lambda peer: statistics.geometric_mean(speeds(runs[peer])), default=None)
+
+
+def disagreements(runs: Runs, loss_tolerance: float, accuracy_tolerance: float) -> list[str]:
+    """What shows that contenders did not learn the same; empty where they did."""
+    found = []
+    for what, tolerance in (("eval_loss", loss_tolerance), ("eval_accuracy", accuracy_tolerance)):
+        means = {name: statistics.fmean(getattr(result, what) for result in results) for name, results in runs.items()}
+        low, high = min(means, key=means.__getitem__), max(means, key=means.__getitem__)
+        # Written so that a loss that is not a number does not pass.
+        if not means[high] - means[low] <= tolerance or not all(map(math.isfinite, means.values())):
+            found.append(
+                f"{what} {means[low]:.4f} of {low} and {means[high]:.4f} of {high} differ by more than {tolerance}"
+            )
+    return found

@@ -1,0 +1,239 @@
+"""The benchmark's own parts: statistics, tables, cells, resuming, and a tiny run of the real thing."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.util
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from disttrain.records import EndRecord, EvalRecord, Record, StepRecord
+from tests.benchmarks import store, tables
+from tests.benchmarks.cells import CELLS, CORE, TASKS, BenchmarkError, in_turn, parse_cells
+from tests.benchmarks.contenders import PEER_NAMES, choose, command
+from tests.benchmarks.running import read_ours
+from tests.benchmarks.stats import best_peer, disagreements, paired_ratio, speeds, t_quantile
+from tests.benchmarks.work import Result, Work, process_start_s
+from tests.benchmarks.workdata import longer_texts
+
+GOLDEN = Path(__file__).parent / "golden"
+WORK = Work(model="bert", start="s", data="d", train_examples=32, eval_examples=32, world_size=2, per_gpu_batch=4)
+
+
+def result(train_s: float, eval_loss: float = 0.5, accuracy: float = 0.8) -> Result:
+    return Result(
+        train_s=train_s,
+        first_step_s=train_s / 2,
+        startup_s=6.0,
+        steps=4,
+        examples=32,
+        train_loss=0.6,
+        eval_loss=eval_loss,
+        eval_accuracy=accuracy,
+        eval_examples=32,
+    )
+
+
+def test_interval_of_known_ratios() -> None:
+    # Logs of 1, 2, 4 are 0, ln 2, 2 ln 2: mean ln 2, deviation ln 2, half width 4.303 ln 2 / sqrt(3).
+    ratio = paired_ratio([1, 2, 4], [1, 1, 1])
+    assert ratio.median == pytest.approx(2)
+    assert ratio.low == pytest.approx(2**-1.4844, rel=1e-3)
+    assert ratio.high == pytest.approx(2**3.4844, rel=1e-3)
+    assert str(paired_ratio([2.0], [1.0])) == "2.00"
+
+
+def test_a_slow_repetition_that_slows_both_moves_no_ratio() -> None:
+    assert str(paired_ratio([20, 2, 20], [10, 1, 10])) == "2.00 [2.00-2.00]"
+
+
+def test_t_falls_to_the_normal() -> None:
+    quantiles = [t_quantile(freedom) for freedom in range(1, 200)]
+    assert quantiles == sorted(quantiles, reverse=True)
+    assert quantiles[-1] == pytest.approx(1.972, abs=2e-3)
+
+
+def test_best_peer_is_one_for_the_cell() -> None:
+    runs = {"ours": [result(1)] * 2, "hf": [result(4), result(4)], "fabric": [result(2), result(7)]}
+    assert best_peer(runs, PEER_NAMES) == "fabric"  # geometric mean of 2 and 7 is below 4
+    assert best_peer({"ours": runs["ours"]}, PEER_NAMES) is None
+
+
+def test_speed_without_the_first_step() -> None:
+    assert speeds([result(8.0)]) == [4.0]
+    assert speeds([result(8.0)], first_step=False) == [6.0]
+
+
+def test_nobody_wins_by_learning_less() -> None:
+    same = {"ours": [result(1, 0.50), result(1, 0.56)], "hf": [result(2, 0.55), result(2, 0.51)]}
+    assert disagreements(same, 0.06, 0.06) == []
+    less = same | {"ours": [result(1, 0.60), result(1, 0.62)]}
+    assert disagreements(less, 0.06, 0.06) == ["eval_loss 0.5300 of hf and 0.6100 of ours differ by more than 0.06"]
+    assert disagreements(same | {"ours": [result(1, 0.5, 0.7)]}, 0.06, 0.06) != []
+    assert disagreements(same | {"ours": [result(1, float("nan"))]}, 0.06, 0.06) != []
+
+
+def test_cells_by_name() -> None:
+    assert [cell.name for cell in parse_cells("vit-cifar10-b4-r1, bert-sst2-b16-r2,vit-cifar10-b4-r1")] == [
+        "vit-cifar10-b4-r1",
+        "bert-sst2-b16-r2",
+    ]
+    assert tuple(cell.name for cell in parse_cells("core")) == CORE
+    assert len(parse_cells("all")) == 18
+    assert all(cell.task.gpu for cell in parse_cells("gpu"))
+    for wrong in ("", "bert", "bert-sst2-b2-r2"):
+        with pytest.raises(BenchmarkError, match="unknown cell"):
+            parse_cells(wrong)
+
+
+def test_core_fits_into_an_hour() -> None:
+    assert sum(CELLS[name].estimate_s(1.0, 15) for name in CORE) < 3000
+
+
+def test_core_has_every_cpu_task() -> None:
+    assert {CELLS[name].task.name for name in CORE} == {task.name for task in TASKS.values() if not task.gpu}
+
+
+@pytest.mark.parametrize("scale", [0.001, 0.3, 1.0])
+def test_examples_fill_whole_batches(scale: float) -> None:
+    for cell in CELLS.values():
+        assert cell.examples(scale) % (cell.batch * cell.ranks) == 0
+        assert cell.examples(scale) >= 2 * cell.batch * cell.ranks
+
+
+def test_everyone_starts_first_in_turn() -> None:
+    names = ("a", "b", "c", "d", "e")
+    orders = [in_turn(names, repetition) for repetition in range(4)]
+    assert all(sorted(order) == sorted(names) for order in orders)
+    assert len({order[0] for order in orders}) == 4
+
+
+def test_variants_are_ours_with_other_flags() -> None:
+    chosen = choose("ours", "--num_workers 0", ["loose=--length_grouping none"])
+    assert [(each.name, each.flags) for each in chosen] == [
+        ("ours", ("--num_workers", "0")),
+        ("loose", ("--num_workers", "0", "--length_grouping", "none")),
+    ]
+    assert command(chosen[1], WORK, Path("work.json"), Path("here"))[-2:] == ["--length_grouping", "none"]
+    for wrong in ("ours=--lr 1", "nothing"):
+        with pytest.raises(BenchmarkError, match="name=flags"):
+            choose("ours", "", [wrong])
+
+
+def test_longer_texts_are_seeded_and_labelled_by_majority() -> None:
+    sentences = [(f"s{number}", str(number % 2)) for number in range(5)]
+    texts = longer_texts(sentences, 200)
+    assert texts == longer_texts(sentences, 200)
+    assert len(texts) == 200
+    assert ("s1", "1") in texts
+    for text, label in texts:
+        labels = [int(word[1]) % 2 for word in text.split(" . ")]
+        assert label == str(labels[0] if 2 * sum(labels) == len(labels) else int(2 * sum(labels) > len(labels)))
+
+
+def test_ours_is_read_from_its_records() -> None:
+    def step(number: int, loss: float) -> StepRecord:
+        times = {"data_ms": 0.0, "forward_ms": 1.0, "backward_ms": 1.0, "optimizer_ms": 1.0, "step_ms": 500.0}
+        return StepRecord(step=number, epoch=0, loss=loss, lr=1e-3, examples=4, **times)
+
+    ends: list[Record] = [
+        EvalRecord(step=2, loss=0.5, accuracy=0.75, examples=8, elapsed_s=2.0),
+        EndRecord(time_s=110.0, steps=2, train_s=3.0),
+    ]
+    read = read_ours([[step(1, 0.9), step(2, 0.7), *ends], [step(1, 0.5), step(2, 0.3), *ends]], started_s=100.0)
+    assert (read.startup_s, read.first_step_s, read.train_s) == (5.5, 0.5, 3.0)
+    assert (read.steps, read.examples, read.eval_examples) == (2, 16, 8)
+    assert (read.eval_loss, read.eval_accuracy) == (0.5, 0.75)
+    assert read.train_loss == pytest.approx(0.6)
+
+
+def test_process_start_is_the_clock_s() -> None:
+    before = time.time()
+    process = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+    try:
+        assert before - 0.02 <= process_start_s(process.pid) <= time.time()
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def test_only_whole_repetitions_of_one_session_count(tmp_path: Path) -> None:
+    path, contenders = tmp_path / "runs.jsonl", choose("ours", "", ["other=--num_workers 0"])
+
+    def append(name: str, flags: tuple[str, ...], repetition: int, session: str, fingerprint: str = "f") -> None:
+        work = dataclasses.asdict(dataclasses.replace(WORK, seed=repetition))
+        entry = store.Entry(
+            cell="c",
+            contender=name,
+            flags=flags,
+            repetition=repetition,
+            session=session,
+            fingerprint=fingerprint,
+            started_s=0.0,
+            load=0.0,
+            work=work,
+            result=result(1),
+        )
+        store.append(path, entry)
+
+    def done() -> list[int]:
+        return list(store.complete(store.read(path, "f"), "c", WORK, contenders))
+
+    append("ours", (), 0, "one")
+    append("other", ("--num_workers", "1"), 0, "one")  # other flags
+    append("other", ("--num_workers", "0"), 0, "one", "g")  # other sources
+    append("other", ("--num_workers", "0"), 0, "two")  # not beside ours
+    assert done() == []
+    path.write_text(path.read_text() + '{"cut')
+    append("other", ("--num_workers", "0"), 0, "one")
+    assert done() == [0]
+    append("ours", (), 2, "two")
+    append("other", ("--num_workers", "0"), 2, "two")
+    assert done() == [0, 2]
+
+
+def test_the_markdown() -> None:
+    contenders = choose("ours", "", ["no_groups=--length_grouping none"])
+    runs = {
+        "ours": [result(1.0), result(1.1), result(1.0)],
+        "hf": [result(2.0), result(2.1), result(2.1)],
+        "hf_tuned": [result(1.5), result(1.6), result(1.4)],
+        "no_groups": [result(1.3), result(1.3), result(1.3)],
+    }
+    labels = tuple(dataclasses.replace(contenders[0], name=name, script="x") for name in ("hf", "hf_tuned"))
+    labels = (*(dataclasses.replace(each, label=each.name) for each in labels), *contenders)
+    good = tables.CellResult(CELLS["bert-sst2-b16-r2"], runs, (0.06, 0.08))
+    bad = tables.CellResult(CELLS["vit-cifar10-b4-r1"], runs, (0.12, 0.08), ("eval_loss 0.1 of a and 0.9 of b differ",))
+    left_out = tables.variants([good, bad], labels)
+    assert left_out is not None
+    grids = [
+        tables.throughput([good, bad], labels),
+        left_out,
+        tables.learning([good, bad]),
+        tables.throughput([good], labels, first_step=False),
+        tables.startup({"bert": {"imports": [2.0, 2.2], "ours": [2.1, 2.2]}}, "imports"),
+    ]
+    text = tables.markdown("Title", {"date": "2026-01-01", "CPU": "a | b"}, grids)
+    golden = GOLDEN / "table.md"
+    assert text == golden.read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("contenders", ["ours", "hf,hf_tuned", "accelerate", "fabric"])
+def test_a_tiny_run(tmp_path: Path, repository: Path, contenders: str) -> None:
+    if contenders != "ours":
+        package = "lightning_fabric" if "fabric" in contenders else "accelerate"
+        if importlib.util.find_spec(package) is None:
+            pytest.skip(f"{package} is not installed: pip install '.[bench]'")
+    out = tmp_path / "table.md"
+    words = [sys.executable, "-m", "tests.benchmarks", "--quick", "--contenders", contenders]
+    again = [*words, "--work", str(tmp_path / "work"), "--out", str(out)]
+    ran = subprocess.run(again, cwd=repository, capture_output=True, text=True, check=False)
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+    assert f"| bert-sst2-b4-r2 | {contenders.partition(',')[0]} |" in out.read_text(encoding="utf-8")
+    before = (tmp_path / "work" / "runs.jsonl").read_text(encoding="utf-8")
+    subprocess.run(again, cwd=repository, capture_output=True, check=True)  # nothing is left to run
+    assert (tmp_path / "work" / "runs.jsonl").read_text(encoding="utf-8") == before

@@ -1,0 +1,93 @@
+"""What one run is asked to do and what it reports: the contract between the harness and its contenders."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+
+@dataclass(frozen=True, kw_only=True)
+class Work:
+    """The same for every contender: nothing in it says how the work is to be done."""
+
+    model: str  # bert, vit
+    start: str  # folder with the weights that everyone starts from, opened by from_pretrained
+    data: str  # folder with the files of both splits, cut to the examples of the run
+    train_examples: int
+    eval_examples: int
+    world_size: int
+    per_gpu_batch: int
+    epochs: int = 1
+    lr: float = 2e-5
+    weight_decay: float = 0.01
+    beta1: float = 0.9
+    beta2: float = 0.999
+    # Linear decay to 0. Without a warm-up, in which libraries differ by a step, schedules are equal step by step.
+    warmup_ratio: float = 0.0
+    max_length: int = 128  # tokens
+    image_size: int = 224  # pixels
+    precision: str = "fp32"  # fp32, bf16
+    seed: int = 0
+    peer_workers: int = 0  # data loading processes of each peer that is tuned
+
+    def __post_init__(self) -> None:
+        # Peers that repeat examples to fill the last batch, or drop it, would otherwise not do the same work.
+        assert self.train_examples % (self.world_size * self.per_gpu_batch) == 0
+        assert self.eval_examples % self.world_size == 0
+
+    @property
+    def steps(self) -> int:
+        """Optimizer steps of the whole run."""
+        return self.epochs * self.train_examples // (self.world_size * self.per_gpu_batch)
+
+    @property
+    def files(self) -> dict[str, str]:
+        """File of each split."""
+        names = ("train.tsv", "dev.tsv") if self.model == "bert" else ("train.parquet", "test.parquet")
+        return {split: str(Path(self.data) / name) for split, name in zip(("train", "eval"), names, strict=True)}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Result:
+    """What one run measured."""
+
+    train_s: float  # the whole loop over all epochs, first step included, evaluation left out
+    first_step_s: float  # of these, until the end of step 1
+    startup_s: float  # start of rank 0's process to the end of step 1
+    steps: int
+    examples: int  # over all ranks
+    train_loss: float  # mean over all steps
+    eval_loss: float
+    eval_accuracy: float  # share of 1
+    eval_examples: int
+
+    @property
+    def samples_per_s(self) -> float:
+        """Examples of the whole run over its whole time."""
+        return self.examples / self.train_s
+
+
+def load(kind: type[Any], path: Path) -> Any:
+    """A `Work` or a `Result` from its file."""
+    return kind(**json.loads(path.read_text(encoding="utf-8")))
+
+
+def save(value: Work | Result, path: Path) -> None:
+    """Writes it as JSON."""
+    path.write_text(json.dumps(dataclasses.asdict(value), indent=1) + "\n", encoding="utf-8")
+
+
+def process_start_s(pid: int) -> float:
+    """When a running process started, in seconds since 1970, exact to 10 ms.
+
+    From field 22 of /proc/<pid>/stat (proc(5)), ticks since boot; the boot time in /proc/stat is whole seconds only, so
+    the clock that counts from boot is read instead.
+    """
+    fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
+    age_s = time.clock_gettime(time.CLOCK_BOOTTIME) - int(fields[19]) / os.sysconf("SC_CLK_TCK")
+    return time.time() - age_s
