@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import count
 from typing import Any, Protocol
 
@@ -23,11 +23,28 @@ class Examples(Protocol):
     # Whether making a batch costs less than handing it over from another process: the loader then starts none.
     in_memory: bool
 
+    @property
+    def lengths(self) -> Indices | None:
+        """What each example costs, in tokens; None where all cost the same."""
+
     def __len__(self) -> int: ...
 
     def batch(self, indices: Sequence[int] | Indices) -> Batch:
         """The examples of these indices as one batch of CPU tensors, `labels` among them."""
         ...
+
+
+@dataclass(frozen=True)
+class Position:
+    """A place between two optimizer steps, from which a run can go on."""
+
+    step: int = 0  # optimizer steps done
+    epoch: int = 0
+    consumed: int = 0  # examples of the epoch that are done, over all ranks
+    global_batch: int = 0  # that the order of the epoch was made for; of no account where none is consumed
+
+
+BEGINNING = Position()
 
 
 @dataclass(frozen=True)
@@ -40,6 +57,7 @@ class RankStep:
     batches: tuple[Indices, ...]  # one for each forward pass; at least one
     examples: int  # of this rank that count; 0 where the step has fewer examples than ranks
     global_examples: int  # over all ranks
+    end: Position  # behind this step
 
 
 @dataclass(frozen=True)
@@ -49,6 +67,9 @@ class GlobalBatches:
     A step's examples are the same whatever the number of ranks that share them: 1 rank with a batch of 4 and 4 ranks
     with a batch of 1 see the same four. The last batch of an epoch may be short; it is spread over the ranks as evenly
     as it goes, and no example is left out or repeated.
+
+    With lengths, the examples of a step are about equally long: little is padded, and no rank waits for another that
+    has the longest text.
     """
 
     examples: int
@@ -56,6 +77,7 @@ class GlobalBatches:
     world_size: int
     accum_steps: int
     seed: int
+    lengths: Indices | None = field(default=None, compare=False, repr=False)
 
     @property
     def global_batch(self) -> int:
@@ -66,32 +88,61 @@ class GlobalBatches:
     def steps_per_epoch(self) -> int:
         return -(-self.examples // self.global_batch)
 
-    def order(self, epoch: int) -> Indices:
-        """The permutation of all examples in one epoch."""
-        return np.random.default_rng([self.seed, epoch]).permutation(self.examples)
+    def order(self, epoch: int, global_batch: int) -> Indices:
+        """The order of all examples in one epoch.
 
-    def rank_steps(self, rank: int, steps: int) -> Iterator[RankStep]:
-        """The first so many steps of one rank, over as many epochs as they take."""
-        number = 0
-        for epoch in count():
-            order = self.order(epoch)
-            for start in range(0, self.examples, self.global_batch):
+        A permutation; with lengths one that is sorted by them, cut into global batches, and shuffled again as batches.
+        What is left over makes the short last batch, drawn from all lengths.
+        """
+        random = np.random.default_rng([self.seed, epoch])
+        shuffled = random.permutation(self.examples)
+        if self.lengths is None:
+            return shuffled
+        left_over, rest = np.split(shuffled, [self.examples % global_batch])
+        # Equal lengths stay in the order of the shuffle: which of them meet differs from epoch to epoch.
+        batches = rest[np.argsort(self.lengths[rest], kind="stable")].reshape(-1, global_batch)
+        return np.concatenate([batches[random.permutation(len(batches))].ravel(), left_over])
+
+    def total_steps(self, epochs: int, start: Position = BEGINNING) -> int:
+        """Optimizer steps of so many epochs, those before `start` included."""
+        if start.epoch >= epochs:
+            return start.step
+        in_this_epoch = -(-(self.examples - start.consumed) // self.global_batch)
+        return start.step + in_this_epoch + (epochs - start.epoch - 1) * self.steps_per_epoch
+
+    def rank_steps(self, rank: int, steps: int, start: Position = BEGINNING) -> Iterator[RankStep]:
+        """The steps of one rank from `start` up to step number `steps`, over as many epochs as they take.
+
+        An epoch that was begun with another global batch is ended in the order that it was begun in, so that each of
+        its examples still comes once.
+        """
+        number = start.step
+        for epoch in count(start.epoch):
+            begun = epoch == start.epoch and start.consumed > 0
+            made_for = start.global_batch if begun else self.global_batch
+            order = self.order(epoch, made_for)
+            for at in range(start.consumed if begun else 0, self.examples, self.global_batch):
                 if number == steps:
                     return
                 number += 1
-                yield self._step(number, epoch, order[start : start + self.global_batch], rank)
+                consumed = at + self.global_batch
+                end = Position(number, epoch, consumed, made_for)
+                if consumed >= self.examples:
+                    end = Position(number, epoch + 1)
+                yield self._step(end, epoch, order[at:consumed], rank)
 
-    def _step(self, number: int, epoch: int, together: Indices, rank: int) -> RankStep:
+    def _step(self, end: Position, epoch: int, together: Indices, rank: int) -> RankStep:
         mine = share(together, rank, self.world_size)
         batches = tuple(mine[start : start + self.rank_batch] for start in range(0, len(mine), self.rank_batch))
         return RankStep(
-            step=number,
+            step=end.step,
             epoch=epoch,
-            last_of_epoch=number % self.steps_per_epoch == 0,
+            last_of_epoch=end.epoch > epoch,
             # A rank without an example still takes part in DDP's exchange; the loop gives this one no weight.
             batches=batches or (together[:1],),
             examples=len(mine),
             global_examples=len(together),
+            end=end,
         )
 
 
@@ -152,6 +203,9 @@ def load_batches(
             num_workers=num_workers,
             pin_memory=pinned,
             multiprocessing_context="fork",
+            # Its own, or each iterator would draw a seed from the generator that dropout draws from: with another
+            # number of workers, or after a resume, the losses would differ.
+            generator=torch.Generator(),
         )
     for batch in made:
         yield {name: tensor.to(device, non_blocking=True) for name, tensor in batch.items()} if pinned else batch

@@ -24,7 +24,13 @@ import torch
 from numpy.typing import NDArray
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer, BertConfig
+from transformers import (
+    AutoConfig,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    BertConfig,
+    PreTrainedTokenizerFast,
+)
 
 from disttrain.batches import Batch, Indices
 from disttrain.config import TrainConfig
@@ -52,6 +58,10 @@ class TextExamples:
     labels: NDArray[np.int64]
     pad_id: int
     in_memory = True
+
+    @property
+    def lengths(self) -> Indices:
+        return np.diff(self.offsets)
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -89,22 +99,21 @@ def encode(config: TrainConfig, splits: Splits, group: Group, work_dir: Path) ->
     quiet()
     notices: list[str] = []
     texts = _texts(splits.train, splits.input_column, "train")
-    vocab_size = None
     if config.checkpoint is None:
         tokenizer = _shared_tokenizer(config, texts, group, work_dir / "tokenizer" / "tokenizer.json")
-        pad_id, vocab_size = 0, tokenizer.get_vocab_size()
-        notices.append(f"made a tokenizer of {vocab_size} tokens from {len(texts)} training texts")
+        notices.append(f"made a tokenizer of {len(tokenizer)} tokens from {len(texts)} training texts")
     else:
-        tokenizer, pad_id = _checkpoint_tokenizer(config.checkpoint)
-    train, train_cut = _tokenise(tokenizer, texts, splits.train.labels, config.max_length, pad_id)
+        tokenizer = _checkpoint_tokenizer(config.checkpoint)
+    backend, pad_id = tokenizer.backend_tokenizer, tokenizer.pad_token_id or 0
+    train, train_cut = _tokenise(backend, texts, splits.train.labels, config.max_length, pad_id)
     held_out, eval_cut = None, 0
     if splits.eval is not None:
         eval_texts = _texts(splits.eval, splits.input_column, "eval")
-        held_out, eval_cut = _tokenise(tokenizer, eval_texts, splits.eval.labels, config.max_length, pad_id)
+        held_out, eval_cut = _tokenise(backend, eval_texts, splits.eval.labels, config.max_length, pad_id)
     if train_cut or eval_cut:
         total = len(train) + (len(held_out) if held_out else 0)
         notices.append(f"cut {train_cut + eval_cut} of {total} texts to {config.max_length} tokens")
-    return Encoded(train, held_out, splits.label_names, tuple(notices), vocab_size)
+    return Encoded(train, held_out, splits.label_names, tuple(notices), tokenizer)
 
 
 def build(config: TrainConfig, encoded: Encoded) -> Built:
@@ -122,14 +131,20 @@ def build(config: TrainConfig, encoded: Encoded) -> Built:
             BertForSequenceClassification,
             architecture,
             encoded.label_names,
-            vocab_size=encoded.vocab_size,
+            vocab_size=len(encoded.reader),
             pad_token_id=0,
         )
         hf_config = built.model.config
     positions = getattr(hf_config, "max_position_embeddings", config.max_length)
     if config.max_length > positions:
         raise UserError(f"max_length {config.max_length} is more than the model's {positions} positions")
-    return Built(TextClassifier(built.model), built.notices)
+    model: Any = built.model
+
+    def save(folder: Path) -> None:
+        model.save_pretrained(folder)
+        encoded.reader.save_pretrained(folder)
+
+    return Built(TextClassifier(built.model), built.notices, save)
 
 
 def _texts(split: Split, column: str, name: str) -> list[str]:
@@ -157,18 +172,18 @@ def _tokenise(
     return TextExamples(np.concatenate(parts), np.cumsum([0, *lengths]), labels, pad_id), cut
 
 
-def _checkpoint_tokenizer(checkpoint: str) -> tuple[Tokenizer, int]:
-    """The tokenizer of a checkpoint and the id it pads with."""
+def _checkpoint_tokenizer(checkpoint: str) -> Any:
+    """The tokenizer of a checkpoint."""
     try:
         tokenizer: Any = AutoTokenizer.from_pretrained(checkpoint)
     except (OSError, ValueError, KeyError, ImportError) as error:
         raise checkpoint_error(checkpoint, error) from error
     if not tokenizer.is_fast:
         raise UserError(f"checkpoint {checkpoint!r} has no tokenizer.json", hint="slow tokenizers are not known here")
-    return tokenizer.backend_tokenizer, tokenizer.pad_token_id or 0
+    return tokenizer
 
 
-def _shared_tokenizer(config: TrainConfig, texts: Sequence[str], group: Group, path: Path) -> Tokenizer:
+def _shared_tokenizer(config: TrainConfig, texts: Sequence[str], group: Group, path: Path) -> Any:
     """The tokenizer that rank 0 makes and the others read."""
     with group.main_first():
         if group.is_main:
@@ -179,7 +194,9 @@ def _shared_tokenizer(config: TrainConfig, texts: Sequence[str], group: Group, p
             train_tokenizer(texts, vocab_size).save(str(path))
     if not path.exists():
         raise UserError(f"{path} is not there, which rank 0 wrote", hint="all nodes must see output_dir")
-    return Tokenizer.from_file(str(path))
+    names = {f"{token.strip('[]').lower()}_token": token for token in _SPECIAL_TOKENS}  # pad_token: [PAD]
+    names["unk_token"] = _UNKNOWN
+    return PreTrainedTokenizerFast(tokenizer_file=str(path), model_max_length=config.max_length, **names)
 
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int) -> Tokenizer:

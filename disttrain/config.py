@@ -3,26 +3,28 @@
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import hashlib
 import json
 import math
 import os
+import re
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal
 
 from annotated_types import Ge, Gt, Interval, MinLen, Unit, doc
 
 from disttrain.errors import FieldsError
 
-ModelName = Literal["bert", "vit"]
-
+FAMILIES = ("bert", "vit")
+_OWN_FAMILY = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")  # package.module:Family
 # What a run of each family uses where the config names nothing: the original study's models and data, by hub id.
 FAMILY_CHECKPOINT = {"bert": "google-bert/bert-base-uncased", "vit": "google/vit-base-patch16-224-in21k"}
 FAMILY_DATASET = {"bert": "stanfordnlp/imdb", "vit": "uoft-cs/cifar10"}
 DEFAULT_PER_GPU_BATCH = 16
 
 # Fields that say where or how fast, never what is computed: they do not change a run's identity.
-NOT_IDENTITY = frozenset({"num_workers", "setup", "output_dir"})
+NOT_IDENTITY = frozenset({"num_workers", "setup", "output_dir", "checkpoint_every", "save_model"})
 # Fields that may hold a path of a file or folder.
 PATH_FIELDS = ("checkpoint", "dataset")
 
@@ -37,7 +39,7 @@ class TrainConfig:
     The annotations are the only definition: the YAML check, the flags, and the table in the docs derive from them.
     """
 
-    model: Annotated[ModelName, doc("model family")]
+    model: Annotated[Text, doc("bert, vit, or a family of your own: package.module:Family")]
     checkpoint: Annotated[Text | None, doc("pretrained weights: hub id or folder; default: the family's")] = None
     architecture: Annotated[
         dict[str, Any] | None, doc("fields of the family's transformers config: train from scratch, no checkpoint")
@@ -75,6 +77,7 @@ class TrainConfig:
     global_batch: Annotated[
         Count | None, Unit("examples"), doc("batch of one optimizer step over all ranks, instead of per_gpu_batch")
     ] = None
+    group_by_length: Annotated[bool, doc("texts of a step are about equally long, the same on every rank")] = True
     grad_accum_steps: Annotated[Count, doc("forward and backward passes for each optimizer step")] = 1
     epochs: Annotated[Count, doc("passes over the training examples")] = 1
     max_steps: Annotated[Count | None, doc("optimizer steps, instead of epochs; goes on into further epochs")] = None
@@ -93,6 +96,10 @@ class TrainConfig:
     seed: Annotated[int, Interval(ge=0, lt=2**32), doc("of weights, data order and dropout")] = 0
 
     eval_every: Annotated[Count | None, Unit("steps"), doc("evaluate so often; default: after each epoch")] = None
+    checkpoint_every: Annotated[
+        int | str | None, doc("save the run so often: 500 (steps), 600s, or 1% (of the time, what saving may take)")
+    ] = None
+    save_model: Annotated[bool, doc("keep the trained model, in output_dir/model, as from_pretrained opens it")] = True
     timing_warmup_steps: Annotated[int, Ge(0), Unit("steps"), doc("first steps, left out of throughput and times")] = 10
     output_dir: Annotated[Text | None, doc("folder of the records; default: <root>/torchrun/<run_id>")] = None
     setup: Annotated[Text | None, doc("<nodes>_<GPUs per node>, checked against the shape that the run really has")] = (
@@ -100,6 +107,10 @@ class TrainConfig:
     )
 
     def __post_init__(self) -> None:
+        if self.model not in FAMILIES and not _OWN_FAMILY.fullmatch(self.model):
+            close = difflib.get_close_matches(self.model, FAMILIES, n=1)
+            hint = f"did you mean {close[0]}?" if close else "write bert, vit or package.module:Family"
+            raise FieldsError(("model",), f"model {self.model!r} is not known", hint=hint)
         if self.checkpoint is not None and self.architecture is not None:
             raise FieldsError(
                 ("checkpoint", "architecture"),
@@ -113,11 +124,20 @@ class TrainConfig:
                 hint="per_gpu_batch fixes the batch of a rank, global_batch that of all ranks; drop one",
             )
 
+        if self.checkpoint_every is not None:
+            parse_cadence(self.checkpoint_every)
+
     def resolved(self) -> TrainConfig:
-        """This config with the family's defaults filled in, so that a record of it stands alone."""
+        """This config with the family's defaults filled in, so that a record of it stands alone.
+
+        Raises:
+            FieldsError: The family is the user's own, which has no default dataset, and none is named.
+        """
+        if self.dataset is None and self.model not in FAMILIES:
+            raise FieldsError(("dataset", "model"), f"dataset is missing: {self.model} has no default", hint="name one")
         return dataclasses.replace(
             self,
-            checkpoint=self.checkpoint or (None if self.architecture else FAMILY_CHECKPOINT[self.model]),
+            checkpoint=self.checkpoint or (None if self.architecture else FAMILY_CHECKPOINT.get(self.model)),
             dataset=self.dataset or FAMILY_DATASET[self.model],
             per_gpu_batch=self.per_gpu_batch or (None if self.global_batch else DEFAULT_PER_GPU_BATCH),
         )
@@ -145,14 +165,44 @@ class TrainConfig:
         return self.lr * {"none": 1.0, "linear": float(world_size), "sqrt": math.sqrt(world_size)}[self.lr_scaling]
 
 
+@dataclass(frozen=True)
+class Cadence:
+    """How often a run is saved; one of the three is set."""
+
+    steps: int | None = None
+    seconds: float | None = None
+    share: float | None = None  # of the time, that saving may take
+
+
+def parse_cadence(value: int | str) -> Cadence:
+    """What checkpoint_every means.
+
+    Raises:
+        FieldsError: It is none of its forms.
+
+    Example:
+        >>> parse_cadence(500), parse_cadence("600s"), parse_cadence("1%")
+        (Cadence(steps=500, seconds=None, share=None), Cadence(steps=None, seconds=600.0, share=None), \
+Cadence(steps=None, seconds=None, share=0.01))
+    """
+    if isinstance(value, int) and value > 0:
+        return Cadence(steps=value)
+    match = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?)(s|%)", value) if isinstance(value, str) else None
+    number = float(match[1]) if match else 0.0
+    if match and match[2] == "s" and number > 0:
+        return Cadence(seconds=number)
+    if match and 0 < number < 100:
+        return Cadence(share=number / 100)
+    raise FieldsError(
+        ("checkpoint_every",),
+        f"checkpoint_every is {value!r}",
+        hint="write a number of steps as 500, seconds as 600s, or a share of the time as 1%",
+    )
+
+
 def field_names() -> tuple[str, ...]:
     """The names of all fields of `TrainConfig`, in the order of their definition."""
     return tuple(field.name for field in dataclasses.fields(TrainConfig))
-
-
-def model_names() -> tuple[str, ...]:
-    """The model families that a config may name."""
-    return get_args(ModelName)
 
 
 def run_id(shape: str, config: TrainConfig) -> str:

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -18,6 +18,8 @@ from torch import Tensor
 from disttrain.errors import UserError
 from disttrain.rankenv import RankEnv
 from disttrain.rendezvous import interface_towards, open_store
+
+T = TypeVar("T")
 
 # How long a collective may wait for a rank before the run is given up. Rank 0 may tokenise a large data set alone.
 COLLECTIVE_TIMEOUT = timedelta(minutes=30)
@@ -42,6 +44,23 @@ class Group:
         if self.backend is not None:
             dist.all_reduce(values)
         return values
+
+    def gather(self, values: Tensor) -> list[Tensor]:
+        """The values of every rank, by rank, on the CPU; of one shape."""
+        if self.backend is None:
+            return [values]
+        sent = values.to(self.device) if self.backend == "nccl" else values  # gloo gathers from memory alone
+        received = [torch.empty_like(sent) for _ in range(self.env.world_size)]
+        dist.all_gather(received, sent)
+        return [each.cpu() for each in received]
+
+    def from_main(self, value: T) -> T:
+        """What rank 0 gave; what the other ranks give is not looked at."""
+        if self.backend is None:
+            return value
+        box = [value]
+        dist.broadcast_object_list(box, src=0)
+        return box[0]
 
     def barrier(self) -> None:
         """Waits until all ranks are here."""

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import importlib
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from torch import nn
 
 from disttrain.batches import Examples
-from disttrain.config import TrainConfig
+from disttrain.config import FAMILIES, TrainConfig
 from disttrain.data import InputKind, Splits
 from disttrain.dist import Group
+from disttrain.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -23,7 +25,7 @@ class Encoded:
     eval: Examples | None  # None: the config asks for no evaluation
     label_names: tuple[str, ...]
     notices: tuple[str, ...] = ()
-    vocab_size: int | None = None  # of a tokenizer made from the training text
+    reader: Any = None  # what turned raw examples into these, for build and save: a tokenizer, say
 
 
 @dataclass(frozen=True)
@@ -32,14 +34,19 @@ class Built:
 
     model: nn.Module
     notices: tuple[str, ...] = ()
+    # Writes the trained model and what it reads its input with into a folder, as `from_pretrained` opens them.
+    save: Callable[[Path], None] | None = None
 
 
 class Family(Protocol):
-    """The names that bert.py and vit.py define."""
+    """What makes a model family: the names that bert.py and vit.py define, or the attributes of a class of your own.
+
+    A class is made an object of without arguments. It may use whatever a run has, and needs to change nothing here.
+    """
 
     @property
     def INPUT(self) -> InputKind:
-        """What an example is made of."""
+        """What an example is made of: text or image."""
 
     def encode(self, config: TrainConfig, splits: Splits, group: Group, work_dir: Path) -> Encoded:
         """The splits as tensors; `work_dir` is the run's folder, for what the ranks must share."""
@@ -49,6 +56,31 @@ class Family(Protocol):
 
 
 def load_family(model: str) -> Family:
-    """The family's module, imported only now: a BERT run does not pay for ViT's imports."""
-    module: Family = importlib.import_module(f"disttrain.{model}")
-    return module
+    """The family, imported only now: a BERT run does not pay for ViT's imports.
+
+    Args:
+        model: bert, vit or ``package.module:Family``, found as Python finds any module.
+
+    Raises:
+        UserError: There is no such module, or it has no such family.
+    """
+    if model in FAMILIES:
+        built_in: Family = importlib.import_module(f"disttrain.{model}")
+        return built_in
+    module_name, _, name = model.partition(":")
+    try:
+        found = getattr(importlib.import_module(module_name), name)
+    except ModuleNotFoundError as error:
+        if error.name is None or not f"{module_name}.".startswith(f"{error.name}."):
+            raise  # the module is there, and imports another that is not: its traceback says which
+        looked = "beside the sweep's YAML, in the working directory or among the installed packages"
+        raise UserError(f"model {model!r}: no module {error.name!r}", hint=f"it must lie {looked}") from None
+    except AttributeError:
+        raise UserError(f"model {model!r}: module {module_name!r} has no {name!r}") from None
+    family: Family = found() if isinstance(found, type) else found
+    missing = [part for part in ("INPUT", "encode", "build") if not hasattr(family, part)]
+    if missing:
+        raise UserError(
+            f"model {model!r} is no family: it lacks {', '.join(missing)}", hint="see disttrain.family.Family"
+        )
+    return family

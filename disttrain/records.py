@@ -22,6 +22,7 @@ T = TypeVar("T")
 
 SUMMARY_NAME = "summary.json"
 RUN_NAME = "run.json"
+CHECKPOINTS_NAME = "checkpoints"
 FAILURE_GLOB = "failure-rank*.json"
 
 
@@ -54,6 +55,7 @@ class StartRecord:
     pid: int
     job_id: str | None
     restart_count: int
+    first_step: int  # above 1: goes on from a checkpoint, and stands behind the records of the steps before
     device: str  # cpu, cuda:0
     device_name: str
     backend: str | None  # nccl, gloo; None for one rank, which exchanges nothing
@@ -97,6 +99,17 @@ class EvalRecord:
 
 
 @dataclass(frozen=True, kw_only=True)
+class CheckpointRecord:
+    """One checkpoint that has reached the disk; rank 0 alone."""
+
+    kind: ClassVar[str] = "checkpoint"
+    step: int
+    blocked_ms: float  # that the loop waited: the copy, and an earlier write that was not done
+    write_s: float  # beside the loop
+    size_bytes: int
+
+
+@dataclass(frozen=True, kw_only=True)
 class EndRecord:
     """The last line of a rank that came to its end."""
 
@@ -106,8 +119,10 @@ class EndRecord:
     train_s: float  # the training loop without evaluation
 
 
-Record = StartRecord | StepRecord | EvalRecord | EndRecord
-_KINDS: dict[str, type[Record]] = {kind.kind: kind for kind in (StartRecord, StepRecord, EvalRecord, EndRecord)}
+Record = StartRecord | StepRecord | EvalRecord | CheckpointRecord | EndRecord
+_KINDS: dict[str, type[Record]] = {
+    kind.kind: kind for kind in (StartRecord, StepRecord, EvalRecord, CheckpointRecord, EndRecord)
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -171,12 +186,27 @@ class RecordWriter:
     """Appends records to one rank's file, a JSON object a line.
 
     Lines are buffered: a flush for every step costs 6 % of a 12 ms step, and the loop hands over many steps at once.
+
+    Args:
+        path: The file.
+        keep_bytes: How much of an earlier attempt's records to go on behind: those of the steps before its checkpoint.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, keep_bytes: int = 0) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
-        # A new attempt starts its records anew; until a run can go on from a checkpoint it starts from step 1.
-        self._file = path.open("w", encoding="utf-8")
+        # A file of its own: an older attempt that still lives writes into the one it has open, which is then nobody's.
+        temporary = path.with_name(f".{path.name}.{os.getpid()}")
+        with temporary.open("wb") as file:
+            if keep_bytes and path.exists():
+                with path.open("rb") as earlier:
+                    file.write(earlier.read(keep_bytes))
+        os.replace(temporary, path)
+        self._file = path.open("a", encoding="utf-8")
+
+    @property
+    def size_bytes(self) -> int:
+        """Of the file, as far as it is written."""
+        return self._file.tell()
 
     def write(self, records: Sequence[Record]) -> None:
         """Appends the records and hands them to the operating system."""

@@ -6,16 +6,17 @@ import dataclasses
 import importlib.metadata
 import os
 import platform
+import shutil
 import socket
 import sys
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from disttrain import records
-from disttrain.config import TrainConfig, absolute_paths, run_id
+from disttrain.config import TrainConfig, absolute_paths, parse_cadence, run_id
 from disttrain.errors import UserError
 from disttrain.flags import parse_flags
 from disttrain.rankenv import RankEnv
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 
     from disttrain.dist import Group
     from disttrain.family import Built, Encoded
+    from disttrain.resume import Checkpoints
 
 _LIBRARIES = ("torch", "torchvision", "transformers", "tokenizers", "datasets", "numpy")
 
@@ -107,7 +109,8 @@ def _run(config: TrainConfig, env: RankEnv, output_dir: Path) -> records.Summary
     from disttrain.data import load_splits
     from disttrain.dist import process_group
     from disttrain.family import load_family
-    from disttrain.train import train
+    from disttrain.resume import Start
+    from disttrain.train import Training, make_optimizer, train
 
     torch.set_num_threads(choose_threads(env, os.environ, len(os.sched_getaffinity(0))))
     say = _Progress(env.rank == 0)
@@ -121,21 +124,50 @@ def _run(config: TrainConfig, env: RankEnv, output_dir: Path) -> records.Summary
         torch.manual_seed(config.seed)
         built = family.build(config, encoded)
         model = built.model.to(group.device)
+        optimizer = make_optimizer(model, config.weight_decay)
         torch.manual_seed(config.seed + 1 + env.rank)  # of dropout: each rank drops its own units
+        checkpoints = open_checkpoints(config, group, output_dir)
+        start = checkpoints.load(model, optimizer) if checkpoints else Start()
         path = output_dir / records.metrics_name(env.rank)
-        with records.RecordWriter(path) as writer:
-            notices = (*splits.notices, *encoded.notices, *built.notices)
-            writer.write([_start_record(group, encoded, built, notices)])
+        with records.RecordWriter(path, start.records_bytes) as writer:
+            notices = (*splits.notices, *encoded.notices, *built.notices, *start.notices)
+            writer.write([_start_record(group, encoded, built, start.position.step + 1, notices)])
             for notice in notices:
                 say(f"note: {notice}")
-            train(config, group, model, encoded, writer, say)
+            train(Training(config, group, model, optimizer, encoded, writer, say, checkpoints, start))
         own = list(records.read_records(path))
         warmup_steps = config.timing_warmup_steps
         sums = _over_ranks(own_sums(own, warmup_steps), group)
         summary = summarise(own, sums, hosts=group.hosts, num_nodes=env.num_nodes, warmup_steps=warmup_steps)
         if group.is_main:
+            if config.save_model and built.save is not None:
+                _replace_folder(output_dir / "model", built.save)
+            # Last: a run with a summary is done.
             records.write_json(output_dir / records.SUMMARY_NAME, summary)
+        if checkpoints:
+            checkpoints.clear()
     return summary
+
+
+def open_checkpoints(config: TrainConfig, group: Group, output_dir: Path) -> Checkpoints | None:
+    """The run's checkpoints, if it keeps any."""
+    if config.checkpoint_every is None:
+        return None
+    from disttrain.resume import Checkpoints
+
+    # Of what is trained, not on how many ranks: a run may go on with another number of them.
+    identity = run_id("run", config)
+    return Checkpoints(output_dir / records.CHECKPOINTS_NAME, group, identity, parse_cadence(config.checkpoint_every))
+
+
+def _replace_folder(folder: Path, fill: Callable[[Path], None]) -> None:
+    """A folder that is whole or not there, in place of what an earlier attempt left."""
+    temporary = folder.with_name(f".{folder.name}.{os.getpid()}")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    fill(temporary)
+    shutil.rmtree(folder, ignore_errors=True)
+    temporary.rename(folder)
 
 
 class _Progress:
@@ -194,7 +226,9 @@ def _run_info(config: TrainConfig, env: RankEnv) -> records.RunInfo:
     )
 
 
-def _start_record(group: Group, encoded: Encoded, built: Built, notices: tuple[str, ...]) -> records.StartRecord:
+def _start_record(
+    group: Group, encoded: Encoded, built: Built, first_step: int, notices: tuple[str, ...]
+) -> records.StartRecord:
     import torch
 
     env = group.env
@@ -208,6 +242,7 @@ def _start_record(group: Group, encoded: Encoded, built: Built, notices: tuple[s
         pid=os.getpid(),
         job_id=env.job_id,
         restart_count=env.restart_count,
+        first_step=first_step,
         device=str(group.device),
         device_name=_device_name(group.device),
         backend=group.backend,

@@ -30,7 +30,7 @@ def own_sums(records: Sequence[Record], warmup_steps: int) -> Sums:
     return Sums(
         tail_loss=sum((record.loss or 0.0) * record.examples for record in tail),
         tail_examples=sum(record.examples for record in tail),
-        measured_examples=sum(record.examples for record in steps if record.step > warmup_steps),
+        measured_examples=sum(record.examples for record in _measured(records, warmup_steps)),
     )
 
 
@@ -46,10 +46,11 @@ def summarise(
         num_nodes: Logical nodes.
         warmup_steps: First steps, which no measurement counts.
     """
-    start = next(record for record in records if isinstance(record, StartRecord))
+    starts = [record for record in records if isinstance(record, StartRecord)]
+    start = starts[-1]
     end = next(record for record in records if isinstance(record, EndRecord))
     last_eval = next((record for record in reversed(records) if isinstance(record, EvalRecord)), None)
-    measured = [record for record in records if isinstance(record, StepRecord) and record.step > warmup_steps]
+    measured = _measured(records, warmup_steps)
     measured_s = sum(record.step_ms for record in measured) / 1000
     samples_per_s = sums.measured_examples / measured_s if measured else None
     return Summary(
@@ -73,8 +74,19 @@ def summarise(
         eval_loss=last_eval.loss if last_eval else None,
         eval_accuracy=last_eval.accuracy if last_eval else None,
         eval_examples=last_eval.examples if last_eval else None,
-        notices=(*start.notices, *_divergence(records)),
+        notices=(*dict.fromkeys(notice for record in starts for notice in record.notices), *_divergence(records)),
     )
+
+
+def _measured(records: Sequence[Record], warmup_steps: int) -> list[StepRecord]:
+    """The steps without the first ones of each start: a run that goes on from a checkpoint warms up again."""
+    first_step, measured = 1, []
+    for record in records:
+        if isinstance(record, StartRecord):
+            first_step = record.first_step
+        elif isinstance(record, StepRecord) and record.step - first_step >= warmup_steps:
+            measured.append(record)
+    return measured
 
 
 def _divergence(records: Sequence[Record]) -> tuple[str, ...]:

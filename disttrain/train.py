@@ -20,6 +20,7 @@ from disttrain.config import TrainConfig
 from disttrain.dist import Group
 from disttrain.family import Encoded
 from disttrain.records import EndRecord, EvalRecord, RecordWriter, StepRecord
+from disttrain.resume import Checkpoints, Start
 from disttrain.timing import PhaseTimer
 
 # Losses stay on the device until records are written, so that the host never waits for a GPU within a step. Each
@@ -29,63 +30,122 @@ FLUSH_EVERY_S = 5.0
 MIN_EVAL_BATCH = 32
 
 
-def train(
-    config: TrainConfig,
-    group: Group,
-    model: nn.Module,
-    encoded: Encoded,
-    writer: RecordWriter,
-    say: Callable[[str], None],
-) -> None:
-    """Trains the model and writes step, evaluation and end records.
+@dataclass(frozen=True)
+class Training:
+    """What the loop works on.
 
-    Args:
+    Attributes:
         config: A resolved config.
         group: The ranks.
         model: On the group's device, the same weights on every rank.
+        optimizer: Of the model.
         encoded: The examples, the same on every rank.
         writer: Of this rank.
         say: Takes a line of progress.
+        checkpoints: None: the run is not saved.
+        start: Where to begin; model and optimizer are as they were there.
     """
-    env = group.env
+
+    config: TrainConfig
+    group: Group
+    model: nn.Module
+    optimizer: torch.optim.Optimizer
+    encoded: Encoded
+    writer: RecordWriter
+    say: Callable[[str], None]
+    checkpoints: Checkpoints | None = None
+    start: Start = Start()  # noqa: RUF009 - immutable
+
+
+def train(training: Training) -> None:
+    """Trains the model and writes step, evaluation, checkpoint and end records."""
+    config, group, start = training.config, training.group, training.start
+    rank, world_size = group.env.rank, group.env.world_size
     plan = GlobalBatches(
-        examples=len(encoded.train),
-        rank_batch=config.rank_batch(env.world_size),
-        world_size=env.world_size,
+        examples=len(training.encoded.train),
+        rank_batch=config.rank_batch(world_size),
+        world_size=world_size,
         accum_steps=config.grad_accum_steps,
         seed=config.seed,
+        lengths=training.encoded.train.lengths if config.group_by_length else None,
     )
-    steps = config.max_steps or config.epochs * plan.steps_per_epoch
-    trained = _parallel(model, group, config)
-    optimizer = make_optimizer(model, config.weight_decay)
-    peak_lr = config.peak_lr(env.world_size)
-    own_batches = (indices for step in plan.rank_steps(env.rank, steps) for indices in step.batches)
-    batches = load_batches(encoded.train, own_batches, group.device, config.num_workers)
+    steps = config.max_steps or plan.total_steps(config.epochs, start.position)
+    warmup, peak_lr = math.ceil(config.warmup_ratio * steps), config.peak_lr(world_size)
+    trained = _parallel(training.model, group, config)
+    if training.checkpoints is not None:
+        _settle_buckets(trained, training, plan)
+        training.checkpoints.begin(start.position)
+    own_batches = (indices for step in plan.rank_steps(rank, steps, start.position) for indices in step.batches)
+    batches = load_batches(training.encoded.train, own_batches, group.device, config.num_workers)
     timer = PhaseTimer(group.device)
-    log = _StepLog(writer, timer, steps, say)
-    model.train()
-    start, eval_s = time.perf_counter(), 0.0
+    log = _StepLog(training.writer, timer, steps, training.say)
+    training.model.train()
+    began, eval_s = time.perf_counter(), 0.0
+
+    def train_s() -> float:
+        return start.train_s + time.perf_counter() - began - eval_s
+
     timer.restart()
-    for step in plan.rank_steps(env.rank, steps):
-        lr = peak_lr * lr_factor(step.step - 1, steps, math.ceil(config.warmup_ratio * steps), config.lr_schedule)
-        for parameters in optimizer.param_groups:
+    for step in plan.rank_steps(rank, steps, start.position):
+        lr = peak_lr * lr_factor(step.step - 1, steps, warmup, config.lr_schedule)
+        for parameters in training.optimizer.param_groups:
             parameters["lr"] = lr
         loss = _add_gradients(trained, step, batches, config, group, timer)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
+        training.optimizer.step()
+        training.optimizer.zero_grad(set_to_none=True)
         timer.lap("optimizer")
         timer.end_step()
         log.add(step, lr, loss)
-        if encoded.eval is not None and eval_due(step, steps, config.eval_every):
+        if training.encoded.eval is not None and eval_due(step, steps, config.eval_every):
             log.flush()
-            record = evaluate(model, encoded.eval, step.step, config, group)
-            writer.write([record])
-            say(f"step {step.step}/{steps}  eval loss {record.loss:.4f}  accuracy {record.accuracy:.4f}")
-            eval_s += record.elapsed_s
-            model.train()
+            eval_s += _evaluate(training, step.step, steps)
+            timer.restart()
+        # Behind the evaluation of the same step, whose record a run that goes on from here must have.
+        if training.checkpoints is not None and training.checkpoints.is_due(step.step):
+            log.flush()
+            training.writer.write(
+                training.checkpoints.save(
+                    step.end, training.model, training.optimizer, train_s(), training.writer.size_bytes
+                )
+            )
             timer.restart()
     log.flush()
-    writer.write([EndRecord(time_s=time.time(), steps=steps, train_s=time.perf_counter() - start - eval_s)])
+    if training.checkpoints is not None:
+        training.writer.write(training.checkpoints.end())
+    training.writer.write([EndRecord(time_s=time.time(), steps=steps, train_s=train_s())])
+
+
+def _evaluate(training: Training, step: int, steps: int) -> float:
+    """Evaluates, and gives the seconds that it took."""
+    assert training.encoded.eval is not None
+    record = evaluate(training.model, training.encoded.eval, step, training.config, training.group)
+    training.writer.write([record])
+    training.say(f"step {step}/{steps}  eval loss {record.loss:.4f}  accuracy {record.accuracy:.4f}")
+    training.model.train()
+    return record.elapsed_s
+
+
+def _settle_buckets(trained: nn.Module, training: Training, plan: GlobalBatches) -> None:
+    """One forward and backward pass that nothing is learnt from.
+
+    DDP orders its buckets anew after the first backward pass of a process, in the order in which gradients came; with
+    another order of buckets four ranks sum in another order. Behind this pass the steps of a run that goes on have the
+    buckets, and so the sums, of one that was not interrupted.
+    """
+    if training.group.backend is None:
+        return
+    random, device = torch.get_rng_state(), training.group.device
+    device_random = torch.cuda.get_rng_state(device) if device.type == "cuda" else None
+    first = next(plan.rank_steps(training.group.env.rank, training.start.position.step + 1, training.start.position))
+    (batch,) = load_batches(training.encoded.train, [first.batches[0]], device, 0)
+    training.model.train()
+    with _precision(training.config, device):
+        logits = trained(batch)
+    loss_sum(logits, batch["labels"]).backward()  # type: ignore[no-untyped-call]
+    training.optimizer.zero_grad(set_to_none=True)
+    torch.set_rng_state(random)
+    if device_random is not None:
+        torch.cuda.set_rng_state(device_random, device)
 
 
 def _add_gradients(

@@ -14,7 +14,8 @@ if __name__ == "__main__":
     main("vit", sys.argv[1:])
     sys.exit()
 
-from collections.abc import Sequence
+import json
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -47,6 +48,7 @@ class ImageExamples:
     column: str
     size: int
     in_memory = False
+    lengths = None
 
     def __len__(self) -> int:
         return len(self.split)
@@ -106,7 +108,8 @@ def build(config: TrainConfig, encoded: Encoded) -> Built:
             num_channels=3,
         )
         _check_patches(config.image_size, built.model.config)
-        return Built(ImageClassifier(built.model, _HALF, _HALF, interpolate=False))
+        save = _saver(built.model, config.image_size, _HALF, _HALF)
+        return Built(ImageClassifier(built.model, _HALF, _HALF, interpolate=False), save=save)
     return _from_checkpoint(config, config.checkpoint, encoded)
 
 
@@ -128,7 +131,22 @@ def _from_checkpoint(config: TrainConfig, checkpoint: str, encoded: Encoded) -> 
         mean, std = processor.get("image_mean", mean), processor.get("image_std", std)
     except OSError:
         notices.append(f"{checkpoint} has no preprocessor_config.json: pixels normalised by mean and deviation 0.5")
-    return Built(ImageClassifier(built.model, mean, std, interpolate=interpolate), tuple(notices))
+    save = _saver(built.model, config.image_size, mean, std)
+    return Built(ImageClassifier(built.model, mean, std, interpolate=interpolate), tuple(notices), save)
+
+
+def _saver(model: Any, size: int, mean: Sequence[float], std: Sequence[float]) -> Callable[[Path], None]:
+    def save(folder: Path) -> None:
+        model.save_pretrained(folder)
+        processor = {
+            "image_processor_type": "ViTImageProcessor",
+            "size": {"height": size, "width": size},
+            "image_mean": list(mean),
+            "image_std": list(std),
+        }
+        (folder / "preprocessor_config.json").write_text(json.dumps(processor, indent=2) + "\n", encoding="utf-8")
+
+    return save
 
 
 def _check_patches(image_size: int, hf_config: Any) -> None:

@@ -117,15 +117,15 @@ def submit(
             f"--max-parallel {max_parallel} is for --cluster local", hint="a profile has max_running for this"
         )
     if made.cluster_name == DEBUG:
-        debug(made, sweep.document.text)
+        debug(made, sweep)
         return
     folder = SweepFolder(made.folder)
     if not wait:
-        launch(made, sweep.document.text, max_ranks=max_parallel)
+        launch(made, sweep, max_ranks=max_parallel)
         print(f"sweep status {sweep.name}    shows how it goes")
         return
     with Watch(folder, _console(), os.environ, poll or (1.0 if made.cluster_name == LOCAL else 30.0)) as watch:
-        launch(made, sweep.document.text, max_ranks=max_parallel, tick=watch.tick)
+        launch(made, sweep, max_ranks=max_parallel, tick=watch.tick)
         try:
             watch.wait()
         except KeyboardInterrupt:

@@ -6,6 +6,7 @@ import dataclasses
 import json
 import os
 import signal
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -51,7 +52,10 @@ class RankTask:
             env = RankEnv.from_environ(os.environ)
             if self.folded:
                 env = env.fold(self.nodes)
-            config = dataclasses.replace(read_config(run_dir), setup=f"{self.nodes}x{self.gpus_per_node}")
+            asked = json.loads((run_dir / "run.json").read_text(encoding="utf-8"))
+            # Where a family of the user's own lies; behind the installed packages, so that it hides none of them.
+            sys.path.extend(asked.get("import_path", ()))
+            config = dataclasses.replace(TrainConfig(**asked["train"]), setup=f"{self.nodes}x{self.gpus_per_node}")
         except Exception as error:
             write_failure(run_dir, _likely_rank(os.environ), error)  # what fails later, `run` writes down itself
             raise
@@ -62,12 +66,6 @@ def _likely_rank(environ: Mapping[str, str]) -> int:
     """The rank of a process whose environment cannot be read as one."""
     told = environ.get("SLURM_PROCID") or environ.get("SUBMITIT_LOCAL_GLOBALID") or ""
     return int(told) if told.isdecimal() else 0
-
-
-def read_config(run_dir: Path) -> TrainConfig:
-    """The config of a run's run.json."""
-    train = json.loads((run_dir / "run.json").read_text(encoding="utf-8"))["train"]
-    return TrainConfig(**train)
 
 
 def _restore_signals() -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from disttrain.errors import UserError
-from disttrain.records import SUMMARY_NAME, failure_name, metrics_name
+from disttrain.records import CHECKPOINTS_NAME, SUMMARY_NAME, failure_name, metrics_name
 
 _LAST = ".last"  # in the root: the sweep submitted last, for commands that name none
 
@@ -73,6 +73,7 @@ def prepare(
     plan: Mapping[str, Any],
     runs: Sequence[Mapping[str, Any]],
     sent: Collection[str] = (),
+    import_path: Sequence[str] = (),
 ) -> None:
     """Lays down what the ranks and later commands read, before anything is sent.
 
@@ -84,20 +85,23 @@ def prepare(
             removed, or a new attempt would be taken for a finished one.
         sent: Ids of the runs of earlier submissions: those that the plan no longer names are kept behind its own. One
             that was planned and never sent is not: nobody would ever send it.
+        import_path: Folders in which the ranks look for a model family of the user's own.
     """
     folder.logs.mkdir(parents=True, exist_ok=True)
     named = {run["run_id"] for run in plan["runs"]}
     earlier = [run for run in folder.planned_runs() if run["run_id"] in set(sent) - named]
     write_text(folder.sweep_file, sweep_text)
     write_text(folder.plan_file, json.dumps({**plan, "runs": [*plan["runs"], *earlier]}, indent=2) + "\n")
-    facts = {"versions": versions(), "git": git_state(Path.cwd())}
+    facts = {"versions": versions(), "git": git_state(Path.cwd()), "import_path": list(import_path)}
     for run in runs:
         run_dir = folder.run(run["run_id"])
         run_dir.mkdir(parents=True, exist_ok=True)
         (run_dir / SUMMARY_NAME).unlink(missing_ok=True)
+        goes_on = any((run_dir / CHECKPOINTS_NAME).glob("*.json"))
         for rank in range(run["world_size"]):
             (run_dir / failure_name(rank)).unlink(missing_ok=True)
-            (run_dir / metrics_name(rank)).unlink(missing_ok=True)
+            if not goes_on:  # else the records of the steps before its checkpoint are kept
+                (run_dir / metrics_name(rank)).unlink(missing_ok=True)
         write_text(run_dir / "run.json", json.dumps({**run, **facts}, indent=2) + "\n")
     write_text(folder.path.parent.parent / _LAST, f"{folder.sweep_name}/{folder.cluster_name}\n")
 

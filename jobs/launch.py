@@ -6,7 +6,7 @@ import dataclasses
 import os
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 
 from disttrain.config import PATH_FIELDS
 from disttrain.errors import UserError
@@ -19,15 +19,16 @@ from jobs.plan import JobGroup, Plan, plan_json, run_json, with_runs
 from jobs.slurm_states import Phase, State
 from jobs.status import Status, read_status
 from jobs.submit import require_slurm, run_in_debugger, scratch_folder, send_to_slurm
+from jobs.sweep import Sweep
 from jobs.tables import count_runs
 
 
-def launch(plan: Plan, sweep_text: str, *, max_ranks: int | None, tick: Callable[[], None] | None = None) -> None:
+def launch(plan: Plan, sweep: Sweep, *, max_ranks: int | None, tick: Callable[[], None] | None = None) -> None:
     """Sends the runs of the plan that are neither done nor under way.
 
     Args:
         plan: The whole sweep on one cluster.
-        sweep_text: Its YAML.
+        sweep: What it was made of.
         max_ranks: Of the local executor at once.
         tick: Given: works through a local queue before it returns, and calls it meanwhile.
 
@@ -45,14 +46,19 @@ def launch(plan: Plan, sweep_text: str, *, max_ranks: int | None, tick: Callable
         if plan.cluster_name != LOCAL:
             _check_broken_off(folder, ledger)
         missing = with_runs(plan, _missing(folder, plan, ledger))
-        sent = {*ledger.jobs, *ledger.unconfirmed}
-        prepare(folder, sweep_text, plan_json(plan), [run_json(run) for run in missing.runs], sent)
+        _prepare(folder, sweep, plan, missing, {*ledger.jobs, *ledger.unconfirmed})
         if plan.cluster_name != LOCAL:
             send_to_slurm(missing, time.time, _tell)
         elif missing.runs:
             queue = send_to_local(missing, max_ranks, time.time, here=tick is not None)
     if queue and tick:
         queue.run(tick)
+
+
+def _prepare(folder: SweepFolder, sweep: Sweep, plan: Plan, missing: Plan, sent: Collection[str]) -> None:
+    runs = [run_json(run) for run in missing.runs]
+    # A family of the user's own lies beside the YAML that names it, or where the command is given.
+    prepare(folder, sweep.document.text, plan_json(plan), runs, sent, (sweep.folder, os.getcwd()))
 
 
 def _tell(group: JobGroup, job_id: str) -> None:
@@ -111,10 +117,10 @@ def _missing(folder: SweepFolder, plan: Plan, ledger: Ledger) -> frozenset[str]:
     return missing
 
 
-def debug(plan: Plan, sweep_text: str) -> None:
+def debug(plan: Plan, sweep: Sweep) -> None:
     """Runs every run of the plan in this process, as one rank each, in a scratch folder."""
     scratch = dataclasses.replace(plan, folder=scratch_folder(plan.sweep_name))
     folder = SweepFolder(scratch.folder)
-    prepare(folder, sweep_text, plan_json(scratch), [run_json(run) for run in scratch.runs])
+    _prepare(folder, sweep, scratch, scratch, ())
     print(f"debug: {count_runs(len(scratch.runs))} as one rank each, in {scratch.folder}")
     run_in_debugger(scratch, scratch.runs)

@@ -11,9 +11,9 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from disttrain.config import field_names, model_names
-from disttrain.errors import UserError
-from disttrain.schema import FieldError, validate
+from disttrain.config import FAMILIES, field_names
+from disttrain.errors import FieldsError, UserError
+from disttrain.schema import validate
 from jobs.allocation import Allocation
 from jobs.yamlfile import Document, KeyPath, load_yaml
 
@@ -119,7 +119,7 @@ def parse_sweep(document: Document, folder: str, overrides: Mapping[str, Any] = 
     )
     _check_each_field_once(sweep)
     if not any("model" in fields for fields in (sweep.base, sweep.axes, sweep.zip)):
-        hint = f"write model: {' or '.join(model_names())} under base, or list both under axes"
+        hint = f"write model: {' or '.join(FAMILIES)} under base, or list both under axes"
         raise document.error(("base",), "model is missing", hint=hint)
     return sweep
 
@@ -180,8 +180,8 @@ def _base(document: Document, overrides: Mapping[str, Any]) -> dict[str, Any]:
 def _checked(name: str, value: Any, where: str) -> Any:
     """One field's value as its type has it: 1 becomes 1.0 where the field is a float."""
     try:
-        checked = getattr(validate({"model": model_names()[0]} | {name: value}), name)
-    except FieldError as error:
+        checked = getattr(validate({"model": FAMILIES[0]} | {name: value}), name)
+    except FieldsError as error:
         raise UserError(error.message, where=where, hint=error.hint) from None
     if name == "output_dir":
         raise UserError(

@@ -76,7 +76,10 @@ def run_ranks(forks: Any, tmp_path: Path) -> RunRanks:
     """Runs a config, or one for each rank, on real ranks."""
 
     def start(
-        configs: TrainConfig | Sequence[TrainConfig], world_size: int, output_dir: Path | None = None
+        configs: TrainConfig | Sequence[TrainConfig],
+        world_size: int,
+        output_dir: Path | None = None,
+        target: Callable[..., object] = run,
     ) -> Finished:
         job_id = uuid.uuid4().hex
         output_dir = output_dir or tmp_path / job_id
@@ -91,7 +94,7 @@ def run_ranks(forks: Any, tmp_path: Path) -> RunRanks:
                 job_id=job_id,
                 launcher="submitit-local",
             )
-            ranks.append(forks.Process(target=run, args=(config, env, output_dir)))
+            ranks.append(forks.Process(target=target, args=(config, env, output_dir)))
         for process in ranks:
             process.start()
         try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 
 import numpy as np
@@ -9,7 +10,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from disttrain.batches import Batch, GlobalBatches, Indices, eval_batches, load_batches, share
+from disttrain.batches import BEGINNING, Batch, GlobalBatches, Indices, eval_batches, load_batches, share
 
 CPU = torch.device("cpu")
 
@@ -21,6 +22,13 @@ plans = st.builds(
     accum_steps=st.integers(1, 3),
     seed=st.integers(0, 2**32 - 1),
 )
+
+
+def with_lengths(plan: GlobalBatches) -> GlobalBatches:
+    return dataclasses.replace(plan, lengths=np.random.default_rng(plan.seed).integers(1, 9, plan.examples))
+
+
+plans = plans | plans.map(with_lengths)
 
 
 @given(plans, st.integers(1, 3))
@@ -53,12 +61,14 @@ def test_ranks_agree_on_each_step(plan: GlobalBatches) -> None:
     world_size=st.integers(1, 5),
     accum_steps=st.integers(1, 3),
     seed=st.integers(0, 9),
+    grouped=st.booleans(),
 )
 def test_a_step_has_the_same_examples_however_it_is_shared(
-    examples: int, rank_batch: int, world_size: int, accum_steps: int, seed: int
+    examples: int, rank_batch: int, world_size: int, accum_steps: int, seed: int, grouped: bool
 ) -> None:
     shared = GlobalBatches(examples, rank_batch, world_size, accum_steps, seed)
-    alone = GlobalBatches(examples, shared.global_batch, 1, 1, seed)
+    shared = with_lengths(shared) if grouped else shared
+    alone = dataclasses.replace(shared, rank_batch=shared.global_batch, world_size=1, accum_steps=1)
     steps = 2 * alone.steps_per_epoch
     ranks = [list(shared.rank_steps(rank, steps)) for rank in range(world_size)]
     for number, step in enumerate(alone.rank_steps(0, steps)):
@@ -66,9 +76,44 @@ def test_a_step_has_the_same_examples_however_it_is_shared(
         assert np.concatenate(parts).tolist() == step.batches[0].tolist()
 
 
+@given(plans, plans, st.integers(1, 3), st.data())
+def test_a_run_goes_on_with_any_number_of_ranks_and_loses_no_example(
+    before: GlobalBatches, after: GlobalBatches, epochs: int, data: st.DataObject
+) -> None:
+    after = dataclasses.replace(after, examples=before.examples, seed=before.seed, lengths=before.lengths)
+    total = before.total_steps(epochs)
+    stop = data.draw(st.integers(0, total))
+    seen: list[list[int]] = [[] for _ in range(epochs)]
+    end = BEGINNING
+    for rank in range(before.world_size):
+        for step in before.rank_steps(rank, stop):
+            seen[step.epoch] += np.concatenate(step.batches).tolist() if step.examples else []
+            end = step.end
+    steps = after.total_steps(epochs, end)
+    for rank in range(after.world_size):
+        numbers = []
+        for step in after.rank_steps(rank, steps, end):
+            seen[step.epoch] += np.concatenate(step.batches).tolist() if step.examples else []
+            numbers.append(step.step)
+        assert numbers == list(range(stop + 1, steps + 1))
+    assert [sorted(epoch) for epoch in seen] == [list(range(before.examples))] * epochs
+    if after.global_batch == before.global_batch:
+        assert steps == total
+
+
+def test_the_texts_of_a_step_are_about_equally_long() -> None:
+    lengths = np.random.default_rng(0).integers(1, 100, 1000)
+    plan = GlobalBatches(1000, rank_batch=8, world_size=2, accum_steps=1, seed=0, lengths=lengths)
+    order = plan.order(0, 16)
+    spread = [int(np.ptp(lengths[order[at : at + 16]])) for at in range(0, 992, 16)]
+    assert max(spread) <= 5
+    firsts = lengths[order[0:992:16]]
+    assert np.ptp(firsts[:20]) > 50, "short and long steps come in no order"
+
+
 def test_epochs_have_different_orders() -> None:
     plan = GlobalBatches(examples=50, rank_batch=1, world_size=1, accum_steps=1, seed=0)
-    assert plan.order(0).tolist() == plan.order(0).tolist() != plan.order(1).tolist()
+    assert plan.order(0, 1).tolist() == plan.order(0, 1).tolist() != plan.order(1, 1).tolist()
 
 
 def test_a_rank_without_an_example_still_has_a_batch() -> None:
@@ -90,6 +135,7 @@ def test_share_is_contiguous() -> None:
 
 class Numbers:
     in_memory = False
+    lengths = None
 
     def __len__(self) -> int:
         return 10

@@ -74,7 +74,7 @@ def test_long_texts_are_cut_and_counted(bert_config: TrainConfig, tmp_path: Path
     encoded = encoded_with(dataclasses.replace(bert_config, max_length=6), tmp_path)
     batch = encoded.train.batch(range(len(encoded.train)))
     assert batch["input_ids"].shape == (30, 6)
-    assert encoded.notices[0] == f"made a tokenizer of {encoded.vocab_size} tokens from 30 training texts"
+    assert encoded.notices[0] == f"made a tokenizer of {len(encoded.reader)} tokens from 30 training texts"
     assert encoded.notices[1].endswith("of 41 texts to 6 tokens")
     ends = [row[row != 0][-1].item() for row in batch["input_ids"]]
     assert set(ends) == {3}  # [SEP], where a text was cut too
@@ -122,7 +122,7 @@ def test_mistakes_in_an_architecture_are_one_line(architecture: dict[str, Any], 
     config = TrainConfig(model="bert", architecture=architecture)
     examples = TextExamples(np.zeros(1, np.int32), np.array([0, 1]), np.array([0]), 0)
     with pytest.raises(UserError) as caught:
-        build(config, Encoded(examples, None, ("a", "b"), vocab_size=20))
+        build(config, Encoded(examples, None, ("a", "b"), reader=range(20)))
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
 
@@ -147,11 +147,12 @@ def test_a_real_checkpoint_gets_a_new_head(minilm: str, texts: Path, tmp_path: P
     assert built.notices == (f"{minilm} has no head for 2 classes: classifier.bias, classifier.weight start at random",)
     assert encoded.notices == ()
     assert built.model(encoded.train.batch([0, 1])).shape == (2, 2)
-    tokenizer, pad_id = bert._checkpoint_tokenizer(minilm)
-    tokenizer.no_padding()
+    tokenizer = bert._checkpoint_tokenizer(minilm)
+    backend = tokenizer.backend_tokenizer
+    backend.no_padding()
     ids = encoded.train.batch([0])["input_ids"][0]
-    assert tokenizer.encode(splits_of(config).train.rows["sentence"][0]).ids == ids.tolist()
-    assert pad_id == 0
+    assert backend.encode(splits_of(config).train.rows["sentence"][0]).ids == ids.tolist()
+    assert tokenizer.pad_token_id == 0
     assert capfd.readouterr() == ("", "")  # no reports, no progress bars
 
 

@@ -19,7 +19,7 @@ from disttrain.schema import parse_value, validate
         ({"model": "bert", "per_gpu_batch": 4.0}, "per_gpu_batch is 4.0: input should be a valid integer"),
         ({"model": "bert", "per_gpu_batch": "4"}, "per_gpu_batch is '4': input should be a valid integer"),
         ({"model": "bert", "lr": float("inf")}, "lr is inf: input should be a finite number"),
-        ({"model": "gpt"}, "model is 'gpt': input should be 'bert' or 'vit'"),
+        ({"model": "gpt"}, "model 'gpt' is not known (write bert, vit or package.module:Family)"),
         ({"lr": 1e-3}, "model is missing"),
         ({"model": "bert", "per_gpu_bach": 1}, "unknown field 'per_gpu_bach' (did you mean per_gpu_batch?)"),
         ({"model": "bert", "checkpoint": "a/b", "architecture": {}}, "checkpoint 'a/b' and architecture are both set"),

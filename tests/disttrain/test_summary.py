@@ -17,6 +17,7 @@ START = StartRecord(
     pid=1,
     job_id="7",
     restart_count=0,
+    first_step=1,
     device="cpu",
     device_name="a CPU",
     backend="gloo",

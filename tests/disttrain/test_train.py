@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from disttrain.batches import RankStep
+from disttrain.batches import BEGINNING, RankStep
 from disttrain.config import TrainConfig
 from disttrain.records import EvalRecord, metrics_name, read_records
 from disttrain.train import eval_due, lr_factor, make_optimizer
@@ -69,7 +69,7 @@ def test_accumulation_gives_the_losses_of_one_large_batch(bert_config: TrainConf
 
 def test_evaluations_come_after_each_epoch_or_every_so_many_steps() -> None:
     def due(steps: int, eval_every: int | None) -> list[int]:
-        each = [RankStep(number, 0, number % 4 == 0, (), 1, 1) for number in range(1, steps + 1)]
+        each = [RankStep(number, 0, number % 4 == 0, (), 1, 1, BEGINNING) for number in range(1, steps + 1)]
         return [step.step for step in each if eval_due(step, steps, eval_every)]
 
     assert due(10, None) == [4, 8, 10]

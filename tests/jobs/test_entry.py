@@ -9,14 +9,13 @@ import pickle
 import signal
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 import disttrain.run
 from disttrain.config import TrainConfig
 from disttrain.rankenv import RankEnv
-from jobs.entry import RankTask, read_config
+from jobs.entry import RankTask
 
 CONFIG = TrainConfig(model="bert", lr=1e-3, architecture={"hidden_size": 32}).resolved()
 HANDLED = (signal.SIGTERM, signal.SIGCONT, signal.SIGUSR2)
@@ -94,8 +93,3 @@ def test_a_task_travels_by_reference_and_holds_no_config() -> None:
     assert pickle.loads(data) == task
     assert b"jobs.entry" in data
     assert len(data) < 300
-
-
-def test_the_config_is_that_of_the_runs_own_file(run_dir: Path) -> None:
-    config: Any = read_config(run_dir)
-    assert config == CONFIG

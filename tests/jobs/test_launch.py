@@ -25,6 +25,8 @@ from jobs.yamlfile import parse_yaml
 
 SWEEP = "name: s\nallocations: [1x1, 2x1]\nbase: {model: bert, max_steps: 3}\nseeds: [0, 1]\n"
 
+LOADED = parse_sweep(parse_yaml(SWEEP, "s.yaml"), "/sweeps")
+
 
 def plan_of(root: Path, cluster: str = "site", text: str = SWEEP) -> Plan:
     runs = expand(parse_sweep(parse_yaml(text, "s.yaml"), "/nowhere"))
@@ -63,8 +65,8 @@ def slurm(monkeypatch: pytest.MonkeyPatch) -> Slurm:
 def test_what_is_sent_is_sent_once(slurm: Slurm, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     plan = plan_of(tmp_path)
     ids = [run.run_id for run in plan.runs]
-    launch(plan, SWEEP, max_ranks=None)
-    launch(plan, SWEEP, max_ranks=None)
+    launch(plan, LOADED, max_ranks=None)
+    launch(plan, LOADED, max_ranks=None)
     assert slurm.sent == [ids[:2], ids[2:]]
     assert capsys.readouterr().out.splitlines() == [
         "s on site: sending 4 of 4 runs",
@@ -77,9 +79,9 @@ def test_what_is_sent_is_sent_once(slurm: Slurm, tmp_path: Path, capsys: pytest.
 def test_what_failed_is_sent_again_and_what_is_done_is_not(slurm: Slurm, tmp_path: Path) -> None:
     plan = plan_of(tmp_path)
     ids = [run.run_id for run in plan.runs]
-    launch(plan, SWEEP, max_ranks=None)
+    launch(plan, LOADED, max_ranks=None)
     slurm.states.update({"1_0": State.COMPLETED, "1_1": State.FAILED, "2_0": State.RUNNING, "2_1": State.TIMEOUT})
-    launch(plan, SWEEP, max_ranks=None)
+    launch(plan, LOADED, max_ranks=None)
     assert slurm.sent[2:] == [[ids[1]], [ids[3]]]
     jobs_of = ledger.read_ledger(plan.folder).jobs
     assert [[job.job_id for job in jobs_of[run_id]] for run_id in ids] == [
@@ -92,8 +94,8 @@ def test_what_failed_is_sent_again_and_what_is_done_is_not(slurm: Slurm, tmp_pat
 
 def test_a_sweep_that_has_grown_sends_what_is_new_and_forgets_nothing(slurm: Slurm, tmp_path: Path) -> None:
     first, grown = plan_of(tmp_path), plan_of(tmp_path, text=SWEEP.replace("[0, 1]", "[1, 2]"))
-    launch(first, SWEEP, max_ranks=None)
-    launch(grown, SWEEP, max_ranks=None)
+    launch(first, LOADED, max_ranks=None)
+    launch(grown, LOADED, max_ranks=None)
     both = {run.run_id for run in first.runs} | {run.run_id for run in grown.runs}
     assert len(both) == 6
     assert {run["run_id"] for run in SweepFolder(first.folder).planned_runs()} == both
@@ -104,18 +106,18 @@ def test_what_was_sent_before_a_refusal_stays_sent(slurm: Slurm, tmp_path: Path)
     plan = plan_of(tmp_path)
     slurm.refuses = "2x1"
     with pytest.raises(UserError, match="sbatch refused it"):
-        launch(plan, SWEEP, max_ranks=None)
+        launch(plan, LOADED, max_ranks=None)
     found = ledger.read_ledger(plan.folder)
     assert (list(found.jobs), found.unconfirmed) == ([run.run_id for run in plan.groups[0].runs], ())
     slurm.refuses = ""
-    launch(plan, SWEEP, max_ranks=None)
+    launch(plan, LOADED, max_ranks=None)
     assert slurm.sent == [[run.run_id for run in group.runs] for group in plan.groups]
 
 
 def test_without_slurm_nothing_is_created(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(UserError) as caught:
-        launch(plan_of(tmp_path / "runs"), SWEEP, max_ranks=None)
+        launch(plan_of(tmp_path / "runs"), LOADED, max_ranks=None)
     assert str(caught.value) == (
         "cluster 'site' needs Slurm, and sbatch is not on PATH (submit from a login node, or try --cluster local)"
     )
@@ -141,9 +143,9 @@ def test_local_runs_are_recorded_before_another_submission_may_look(
         pass
 
     monkeypatch.setattr("jobs.localqueue.LocalQueue", Queue)
-    launch(plan, SWEEP, max_ranks=3, tick=tick)
+    launch(plan, LOADED, max_ranks=3, tick=tick)
     assert seen == [(4, 3, 4), tick]
-    launch(plan, SWEEP, max_ranks=3, tick=tick)  # this process is the queue's, and lives
+    launch(plan, LOADED, max_ranks=3, tick=tick)  # this process is the queue's, and lives
     assert len(seen) == 2
 
 
@@ -164,7 +166,7 @@ def test_debug_runs_each_as_one_rank_here_and_leaves_the_root_alone(
     monkeypatch.setenv("SLURM_PROCID", "1")  # an interactive job
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     plan = plan_of(tmp_path / "runs", "debug")
-    debug(plan, SWEEP)
+    debug(plan, LOADED)
     assert ran == [(1, 1, None, os.getpid())] * 4
     assert not (tmp_path / "runs").exists()
     (scratch,) = tmp_path.iterdir()
@@ -179,10 +181,10 @@ def test_jobs_of_a_submission_that_broke_off_are_not_sent_twice(
     ledger.intend(plan.folder, [plan.runs[0].run_id], 1.0)
     monkeypatch.setattr(jobs.launch, "queued_jobs", lambda _, **__: frozenset({"71_0", "71_1"}))
     with pytest.raises(UserError, match=r"left jobs that would run twice: 71_0, 71_1 \(scancel 71_0 71_1"):
-        launch(plan, SWEEP, max_ranks=None)
+        launch(plan, LOADED, max_ranks=None)
     assert slurm.sent == []
     monkeypatch.setattr(jobs.launch, "queued_jobs", lambda _, **__: frozenset())
-    launch(plan, SWEEP, max_ranks=None)
+    launch(plan, LOADED, max_ranks=None)
     assert sum(map(len, slurm.sent)) == 4
 
 
@@ -195,6 +197,6 @@ def test_another_sweep_of_the_same_name_is_not_taken_for_this_one(slurm: Slurm, 
         folder = tmp_path / "runs" / "s" / "site"
         texts.append(make_plan("s", expand(sweep), "site", Cluster.model_validate({}), folder))
     assert texts[0].runs[0].run_id == texts[1].runs[0].run_id
-    launch(texts[0], SWEEP, max_ranks=None)
+    launch(texts[0], LOADED, max_ranks=None)
     with pytest.raises(UserError, match=r"'s' was submitted with dataset '.*/a/data', this one has '.*/b/data'"):
-        launch(texts[1], SWEEP, max_ranks=None)
+        launch(texts[1], LOADED, max_ranks=None)

@@ -1,0 +1,141 @@
+"""A run that was killed goes on as if it had not been: the same losses to the last bit, no example lost or repeated."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import json
+import os
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import disttrain.train
+from disttrain.batches import RankStep
+from disttrain.config import TrainConfig
+from disttrain.rankenv import RankEnv
+from disttrain.records import CheckpointRecord, EvalRecord, StartRecord, StepRecord, metrics_name, read_records
+from disttrain.run import run
+
+STEPS = 20
+
+
+def die_in(step: int, rank: int, config: TrainConfig, env: RankEnv, output_dir: Path) -> None:
+    """Runs a rank; the one of this number is killed in the middle of this step."""
+    add_gradients = disttrain.train._add_gradients
+
+    def until_then(trained: Any, at: RankStep, *rest: Any) -> Any:
+        if at.step == step and env.rank == rank:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return add_gradients(trained, at, *rest)
+
+    disttrain.train._add_gradients = until_then  # type: ignore[assignment]
+    run(config, env, output_dir)
+
+
+def saved_often(config: TrainConfig) -> TrainConfig:
+    """With dropout, so that the random generators matter."""
+    architecture = {**(config.architecture or {}), "hidden_dropout_prob": 0.1, "attention_probs_dropout_prob": 0.1}
+    return dataclasses.replace(
+        config, architecture=architecture, max_steps=STEPS, checkpoint_every=3, per_gpu_batch=2, eval_every=7
+    )
+
+
+def all_losses(folder: Path, ranks: int) -> list[list[tuple[int, float | None]]]:
+    """(step, loss) of every rank, as its records have them."""
+    return [
+        [
+            (record.step, record.loss)
+            for record in read_records(folder / metrics_name(rank))
+            if isinstance(record, StepRecord)
+        ]
+        for rank in range(ranks)
+    ]
+
+
+@pytest.mark.parametrize("model", ["bert", "vit"])
+def test_a_killed_run_goes_on_to_the_last_bit(
+    model: str, request: pytest.FixtureRequest, run_ranks: Callable[..., Any]
+) -> None:
+    config = saved_often(request.getfixturevalue(f"{model}_config"))
+    whole = run_ranks(config, 4)
+    assert whole.exit_codes == (0, 0, 0, 0)
+    killed = run_ranks(config, 4, target=functools.partial(die_in, 11, 2))
+    assert killed.exit_codes[2] == -signal.SIGKILL
+    assert not (killed.output_dir / "summary.json").exists()
+    resumed = run_ranks(dataclasses.replace(config, num_workers=1), 4, killed.output_dir)
+    assert resumed.exit_codes == (0, 0, 0, 0)
+    assert all_losses(resumed.output_dir, 4) == all_losses(whole.output_dir, 4)
+    assert [step for step, _ in all_losses(resumed.output_dir, 4)[0]] == list(range(1, STEPS + 1))
+    assert resumed.summary.eval_accuracy == whole.summary.eval_accuracy
+    assert resumed.summary.eval_loss == whole.summary.eval_loss
+    records = list(read_records(resumed.output_dir / metrics_name(0)))
+    starts = [record.first_step for record in records if isinstance(record, StartRecord)]
+    assert starts in ([1, 10], [1, 7]), "the write of step 9 may not have been done"
+    assert [record.step for record in records if isinstance(record, EvalRecord)] == [7, 14, 20]
+    assert f"goes on behind step {starts[1] - 1}, from attempt 1" in resumed.summary.notices
+    left = sorted(path.name for path in (resumed.output_dir / "checkpoints").iterdir())
+    assert left == ["attempt-00001", "attempt-00002"], "the checkpoints of a run that has ended well are gone"
+
+
+def damaged(path: Path) -> None:
+    """Cuts a file short."""
+    with path.open("rb+") as file:
+        file.truncate(path.stat().st_size // 2)
+
+
+def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(
+    bert_config: TrainConfig, run_ranks: Callable[..., Any]
+) -> None:
+    config = saved_often(bert_config)
+    whole = run_ranks(config, 2)
+    killed = run_ranks(config, 2, target=functools.partial(die_in, 14, 1))
+    folder = killed.output_dir / "checkpoints"
+    before, latest = [path.stem for path in sorted(folder.glob("attempt*.json"))][-2:]
+    damaged(folder / f"{latest}.pt")
+    resumed = run_ranks(config, 2, killed.output_dir)
+    assert all_losses(resumed.output_dir, 2) == all_losses(whole.output_dir, 2)
+    passed_over, goes_on = resumed.summary.notices[-2:]
+    assert passed_over.startswith(f"checkpoint {latest} is passed over: it has ")
+    assert goes_on == f"goes on behind step {int(before.rpartition('-')[2])}, from attempt 1"
+
+
+def test_another_number_of_ranks_goes_on_and_says_what_is_lost(
+    bert_config: TrainConfig, run_ranks: Callable[..., Any]
+) -> None:
+    config = dataclasses.replace(saved_often(bert_config), max_steps=None, epochs=1, eval_every=None)
+    config = dataclasses.replace(config, checkpoint_every=1)
+    killed = run_ranks(config, 4, target=functools.partial(die_in, 4, 1))
+    resumed = run_ranks(config, 2, killed.output_dir)
+    assert resumed.exit_codes == (0, 0)
+    examples = 0
+    start = next(r for r in read_records(resumed.output_dir / metrics_name(0)) if isinstance(r, StartRecord))
+    assert start.first_step in (3, 4), "the write of step 3 may not have been done"
+    assert any("the checkpoint is of 4 ranks, this run has 2" in notice for notice in start.notices)
+    killed_examples = (start.first_step - 1) * 4 * 2  # the steps before the checkpoint
+    for rank in range(2):
+        for record in read_records(resumed.output_dir / metrics_name(rank)):
+            examples += record.examples if isinstance(record, StepRecord) else 0
+    assert killed_examples + examples == start.train_examples, "each example of the epoch once"
+
+
+def test_the_checkpoints_of_another_run_are_refused(bert_config: TrainConfig, run_ranks: Callable[..., Any]) -> None:
+    config = saved_often(bert_config)
+    killed = run_ranks(config, 1, target=functools.partial(die_in, 8, 0))  # behind the write of step 3
+    other = run_ranks(dataclasses.replace(config, lr=1e-2), 1, killed.output_dir)
+    assert other.exit_codes == (1,)
+    failure = json.loads((other.output_dir / "failure-rank00000.json").read_text())
+    assert "holds checkpoints of another run" in failure["message"]
+    assert failure["user_error"]
+
+
+def test_what_checkpoints_cost_is_recorded(bert_config: TrainConfig, run_ranks: Callable[..., Any]) -> None:
+    finished = run_ranks(dataclasses.replace(saved_often(bert_config), checkpoint_every="1%"), 2)
+    saved = [r for r in read_records(finished.output_dir / metrics_name(0)) if isinstance(r, CheckpointRecord)]
+    assert saved
+    assert saved[0].step == 5, "the first is made early, to know its cost"
+    assert saved[0].size_bytes > 0
+    assert not [r for r in read_records(finished.output_dir / metrics_name(1)) if isinstance(r, CheckpointRecord)]

@@ -1,0 +1,75 @@
+"""The trained model, opened by transformers alone in a process of its own, gives the accuracy that the run recorded."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from disttrain.config import TrainConfig
+
+# Knows nothing of this package.
+OPEN_BERT = """
+import csv, sys, torch
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
+model = AutoModelForSequenceClassification.from_pretrained(sys.argv[1]).eval()
+tokenizer = AutoTokenizer.from_pretrained(sys.argv[1])
+right = []
+for row in csv.DictReader(open(sys.argv[2]), delimiter="\\t", quoting=csv.QUOTE_NONE):
+    with torch.no_grad():
+        logits = model(**tokenizer(row["sentence"], return_tensors="pt", truncation=True, max_length=128)).logits
+    right.append(model.config.id2label[int(logits.argmax())] == row["label"])
+print(sum(right) / len(right))
+"""
+OPEN_VIT = """
+import sys, torch
+from datasets import load_dataset
+from transformers import ViTForImageClassification, ViTImageProcessor
+model = ViTForImageClassification.from_pretrained(sys.argv[1]).eval()
+processor = ViTImageProcessor.from_pretrained(sys.argv[1])
+rows = load_dataset("parquet", data_files=sys.argv[2], split="train")
+names = rows.features["label"].names
+right = []
+for row in rows:
+    with torch.no_grad():
+        logits = model(**processor(row["image"].convert("RGB"), return_tensors="pt")).logits
+    right.append(model.config.id2label[int(logits.argmax())] == names[row["label"]])
+print(sum(right) / len(right))
+"""
+
+
+def opened(program: str, folder: Path, data: Path) -> float:
+    done = subprocess.run(
+        [sys.executable, "-c", program, str(folder), str(data)], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    return float(done.stdout)
+
+
+def test_bert(bert_config: TrainConfig, run_ranks: Callable[..., Any]) -> None:
+    finished = run_ranks(dataclasses.replace(bert_config, max_steps=10), 2)
+    assert bert_config.dataset is not None
+    (data,) = Path(bert_config.dataset).glob("dev.tsv")
+    assert opened(OPEN_BERT, finished.output_dir / "model", data) == finished.summary.eval_accuracy
+
+
+def test_vit(vit_config: TrainConfig, run_ranks: Callable[..., Any], repository: Path) -> None:
+    folder = repository / "sweeps" / "data" / "cifar10"
+    config = dataclasses.replace(vit_config, dataset=str(folder), max_train_examples=64, max_steps=10, image_size=32)
+    finished = run_ranks(config, 2)
+    # One of 300 may fall the other way: the processor resizes and rescales in another order of float operations.
+    assert opened(OPEN_VIT, finished.output_dir / "model", folder / "test.parquet") == pytest.approx(
+        finished.summary.eval_accuracy, abs=0.01
+    )
+
+
+def test_a_run_that_keeps_no_model(bert_config: TrainConfig, run_ranks: Callable[..., Any]) -> None:
+    finished = run_ranks(dataclasses.replace(bert_config, max_steps=2, save_model=False), 1)
+    assert not (finished.output_dir / "model").exists()
+    assert json.loads((finished.output_dir / "summary.json").read_text())["steps"] == 2

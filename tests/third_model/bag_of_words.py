@@ -1,0 +1,55 @@
+"""A model family of one's own, `model: bag_of_words:BagOfWords`: which words occur decides, in whatever order."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from disttrain.batches import Batch, Indices
+from disttrain.config import TrainConfig
+from disttrain.data import Split, Splits
+from disttrain.dist import Group
+from disttrain.family import Built, Encoded
+
+
+class Words:
+    in_memory = True
+    lengths = None
+
+    def __init__(self, split: Split, column: str, vocabulary: dict[str, int]) -> None:
+        self.counts = torch.zeros(len(split), len(vocabulary))
+        for row, text in enumerate(split.rows[column][:]):
+            for word in text.split():
+                if word in vocabulary:
+                    self.counts[row, vocabulary[word]] += 1
+        self.labels = torch.from_numpy(split.labels)
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def batch(self, indices: Sequence[int] | Indices) -> Batch:
+        rows = torch.from_numpy(np.asarray(indices))
+        return {"counts": self.counts[rows], "labels": self.labels[rows]}
+
+
+class Classifier(nn.Linear):
+    def forward(self, batch: Batch) -> Tensor:  # type: ignore[override]
+        return super().forward(batch["counts"])
+
+
+class BagOfWords:
+    INPUT = "text"
+
+    def encode(self, config: TrainConfig, splits: Splits, group: Group, work_dir: Path) -> Encoded:
+        column = splits.input_column
+        words = sorted({word for text in splits.train.rows[column][:] for word in text.split()})
+        vocabulary = {word: index for index, word in enumerate(words)}
+        held_out = Words(splits.eval, column, vocabulary) if splits.eval else None
+        return Encoded(Words(splits.train, column, vocabulary), held_out, splits.label_names, reader=vocabulary)
+
+    def build(self, config: TrainConfig, encoded: Encoded) -> Built:
+        return Built(Classifier(len(encoded.reader), len(encoded.label_names)))
