@@ -94,6 +94,14 @@ class TextClassifier(nn.Module):
         return logits
 
 
+@dataclasses.dataclass(frozen=True)
+class TextReader:
+    """What turned the texts into tokens."""
+
+    tokenizer: Any
+    used: NDArray[np.int64] | None = None  # ids that occur, in order: token i of the examples is used[i]; None: all
+
+
 def encode(config: TrainConfig, splits: Splits, group: Group, work_dir: Path) -> Encoded:
     """Both splits as token ids, by the checkpoint's tokenizer or by one made from the training text."""
     quiet()
@@ -113,7 +121,24 @@ def encode(config: TrainConfig, splits: Splits, group: Group, work_dir: Path) ->
     if train_cut or eval_cut:
         total = len(train) + (len(held_out) if held_out else 0)
         notices.append(f"cut {train_cut + eval_cut} of {total} texts to {config.max_length} tokens")
-    return Encoded(train, held_out, splits.label_names, tuple(notices), tokenizer)
+    used = None
+    if config.compact_vocab and config.checkpoint is not None:
+        train, held_out, used = _renumber(train, held_out)
+    return Encoded(train, held_out, splits.label_names, tuple(notices), TextReader(tokenizer, used))
+
+
+def _renumber(
+    train: TextExamples, held_out: TextExamples | None
+) -> tuple[TextExamples, TextExamples | None, NDArray[np.int64]]:
+    """The examples with their tokens numbered by those that occur, and the ids that these had."""
+    parts = [part.tokens for part in (train, held_out) if part is not None]
+    used = np.unique(np.concatenate([*parts, [train.pad_id]])).astype(np.int64)
+
+    def renumbered(part: TextExamples) -> TextExamples:
+        tokens = np.searchsorted(used, part.tokens).astype(np.int32)
+        return dataclasses.replace(part, tokens=tokens, pad_id=int(np.searchsorted(used, part.pad_id)))
+
+    return renumbered(train), held_out and renumbered(held_out), used
 
 
 def build(config: TrainConfig, encoded: Encoded) -> Built:
@@ -131,7 +156,7 @@ def build(config: TrainConfig, encoded: Encoded) -> Built:
             BertForSequenceClassification,
             architecture,
             encoded.label_names,
-            vocab_size=len(encoded.reader),
+            vocab_size=len(encoded.reader.tokenizer),
             pad_token_id=0,
         )
         hf_config = built.model.config
@@ -139,12 +164,38 @@ def build(config: TrainConfig, encoded: Encoded) -> Built:
     if config.max_length > positions:
         raise UserError(f"max_length {config.max_length} is more than the model's {positions} positions")
     model: Any = built.model
+    reader: TextReader = encoded.reader
+    whole = _compact(model, reader.used) if reader.used is not None else None
 
-    def save(folder: Path) -> None:
-        model.save_pretrained(folder)
-        encoded.reader.save_pretrained(folder)
+    def save(folder: Path, decay: float) -> None:
+        state = model.state_dict()
+        if whole is not None:
+            name, rows = whole
+            rows = rows * decay  # as they would be, had they been trained along without a gradient
+            rows[torch.from_numpy(reader.used)] = state[name].to("cpu", rows.dtype)
+            state = {**state, name: rows}
+        model.save_pretrained(folder, state_dict=state)
+        reader.tokenizer.save_pretrained(folder)
 
     return Built(TextClassifier(built.model), built.notices, save)
+
+
+def _compact(model: Any, used: NDArray[np.int64]) -> tuple[str, Tensor]:
+    """Leaves the model only the embedding rows of the tokens that occur.
+
+    Most of a small model's weights are rows of tokens that a data set does not have: they get no gradient, and their
+    share of the exchange between ranks and of the optimizer's step is spent on nothing.
+
+    Returns:
+        (name of the embedding's weights, all rows as they were).
+    """
+    before = model.get_input_embeddings()
+    name = next(name for name, parameter in model.named_parameters() if parameter is before.weight)
+    rows: Tensor = before.weight.detach().clone()
+    padding = int(np.searchsorted(used, before.padding_idx)) if before.padding_idx in used else None
+    after = nn.Embedding(len(used), before.embedding_dim, padding, _weight=rows[torch.from_numpy(used)])
+    model.set_input_embeddings(after)
+    return name, rows
 
 
 def _texts(split: Split, column: str, name: str) -> list[str]:

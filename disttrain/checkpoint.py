@@ -17,13 +17,11 @@ from typing import Any, BinaryIO
 import torch
 from torch import Tensor
 
+from disttrain.errors import NewerAttempt
+
 KEPT = 2
 _NAME = re.compile(r"attempt-(?P<attempt>\d{5})-step-(?P<step>\d{9})\.json")
 _CLAIM = re.compile(r"attempt-(\d{5})")
-
-
-class NewerAttempt(RuntimeError):
-    """Another process has started this run again: what this one still does must not be kept."""
 
 
 @dataclass(frozen=True)

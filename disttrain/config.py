@@ -77,6 +77,9 @@ class TrainConfig:
     global_batch: Annotated[
         Count | None, Unit("examples"), doc("batch of one optimizer step over all ranks, instead of per_gpu_batch")
     ] = None
+    compact_vocab: Annotated[
+        bool, doc("of a checkpoint's embedding, train only the rows of tokens that occur: the others would only decay")
+    ] = True
     group_by_length: Annotated[bool, doc("texts of a step are about equally long, the same on every rank")] = True
     grad_accum_steps: Annotated[Count, doc("forward and backward passes for each optimizer step")] = 1
     epochs: Annotated[Count, doc("passes over the training examples")] = 1

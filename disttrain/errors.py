@@ -38,5 +38,9 @@ class FieldsError(UserError):
         self.fields = fields
 
 
+class NewerAttempt(RuntimeError):
+    """Another process has started this run again: what this one still does must not be kept."""
+
+
 def _rebuild(message: str, where: str | None, hint: str | None) -> UserError:
     return UserError(message, where=where, hint=hint)

@@ -46,7 +46,7 @@ class Checkpoints:
         self._due = 0
         self._saves_at_due = True
         self._looked = (0, 0.0)  # step and time of the last decision
-        self._cost_s = 0.0  # of the last checkpoint
+        self._cost_s: float | None = None  # of the last checkpoint that has reached the disk
 
     def load(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> Start:
         """Puts the latest whole checkpoint into model, optimizer and random generators.
@@ -131,19 +131,25 @@ class Checkpoints:
                         "ranks": ranks,
                     },
                 )
-        self._saves_at_due = True
-        self._due = position.step + self._steps_to_next(position.step)
-        return self.written()
+        done = self.written()
+        # Rank 0's clock decides for all.
+        steps, self._saves_at_due = self._group.from_main(self._next(position.step))
+        self._due = position.step + steps
+        return done
 
-    def _steps_to_next(self, step: int) -> int:
+    def _next(self, step: int) -> tuple[int, bool]:
+        """In how many steps to come here again, and whether to save then."""
         if self._cadence.steps is not None:
-            return self._cadence.steps
+            return self._cadence.steps, True
         before, since = self._looked
         self._looked = (step, time.monotonic())
         step_s = (self._looked[1] - since) / max(1, step - before)
-        interval_s = self._cadence.seconds or self._cost_s / (self._cadence.share or 1.0)
-        # Rank 0's clock decides for all.
-        return self._group.from_main(max(1, math.ceil(interval_s / step_s)))
+        if self._cadence.seconds is not None:
+            return max(1, math.ceil(self._cadence.seconds / step_s)), True
+        if self._cost_s is None:
+            return _FIRST_LOOK, False  # the first one is still being written
+        assert self._cadence.share is not None
+        return max(1, math.ceil(self._cost_s / self._cadence.share / step_s)), True
 
     def written(self) -> list[CheckpointRecord]:
         """What has reached the disk since the last call."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.metadata
+import math
 import os
 import platform
 import shutil
@@ -17,7 +18,7 @@ from typing import TYPE_CHECKING
 
 from disttrain import records
 from disttrain.config import TrainConfig, absolute_paths, parse_cadence, run_id
-from disttrain.errors import UserError
+from disttrain.errors import NewerAttempt, UserError
 from disttrain.flags import parse_flags
 from disttrain.rankenv import RankEnv
 from disttrain.summary import Sums, own_sums, summarise
@@ -83,7 +84,9 @@ def run(config: TrainConfig, env: RankEnv, output_dir: Path) -> records.Summary:
     try:
         return _run(config.resolved(), env, output_dir)
     except Exception as error:
-        records.write_failure(output_dir, env.rank, error)
+        # One that has been overtaken leaves no word: the folder is the newer attempt's.
+        if not isinstance(error, NewerAttempt):
+            records.write_failure(output_dir, env.rank, error)
         if env.world_size > 1:
             _exit_soon()
         raise
@@ -141,7 +144,9 @@ def _run(config: TrainConfig, env: RankEnv, output_dir: Path) -> records.Summary
         summary = summarise(own, sums, hosts=group.hosts, num_nodes=env.num_nodes, warmup_steps=warmup_steps)
         if group.is_main:
             if config.save_model and built.save is not None:
-                _replace_folder(output_dir / "model", built.save)
+                lrs = [record.lr for record in own if isinstance(record, records.StepRecord)]
+                decay = math.prod(1 - lr * config.weight_decay for lr in lrs)  # of AdamW, decoupled from the gradient
+                _replace_folder(output_dir / "model", lambda folder: built.save and built.save(folder, decay))
             # Last: a run with a summary is done.
             records.write_json(output_dir / records.SUMMARY_NAME, summary)
         if checkpoints:
@@ -160,7 +165,7 @@ def open_checkpoints(config: TrainConfig, group: Group, output_dir: Path) -> Che
     return Checkpoints(output_dir / records.CHECKPOINTS_NAME, group, identity, parse_cadence(config.checkpoint_every))
 
 
-def _replace_folder(folder: Path, fill: Callable[[Path], None]) -> None:
+def _replace_folder(folder: Path, fill: Callable[[Path], object]) -> None:
     """A folder that is whole or not there, in place of what an earlier attempt left."""
     temporary = folder.with_name(f".{folder.name}.{os.getpid()}")
     shutil.rmtree(temporary, ignore_errors=True)

@@ -135,8 +135,8 @@ def _from_checkpoint(config: TrainConfig, checkpoint: str, encoded: Encoded) -> 
     return Built(ImageClassifier(built.model, mean, std, interpolate=interpolate), tuple(notices), save)
 
 
-def _saver(model: Any, size: int, mean: Sequence[float], std: Sequence[float]) -> Callable[[Path], None]:
-    def save(folder: Path) -> None:
+def _saver(model: Any, size: int, mean: Sequence[float], std: Sequence[float]) -> Callable[[Path, float], None]:
+    def save(folder: Path, _: float) -> None:
         model.save_pretrained(folder)
         processor = {
             "image_processor_type": "ViTImageProcessor",

