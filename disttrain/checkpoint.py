@@ -1,4 +1,4 @@
-"""Checkpoints of a run: complete, written beside the loop, verified before they are trusted, owned by one attempt."""
+"""The checkpoint files of a run: verified before they are trusted, owned by one attempt, cleared away in the end."""
 
 from __future__ import annotations
 
@@ -7,20 +7,18 @@ import hashlib
 import json
 import os
 import re
-import threading
-import time
-from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import torch
-from torch import Tensor
 
 from disttrain.errors import NewerAttempt
 
 KEPT = 2
 _NAME = re.compile(r"attempt-(?P<attempt>\d{5})-step-(?P<step>\d{9})\.json")
+# A checkpoint's own file, and whatever is still under its temporary name.
+_PART = re.compile(r"\.?(?P<name>attempt-(?P<attempt>\d{5})-step-\d{9})\.(pt|(pt|json)\.\d+)")
 _CLAIM = re.compile(r"attempt-(\d{5})")
 
 
@@ -35,16 +33,6 @@ class Manifest:
     sha256: str
     identity: str  # of the run
     world_size: int
-
-
-@dataclass(frozen=True)
-class Written:
-    """One checkpoint that has reached the disk, and what it cost."""
-
-    step: int
-    blocked_ms: float  # that the loop waited: the copy, and an earlier write that was not done
-    write_s: float  # beside the loop
-    size_bytes: int
 
 
 class Claim:
@@ -71,160 +59,26 @@ class Claim:
         Raises:
             NewerAttempt: It is not.
         """
-        latest = _last_claim(self._folder)
-        if latest > self.attempt:
-            raise NewerAttempt(f"attempt {latest} of this run has started; attempt {self.attempt} stops here")
+        check_owner(self._folder, self.attempt)
+
+
+def is_overtaken(folder: Path, attempt: int) -> bool:
+    """Whether a newer attempt owns the run."""
+    return _last_claim(folder) > attempt
+
+
+def check_owner(folder: Path, attempt: int) -> None:
+    """Makes sure that no newer attempt owns the run.
+
+    Raises:
+        NewerAttempt: One does.
+    """
+    if is_overtaken(folder, attempt):
+        raise NewerAttempt(f"a newer attempt of this run has started; attempt {attempt} stops here")
 
 
 def _last_claim(folder: Path) -> int:
     return max((int(match[1]) for match in map(_CLAIM.fullmatch, os.listdir(folder)) if match), default=0)
-
-
-class CheckpointWriter:
-    """Writes checkpoints of one run in a thread of rank 0."""
-
-    def __init__(self, claim: Claim, folder: Path, identity: str, world_size: int) -> None:
-        self._claim = claim
-        self._folder = folder
-        self._identity = identity
-        self._world_size = world_size
-        self._buffers: dict[str, Tensor] = {}
-        self._thread: threading.Thread | None = None
-        self._error: BaseException | None = None
-        self._written: list[Written] = []
-
-    def save(self, step: int, state: Mapping[str, Any]) -> None:
-        """Copies the state, and writes the copy while training goes on.
-
-        Raises:
-            NewerAttempt: Another attempt owns the run; found while the last checkpoint was written.
-            OSError: The last checkpoint could not be written.
-        """
-        start = time.perf_counter()
-        # The copy goes into the buffers that the thread reads; at intervals that keep the cost low it is long done.
-        self.wait()
-        copied, ready = self._copy(state)
-        blocked_ms = (time.perf_counter() - start) * 1000
-        self._thread = threading.Thread(target=self._write, args=(step, copied, ready, blocked_ms), daemon=True)
-        self._thread.start()
-
-    def wait(self) -> None:
-        """Waits for the write under way.
-
-        Raises:
-            BaseException: What went wrong in it.
-        """
-        if self._thread is not None:
-            self._thread.join()
-            self._thread = None
-        if self._error is not None:
-            error, self._error = self._error, None
-            raise error
-
-    def written(self) -> list[Written]:
-        """Checkpoints that have reached the disk since the last call."""
-        found, self._written = self._written, []
-        return found
-
-    def _copy(self, state: Mapping[str, Any]) -> tuple[Any, torch.cuda.Event | None]:
-        """The state in memory of our own, kept from one checkpoint to the next.
-
-        From a GPU into pinned memory, without waiting for it: the thread does.
-        """
-        on_gpu = False
-
-        def visit(value: Any, name: str) -> Any:
-            nonlocal on_gpu
-            if isinstance(value, Tensor):
-                on_gpu |= value.is_cuda
-                buffer = self._buffers.get(name)
-                if buffer is None or buffer.shape != value.shape or buffer.dtype != value.dtype:
-                    buffer = torch.empty_like(value, device="cpu", pin_memory=value.is_cuda)
-                    self._buffers[name] = buffer
-                return buffer.copy_(value.detach(), non_blocking=True)
-            if isinstance(value, Mapping):
-                return {key: visit(item, f"{name}/{key}") for key, item in value.items()}
-            if isinstance(value, list | tuple):
-                return type(value)(visit(item, f"{name}/{index}") for index, item in enumerate(value))
-            return value
-
-        copied = visit(state, "")
-        ready = None
-        if on_gpu:
-            ready = torch.cuda.Event()  # type: ignore[no-untyped-call]
-            ready.record()
-        return copied, ready
-
-    def _write(self, step: int, state: Any, ready: torch.cuda.Event | None, blocked_ms: float) -> None:
-        try:
-            start = time.perf_counter()
-            if ready is not None:
-                ready.synchronize()
-            size = self._write_files(step, state)
-            self._written.append(Written(step, blocked_ms, time.perf_counter() - start, size))
-        except BaseException as error:  # noqa: BLE001 - raised again in the loop, by wait
-            self._error = error
-
-    def _write_files(self, step: int, state: Any) -> int:
-        name = f"attempt-{self._claim.attempt:05d}-step-{step:09d}"
-        path = self._folder / f"{name}.pt"
-        self._claim.check()
-        with _durable(path) as file:
-            hashing = _HashingFile(file)
-            torch.save(state, hashing)  # type: ignore[arg-type]
-        self._claim.check()
-        manifest = Manifest(
-            attempt=self._claim.attempt,
-            step=step,
-            file=path.name,
-            size_bytes=hashing.size_bytes,
-            sha256=hashing.digest.hexdigest(),
-            identity=self._identity,
-            world_size=self._world_size,
-        )
-        with _durable(self._folder / f"{name}.json") as file:
-            file.write(json.dumps(asdict(manifest), indent=2).encode())
-        for old in list_manifests(self._folder)[KEPT:]:
-            remove(self._folder, old)
-        return hashing.size_bytes
-
-
-class _HashingFile:
-    """A file that is hashed as it is written, so that it need not be read again."""
-
-    def __init__(self, file: BinaryIO) -> None:
-        self._file = file
-        self.digest = hashlib.sha256()
-        self.size_bytes = 0
-
-    def write(self, data: Any) -> int:
-        self.digest.update(data)
-        written = self._file.write(data)
-        self.size_bytes += written
-        return written
-
-    def flush(self) -> None:
-        self._file.flush()
-
-
-@contextlib.contextmanager
-def _durable(path: Path) -> Iterator[BinaryIO]:
-    """A file that appears under its name when all of it is on the disk, and not at all otherwise."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with temporary.open("wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)  # the name too
-    finally:
-        os.close(folder)
 
 
 def list_manifests(folder: Path) -> list[Path]:
@@ -244,6 +98,7 @@ class Found:
 
     manifest: Manifest | None
     notices: tuple[str, ...]
+    damaged: tuple[Path, ...] = ()  # manifests of those that no later look will find whole
 
 
 def find(folder: Path) -> Found:
@@ -252,28 +107,34 @@ def find(folder: Path) -> Found:
     Each is read and compared with its checksum; one that does not match is passed over for the one before.
     """
     notices: list[str] = []
+    damaged: list[Path] = []
     for path in list_manifests(folder):
         try:
             manifest = Manifest(**json.loads(path.read_text(encoding="utf-8")))
             problem = _damage(folder / manifest.file, manifest)
-        except (OSError, ValueError, TypeError) as error:
+        except OSError as error:
+            # A file system that cannot be read now may be read again.
+            notices.append(f"checkpoint {path.stem} is passed over: {error.strerror or error}")
+            continue
+        except (ValueError, TypeError) as error:
             problem = f"its manifest cannot be read: {error}"
         if problem is None:
-            return Found(manifest, tuple(notices))
+            return Found(manifest, tuple(notices), tuple(damaged))
+        damaged.append(path)
         notices.append(f"checkpoint {path.stem} is passed over: {problem}")
-    return Found(None, tuple(notices))
+    return Found(None, tuple(notices), tuple(damaged))
 
 
 def _damage(path: Path, manifest: Manifest) -> str | None:
     try:
         size = path.stat().st_size
-        if size != manifest.size_bytes:
-            return f"it has {size} of {manifest.size_bytes} bytes"
-        with path.open("rb") as file:
-            if hashlib.file_digest(file, "sha256").hexdigest() != manifest.sha256:
-                return "its checksum does not match"
-    except OSError as error:
-        return str(error.strerror or error)
+    except FileNotFoundError:
+        return "it is not there"
+    if size != manifest.size_bytes:
+        return f"it has {size} of {manifest.size_bytes} bytes"
+    with path.open("rb") as file:
+        if hashlib.file_digest(file, "sha256").hexdigest() != manifest.sha256:
+            return "its checksum does not match"
     return None
 
 
@@ -283,7 +144,25 @@ def load(folder: Path, manifest: Manifest) -> dict[str, Any]:
     return state
 
 
-def clear(folder: Path) -> None:
-    """Removes every checkpoint of a run that has ended well; the claims stay, since an old attempt may still live."""
-    for manifest in list_manifests(folder):
+def tidy(folder: Path, attempt: int, damaged: tuple[Path, ...] = ()) -> None:
+    """Removes what is of no use to anyone: damaged checkpoints, and what attempts before this one left half written."""
+    for manifest in damaged:
         remove(folder, manifest)
+    whole = {path.stem for path in list_manifests(folder)}
+    for path in folder.iterdir():
+        match = _PART.fullmatch(path.name)
+        useless = match and (match["name"] not in whole or path.name.startswith("."))
+        if match and useless and int(match["attempt"]) < attempt:
+            path.unlink(missing_ok=True)
+
+
+def clear(folder: Path, attempt: int) -> None:
+    """Removes the checkpoints of a run that has ended well, except those of an attempt after this one.
+
+    The claims stay, since an older attempt may still live.
+    """
+    for manifest in list_manifests(folder):
+        match = _NAME.fullmatch(manifest.name)
+        if match and int(match["attempt"]) <= attempt:
+            remove(folder, manifest)
+    tidy(folder, attempt + 1)

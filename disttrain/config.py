@@ -94,7 +94,14 @@ class TrainConfig:
     weight_decay: Annotated[float, Ge(0), doc("of AdamW; none on biases and norms")] = 0.01
     precision: Annotated[Literal["fp32", "bf16"], doc("bf16: autocast; the weights stay fp32")] = "fp32"
     device: Annotated[Literal["auto", "cuda", "cpu"], doc("auto: a GPU where torch sees one")] = "auto"
+    compile: Annotated[
+        bool, doc("compile the model by torch.compile; where no compiler works the run goes on without")
+    ] = False
+    deterministic: Annotated[bool, doc("on a GPU: the same losses to the last bit each time; slower")] = False
     bucket_cap_mb: Annotated[float, Gt(0), Unit("MiB"), doc("size of DDP's gradient buckets")] = 25.0
+    grad_compression: Annotated[
+        Literal["none", "bf16"], doc("bf16: gradients are exchanged as such, half the bytes, and rounded")
+    ] = "none"
     num_workers: Annotated[int, Ge(0), doc("data loading processes of a rank; 0: in the training process")] = 2
     seed: Annotated[int, Interval(ge=0, lt=2**32), doc("of weights, data order and dropout")] = 0
 

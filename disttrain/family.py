@@ -50,7 +50,11 @@ class Family(Protocol):
         """What an example is made of: text or image."""
 
     def encode(self, config: TrainConfig, splits: Splits, group: Group, work_dir: Path) -> Encoded:
-        """The splits as tensors; `work_dir` is the run's folder, for what the ranks must share."""
+        """The splits as tensors; `work_dir` is the run's folder, for what the ranks must share.
+
+        What `Examples.batch` gives must depend on its indices alone: workers make batches in any order, and a run that
+        goes on from a checkpoint draws no random numbers again but torch's, in the forward pass.
+        """
 
     def build(self, config: TrainConfig, encoded: Encoded) -> Built:
         """The model on the CPU, the same weights on every rank: torch has been seeded."""
@@ -70,14 +74,15 @@ def load_family(model: str) -> Family:
         return built_in
     module_name, _, name = model.partition(":")
     try:
-        found = getattr(importlib.import_module(module_name), name)
+        module = importlib.import_module(module_name)
     except ModuleNotFoundError as error:
         if error.name is None or not f"{module_name}.".startswith(f"{error.name}."):
             raise  # the module is there, and imports another that is not: its traceback says which
         looked = "beside the sweep's YAML, in the working directory or among the installed packages"
         raise UserError(f"model {model!r}: no module {error.name!r}", hint=f"it must lie {looked}") from None
-    except AttributeError:
-        raise UserError(f"model {model!r}: module {module_name!r} has no {name!r}") from None
+    found = getattr(module, name, None)
+    if found is None:
+        raise UserError(f"model {model!r}: module {module_name!r} has no {name!r}")
     family: Family = found() if isinstance(found, type) else found
     missing = [part for part in ("INPUT", "encode", "build") if not hasattr(family, part)]
     if missing:

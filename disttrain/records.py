@@ -10,6 +10,7 @@ import socket
 import statistics
 import time
 import traceback
+import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +24,7 @@ T = TypeVar("T")
 SUMMARY_NAME = "summary.json"
 RUN_NAME = "run.json"
 CHECKPOINTS_NAME = "checkpoints"
+METRICS_GLOB = "metrics-rank*.jsonl"
 FAILURE_GLOB = "failure-rank*.json"
 
 
@@ -100,13 +102,14 @@ class EvalRecord:
 
 @dataclass(frozen=True, kw_only=True)
 class CheckpointRecord:
-    """One checkpoint that has reached the disk; rank 0 alone."""
+    """What became of one checkpoint; rank 0 alone."""
 
     kind: ClassVar[str] = "checkpoint"
     step: int
-    blocked_ms: float  # that the loop waited: the copy, and an earlier write that was not done
+    blocked_ms: float  # that training waited: the copy, and an earlier write that was not done
     write_s: float  # beside the loop
-    size_bytes: int
+    size_bytes: int | None  # None: it has not reached the disk
+    error: str | None  # why it has not
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -182,6 +185,25 @@ class Summary:
     notices: tuple[str, ...]
 
 
+@dataclass(frozen=True)
+class Written:
+    """How far a rank's records are written, and what is written: enough to find out whether a file still begins so."""
+
+    size_bytes: int = 0
+    crc32: int = 0
+
+
+def is_intact(path: Path, written: Written) -> bool:
+    """Whether a file begins with exactly what was written."""
+    if written.size_bytes == 0:
+        return True
+    try:
+        with path.open("rb") as file:
+            return zlib.crc32(file.read(written.size_bytes)) == written.crc32
+    except OSError:
+        return False
+
+
 class RecordWriter:
     """Appends records to one rank's file, a JSON object a line.
 
@@ -189,29 +211,35 @@ class RecordWriter:
 
     Args:
         path: The file.
-        keep_bytes: How much of an earlier attempt's records to go on behind: those of the steps before its checkpoint.
+        kept: Of an earlier attempt's records, the part to go on behind: the steps before its checkpoint.
     """
 
-    def __init__(self, path: Path, keep_bytes: int = 0) -> None:
+    def __init__(self, path: Path, kept: Written = Written()) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         # A file of its own: an older attempt that still lives writes into the one it has open, which is then nobody's.
         temporary = path.with_name(f".{path.name}.{os.getpid()}")
         with temporary.open("wb") as file:
-            if keep_bytes and path.exists():
+            if kept.size_bytes:
                 with path.open("rb") as earlier:
-                    file.write(earlier.read(keep_bytes))
+                    file.write(earlier.read(kept.size_bytes))
+                file.flush()
+                os.fsync(file.fileno())  # before it takes the place of the only copy
         os.replace(temporary, path)
-        self._file = path.open("a", encoding="utf-8")
-
-    @property
-    def size_bytes(self) -> int:
-        """Of the file, as far as it is written."""
-        return self._file.tell()
+        self._file = path.open("ab")
+        self._written = kept
 
     def write(self, records: Sequence[Record]) -> None:
         """Appends the records and hands them to the operating system."""
-        self._file.writelines(encode(record) + "\n" for record in records)
+        lines = "".join(encode(record) + "\n" for record in records).encode()
+        self._file.write(lines)
         self._file.flush()
+        before = self._written
+        self._written = Written(before.size_bytes + len(lines), zlib.crc32(lines, before.crc32))
+
+    def sync(self) -> Written:
+        """Waits until all records are on the disk, before a checkpoint counts on them."""
+        os.fsync(self._file.fileno())
+        return self._written
 
     def close(self) -> None:
         self._file.close()
@@ -271,7 +299,10 @@ def write_json(path: Path, value: Any) -> None:
     """Writes a dataclass as JSON, whole or not at all: a reader never sees half of it."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(json.dumps(_plain(value), indent=2, allow_nan=False) + "\n", encoding="utf-8")
+    with temporary.open("w", encoding="utf-8") as file:
+        file.write(json.dumps(_plain(value), indent=2, allow_nan=False) + "\n")
+        file.flush()
+        os.fsync(file.fileno())  # a summary counts as the end of a run: its checkpoints are removed behind it
     os.replace(temporary, path)
 
 

@@ -7,17 +7,19 @@ import math
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from disttrain import checkpoint
 from disttrain.batches import BEGINNING, Position
-from disttrain.checkpoint import CheckpointWriter, Claim, Found, Manifest
+from disttrain.checkpoint import Claim, Found, Manifest
+from disttrain.checkpointwriter import CheckpointWriter
 from disttrain.config import Cadence
 from disttrain.dist import Group
 from disttrain.errors import UserError
-from disttrain.records import CheckpointRecord
+from disttrain.records import CheckpointRecord, RecordWriter, Written, is_intact
 
 # Steps that are timed before the first checkpoint of a cadence in seconds or as a share of the time.
 _FIRST_LOOK = 5
@@ -28,7 +30,7 @@ class Start:
     """Where training begins: at the beginning, or behind the last step of a checkpoint."""
 
     position: Position = BEGINNING
-    records_bytes: int = 0  # of this rank's records, those of the steps before
+    records: Written = Written()  # noqa: RUF009 - immutable; of this rank, those of the steps before
     train_s: float = 0.0  # that the steps before took
     notices: tuple[str, ...] = ()
 
@@ -41,24 +43,48 @@ class Checkpoints:
         self._group = group
         self._identity = identity
         self._cadence = cadence
-        self._claim = Claim(folder) if group.is_main else None
-        self._writer = CheckpointWriter(self._claim, folder, identity, group.env.world_size) if self._claim else None
+        self._writer: CheckpointWriter | None = None
+        if group.is_main:
+            claim = Claim(folder)
+            on_gpu = group.device.type == "cuda"
+            self._writer = CheckpointWriter(claim, folder, identity, group.env.world_size, on_gpu=on_gpu)
+        self._attempt = group.from_main(claim.attempt if group.is_main else 0)
         self._due = 0
         self._saves_at_due = True
         self._looked = (0, 0.0)  # step and time of the last decision
-        self._cost_s: float | None = None  # of the last checkpoint that has reached the disk
+        self._cost_s: float | None = None  # of the last checkpoint that was written
 
-    def load(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> Start:
+    def is_overtaken(self) -> bool:
+        """Whether a newer attempt owns the run; all that is left to this one is to stop."""
+        return checkpoint.is_overtaken(self._folder, self._attempt)
+
+    def check_owner(self) -> None:
+        """Makes sure that this attempt still owns the run: before anything of it is put in its place.
+
+        Raises:
+            NewerAttempt: A newer one does.
+        """
+        checkpoint.check_owner(self._folder, self._attempt)
+
+    def load(self, model: nn.Module, optimizer: torch.optim.Optimizer, examples: int, records: Path) -> Start:
         """Puts the latest whole checkpoint into model, optimizer and random generators.
+
+        Args:
+            model: As built, on its device.
+            optimizer: Of the model.
+            examples: To train on.
+            records: The file of this rank's records, as the attempt before left it.
 
         Returns:
             Where to go on; the beginning where there is no checkpoint.
 
         Raises:
-            UserError: The folder holds the checkpoints of another run.
+            UserError: The folder holds the checkpoints of another run, or the data are no longer the same.
         """
         # Rank 0 alone reads and checks the files, and decides for all.
         found = self._group.from_main(checkpoint.find(self._folder) if self._group.is_main else Found(None, ()))
+        if self._group.is_main:
+            checkpoint.tidy(self._folder, self._attempt, found.damaged)
         manifest, notices = found.manifest, found.notices
         if manifest is None:
             return Start(notices=notices)
@@ -68,22 +94,29 @@ class Checkpoints:
                 hint="give another output_dir, or remove the folder",
             )
         state = checkpoint.load(self._folder, manifest)
-        model.load_state_dict(state["model"])
-        optimizer.load_state_dict(state["optimizer"])
+        _restore(state, model, optimizer, examples)
         start = Start(Position(**state["position"]), train_s=state["train_s"])
         notices = (*notices, f"goes on behind step {manifest.step}, from attempt {manifest.attempt}")
-        return self._restore_rank(start, state["ranks"], manifest, notices)
+        return self._restore_rank(start, state["ranks"], manifest, notices, records)
 
-    def _restore_rank(self, start: Start, ranks: list[Tensor], manifest: Manifest, notices: tuple[str, ...]) -> Start:
+    def _restore_rank(
+        self, start: Start, ranks: list[Tensor], manifest: Manifest, notices: tuple[str, ...], records: Path
+    ) -> Start:
         env = self._group.env
         if manifest.world_size != env.world_size:
             lost = (
                 f"the checkpoint is of {manifest.world_size} ranks, this run has {env.world_size}: dropout is drawn"
-                " anew and the records of the steps before are left out; no example is lost or repeated"
+                " anew, batch and learning rate are those of this number of ranks, and the records of the steps before"
+                " are left out; no example of the epoch is lost or repeated"
             )
             return dataclasses.replace(start, notices=(*notices, lost))
-        records_bytes = _unpack(ranks[env.rank], self._group.device)
-        return dataclasses.replace(start, records_bytes=records_bytes, notices=notices)
+        written = _unpack(ranks[env.rank], self._group.device)
+        # All keep them or none, so that the ranks' records are of the same steps.
+        broken = torch.tensor([not is_intact(records, written)], dtype=torch.int64, device=self._group.device)
+        if int(self._group.sum(broken)):
+            gone = "the records of the steps before are not all there, or not as they were written: they are left out"
+            return dataclasses.replace(start, notices=(*notices, gone))
+        return dataclasses.replace(start, records=written, notices=notices)
 
     def begin(self, start: Position) -> None:
         """Starts counting towards the first checkpoint."""
@@ -103,39 +136,37 @@ class Checkpoints:
         position: Position,
         model: nn.Module,
         optimizer: torch.optim.Optimizer,
+        examples: int,
         train_s: float,
-        records_bytes: int,
-    ) -> list[CheckpointRecord]:
+        writer: RecordWriter,
+    ) -> None:
         """Copies the run's state and leaves it to be written, and settles when to do so again.
 
         Args:
             position: Behind the step just done.
             model: Not DDP's wrapper.
             optimizer: Of the model.
+            examples: That are trained on.
             train_s: Spent so far.
-            records_bytes: Size of this rank's records, all steps so far among them.
-
-        Returns:
-            Records of checkpoints that have reached the disk since the last call.
+            writer: Of this rank's records, all steps so far among them.
         """
+        began_s = time.perf_counter()
+        self.record(writer)
         if self._saves_at_due:
-            ranks = self._group.gather(_pack(records_bytes, self._group.device))
+            ranks = self._group.gather(_pack(writer.sync(), self._group.device))
             if self._writer is not None:
-                self._writer.save(
-                    position.step,
-                    {
-                        "position": dataclasses.asdict(position),
-                        "model": model.state_dict(),
-                        "optimizer": optimizer.state_dict(),
-                        "train_s": train_s,
-                        "ranks": ranks,
-                    },
-                )
-        done = self.written()
+                state = {
+                    "position": dataclasses.asdict(position),
+                    "model": model.state_dict(),
+                    "optimizer": optimizer.state_dict(),
+                    "examples": examples,
+                    "train_s": train_s,
+                    "ranks": ranks,
+                }
+                self._writer.save(position.step, state, began_s)
         # Rank 0's clock decides for all.
         steps, self._saves_at_due = self._group.from_main(self._next(position.step))
         self._due = position.step + steps
-        return done
 
     def _next(self, step: int) -> tuple[int, bool]:
         """In how many steps to come here again, and whether to save then."""
@@ -151,40 +182,61 @@ class Checkpoints:
         assert self._cadence.share is not None
         return max(1, math.ceil(self._cost_s / self._cadence.share / step_s)), True
 
-    def written(self) -> list[CheckpointRecord]:
-        """What has reached the disk since the last call."""
-        done = self._writer.written() if self._writer else []
+    def record(self, writer: RecordWriter) -> None:
+        """Writes down what became of checkpoints since the last call.
+
+        Raises:
+            NewerAttempt: Another attempt owns the run.
+        """
+        done = self._writer.done() if self._writer else []
         for each in done:
             # On a CPU the writing takes cores from training; beside a GPU it only takes the copy.
             beside = each.write_s if self._group.device.type == "cpu" else 0.0
             self._cost_s = each.blocked_ms / 1000 + beside
-        return [CheckpointRecord(**dataclasses.asdict(each)) for each in done]
+        writer.write([CheckpointRecord(**dataclasses.asdict(each)) for each in done])
 
-    def end(self) -> list[CheckpointRecord]:
+    def end(self, writer: RecordWriter) -> None:
         """Waits for the last write, and makes sure that this attempt still owns the run."""
-        if self._writer is not None and self._claim is not None:
+        if self._writer is not None:
             self._writer.wait()
-            self._claim.check()
-        return self.written()
+            self.check_owner()
+        self.record(writer)
 
     def clear(self) -> None:
         """Removes the checkpoints of a run that has ended well."""
         if self._group.is_main:
-            checkpoint.clear(self._folder)
+            checkpoint.clear(self._folder, self._attempt)
 
 
-def _pack(records_bytes: int, device: torch.device) -> Tensor:
-    """The state of one rank alone, as bytes: the size of its records, and its random generators."""
-    parts = [torch.tensor([records_bytes], dtype=torch.int64).view(torch.uint8), torch.get_rng_state()]
+def _restore(state: dict[str, Any], model: nn.Module, optimizer: torch.optim.Optimizer, examples: int) -> None:
+    changed = f"it was saved with {state['examples']} training examples, and now there are {examples}"
+    if state["examples"] == examples:
+        try:
+            model.load_state_dict(state["model"])
+            optimizer.load_state_dict(state["optimizer"])
+            return
+        except (RuntimeError, ValueError) as error:
+            changed = next(iter(str(error).splitlines()[1:2]), str(error)).strip()
+    raise UserError(
+        f"the run cannot go on from its checkpoint, its data or checkpoint have changed since: {changed}",
+        hint="give another output_dir to start anew",
+    )
+
+
+def _pack(written: Written, device: torch.device) -> Tensor:
+    """The state of one rank alone, as bytes: how far its records are written, and its random generators."""
+    numbers = torch.tensor([written.size_bytes, written.crc32], dtype=torch.int64)
+    parts = [numbers.view(torch.uint8), torch.get_rng_state()]
     if device.type == "cuda":
         parts.append(torch.cuda.get_rng_state(device))
     return torch.cat(parts)
 
 
-def _unpack(state: Tensor, device: torch.device) -> int:
-    """Restores the random generators; gives the size of the records."""
-    size = torch.get_rng_state().numel()
-    torch.set_rng_state(state[8 : 8 + size].clone())
-    if device.type == "cuda" and state.numel() > 8 + size:
-        torch.cuda.set_rng_state(state[8 + size :].clone(), device)
-    return int(state[:8].clone().view(torch.int64))
+def _unpack(state: Tensor, device: torch.device) -> Written:
+    """Restores the random generators; gives how far the records were written."""
+    head, size = 16, torch.get_rng_state().numel()
+    torch.set_rng_state(state[head : head + size].clone())
+    if device.type == "cuda" and state.numel() > head + size:
+        torch.cuda.set_rng_state(state[head + size :].clone(), device)
+    size_bytes, crc32 = state[:head].clone().view(torch.int64).tolist()
+    return Written(size_bytes, crc32)

@@ -4,21 +4,21 @@ from __future__ import annotations
 
 import atexit
 import dataclasses
-import importlib.metadata
+import gc
+import json
 import math
 import os
-import platform
 import shutil
-import socket
 import sys
 import threading
-import time
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from disttrain import records
 from disttrain.config import TrainConfig, absolute_paths, parse_cadence, run_id
+from disttrain.describe import choose_threads, run_info, shape, start_record
 from disttrain.errors import NewerAttempt, UserError
 from disttrain.flags import parse_flags
 from disttrain.rankenv import RankEnv
@@ -32,8 +32,7 @@ if TYPE_CHECKING:
     from disttrain.family import Built, Encoded
     from disttrain.resume import Checkpoints
 
-_LIBRARIES = ("torch", "torchvision", "transformers", "tokenizers", "datasets", "numpy")
-
+MODEL_NAME = "model"
 _EXIT_S = 15.0  # that a rank which has failed takes to end, at most
 
 
@@ -58,7 +57,7 @@ def main(model: str, arguments: list[str]) -> None:
 
 def default_output_dir(config: TrainConfig, env: RankEnv, environ: Mapping[str, str]) -> Path:
     """Where a run that no sweep started puts its files: ``<root>/torchrun/<run_id>``."""
-    return Path(environ.get("SWEEP_ROOT") or "runs") / "torchrun" / run_id(_shape(env), config)
+    return Path(environ.get("SWEEP_ROOT") or "runs") / "torchrun" / run_id(shape(env), config)
 
 
 def run(config: TrainConfig, env: RankEnv, output_dir: Path) -> records.Summary:
@@ -80,12 +79,13 @@ def run(config: TrainConfig, env: RankEnv, output_dir: Path) -> records.Summary:
         raise UserError(f"output_dir {str(output_dir)!r} cannot be made: {error.strerror}") from error
     # What an earlier attempt left must not be taken for this one's.
     (output_dir / records.failure_name(env.rank)).unlink(missing_ok=True)
-    if env.rank == 0:
-        (output_dir / records.SUMMARY_NAME).unlink(missing_ok=True)
+    # What is imported and built on the way to the first step stays: collecting garbage meanwhile looks through it again
+    # and again and finds none, for 17 % of that time.
+    gc.disable()
     try:
         summary = _run(config.resolved(), env, output_dir)
         if env.world_size > 1:
-            atexit.register(_leave)
+            _leave_without_teardown()
         return summary
     except Exception as error:
         # One that has been overtaken leaves no word: the folder is the newer attempt's.
@@ -94,17 +94,31 @@ def run(config: TrainConfig, env: RankEnv, output_dir: Path) -> records.Summary:
         if env.world_size > 1:
             _exit_soon()
         raise
+    finally:
+        gc.enable()
 
 
-def _leave() -> None:
-    """Ends a rank that has done its work without the interpreter's tear-down.
+def _leave_without_teardown() -> None:
+    """Lets a rank that has done its work end without the interpreter's tear-down, unless something fails behind it.
 
     There a thread of torch's may outlive what it belongs to ("terminate called without an active exception"): seen now
     and then with four gloo ranks. The rank then counts as failed, and the launcher ends the others before their end.
     """
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(0)
+    failed, hook = False, sys.excepthook
+
+    def remember(*error: Any) -> None:
+        nonlocal failed
+        failed = True
+        hook(*error)
+
+    def leave() -> None:
+        if not failed:
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(0)
+
+    sys.excepthook = remember
+    atexit.register(leave)
 
 
 def _exit_soon() -> None:
@@ -124,49 +138,128 @@ def _run(config: TrainConfig, env: RankEnv, output_dir: Path) -> records.Summary
     config.rank_batch(env.world_size)
     import torch
 
-    from disttrain.data import load_splits
     from disttrain.dist import process_group
-    from disttrain.family import load_family
-    from disttrain.resume import Start
-    from disttrain.train import Training, make_optimizer, train
 
     torch.set_num_threads(choose_threads(env, os.environ, len(os.sched_getaffinity(0))))
-    say = _Progress(env.rank == 0)
+    if config.deterministic:
+        _compute_deterministically()
     with process_group(env, config.device) as group:
+        finished = group.from_main(_finished_before(env, output_dir) if group.is_main else None)
+        if finished is not None:
+            return finished
         if group.is_main and not (output_dir / records.RUN_NAME).exists():
-            records.write_json(output_dir / records.RUN_NAME, _run_info(config, env))
-        family = load_family(config.model)
-        with group.main_first():  # `datasets` caches what it has read
-            splits = load_splits(config, family.INPUT)
-        encoded = family.encode(config, splits, group, output_dir)
-        torch.manual_seed(config.seed)
-        built = family.build(config, encoded)
-        model = built.model.to(group.device)
-        optimizer = make_optimizer(model, config.weight_decay)
-        torch.manual_seed(config.seed + 1 + env.rank)  # of dropout: each rank drops its own units
+            records.write_json(output_dir / records.RUN_NAME, run_info(config, env))
+        prepared = _prepare(config, group, output_dir)
         checkpoints = open_checkpoints(config, group, output_dir)
-        start = checkpoints.load(model, optimizer) if checkpoints else Start()
-        path = output_dir / records.metrics_name(env.rank)
-        with records.RecordWriter(path, start.records_bytes) as writer:
-            notices = (*splits.notices, *encoded.notices, *built.notices, *start.notices)
-            writer.write([_start_record(group, encoded, built, start.position.step + 1, notices)])
-            for notice in notices:
-                say(f"note: {notice}")
-            train(Training(config, group, model, optimizer, encoded, writer, say, checkpoints, start))
-        own = list(records.read_records(path))
-        warmup_steps = config.timing_warmup_steps
-        sums = _over_ranks(own_sums(own, warmup_steps), group)
-        summary = summarise(own, sums, hosts=group.hosts, num_nodes=env.num_nodes, warmup_steps=warmup_steps)
-        if group.is_main:
-            if config.save_model and built.save is not None:
-                lrs = [record.lr for record in own if isinstance(record, records.StepRecord)]
-                decay = math.prod(1 - lr * config.weight_decay for lr in lrs)  # of AdamW, decoupled from the gradient
-                _replace_folder(output_dir / "model", lambda folder: built.save and built.save(folder, decay))
-            # Last: a run with a summary is done.
-            records.write_json(output_dir / records.SUMMARY_NAME, summary)
+        try:
+            return _train(config, group, output_dir, prepared, checkpoints)
+        except Exception as error:
+            # The ranks of an attempt that was overtaken lose each other; what they say then is of no use to the newer.
+            if checkpoints is not None and checkpoints.is_overtaken():
+                raise NewerAttempt("a newer attempt of this run has started") from error
+            raise
+
+
+def _finished_before(env: RankEnv, output_dir: Path) -> records.Summary | None:
+    """The summary of a run that had ended when Slurm started its job once more, because its node died just then."""
+    path = output_dir / records.SUMMARY_NAME
+    if env.restart_count == 0 or not path.exists():
+        return None
+    return records.from_json(records.Summary, json.loads(path.read_text(encoding="utf-8")))
+
+
+@dataclass(frozen=True)
+class _Prepared:
+    """What a rank trains, and on what."""
+
+    model: torch.nn.Module
+    optimizer: torch.optim.Optimizer
+    encoded: Encoded
+    built: Built
+    notices: tuple[str, ...]
+
+
+def _prepare(config: TrainConfig, group: Group, output_dir: Path) -> _Prepared:
+    import torch
+
+    from disttrain.compiling import compile_model
+    from disttrain.data import load_splits
+    from disttrain.family import load_family
+    from disttrain.train import make_optimizer
+
+    family = load_family(config.model)
+    with group.main_first():  # `datasets` caches what it has read
+        splits = load_splits(config, family.INPUT)
+    encoded = family.encode(config, splits, group, output_dir)
+    torch.manual_seed(config.seed)
+    built = family.build(config, encoded)
+    model = built.model.to(group.device)
+    compiled = compile_model(model, group, dynamic=encoded.train.lengths is not None) if config.compile else ()
+    optimizer = make_optimizer(model, config.weight_decay)
+    torch.manual_seed(config.seed + 1 + group.env.rank)  # of dropout: each rank drops its own units
+    notices = (*splits.notices, *encoded.notices, *built.notices, *compiled)
+    return _Prepared(model, optimizer, encoded, built, notices)
+
+
+def _train(
+    config: TrainConfig, group: Group, output_dir: Path, prepared: _Prepared, checkpoints: Checkpoints | None
+) -> records.Summary:
+    from disttrain.resume import Start
+    from disttrain.train import Training, train
+
+    env, model, optimizer, encoded = group.env, prepared.model, prepared.optimizer, prepared.encoded
+    say = _Progress(env.rank == 0)
+    path = output_dir / records.metrics_name(env.rank)
+    start = checkpoints.load(model, optimizer, len(encoded.train), path) if checkpoints else Start()
+    if group.is_main:
+        _remove_results(output_dir, env.world_size)
+    with records.RecordWriter(path, start.records) as writer:
+        notices = (*prepared.notices, *start.notices)
+        writer.write([start_record(group, encoded, prepared.built, start.position.step + 1, notices)])
+        for notice in notices:
+            say(f"note: {notice}")
+        gc.freeze()  # a collection during training looks only at what training makes
+        gc.enable()
+        train(Training(config, group, model, optimizer, encoded, writer, say, checkpoints, start))
+    own = list(records.read_records(path))
+    warmup_steps = config.timing_warmup_steps
+    sums = _over_ranks(own_sums(own, warmup_steps), group)
+    summary = summarise(own, sums, hosts=group.hosts, num_nodes=env.num_nodes, warmup_steps=warmup_steps)
+    if group.is_main:
+        if config.save_model and prepared.built.save is not None:
+            lrs = [record.lr for record in own if isinstance(record, records.StepRecord)]
+            decay = math.prod(1 - lr * config.weight_decay for lr in lrs)  # of AdamW, decoupled from the gradient
+            _keep_model(
+                output_dir / MODEL_NAME,
+                lambda folder: prepared.built.save and prepared.built.save(folder, decay),
+                checkpoints,
+            )
         if checkpoints:
-            checkpoints.clear()
+            checkpoints.check_owner()
+        # Last: a run with a summary is done.
+        records.write_json(output_dir / records.SUMMARY_NAME, summary)
+    if checkpoints:
+        checkpoints.clear()
     return summary
+
+
+def _remove_results(output_dir: Path, world_size: int) -> None:
+    """Removes what an earlier attempt left that this one may not write anew: results, and records of further ranks."""
+    (output_dir / records.SUMMARY_NAME).unlink(missing_ok=True)
+    shutil.rmtree(output_dir / MODEL_NAME, ignore_errors=True)
+    ours = {name(rank) for rank in range(world_size) for name in (records.metrics_name, records.failure_name)}
+    for pattern in (records.METRICS_GLOB, records.FAILURE_GLOB):
+        for path in output_dir.glob(pattern):
+            if path.name not in ours:
+                path.unlink(missing_ok=True)
+
+
+def _compute_deterministically() -> None:
+    """Makes torch choose kernels that give the same bits each time, and refuse where it has none."""
+    import torch
+
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS reads it at its first call
+    torch.use_deterministic_algorithms(True)
 
 
 def open_checkpoints(config: TrainConfig, group: Group, output_dir: Path) -> Checkpoints | None:
@@ -180,12 +273,20 @@ def open_checkpoints(config: TrainConfig, group: Group, output_dir: Path) -> Che
     return Checkpoints(output_dir / records.CHECKPOINTS_NAME, group, identity, parse_cadence(config.checkpoint_every))
 
 
-def _replace_folder(folder: Path, fill: Callable[[Path], object]) -> None:
-    """A folder that is whole or not there, in place of what an earlier attempt left."""
+def _keep_model(folder: Path, save: Callable[[Path], object], checkpoints: Checkpoints | None) -> None:
+    """The trained model, whole and on the disk, or not there."""
     temporary = folder.with_name(f".{folder.name}.{os.getpid()}")
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
-    fill(temporary)
+    save(temporary)
+    for path in (*temporary.iterdir(), temporary):
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)  # behind it the checkpoints are removed
+        finally:
+            os.close(descriptor)
+    if checkpoints:
+        checkpoints.check_owner()
     shutil.rmtree(folder, ignore_errors=True)
     temporary.rename(folder)
 
@@ -205,88 +306,3 @@ def _over_ranks(own: Sums, group: Group) -> Sums:
     import torch
 
     return Sums(*group.sum(torch.tensor(dataclasses.astuple(own), dtype=torch.float64, device=group.device)).tolist())
-
-
-def choose_threads(env: RankEnv, environ: Mapping[str, str], cores: int) -> int:
-    """Threads that torch computes with on a rank: its share of the cores of its host.
-
-    Args:
-        env: This rank's place.
-        environ: OMP_NUM_THREADS is obeyed, SLURM_CPUS_PER_TASK is the share that Slurm gave.
-        cores: That this process may run on.
-
-    Example:
-        >>> choose_threads(RankEnv(world_size=4, local_world_size=4), {}, 16)
-        4
-    """
-    asked = environ.get("OMP_NUM_THREADS", "")
-    # torchrun sets 1 for everyone where the user has set nothing, which would leave most cores idle.
-    by_torchrun = env.launcher == "torchrun" and env.local_world_size > 1 and asked == "1"
-    if asked.isdecimal() and not by_torchrun:
-        return max(1, int(asked))
-    of_task = environ.get("SLURM_CPUS_PER_TASK", "") if env.launcher == "slurm" else ""
-    if of_task.isdecimal():
-        return max(1, min(int(of_task), cores))
-    return max(1, cores // env.host_world_size)
-
-
-def _shape(env: RankEnv) -> str:
-    return f"{env.num_nodes}x{env.local_world_size}"
-
-
-def _run_info(config: TrainConfig, env: RankEnv) -> records.RunInfo:
-    return records.RunInfo(
-        run_id=run_id(_shape(env), config),
-        allocation=_shape(env),
-        nodes=env.num_nodes,
-        gpus_per_node=env.local_world_size,
-        world_size=env.world_size,
-        train=dataclasses.asdict(config),
-        versions=_versions(),
-    )
-
-
-def _start_record(
-    group: Group, encoded: Encoded, built: Built, first_step: int, notices: tuple[str, ...]
-) -> records.StartRecord:
-    import torch
-
-    env = group.env
-    return records.StartRecord(
-        time_s=time.time(),
-        rank=env.rank,
-        world_size=env.world_size,
-        local_rank=env.local_rank,
-        node_rank=env.node_rank,
-        host=socket.gethostname(),
-        pid=os.getpid(),
-        job_id=env.job_id,
-        restart_count=env.restart_count,
-        first_step=first_step,
-        device=str(group.device),
-        device_name=_device_name(group.device),
-        backend=group.backend,
-        shared_gpu=group.shared_gpu,
-        folded=env.folded,
-        threads=torch.get_num_threads(),
-        versions=_versions(),
-        parameters=sum(parameter.numel() for parameter in built.model.parameters()),
-        train_examples=len(encoded.train),
-        eval_examples=len(encoded.eval) if encoded.eval else 0,
-        notices=notices,
-    )
-
-
-def _versions() -> dict[str, str]:
-    return {"python": platform.python_version(), **{name: importlib.metadata.version(name) for name in _LIBRARIES}}
-
-
-def _device_name(device: torch.device) -> str:
-    if device.type == "cuda":
-        import torch
-
-        return torch.cuda.get_device_name(device)
-    for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
-        if line.startswith("model name"):
-            return line.partition(":")[2].strip()
-    return platform.machine()

@@ -6,7 +6,16 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from disttrain.records import EndRecord, EvalRecord, Record, StartRecord, StepRecord, Summary, median_or_none
+from disttrain.records import (
+    CheckpointRecord,
+    EndRecord,
+    EvalRecord,
+    Record,
+    StartRecord,
+    StepRecord,
+    Summary,
+    median_or_none,
+)
 
 
 @dataclass(frozen=True)
@@ -74,7 +83,11 @@ def summarise(
         eval_loss=last_eval.loss if last_eval else None,
         eval_accuracy=last_eval.accuracy if last_eval else None,
         eval_examples=last_eval.examples if last_eval else None,
-        notices=(*dict.fromkeys(notice for record in starts for notice in record.notices), *_divergence(records)),
+        notices=(
+            *dict.fromkeys(notice for record in starts for notice in record.notices),
+            *_divergence(records),
+            *_unsaved(records),
+        ),
     )
 
 
@@ -94,3 +107,10 @@ def _divergence(records: Sequence[Record]) -> tuple[str, ...]:
         if isinstance(record, StepRecord) and record.examples and record.loss is None:
             return (f"the training loss is not finite from step {record.step} on",)
     return ()
+
+
+def _unsaved(records: Sequence[Record]) -> tuple[str, ...]:
+    failed = [record for record in records if isinstance(record, CheckpointRecord) and record.error is not None]
+    if not failed:
+        return ()
+    return (f"{len(failed)} checkpoints could not be written; the last, of step {failed[-1].step}: {failed[-1].error}",)

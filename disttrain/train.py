@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import time
-import warnings
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -13,19 +12,17 @@ from itertools import islice
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
-from torch.nn.parallel import DistributedDataParallel
 
 from disttrain.batches import Batch, Examples, GlobalBatches, RankStep, eval_batches, load_batches
 from disttrain.config import TrainConfig
+from disttrain.ddp import no_exchange, parallel, share_buffers
 from disttrain.dist import Group
 from disttrain.family import Encoded
-from disttrain.records import EndRecord, EvalRecord, RecordWriter, StepRecord
+from disttrain.records import EndRecord, EvalRecord, RecordWriter
 from disttrain.resume import Checkpoints, Start
+from disttrain.steplog import StepLog
 from disttrain.timing import PhaseTimer
 
-# Losses stay on the device until records are written, so that the host never waits for a GPU within a step. Each
-# writing waits for it once: some ms of 5 s.
-FLUSH_EVERY_S = 5.0
 # Evaluation keeps no activations, so it may take more than a rank's training batch.
 MIN_EVAL_BATCH = 32
 
@@ -71,14 +68,14 @@ def train(training: Training) -> None:
     )
     steps = config.max_steps or plan.total_steps(config.epochs, start.position)
     warmup, peak_lr = math.ceil(config.warmup_ratio * steps), config.peak_lr(world_size)
-    trained = _parallel(training.model, group, config)
+    trained = parallel(training.model, group, config)
     if training.checkpoints is not None:
         _settle_buckets(trained, training, plan)
         training.checkpoints.begin(start.position)
     own_batches = (indices for step in plan.rank_steps(rank, steps, start.position) for indices in step.batches)
     batches = load_batches(training.encoded.train, own_batches, group.device, config.num_workers)
     timer = PhaseTimer(group.device)
-    log = _StepLog(training.writer, timer, steps, training.say)
+    log = StepLog(training.writer, timer, steps, training.say)
     training.model.train()
     began, eval_s = time.perf_counter(), 0.0
 
@@ -103,21 +100,24 @@ def train(training: Training) -> None:
         # Behind the evaluation of the same step, whose record a run that goes on from here must have.
         if training.checkpoints is not None and training.checkpoints.is_due(step.step):
             log.flush()
-            training.writer.write(
-                training.checkpoints.save(
-                    step.end, training.model, training.optimizer, train_s(), training.writer.size_bytes
-                )
+            share_buffers(training.model, group)
+            examples = len(training.encoded.train)
+            training.checkpoints.save(
+                step.end, training.model, training.optimizer, examples, train_s(), training.writer
             )
             timer.restart()
     log.flush()
+    if start.position.step == steps and not start.records.size_bytes and training.encoded.eval is not None:
+        _evaluate(training, steps, steps)  # the run was saved behind its last step, its records are gone
     if training.checkpoints is not None:
-        training.writer.write(training.checkpoints.end())
+        training.checkpoints.end(training.writer)
     training.writer.write([EndRecord(time_s=time.time(), steps=steps, train_s=train_s())])
 
 
 def _evaluate(training: Training, step: int, steps: int) -> float:
     """Evaluates, and gives the seconds that it took."""
     assert training.encoded.eval is not None
+    share_buffers(training.model, training.group)
     record = evaluate(training.model, training.encoded.eval, step, training.config, training.group)
     training.writer.write([record])
     training.say(f"step {step}/{steps}  eval loss {record.loss:.4f}  accuracy {record.accuracy:.4f}")
@@ -135,6 +135,7 @@ def _settle_buckets(trained: nn.Module, training: Training, plan: GlobalBatches)
     if training.group.backend is None:
         return
     random, device = torch.get_rng_state(), training.group.device
+    buffers = [buffer.clone() for buffer in training.model.buffers()]  # running statistics
     device_random = torch.cuda.get_rng_state(device) if device.type == "cuda" else None
     first = next(plan.rank_steps(training.group.env.rank, training.start.position.step + 1, training.start.position))
     (batch,) = load_batches(training.encoded.train, [first.batches[0]], device, 0)
@@ -143,6 +144,8 @@ def _settle_buckets(trained: nn.Module, training: Training, plan: GlobalBatches)
         logits = trained(batch)
     loss_sum(logits, batch["labels"]).backward()  # type: ignore[no-untyped-call]
     training.optimizer.zero_grad(set_to_none=True)
+    for buffer, before in zip(training.model.buffers(), buffers, strict=True):
+        buffer.copy_(before)
     torch.set_rng_state(random)
     if device_random is not None:
         torch.cuda.set_rng_state(device_random, device)
@@ -161,7 +164,7 @@ def _add_gradients(
     loss = torch.zeros((), device=group.device)
     for number, batch in enumerate(islice(batches, len(step.batches)), start=1):
         timer.lap("data")
-        with _no_exchange(trained, number < len(step.batches)):
+        with no_exchange(trained, number < len(step.batches)):
             with _precision(config, group.device):
                 logits = trained(batch)
             part = loss_sum(logits, batch["labels"])
@@ -250,79 +253,5 @@ def make_optimizer(model: nn.Module, weight_decay: float) -> torch.optim.AdamW:
     )
 
 
-def _parallel(model: nn.Module, group: Group, config: TrainConfig) -> nn.Module:
-    if group.backend is None:
-        return model  # DDP of one rank would copy every gradient for nobody
-    # With one example, gradients of embeddings that all positions share have odd strides in dimensions of size 1.
-    warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides")
-    return DistributedDataParallel(
-        model,
-        bucket_cap_mb=config.bucket_cap_mb,
-        gradient_as_bucket_view=True,
-        # The buffers are constants (positions, mean pixels), the same on every rank. Sending rank 0's to the others at
-        # each forward pass would make them wait for it, in what is measured as the forward pass.
-        broadcast_buffers=False,
-    )
-
-
-def _no_exchange(model: nn.Module, more_to_come: bool) -> AbstractContextManager[None]:
-    """Gradients add up locally until the last batch of an optimizer step, whose backward exchanges them all."""
-    return model.no_sync() if more_to_come and isinstance(model, DistributedDataParallel) else nullcontext()
-
-
 def _precision(config: TrainConfig, device: torch.device) -> AbstractContextManager[None]:
     return torch.autocast(device.type, torch.bfloat16) if config.precision == "bf16" else nullcontext()
-
-
-@dataclass(frozen=True)
-class _Pending:
-    """A step whose loss may still be on the way."""
-
-    step: RankStep
-    lr: float
-    loss: Tensor  # sum over this rank's examples
-
-
-class _StepLog:
-    """Steps on their way to the records, handed over every few seconds."""
-
-    def __init__(self, writer: RecordWriter, timer: PhaseTimer, steps: int, say: Callable[[str], None]) -> None:
-        self._writer = writer
-        self._timer = timer
-        self._steps = steps
-        self._say = say
-        self._pending: list[_Pending] = []
-        self._flushed_s = time.monotonic()
-
-    def add(self, step: RankStep, lr: float, loss: Tensor) -> None:
-        self._pending.append(_Pending(step, lr, loss))
-        if time.monotonic() - self._flushed_s >= FLUSH_EVERY_S:
-            self.flush()
-
-    def flush(self) -> None:
-        """Writes the records of all steps so far, and says how it goes."""
-        self._flushed_s = time.monotonic()
-        if not self._pending:
-            return
-        pending, self._pending = self._pending, []
-        sums = torch.stack([entry.loss for entry in pending]).tolist()  # one copy from the device for all of them
-        times = self._timer.read()
-        records = [
-            StepRecord(
-                step=entry.step.step,
-                epoch=entry.step.epoch,
-                lr=entry.lr,
-                examples=entry.step.examples,
-                loss=total / entry.step.examples if entry.step.examples else None,
-                data_ms=taken.data_ms,
-                forward_ms=taken.forward_ms,
-                backward_ms=taken.backward_ms,
-                optimizer_ms=taken.optimizer_ms,
-                step_ms=taken.step_ms,
-            )
-            for entry, total, taken in zip(pending, sums, times, strict=True)
-        ]
-        self._writer.write(records)
-        speed = sum(entry.step.global_examples for entry in pending) / sum(record.step_ms for record in records) * 1000
-        loss = next((record.loss for record in reversed(records) if record.loss is not None), math.nan)
-        self._say(f"step {records[-1].step}/{self._steps}  loss {loss:.4f}  {speed:.1f} samples/s")

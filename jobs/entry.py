@@ -72,7 +72,7 @@ def _restore_signals() -> None:
     """Undoes submitit's handlers: with them a rank ignores SIGTERM, and lives until Slurm's SIGKILL 30 s later.
 
     USR2, which warns of the time limit or of a preemption, would end rank 0 alone, in the middle of a step, with the
-    others stuck in an all-reduce: until a run can save its state there is nothing to do but to go on.
+    others stuck in an all-reduce. A run goes on until it is killed, and its next attempt from the last checkpoint.
     """
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     signal.signal(signal.SIGCONT, signal.SIG_DFL)

@@ -102,7 +102,7 @@ def _vanished(
         for run_id, jobs in ledger.jobs.items()
         if not {jobs[-1].job_id, jobs[-1].job_id.partition("_")[0]} & known
         and now_s - jobs[-1].submitted_s > _LATE_S
-        and not (folder.run(run_id) / metrics_name(0)).exists()
+        and not _has_records_since(folder.run(run_id) / metrics_name(0), jobs[-1].submitted_s)
     ]
     if not silent:
         return []
@@ -115,6 +115,14 @@ def _vanished(
         for job in silent
         if job.job_id not in queued
     ]
+
+
+def _has_records_since(path: Path, submitted_s: float) -> bool:
+    """Whether a rank has written since then; a run that goes on from a checkpoint keeps an earlier job's records."""
+    try:
+        return path.stat().st_mtime >= submitted_s
+    except FileNotFoundError:
+        return False
 
 
 def _lasting(row: AccountingRow) -> AccountingRow:

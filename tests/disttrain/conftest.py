@@ -81,6 +81,7 @@ def run_ranks(forks: Any, tmp_path: Path) -> RunRanks:
         world_size: int,
         output_dir: Path | None = None,
         target: Callable[..., object] = run,
+        timeout_s: float = 60.0,
     ) -> Finished:
         job_id = uuid.uuid4().hex
         output_dir = output_dir or tmp_path / job_id
@@ -100,7 +101,7 @@ def run_ranks(forks: Any, tmp_path: Path) -> RunRanks:
             process.start()
         try:
             for process in ranks:
-                process.join(60)
+                process.join(timeout_s)
         finally:
             for process in ranks:
                 process.kill()

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
+import pytest
+
 from disttrain import bert, vit
+from disttrain.errors import UserError
 from disttrain.family import Family, load_family
 
 
@@ -10,3 +15,13 @@ def test_both_modules_are_families() -> None:
     families: tuple[Family, ...] = (bert, vit)
     assert [family.INPUT for family in families] == ["text", "image"]
     assert (load_family("bert"), load_family("vit")) == families
+
+
+def test_a_mistake_inside_a_module_of_ones_own_is_not_hidden(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "broken_family.py").write_text("import torch\n\ntorch.no_such_thing\n\nclass Mine: ...\n")
+    (tmp_path / "empty_family.py").write_text("")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(AttributeError, match="no_such_thing"):
+        load_family("broken_family:Mine")
+    with pytest.raises(UserError, match="module 'empty_family' has no 'Mine'"):
+        load_family("empty_family:Mine")

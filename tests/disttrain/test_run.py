@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from disttrain.config import TrainConfig
+from disttrain.describe import choose_threads
 from disttrain.rankenv import RankEnv
 from disttrain.records import (
     EndRecord,
@@ -25,7 +26,7 @@ from disttrain.records import (
     metrics_name,
     read_records,
 )
-from disttrain.run import choose_threads, default_output_dir
+from disttrain.run import default_output_dir
 
 if TYPE_CHECKING:
     from tests.disttrain.conftest import RunRanks

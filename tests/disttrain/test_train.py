@@ -98,3 +98,15 @@ def test_biases_and_norms_do_not_decay() -> None:
     assert decayed["weight_decay"] == 0.1
     assert len(kept["params"]) == 3
     assert kept["weight_decay"] == 0.0
+
+
+def test_gradients_exchanged_as_bf16_learn_nearly_the_same(bert_config: TrainConfig, run_ranks: RunRanks) -> None:
+    plain = run_ranks(bert_config, 2)
+    rounded = run_ranks(dataclasses.replace(bert_config, grad_compression="bf16"), 2)
+    assert rounded.losses() != plain.losses()
+    assert rounded.losses() == pytest.approx(plain.losses(), rel=0.1)
+
+
+def test_deterministic_kernels_change_nothing_on_a_cpu(vit_config: TrainConfig, run_ranks: RunRanks) -> None:
+    config = dataclasses.replace(vit_config, max_steps=4)
+    assert run_ranks(dataclasses.replace(config, deterministic=True), 2).losses() == run_ranks(config, 2).losses()

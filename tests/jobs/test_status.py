@@ -198,6 +198,18 @@ def test_a_job_that_ran_is_not_taken_for_cancelled_while_sacct_is_late(
     assert states(folder)[0] == "PENDING"
 
 
+def test_records_that_an_earlier_job_left_do_not_say_that_this_one_ran(
+    sacct: Sacct, lay_down: Callable[..., SweepFolder]
+) -> None:
+    folder = lay_down()
+    records = folder.run("a") / "metrics-rank00000.jsonl"
+    records.touch()
+    os.utime(records, (1.0, 1.0))
+    ledger.record(folder.path, {"a": "7_0"}, 2.0)
+    sacct.queued = []
+    assert states(folder)[0] == "CANCELLED"
+
+
 def test_a_job_that_was_just_sent_is_pending_though_nobody_knows_it(
     sacct: Sacct, lay_down: Callable[..., SweepFolder]
 ) -> None:

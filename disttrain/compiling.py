@@ -1,0 +1,37 @@
+"""torch.compile of a run's model, where a compiler works on every rank."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from disttrain.dist import Group
+
+
+def compile_model(model: nn.Module, group: Group, *, dynamic: bool) -> tuple[str, ...]:
+    """Compiles the model's forward pass in place, on all ranks or on none; the first steps take the time for it.
+
+    Args:
+        model: Not yet in DDP's wrapper; its parameters keep their names.
+        group: The ranks.
+        dynamic: Whether batches differ in shape: one graph then serves all of them.
+
+    Returns:
+        What the user should know; empty where it was compiled.
+    """
+    problem = _problem(group.device)
+    failed = torch.tensor([problem is not None], dtype=torch.int64, device=group.device)
+    # Ranks that ran other kernels than their neighbours would sum other roundings, and wait for the slow ones.
+    if int(group.sum(failed)):
+        return (f"not compiled: {problem or 'the compiler does not work on another rank'}",)
+    model.compile(dynamic=True if dynamic else None)
+    return ()
+
+
+def _problem(device: torch.device) -> str | None:
+    """Why nothing can be compiled here, in one line; found out by compiling something small."""
+    try:
+        torch.compile(lambda values: values * 2 + 1)(torch.ones(8, device=device))
+    except Exception as error:  # noqa: BLE001 - of torch's, triton's and the compiler's own kinds
+        return next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+    return None
