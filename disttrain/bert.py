@@ -32,54 +32,20 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from disttrain.batches import Batch, Indices
+from disttrain.batches import Batch
 from disttrain.config import TrainConfig
 from disttrain.data import InputKind, Split, Splits
 from disttrain.dist import Group
 from disttrain.errors import UserError
 from disttrain.family import Built, Encoded
 from disttrain.pretrained import checkpoint_error, from_architecture, from_checkpoint, quiet, read_config
+from disttrain.texts import tokenise
 
 INPUT: InputKind = "text"
 # Of a tokenizer made from the training text, where the architecture names none: enough for some 10^5 sentences.
 DEFAULT_VOCAB_SIZE = 8000
 _UNKNOWN = "[UNK]"
 _SPECIAL_TOKENS = ["[PAD]", _UNKNOWN, "[CLS]", "[SEP]", "[MASK]"]  # ids 0 to 4
-# Texts that are tokenised in one call, in parallel: bounds the memory of the encodings, some kB for each text.
-_CHUNK = 2000
-
-
-@dataclasses.dataclass(frozen=True)
-class TextExamples:
-    """Token ids of all texts in one flat array: 4 bytes a token, and no Python object for each text."""
-
-    tokens: NDArray[np.int32]
-    offsets: NDArray[np.int64]  # text i is tokens[offsets[i]:offsets[i + 1]]
-    labels: NDArray[np.int64]
-    pad_id: int
-    in_memory = True
-
-    @property
-    def lengths(self) -> Indices:
-        return np.diff(self.offsets)
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    def batch(self, indices: Sequence[int] | Indices) -> Batch:
-        """The texts, padded to the longest of them; a mask only where something is padded, since it costs attention."""
-        chosen = np.asarray(indices)
-        starts = self.offsets[chosen]
-        lengths = self.offsets[chosen + 1] - starts
-        width = int(lengths.max())
-        inside = np.arange(width) < lengths[:, None]
-        ids = np.full(inside.shape, self.pad_id, dtype=np.int64)
-        for row, (start, length) in enumerate(zip(starts, lengths, strict=True)):
-            ids[row, :length] = self.tokens[start : start + length]
-        batch = {"input_ids": torch.from_numpy(ids), "labels": torch.from_numpy(self.labels[chosen])}
-        if not inside.all():
-            batch["attention_mask"] = torch.from_numpy(inside.astype(np.int64))
-        return batch
 
 
 class TextClassifier(nn.Module):
@@ -106,39 +72,32 @@ def encode(config: TrainConfig, splits: Splits, group: Group, work_dir: Path) ->
     """Both splits as token ids, by the checkpoint's tokenizer or by one made from the training text."""
     quiet()
     notices: list[str] = []
-    texts = _texts(splits.train, splits.input_column, "train")
+    texts = {"train": _texts(splits.train, splits.input_column, "train")}
+    if splits.eval is not None:
+        texts["eval"] = _texts(splits.eval, splits.input_column, "eval")
     if config.checkpoint is None:
-        tokenizer = _shared_tokenizer(config, texts, group, work_dir / "tokenizer" / "tokenizer.json")
-        notices.append(f"made a tokenizer of {len(tokenizer)} tokens from {len(texts)} training texts")
+        tokenizer = _shared_tokenizer(config, texts["train"], group, work_dir / "tokenizer" / "tokenizer.json")
+        notices.append(f"made a tokenizer of {len(tokenizer)} tokens from {len(texts['train'])} training texts")
     else:
         tokenizer = _checkpoint_tokenizer(config.checkpoint)
-    backend, pad_id = tokenizer.backend_tokenizer, tokenizer.pad_token_id or 0
-    train, train_cut = _tokenise(backend, texts, splits.train.labels, config.max_length, pad_id)
-    held_out, eval_cut = None, 0
-    if splits.eval is not None:
-        eval_texts = _texts(splits.eval, splits.input_column, "eval")
-        held_out, eval_cut = _tokenise(backend, eval_texts, splits.eval.labels, config.max_length, pad_id)
-    if train_cut or eval_cut:
-        total = len(train) + (len(held_out) if held_out else 0)
-        notices.append(f"cut {train_cut + eval_cut} of {total} texts to {config.max_length} tokens")
-    used = None
+    tokenised = tokenise(tokenizer.backend_tokenizer, texts, config.max_length, group)
+    if cut := sum(split.cut for split in tokenised.values()):
+        notices.append(f"cut {cut} of {sum(map(len, texts.values()))} texts to {config.max_length} tokens")
+    pad_id = tokenizer.pad_token_id or 0
+    numbers = used = None
     if config.compact_vocab and config.checkpoint is not None:
-        train, held_out, used = _renumber(train, held_out)
+        used, numbers = _numbered([split.occurring for split in tokenised.values()], pad_id)
+    train = tokenised["train"].examples(splits.train.labels, pad_id, numbers)
+    held_out = tokenised["eval"].examples(splits.eval.labels, pad_id, numbers) if splits.eval else None
     return Encoded(train, held_out, splits.label_names, tuple(notices), TextReader(tokenizer, used))
 
 
-def _renumber(
-    train: TextExamples, held_out: TextExamples | None
-) -> tuple[TextExamples, TextExamples | None, NDArray[np.int64]]:
-    """The examples with their tokens numbered by those that occur, and the ids that these had."""
-    parts = [part.tokens for part in (train, held_out) if part is not None]
-    used = np.unique(np.concatenate([*parts, [train.pad_id]])).astype(np.int64)
-
-    def renumbered(part: TextExamples) -> TextExamples:
-        tokens = np.searchsorted(used, part.tokens).astype(np.int32)
-        return dataclasses.replace(part, tokens=tokens, pad_id=int(np.searchsorted(used, part.pad_id)))
-
-    return renumbered(train), held_out and renumbered(held_out), used
+def _numbered(occurring: Sequence[NDArray[np.int64]], pad_id: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """The token ids that occur, in order, and the number of each among them, by id."""
+    used = np.unique(np.concatenate([*occurring, [pad_id]]))
+    numbers = np.zeros(used[-1] + 1, dtype=np.int64)
+    numbers[used] = np.arange(len(used))
+    return used, numbers
 
 
 def build(config: TrainConfig, encoded: Encoded) -> Built:
@@ -204,23 +163,6 @@ def _texts(split: Split, column: str, name: str) -> list[str]:
         if not isinstance(value, str):
             raise UserError(f"row {row} of the {name} examples has no text in column {column!r}, but {value!r}")
     return values
-
-
-def _tokenise(
-    tokenizer: Tokenizer, texts: Sequence[str], labels: NDArray[np.int64], max_length: int, pad_id: int
-) -> tuple[TextExamples, int]:
-    """The examples, and how many texts were cut."""
-    tokenizer.no_padding()
-    tokenizer.enable_truncation(max_length)
-    parts: list[NDArray[np.int32]] = []
-    lengths: list[int] = []
-    cut = 0
-    for start in range(0, len(texts), _CHUNK):
-        for encoding in tokenizer.encode_batch(texts[start : start + _CHUNK]):
-            parts.append(np.array(encoding.ids, dtype=np.int32))
-            lengths.append(len(encoding.ids))
-            cut += bool(encoding.overflowing)
-    return TextExamples(np.concatenate(parts), np.cumsum([0, *lengths]), labels, pad_id), cut
 
 
 def _checkpoint_tokenizer(checkpoint: str) -> Any:

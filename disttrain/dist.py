@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import socket
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -23,6 +24,7 @@ T = TypeVar("T")
 
 # How long a collective may wait for a rank before the run is given up. Rank 0 may tokenise a large data set alone.
 COLLECTIVE_TIMEOUT = timedelta(minutes=30)
+SAY_EVERY_S = 5.0
 
 
 @dataclass(frozen=True)
@@ -75,6 +77,26 @@ class Group:
         yield
         if self.is_main:
             self.barrier()
+
+    def say(self, line: str) -> None:
+        """Prints a line on rank 0, at once: Slurm and torchrun hand on what is flushed."""
+        if self.is_main:
+            print(line, flush=True)
+
+    def parts(self, total: int, size: int, doing: str) -> Iterator[slice]:
+        """The parts of something long, one after the other; every few seconds rank 0 says how far it has come.
+
+        Args:
+            total: Its length.
+            size: Of a part.
+            doing: What is said, with places for what is done and for the total: ``decoding {} of {} images``.
+        """
+        said_s = time.monotonic()
+        for start in range(0, total, size):
+            if time.monotonic() - said_s >= SAY_EVERY_S:
+                said_s = time.monotonic()
+                self.say(doing.format(start, total))
+            yield slice(start, min(start + size, total))
 
 
 @contextmanager

@@ -208,7 +208,6 @@ def _train(
     from disttrain.train import Training, train
 
     env, model, optimizer, encoded = group.env, prepared.model, prepared.optimizer, prepared.encoded
-    say = _Progress(env.rank == 0)
     path = output_dir / records.metrics_name(env.rank)
     start = checkpoints.load(model, optimizer, len(encoded.train), path) if checkpoints else Start()
     if group.is_main:
@@ -217,10 +216,10 @@ def _train(
         notices = (*prepared.notices, *start.notices)
         writer.write([start_record(group, encoded, prepared.built, start.position.step + 1, notices)])
         for notice in notices:
-            say(f"note: {notice}")
+            group.say(f"note: {notice}")
         gc.freeze()  # a collection during training looks only at what training makes
         gc.enable()
-        train(Training(config, group, model, optimizer, encoded, writer, say, checkpoints, start))
+        train(Training(config, group, model, optimizer, encoded, writer, checkpoints, start))
     own = list(records.read_records(path))
     warmup_steps = config.timing_warmup_steps
     sums = _over_ranks(own_sums(own, warmup_steps), group)
@@ -289,17 +288,6 @@ def _keep_model(folder: Path, save: Callable[[Path], object], checkpoints: Check
         checkpoints.check_owner()
     shutil.rmtree(folder, ignore_errors=True)
     temporary.rename(folder)
-
-
-class _Progress:
-    """Prints a line on rank 0, at once: Slurm and torchrun hand on what is flushed."""
-
-    def __init__(self, wanted: bool) -> None:
-        self._wanted = wanted
-
-    def __call__(self, line: str) -> None:
-        if self._wanted:
-            print(line, flush=True)
 
 
 def _over_ranks(own: Sums, group: Group) -> Sums:

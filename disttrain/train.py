@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from itertools import islice
@@ -38,7 +38,6 @@ class Training:
         optimizer: Of the model.
         encoded: The examples, the same on every rank.
         writer: Of this rank.
-        say: Takes a line of progress.
         checkpoints: None: the run is not saved.
         start: Where to begin; model and optimizer are as they were there.
     """
@@ -49,7 +48,6 @@ class Training:
     optimizer: torch.optim.Optimizer
     encoded: Encoded
     writer: RecordWriter
-    say: Callable[[str], None]
     checkpoints: Checkpoints | None = None
     start: Start = Start()  # noqa: RUF009 - immutable
 
@@ -75,7 +73,7 @@ def train(training: Training) -> None:
     own_batches = (indices for step in plan.rank_steps(rank, steps, start.position) for indices in step.batches)
     batches = load_batches(training.encoded.train, own_batches, group.device, config.num_workers)
     timer = PhaseTimer(group.device)
-    log = StepLog(training.writer, timer, steps, training.say)
+    log = StepLog(training.writer, timer, steps, group.say)
     training.model.train()
     began, eval_s = time.perf_counter(), 0.0
 
@@ -120,7 +118,7 @@ def _evaluate(training: Training, step: int, steps: int) -> float:
     share_buffers(training.model, training.group)
     record = evaluate(training.model, training.encoded.eval, step, training.config, training.group)
     training.writer.write([record])
-    training.say(f"step {step}/{steps}  eval loss {record.loss:.4f}  accuracy {record.accuracy:.4f}")
+    training.group.say(f"step {step}/{steps}  eval loss {record.loss:.4f}  accuracy {record.accuracy:.4f}")
     training.model.train()
     return record.elapsed_s
 

