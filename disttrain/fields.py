@@ -39,6 +39,7 @@ def fields_table() -> str:
     for field in dataclasses.fields(TrainConfig):
         kind, _, meaning = describe_field(field.name).partition("; ")
         default = "required" if field.default is dataclasses.MISSING else "" if field.default is None else field.default
+        default = str(default).lower() if isinstance(default, bool) else default  # as YAML has it
         rows.append(f"| `{field.name}` | {kind.replace('|', 'or')} | {default} | {meaning} |")
     return "\n".join(rows) + "\n"
 
@@ -76,7 +77,7 @@ def _kind(hint: Any) -> str:
     kind = _plain_types(hint)[0]
     if typing.get_origin(kind) is Literal:
         return " | ".join(str(choice) for choice in typing.get_args(kind))
-    return {str: "text", int: "whole number", float: "number"}.get(kind, "mapping")
+    return {str: "text", int: "whole number", float: "number", bool: "true or false"}.get(kind, "mapping")
 
 
 def _bounds(hint: Any) -> str:
