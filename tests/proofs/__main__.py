@@ -11,9 +11,9 @@ from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
 
-from tests.proofs import accuracy, same_losses
+from tests.proofs import accuracy, resume, same_losses
 
-PROOFS = {"accuracy": accuracy.prove, "same-losses": same_losses.prove}
+PROOFS = {"accuracy": accuracy.prove, "same-losses": same_losses.prove, "resume": resume.prove}
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "proofs.md"
 HEAD = """# Proofs
 

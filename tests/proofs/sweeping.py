@@ -28,16 +28,19 @@ def run_sweep(file: str, root: Path, environ: dict[str, str], *options: str) -> 
     Returns:
         (rows of `sweep collect --format json`, the table as printed).
     """
-    sweep = [sys.executable, "-m", "jobs"]
     target = [str(REPOSITORY / "sweeps" / file), "--root", str(root)]
-    done = subprocess.run([*sweep, "submit", *target, "--wait", "--poll", "3", *options], env=environ, check=False)
-    assert done.returncode == 0, f"sweep submit {file} ended with {done.returncode}"
-    table = subprocess.run([*sweep, "collect", *target], env=environ, capture_output=True, text=True, check=True)
-    values = subprocess.run(
-        [*sweep, "collect", *target, "--format", "json"], env=environ, capture_output=True, text=True, check=True
-    )
-    rows: list[dict[str, Any]] = json.loads(values.stdout)["runs"]
-    return rows, "\n".join(line.rstrip() for line in table.stdout.strip().splitlines())
+    print(sweep(environ, "submit", *target, "--wait", "--poll", "3", *options))
+    table = sweep(environ, "collect", *target)
+    rows: list[dict[str, Any]] = json.loads(sweep(environ, "collect", *target, "--format", "json"))["runs"]
+    return rows, "\n".join(line.rstrip() for line in table.strip().splitlines())
+
+
+def sweep(environ: dict[str, str], *arguments: str, status: int = 0) -> str:
+    """What the command prints; it must end with this status."""
+    words = [sys.executable, "-m", "jobs", *arguments]
+    done = subprocess.run(words, env=environ, stdout=subprocess.PIPE, text=True, check=False)
+    assert done.returncode == status, f"sweep {shlex.join(arguments)} ended with {done.returncode}\n{done.stdout}"
+    return done.stdout
 
 
 def minilm() -> str:

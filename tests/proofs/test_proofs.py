@@ -1,4 +1,4 @@
-"""A short cut of each proof, and the page that they write; that of same-losses is in tests/disttrain/test_train.py."""
+"""A short cut of each proof, and the page that they write; those of same-losses and resume are in tests/disttrain."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.proofs import resume
 from tests.proofs.__main__ import HEAD, PROOFS, read_sections, render
 from tests.proofs.sweeping import minilm, run_sweep
 
@@ -15,6 +16,17 @@ def test_a_page_keeps_the_sections_of_other_proofs() -> None:
     sections = {name: f"outcome of {name}\n\nwhen and where" for name in PROOFS}
     assert render(sections).startswith(HEAD)
     assert read_sections(render(sections)) == sections
+
+
+@pytest.mark.parametrize("model", ["bert", "vit"])
+def test_what_happens_to_a_run_is_told_beforehand(model: str) -> None:
+    events = resume.plan_events(model)
+    assert events == resume.plan_events(model)
+    kinds = [event.kind for event in events]
+    assert kinds.count("forward") + kinds.count("backward") == resume.KILLS
+    assert set(kinds) == {"forward", "backward", "save", "hang"}
+    assert {event.rank for event in events} == set(range(resume.RANKS))
+    assert len({event.step for event in events}) >= resume.KILLS
 
 
 def test_vit_learns(tmp_path: Path) -> None:
