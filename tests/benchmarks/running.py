@@ -21,9 +21,9 @@ TIMEOUT_S = 1800.0
 _POLL_S = 0.1
 
 
-def environment(work: Work, root: Path) -> dict[str, str]:
+def environment(ranks: int, root: Path) -> dict[str, str]:
     """The same for everyone: each rank its share of the cores, and no hub."""
-    threads = max(1, len(os.sched_getaffinity(0)) // work.world_size)
+    threads = max(1, len(os.sched_getaffinity(0)) // ranks)
     return {
         **os.environ,
         "OMP_NUM_THREADS": str(threads),
@@ -49,7 +49,9 @@ def run_contender(contender: Contender, work: Work, folder: Path, root: Path) ->
     folder.mkdir(parents=True)
     work_file = folder / "work.json"
     save(work, work_file)
-    started_s = run_command(command(contender, work, work_file, folder), environment(work, root), folder / "log.txt")
+    started_s = run_command(
+        command(contender, work, work_file, folder), environment(work.world_size, root), folder / "log.txt"
+    )
     if contender.is_ours:
         ranks = [list(read_records(folder / "run" / metrics_name(rank))) for rank in range(work.world_size)]
         result = read_ours(ranks, started_s)

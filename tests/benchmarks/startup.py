@@ -47,6 +47,7 @@ def _once(contender: Contender | None, work: Work, folder: Path, root: Path) -> 
     folder.mkdir(parents=True)
     out = folder / "result.json"
     script = str(REPOSITORY / "tests" / "benchmarks" / "peers" / "import_only.py")
-    run_command([sys.executable, script, work.model, work.start, str(out)], environment(work, root), folder / "log.txt")
+    words = [sys.executable, script, work.model, work.start, str(out)]
+    run_command(words, environment(work.world_size, root), folder / "log.txt")
     startup_s: float = json.loads(out.read_text(encoding="utf-8"))["startup_s"]
     return startup_s
