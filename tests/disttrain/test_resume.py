@@ -12,8 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 import disttrain.train
+from disttrain import checkpoint
 from disttrain.batches import RankStep
 from disttrain.config import TrainConfig, run_id
 from disttrain.rankenv import RankEnv
@@ -34,6 +36,32 @@ def die_in(step: int, rank: int, config: TrainConfig, env: RankEnv, output_dir: 
 
     disttrain.train._add_gradients = until_then  # type: ignore[assignment]
     run(config, env, output_dir)
+
+
+def die_in_save(step: int, config: TrainConfig, env: RankEnv, output_dir: Path) -> None:
+    """Runs a rank; rank 0 is killed when a part of the checkpoint behind this step is on its way to the disk."""
+    save = torch.save
+
+    def until_then(state: Any, file: Any) -> None:
+        save(state, _Doomed(file) if state["position"]["step"] == step else file)  # type: ignore[arg-type]
+
+    torch.save = until_then  # type: ignore[assignment]
+    run(config, env, output_dir)
+
+
+class _Doomed:
+    """A file that is never whole."""
+
+    def __init__(self, file: Any) -> None:
+        self.file = file
+        self.flush = file.flush
+
+    def write(self, data: Any) -> int:
+        written: int = self.file.write(data)
+        self.flush()
+        if self.file._file.tell() > 50_000:  # of some 500 kB
+            os.kill(os.getpid(), signal.SIGKILL)
+        return written
 
 
 def saved_often(config: TrainConfig) -> TrainConfig:
@@ -101,6 +129,36 @@ def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(
     passed_over, goes_on = resumed.summary.notices[-2:]
     assert passed_over.startswith(f"checkpoint {latest} is passed over: it has ")
     assert goes_on == f"goes on behind step {int(before.rpartition('-')[2])}, from attempt 1"
+
+
+def test_a_run_that_was_killed_while_it_was_saved_goes_on_from_the_checkpoint_before(
+    bert_config: TrainConfig, run_ranks: Callable[..., Any]
+) -> None:
+    config = saved_often(bert_config)
+    whole = run_ranks(config, 2)
+    killed = run_ranks(config, 2, target=functools.partial(die_in_save, 12))
+    assert killed.exit_codes[0] == -signal.SIGKILL
+    folder = killed.output_dir / "checkpoints"
+    (part,) = folder.glob(".attempt-00001-step-000000012.pt.*")
+    assert part.stat().st_size > 50_000
+    assert [path.stem for path in checkpoint.list_manifests(folder)] == [
+        "attempt-00001-step-000000009",
+        "attempt-00001-step-000000006",
+    ]
+    resumed = run_ranks(config, 2, killed.output_dir)
+    assert resumed.exit_codes == (0, 0)
+    assert all_losses(resumed.output_dir, 2) == all_losses(whole.output_dir, 2)
+    assert resumed.summary.eval_loss == whole.summary.eval_loss
+    assert resumed.summary.notices[-1] == "goes on behind step 9, from attempt 1"
+
+
+@pytest.mark.xfail(strict=True, reason="only checkpoints with a manifest are removed")
+@pytest.mark.parametrize("name", [".attempt-00001-step-000000012.pt.4711", "attempt-00001-step-000000012.pt"])
+def test_nothing_of_a_write_that_was_cut_short_stays(name: str, tmp_path: Path) -> None:
+    checkpoint.Claim(tmp_path)
+    (tmp_path / name).write_bytes(b"the beginning")
+    checkpoint.clear(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["attempt-00001"]
 
 
 def test_another_number_of_ranks_goes_on_and_says_what_is_lost(
