@@ -135,7 +135,7 @@ def _check_end(run: Run) -> int:
     """That the run ended as its twin did.
 
     Returns:
-        How many steps were done again.
+        How many steps were begun again.
     """
     run.behind.append(_check_start(run, run.events[-1]))
     seen: dict[int, list[int]] = {}
@@ -194,8 +194,9 @@ dropout, {STEPS} steps on 2x2, a checkpoint every {EVERY} steps. Once as they ar
 
 The run that was interrupted {EVENTS} times has, on every rank and at every step, the loss, learning rate and number of
 examples of the one that was not, bit for bit, and all its evaluations. Its records have each step once. The indices
-that its ranks trained on are each of the {EXAMPLES} examples once in each of three epochs. A checkpoint whose writing
-was cut short is passed over for the one before; nothing of it is left at the end. Steps done again: {again}.
+that its ranks trained on are each of the {EXAMPLES} examples once in each of three epochs. Where the writing of a
+checkpoint was cut short, the run went on from the one before, and nothing of that writing is left at the end. Steps
+begun again: {again}.
 
 | attempt | bert, in step | rank | went on behind | vit, in step | rank | went on behind |
 |---|---|---|---|---|---|---|
