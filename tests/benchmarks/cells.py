@@ -169,8 +169,8 @@ def in_turn(names: tuple[str, ...], repetition: int) -> tuple[str, ...]:
 
     Example:
         >>> [in_turn(("a", "b", "c"), repetition) for repetition in range(2)]
-        [('a', 'b', 'c'), ('b', 'a', 'c')]
+        [('a', 'b', 'c'), ('c', 'b', 'a')]
     """
-    start = repetition % len(names)
+    start = repetition // 2 % len(names)
     turned = names[::-1] if repetition % 2 else names
     return turned[start:] + turned[:start]

@@ -171,13 +171,14 @@ def one_checkpoint(compared: Sequence[Compared]) -> tables.Grid:
             raise BenchmarkError("no checkpoint has reached the disk in the runs that are saved often")
         blocked = [record.blocked_ms for record in saved]
         written = [record.write_s for record in saved]
+        sizes = [record.size_bytes for record in saved if record.size_bytes is not None]
         step_ms = statistics.median(run.step_ms for run in each.often)
         share = statistics.median(blocked) / (statistics.median(blocked) + step_ms)
         rows.append(
             (
                 str(each.ranks),
                 str(len(saved)),
-                f"{saved[-1].size_bytes / 1e6:.1f}",
+                f"{sizes[-1] / 1e6:.1f}",
                 f"{statistics.median(blocked):.1f} (max {max(blocked):.1f})",
                 f"{statistics.median(written):.2f} (max {max(written):.2f})",
                 f"{step_ms:.0f}",

@@ -14,7 +14,9 @@ from tests.benchmarks.stats import Ratio
 
 
 def measured(train_s: float, *blocked_ms: float) -> Measured:
-    saved = [CheckpointRecord(step=5, blocked_ms=each, write_s=0.3, size_bytes=2_500_000) for each in blocked_ms]
+    saved = [
+        CheckpointRecord(step=5, blocked_ms=each, write_s=0.3, size_bytes=2_500_000, error=None) for each in blocked_ms
+    ]
     return Measured(steps=300, step_ms=180.0, train_s=train_s, whole_s=train_s + 1, checkpoints=tuple(saved))
 
 

@@ -152,15 +152,6 @@ def test_a_run_that_was_killed_while_it_was_saved_goes_on_from_the_checkpoint_be
     assert resumed.summary.notices[-1] == "goes on behind step 9, from attempt 1"
 
 
-@pytest.mark.xfail(strict=True, reason="only checkpoints with a manifest are removed")
-@pytest.mark.parametrize("name", [".attempt-00001-step-000000012.pt.4711", "attempt-00001-step-000000012.pt"])
-def test_nothing_of_a_write_that_was_cut_short_stays(name: str, tmp_path: Path) -> None:
-    checkpoint.Claim(tmp_path)
-    (tmp_path / name).write_bytes(b"the beginning")
-    checkpoint.clear(tmp_path)
-    assert [path.name for path in tmp_path.iterdir()] == ["attempt-00001"]
-
-
 def test_another_number_of_ranks_goes_on_and_says_what_is_lost(
     bert_config: TrainConfig, run_ranks: Callable[..., Any]
 ) -> None:
