@@ -1,17 +1,14 @@
-"""The examples of a run: which splits, columns and classes of a dataset it takes, and images as RGB."""
+"""The examples of a run: which splits, columns and classes of a dataset it takes."""
 
 from __future__ import annotations
 
-import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
 from datasets import ClassLabel, Dataset, Features, Image, Value
 from numpy.typing import NDArray
-from PIL import Image as PillowImage
-from PIL import ImageOps
 
 from disttrain.config import TrainConfig
 from disttrain.errors import UserError
@@ -221,24 +218,3 @@ def _subset(split: Split, at_most: int | None, seed: int, draw: int) -> Split:
     if at_most is None or at_most >= len(split):
         return split
     return split.select(np.random.default_rng([seed, draw]).permutation(len(split))[:at_most])
-
-
-def decode_image(value: Mapping[str, Any]) -> PillowImage.Image:
-    """An image of any mode as RGB, turned the way its EXIF data say.
-
-    Args:
-        value: `bytes` of an image file, or else the `path` of one, as a column of undecoded images gives it.
-
-    Raises:
-        UserError: It is not an image.
-    """
-    file = value["path"] if value["bytes"] is None else io.BytesIO(value["bytes"])
-    try:
-        with PillowImage.open(file) as image:
-            upright = ImageOps.exif_transpose(image)
-            if upright.mode.startswith("I"):
-                # Grey of 16 bits, which Pillow would cut off at 255.
-                upright = PillowImage.fromarray((np.asarray(upright) >> 8).astype(np.uint8))
-            return upright.convert("RGB")
-    except OSError as error:
-        raise UserError(f"an image cannot be decoded: {error}", where=value.get("path")) from error

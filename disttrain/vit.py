@@ -16,23 +16,22 @@ if __name__ == "__main__":
 
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torchvision.transforms.v2 import functional
 from transformers import ViTConfig
 from transformers.image_processing_base import ImageProcessingMixin
 from transformers.models.vit.modeling_vit import ViTForImageClassification
 
-from disttrain.batches import Batch, Indices
+from disttrain.batches import Batch
 from disttrain.config import TrainConfig
-from disttrain.data import InputKind, Split, Splits, decode_image
+from disttrain.data import InputKind, Splits
 from disttrain.dist import Group
 from disttrain.errors import UserError
 from disttrain.family import Built, Encoded
+from disttrain.images import open_images, resize
 from disttrain.pretrained import from_architecture, from_checkpoint, quiet, read_config
 
 INPUT: InputKind = "image"
@@ -40,57 +39,36 @@ INPUT: InputKind = "image"
 _HALF = (0.5, 0.5, 0.5)
 
 
-@dataclass(frozen=True)
-class ImageExamples:
-    """Images that are decoded each time they are asked for: of a large split not even the pixels of one epoch fit."""
-
-    split: Split
-    column: str
-    size: int
-    in_memory = False
-    lengths = None
-
-    def __len__(self) -> int:
-        return len(self.split)
-
-    def batch(self, indices: Sequence[int] | Indices) -> Batch:
-        """The images as bytes, (examples, 3, size, size): a quarter of what floats would take on the way to a GPU."""
-        rows = [int(index) for index in indices]
-        pixels = [self._pixels(value) for value in self.split.rows[rows][self.column]]
-        return {"pixels": torch.stack(pixels), "labels": torch.from_numpy(self.split.labels[rows])}
-
-    def _pixels(self, value: dict[str, Any]) -> Tensor:
-        image = functional.pil_to_tensor(decode_image(value))
-        resized: Tensor = functional.resize(image, [self.size, self.size], antialias=True)
-        return resized
-
-
 class ImageClassifier(nn.Module):
-    """A transformers model that takes a batch, and normalises its pixels where it is, on the GPU say."""
+    """A transformers model that takes a batch, and resizes and normalises its pixels where it is, on the GPU say."""
 
     mean: Tensor
     scale: Tensor
 
-    def __init__(self, model: Any, mean: Sequence[float], std: Sequence[float], *, interpolate: bool) -> None:
+    def __init__(
+        self, model: Any, mean: Sequence[float], std: Sequence[float], *, size: int | None = None, interpolate: bool
+    ) -> None:
         super().__init__()
         self.model = model
+        self.size = size  # None: that of the pixels
         self.interpolate = interpolate
         # (pixel / 255 - mean) / std, as one subtraction and one product.
         self.register_buffer("mean", torch.tensor(mean).view(3, 1, 1) * 255, persistent=False)
         self.register_buffer("scale", 1 / (torch.tensor(std).view(3, 1, 1) * 255), persistent=False)
 
     def forward(self, batch: Batch) -> Tensor:
-        pixels = (batch["pixels"] - self.mean) * self.scale
+        pixels = batch["pixels"] if self.size is None else resize(batch["pixels"], self.size)
+        pixels = (pixels - self.mean) * self.scale
         logits: Tensor = self.model(pixel_values=pixels, interpolate_pos_encoding=self.interpolate).logits
         return logits
 
 
 def encode(config: TrainConfig, splits: Splits, group: Group, work_dir: Path) -> Encoded:  # noqa: ARG001 - of Family
-    """Both splits as images of one size."""
-    train = ImageExamples(splits.train, splits.input_column, config.image_size)
+    """Both splits as pixels, of one size each, or as the files of a split that is too large."""
+    train = open_images(splits.train, splits.input_column, config.image_size, "train", group)
     held_out = None
     if splits.eval is not None:
-        held_out = ImageExamples(splits.eval, splits.input_column, config.image_size)
+        held_out = open_images(splits.eval, splits.input_column, config.image_size, "eval", group)
     return Encoded(train, held_out, splits.label_names)
 
 
@@ -109,7 +87,7 @@ def build(config: TrainConfig, encoded: Encoded) -> Built:
         )
         _check_patches(config.image_size, built.model.config)
         save = _saver(built.model, config.image_size, _HALF, _HALF)
-        return Built(ImageClassifier(built.model, _HALF, _HALF, interpolate=False), save=save)
+        return Built(ImageClassifier(built.model, _HALF, _HALF, size=config.image_size, interpolate=False), save=save)
     return _from_checkpoint(config, config.checkpoint, encoded)
 
 
@@ -132,7 +110,8 @@ def _from_checkpoint(config: TrainConfig, checkpoint: str, encoded: Encoded) -> 
     except OSError:
         notices.append(f"{checkpoint} has no preprocessor_config.json: pixels normalised by mean and deviation 0.5")
     save = _saver(built.model, config.image_size, mean, std)
-    return Built(ImageClassifier(built.model, mean, std, interpolate=interpolate), tuple(notices), save)
+    classifier = ImageClassifier(built.model, mean, std, size=config.image_size, interpolate=interpolate)
+    return Built(classifier, tuple(notices), save)
 
 
 def _saver(model: Any, size: int, mean: Sequence[float], std: Sequence[float]) -> Callable[[Path, float], None]:
