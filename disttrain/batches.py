@@ -13,6 +13,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from disttrain.errors import UserError
+
 Indices = NDArray[np.int64]
 Batch = Mapping[str, Tensor]
 
@@ -167,14 +169,17 @@ def eval_batches(examples: int, rank: int, world_size: int, batch: int) -> list[
     return [mine[start : start + batch] for start in range(0, len(mine), batch)]
 
 
-class _BatchesByIndices(torch.utils.data.Dataset[Batch]):
+class _BatchesByIndices(torch.utils.data.Dataset[Batch | UserError]):
     """Looks like a dataset whose keys are whole lists of indices, so that a worker makes a batch in one call."""
 
     def __init__(self, examples: Examples) -> None:
         self._examples = examples
 
-    def __getitem__(self, indices: Any) -> Batch:
-        return self._examples.batch(indices)
+    def __getitem__(self, indices: Any) -> Batch | UserError:
+        try:
+            return self._examples.batch(indices)
+        except UserError as error:
+            return error  # raised here, torch would make one of it whose message is this worker's traceback
 
 
 def load_batches(
@@ -189,10 +194,10 @@ def load_batches(
         num_workers: Processes that make batches; none are started where that would cost more than it saves.
     """
     pinned = device.type == "cuda"
-    made: Iterable[Batch]
+    made: Iterable[Batch | UserError]
     if num_workers == 0 or examples.in_memory:
-        made = (examples.batch(indices) for indices in index_lists)
-        made = ({name: tensor.pin_memory() for name, tensor in batch.items()} for batch in made) if pinned else made
+        plain = (examples.batch(indices) for indices in index_lists)
+        made = ({name: tensor.pin_memory() for name, tensor in batch.items()} for batch in plain) if pinned else plain
     else:
         # Forked, so that a worker has everything at once: any other start method, Python 3.14's default say, imports
         # torch anew in each, which takes seconds. Workers touch no GPU.
@@ -208,4 +213,6 @@ def load_batches(
             generator=torch.Generator(),
         )
     for batch in made:
+        if isinstance(batch, UserError):
+            raise batch
         yield {name: tensor.to(device, non_blocking=True) for name, tensor in batch.items()} if pinned else batch

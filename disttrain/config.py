@@ -53,6 +53,10 @@ class TrainConfig:
         None
     )
     image_column: Annotated[Text | None, doc("column of the image; default: the only image column")] = None
+    broken_images: Annotated[
+        Literal["refuse", "skip"],
+        doc("an image file that cannot be decoded: end the run naming it, or leave it out"),
+    ] = "refuse"
     label_column: Annotated[
         Text | None, doc("column of the class; default: label, labels or the only class column")
     ] = None

@@ -29,12 +29,15 @@ class Split:
 
     rows: Dataset  # the input column alone, images not yet decoded
     labels: NDArray[np.int64]  # indices into the label names
+    name: str  # of the split of the dataset that they come from
+    numbers: NDArray[np.int64]  # of the rows there, from 0
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def select(self, indices: NDArray[np.int64]) -> Split:
-        return Split(self.rows.select(indices, keep_in_memory=True), self.labels[indices])
+        rows = self.rows.select(indices, keep_in_memory=True)
+        return Split(rows, self.labels[indices], self.name, self.numbers[indices])
 
 
 @dataclass(frozen=True)
@@ -168,7 +171,7 @@ def _read_split(
     inputs = rows.select_columns([input_column])
     if kind == "image":
         inputs = inputs.cast_column(input_column, Image(decode=False))
-    return Split(inputs, labels), names
+    return Split(inputs, labels, split, np.arange(len(labels))), names
 
 
 def _class_names(values: Sequence[int | None], feature: ClassLabel, split: str) -> list[str | None]:

@@ -3,33 +3,37 @@
 from __future__ import annotations
 
 import functools
-import io
 import os
-from collections.abc import Iterator, Mapping, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from typing import Any
+from typing import Literal, TypeVar
 
 import numpy as np
 import PIL
 import torch
 from numpy.typing import NDArray
-from PIL import Image as PillowImage
-from PIL import ImageOps
+from PIL import Image
 from torch import Tensor
-from torchvision.transforms.v2 import functional as vision
 
 from disttrain.batches import Batch, Indices
 from disttrain.data import Split
 from disttrain.dist import Group
 from disttrain.errors import UserError
 from disttrain.mapped import Append, Arrays, content_key, find_arrays, free_bytes, mapped_arrays
+from disttrain.pixels import BrokenImageError, Value, content, read_pixels, resize
+
+T = TypeVar("T")
 
 # Pixels of a split that are kept: 110,000 images of 224 x 224. What is larger is decoded each time it is asked for.
 KEPT_UP_TO_BYTES = 16 << 30
 # Images, and their pixels, that are decoded together: enough for all threads, and no more memory than that.
 _CHUNK, _CHUNK_BYTES = 256, 64 << 20
+# Images that are named where some are left out.
+_NAMED = 3
+_SKIP = "broken_images: skip leaves out what cannot be decoded"
 
 
 class _AnotherSizeError(Exception):
@@ -68,35 +72,96 @@ class ImageFiles:
         return len(self.split)
 
     def batch(self, indices: Sequence[int] | Indices) -> Batch:
-        """The images as bytes, (images, 3, size, size)."""
+        """The images as bytes, (images, 3, size, size).
+
+        Raises:
+            UserError: One of them cannot be decoded.
+        """
         rows = [int(index) for index in indices]
-        pixels = [resize(read_pixels(value), self.size) for value in self.split.rows[rows][self.column]]
+        pixels = []
+        for row, value in zip(rows, self.split.rows[rows][self.column], strict=True):
+            try:
+                pixels.append(resize(read_pixels(value), self.size))
+            except BrokenImageError as error:
+                place = f"{_place(self.split, row, value)} of {self.split.name}"
+                message = f"the image in {place} cannot be decoded: {error.reason}"
+                raise UserError(message, hint=_SKIP) from error
         return {"pixels": torch.stack(pixels), "labels": torch.from_numpy(self.split.labels[rows])}
 
 
-def open_images(split: Split, column: str, size: int, name: str, group: Group) -> DecodedImages | ImageFiles:
+@dataclass(frozen=True)
+class Opened:
+    """The images of a split that can be decoded."""
+
+    examples: DecodedImages | ImageFiles
+    notices: tuple[str, ...]
+
+
+def open_images(split: Split, column: str, size: int, on_broken: Literal["refuse", "skip"], group: Group) -> Opened:
     """The images of a split, decoded here and now where there is room for their pixels.
 
     Args:
         split: The same on every rank.
         column: Of the images.
         size: Height and width of the model's input, in pixels.
-        name: Of the split, for what is said on the way.
+        on_broken: What to do about images that cannot be decoded. Where there is no room, refusing waits until one is
+            met, and skipping costs a pass over all images, whose result is kept.
         group: All ranks call this. Rank 0 decodes before the others look for what it has kept.
 
     Raises:
-        UserError: An image cannot be decoded.
+        UserError: Images cannot be decoded, and are not to be left out, or are all that there are.
     """
-    decoder = _Decoder(split, column, size, name, group)
+    warnings.filterwarnings("ignore", module="PIL")  # of what matters an error or a notice is made
+    decoder = _Decoder(split, column, size, group)
     shapes = decoder.shapes()
+    arrays: Arrays | None = None
     # By the data alone: the ranks must agree on whether they wait for rank 0.
     if decoder.size_bytes(shapes[0]) <= KEPT_UP_TO_BYTES:
         key = decoder.key()
         with group.main_first():
             arrays = decoder.arrays(key, shapes)
-        if arrays is not None:
-            return DecodedImages(arrays["pixels"], split.labels)
-    return ImageFiles(split, column, size)
+    # Another host may have no room: it leaves out what rank 0 does. None: nobody has looked.
+    found = arrays["broken"] if arrays is not None else None
+    if found is None and on_broken == "skip" and group.is_main:
+        found = decoder.find_broken()
+    broken = group.from_main(found)
+    if arrays is not None and broken is not None and not np.array_equal(broken, arrays["broken"]):
+        message = f"images of split {split.name!r} that can be decoded on {group.hosts[0]} cannot on another host"
+        raise UserError(message, hint="are their files the same?")
+    notices: tuple[str, ...] = ()
+    if broken is not None and len(broken):
+        notices = (_left_out(split, column, broken, on_broken),)
+        split = split.select(np.delete(np.arange(len(split)), broken))
+    examples = ImageFiles(split, column, size) if arrays is None else DecodedImages(arrays["pixels"], split.labels)
+    return Opened(examples, notices)
+
+
+def _left_out(split: Split, column: str, broken: Indices, on_broken: str) -> str:
+    """The notice on images that are left out.
+
+    Raises:
+        UserError: They are not to be left out, or nothing would be left.
+    """
+    first = broken[:_NAMED].tolist()
+    values = split.rows[first][column]
+    named = [_place(split, row, value) for row, value in zip(first, values, strict=True)]
+    if on_broken == "skip" and len(broken) < len(split):
+        names = ", ".join([*named, *["..."] * (len(broken) > _NAMED)])
+        return f"left out {len(broken)} of {len(split)} images of {split.name} that cannot be decoded: {names}"
+    try:
+        read_pixels(values[0])
+        reason = "now it can, so it was written meanwhile"
+    except BrokenImageError as error:
+        reason = error.reason
+    message = (
+        f"{len(broken)} of {len(split)} images of {split.name} cannot be decoded, the first in {named[0]}: {reason}"
+    )
+    raise UserError(message, hint=_SKIP if len(broken) < len(split) else None)
+
+
+def _place(split: Split, row: int, value: Value) -> str:
+    path = value["path"] if value is not None else None
+    return f"row {split.numbers[row]}" + (f" ({path})" if path else "")
 
 
 @dataclass(frozen=True)
@@ -106,7 +171,6 @@ class _Decoder:
     split: Split
     column: str
     size: int
-    name: str
     group: Group
 
     def shapes(self) -> list[tuple[int, int]]:
@@ -114,9 +178,12 @@ class _Decoder:
 
         Small images are kept as they are: CIFAR's take 3 kB, and 150 kB as a model's input.
         """
-        height, width = read_pixels(self.split.rows[0][self.column]).shape[1:]
-        fits = height <= self.size and width <= self.size and (height, width) != (self.size, self.size)
-        return [(height, width)] * fits + [(self.size, self.size)]
+        for row in range(min(_CHUNK, len(self.split))):
+            with suppress(BrokenImageError):
+                height, width = read_pixels(self.split.rows[row][self.column]).shape[1:]
+                fits = height <= self.size and width <= self.size and (height, width) != (self.size, self.size)
+                return [(height, width)] * fits + [(self.size, self.size)]
+        return [(self.size, self.size)]
 
     def size_bytes(self, shape: tuple[int, int]) -> int:
         return len(self.split) * 3 * shape[0] * shape[1]
@@ -124,15 +191,18 @@ class _Decoder:
     def key(self) -> str:
         """Of all that the pixels depend on; files on disk by name, size and time, since reading all would take long."""
 
-        def content() -> Iterator[bytes]:
+        def parts() -> Iterator[bytes]:
             yield f"images {self.size} Pillow {PIL.__version__} torch {torch.__version__}".encode()
             for start in range(0, len(self.split), _CHUNK):
-                yield from map(_content, self.split.rows[start : start + _CHUNK][self.column])
+                yield from map(content, self.split.rows[start : start + _CHUNK][self.column])
 
-        return content_key(content())
+        return content_key(parts())
 
     def arrays(self, key: str, shapes: Sequence[tuple[int, int]]) -> Arrays | None:
-        """The pixels, as small as they can be kept; None where there is no room for them."""
+        """`pixels` of the images that can be decoded, as small as they can be kept, and the rows that are `broken`.
+
+        None where there is no room for them.
+        """
         for shape in shapes:
             size_bytes = self.size_bytes(shape)
             if size_bytes > KEPT_UP_TO_BYTES or (find_arrays(key) is None and 2 * size_bytes > free_bytes()):
@@ -141,17 +211,24 @@ class _Decoder:
                 return mapped_arrays(key, functools.partial(self._append_pixels, shape))
         return None
 
-    def _append_pixels(self, shape: tuple[int, int], append: Append) -> None:
-        rows = max(1, min(_CHUNK, _CHUNK_BYTES * len(self.split) // self.size_bytes(shape)))
-        doing = f"decoding {{}} of {{}} images of {self.name}"
-        PillowImage.init()  # or threads that load Pillow's plugins at once may miss the one that an image needs
-        with _one_torch_thread(), ThreadPoolExecutor(len(os.sched_getaffinity(0))) as threads:
-            for part in self.group.parts(len(self.split), rows, doing):
-                values = self.split.rows[part][self.column]
-                append("pixels", np.stack(list(threads.map(functools.partial(self._pixels, shape), values))))
+    def find_broken(self) -> Indices:
+        """The rows of images that cannot be decoded, without keeping any pixels."""
 
-    def _pixels(self, shape: tuple[int, int], value: Mapping[str, Any]) -> NDArray[np.uint8]:
-        pixels = read_pixels(value)
+        def make(append: Append) -> None:
+            found = [start + row for start, values in self._read(lambda _: True, 1) for row in _absent(values)]
+            append("broken", np.array(found, dtype=np.int64))
+
+        return mapped_arrays(content_key([self.key().encode(), b"broken alone"]), make)["broken"]
+
+    def _append_pixels(self, shape: tuple[int, int], append: Append) -> None:
+        broken = []
+        for start, values in self._read(functools.partial(self._fitted, shape), self.size_bytes(shape)):
+            whole = [value for value in values if value is not None]
+            append("pixels", np.array(whole, dtype=np.uint8).reshape(-1, 3, *shape))
+            broken += [start + row for row in _absent(values)]
+        append("broken", np.array(broken, dtype=np.int64))
+
+    def _fitted(self, shape: tuple[int, int], pixels: Tensor) -> NDArray[np.uint8]:
         if shape == (self.size, self.size):
             pixels = resize(pixels, self.size)
         elif pixels.shape[1:] != shape:
@@ -159,15 +236,24 @@ class _Decoder:
         array: NDArray[np.uint8] = pixels.numpy()
         return array
 
+    def _read(self, use: Callable[[Tensor], T], size_bytes: int) -> Iterator[tuple[int, list[T | None]]]:
+        """(first row, what is made of the pixels of each image from there on); None of what cannot be decoded."""
 
-def _content(value: Mapping[str, Any]) -> bytes:
-    if value["bytes"] is not None:
-        found: bytes = value["bytes"]
-        return found
-    with suppress(OSError):  # of a file that is not there the name is all
-        stat = os.stat(value["path"])
-        return f"{value['path']} {stat.st_size} {stat.st_mtime_ns}".encode()
-    return str(value["path"]).encode()
+        def read(value: Value) -> T | None:
+            with suppress(BrokenImageError):
+                return use(read_pixels(value))
+            return None
+
+        rows = max(1, min(_CHUNK, _CHUNK_BYTES * len(self.split) // size_bytes))
+        doing = f"decoding {{}} of {{}} images of {self.split.name}"
+        Image.init()  # or threads that load Pillow's plugins at once may miss the one that an image needs
+        with _one_torch_thread(), ThreadPoolExecutor(len(os.sched_getaffinity(0))) as threads:
+            for part in self.group.parts(len(self.split), rows, doing):
+                yield part.start, list(threads.map(read, self.split.rows[part][self.column]))
+
+
+def _absent(values: Sequence[object]) -> list[int]:
+    return [row for row, value in enumerate(values) if value is None]
 
 
 @contextmanager
@@ -179,36 +265,3 @@ def _one_torch_thread() -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
-
-
-def resize(pixels: Tensor, size: int) -> Tensor:
-    """Pixels (..., 3, height, width) as bytes of (..., 3, size, size); the same ones where that is their size."""
-    resized: Tensor = vision.resize(pixels, [size, size], antialias=True)
-    return resized
-
-
-def read_pixels(value: Mapping[str, Any]) -> Tensor:
-    """The pixels of an image file, (3, height, width) as bytes; raises what `decode_image` raises."""
-    pixels: Tensor = vision.pil_to_tensor(decode_image(value))
-    return pixels
-
-
-def decode_image(value: Mapping[str, Any]) -> PillowImage.Image:
-    """An image of any mode as RGB, turned the way its EXIF data say.
-
-    Args:
-        value: `bytes` of an image file, or else the `path` of one, as a column of undecoded images gives it.
-
-    Raises:
-        UserError: It is not an image.
-    """
-    file = value["path"] if value["bytes"] is None else io.BytesIO(value["bytes"])
-    try:
-        with PillowImage.open(file) as image:
-            upright = ImageOps.exif_transpose(image)
-            if upright.mode.startswith("I"):
-                # Grey of 16 bits, which Pillow would cut off at 255.
-                upright = PillowImage.fromarray((np.asarray(upright) >> 8).astype(np.uint8))
-            return upright.convert("RGB")
-    except OSError as error:
-        raise UserError(f"an image cannot be decoded: {error}", where=value.get("path")) from error

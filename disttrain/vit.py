@@ -27,11 +27,12 @@ from transformers.models.vit.modeling_vit import ViTForImageClassification
 
 from disttrain.batches import Batch
 from disttrain.config import TrainConfig
-from disttrain.data import InputKind, Splits
+from disttrain.data import InputKind, Split, Splits
 from disttrain.dist import Group
 from disttrain.errors import UserError
 from disttrain.family import Built, Encoded
-from disttrain.images import open_images, resize
+from disttrain.images import Opened, open_images
+from disttrain.pixels import resize
 from disttrain.pretrained import from_architecture, from_checkpoint, quiet, read_config
 
 INPUT: InputKind = "image"
@@ -65,11 +66,13 @@ class ImageClassifier(nn.Module):
 
 def encode(config: TrainConfig, splits: Splits, group: Group, work_dir: Path) -> Encoded:  # noqa: ARG001 - of Family
     """Both splits as pixels, of one size each, or as the files of a split that is too large."""
-    train = open_images(splits.train, splits.input_column, config.image_size, "train", group)
-    held_out = None
-    if splits.eval is not None:
-        held_out = open_images(splits.eval, splits.input_column, config.image_size, "eval", group)
-    return Encoded(train, held_out, splits.label_names)
+
+    def opened(split: Split) -> Opened:
+        return open_images(split, splits.input_column, config.image_size, config.broken_images, group)
+
+    train, held_out = opened(splits.train), opened(splits.eval) if splits.eval is not None else None
+    notices = (*train.notices, *(held_out.notices if held_out else ()))
+    return Encoded(train.examples, held_out.examples if held_out else None, splits.label_names, notices)
 
 
 def build(config: TrainConfig, encoded: Encoded) -> Built:

@@ -17,7 +17,7 @@ from disttrain import data
 from disttrain.config import TrainConfig
 from disttrain.data import Splits, choose_splits, load_splits
 from disttrain.errors import UserError
-from disttrain.images import decode_image
+from disttrain.pixels import decode_image
 
 TEXTS = [f"text {number}" for number in range(20)]
 LABELS = [number % 2 for number in range(20)]

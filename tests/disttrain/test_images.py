@@ -57,11 +57,11 @@ def split_of(files: Sequence[bytes | None], paths: Sequence[str | None] | None =
     values = [{"bytes": file, "path": path} for file, path in zip(files, paths or [None] * len(files), strict=True)]
     features = datasets.Features(image=datasets.Image(decode=False))
     rows = datasets.Dataset.from_dict({"image": values}, features=features)
-    return Split(rows, np.arange(len(files)) % 2)
+    return Split(rows, np.arange(len(files)) % 2, "train", np.arange(len(files)))
 
 
 def opened(split: Split, size: int = SIZE) -> DecodedImages | ImageFiles:
-    return open_images(split, "image", size, "train", ALONE)
+    return open_images(split, "image", size, "refuse", ALONE).examples
 
 
 def as_the_model_sees(examples: DecodedImages | ImageFiles, indices: Indices) -> torch.Tensor:
@@ -129,7 +129,7 @@ def test_what_is_kept_depends_on_content_order_and_size(cache: Path, tmp_path: P
     path.write_bytes(LARGE[0])
     on_disk = split_of([None, None], [str(path), str(path)])
     some = split_of(LARGE)
-    subset = Split(some.rows.select([2, 0]), some.labels[:2])
+    subset = some.select(np.array([2, 0]))
     for count, (split, size) in enumerate(
         [(some, 16), (some, 24), (split_of(LARGE[::-1]), 16), (subset, 16), (on_disk, 16)], start=1
     ):
