@@ -15,6 +15,7 @@ if __name__ == "__main__":
     sys.exit()
 
 import dataclasses
+import inspect
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -39,12 +40,13 @@ from disttrain.dist import Group
 from disttrain.errors import UserError
 from disttrain.family import Built, Encoded
 from disttrain.pretrained import checkpoint_error, from_architecture, from_checkpoint, quiet, read_config
-from disttrain.texts import tokenise
+from disttrain.texts import TextExamples, Texts, tokenise
 
 INPUT: InputKind = "text"
 # Of a tokenizer made from the training text, where the architecture names none: enough for some 10^5 sentences.
 DEFAULT_VOCAB_SIZE = 8000
 _UNKNOWN = "[UNK]"
+_MODEL_INPUTS = ["input_ids", "token_type_ids", "attention_mask"]  # of BERT
 _SPECIAL_TOKENS = ["[PAD]", _UNKNOWN, "[CLS]", "[SEP]", "[MASK]"]  # ids 0 to 4
 
 
@@ -54,9 +56,15 @@ class TextClassifier(nn.Module):
     def __init__(self, model: Any) -> None:
         super().__init__()
         self.model = model
+        # Some models tell two texts apart by the token between them alone, though their tokenizers give types.
+        known = "token_type_ids" in inspect.signature(model.forward).parameters
+        self.takes_types = known and getattr(model.config, "type_vocab_size", 2) > 1
 
     def forward(self, batch: Batch) -> Tensor:
-        logits: Tensor = self.model(input_ids=batch["input_ids"], attention_mask=batch.get("attention_mask")).logits
+        inputs = {"input_ids": batch["input_ids"], "attention_mask": batch.get("attention_mask")}
+        if self.takes_types and "token_type_ids" in batch:
+            inputs["token_type_ids"] = batch["token_type_ids"]
+        logits: Tensor = self.model(**inputs).logits
         return logits
 
 
@@ -72,23 +80,32 @@ def encode(config: TrainConfig, splits: Splits, group: Group, work_dir: Path) ->
     """Both splits as token ids, by the checkpoint's tokenizer or by one made from the training text."""
     quiet()
     notices: list[str] = []
-    texts = {"train": _texts(splits.train, splits.input_column, "train")}
+    texts = {"train": _texts(splits.train, splits, "train")}
     if splits.eval is not None:
-        texts["eval"] = _texts(splits.eval, splits.input_column, "eval")
+        texts["eval"] = _texts(splits.eval, splits, "eval")
     if config.checkpoint is None:
-        tokenizer = _shared_tokenizer(config, texts["train"], group, work_dir / "tokenizer" / "tokenizer.json")
-        notices.append(f"made a tokenizer of {len(tokenizer)} tokens from {len(texts['train'])} training texts")
+        of_train = [text for column in texts["train"].columns for text in column]
+        tokenizer = _shared_tokenizer(config, of_train, group, work_dir / "tokenizer" / "tokenizer.json")
+        notices.append(f"made a tokenizer of {len(tokenizer)} tokens from {len(of_train)} training texts")
     else:
         tokenizer = _checkpoint_tokenizer(config.checkpoint)
     tokenised = tokenise(tokenizer.backend_tokenizer, texts, config.max_length, group)
     if cut := sum(split.cut for split in tokenised.values()):
-        notices.append(f"cut {cut} of {sum(map(len, texts.values()))} texts to {config.max_length} tokens")
+        what = "texts" if splits.pair_column is None else "pairs of texts"
+        notices.append(f"cut {cut} of {sum(map(len, texts.values()))} {what} to {config.max_length} tokens")
     pad_id = tokenizer.pad_token_id or 0
     numbers = used = None
     if config.compact_vocab and config.checkpoint is not None:
         used, numbers = _numbered([split.occurring for split in tokenised.values()], pad_id)
-    train = tokenised["train"].examples(splits.train.labels, pad_id, numbers)
-    held_out = tokenised["eval"].examples(splits.eval.labels, pad_id, numbers) if splits.eval else None
+    typed = "token_type_ids" in tokenizer.model_input_names
+
+    def examples(name: str, labels: NDArray[np.int64]) -> TextExamples:
+        made = tokenised[name]
+        first_lengths = made.first_lengths if typed else None
+        return TextExamples(made.tokens, made.offsets, labels, pad_id, numbers, first_lengths)
+
+    train = examples("train", splits.train.labels)
+    held_out = examples("eval", splits.eval.labels) if splits.eval is not None else None
     return Encoded(train, held_out, splits.label_names, tuple(notices), TextReader(tokenizer, used))
 
 
@@ -157,7 +174,12 @@ def _compact(model: Any, used: NDArray[np.int64]) -> tuple[str, Tensor]:
     return name, rows
 
 
-def _texts(split: Split, column: str, name: str) -> list[str]:
+def _texts(split: Split, splits: Splits, name: str) -> Texts:
+    first = _column(split, splits.input_column, name)
+    return Texts(first, None if splits.pair_column is None else _column(split, splits.pair_column, name))
+
+
+def _column(split: Split, column: str, name: str) -> list[str]:
     values: list[Any] = split.rows[column][:]
     for row, value in enumerate(values):
         if not isinstance(value, str):
@@ -189,7 +211,9 @@ def _shared_tokenizer(config: TrainConfig, texts: Sequence[str], group: Group, p
         raise UserError(f"{path} is not there, which rank 0 wrote", hint="all nodes must see output_dir")
     names = {f"{token.strip('[]').lower()}_token": token for token in _SPECIAL_TOKENS}  # pad_token: [PAD]
     names["unk_token"] = _UNKNOWN
-    return PreTrainedTokenizerFast(tokenizer_file=str(path), model_max_length=config.max_length, **names)
+    return PreTrainedTokenizerFast(
+        tokenizer_file=str(path), model_max_length=config.max_length, model_input_names=_MODEL_INPUTS, **names
+    )
 
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int) -> Tokenizer:

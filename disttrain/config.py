@@ -52,6 +52,9 @@ class TrainConfig:
     text_column: Annotated[Text | None, doc("column of the text; default: the only text column, or its usual name")] = (
         None
     )
+    text_pair_column: Annotated[Text | None, doc("column of a second text, as in entailment: both are one input")] = (
+        None
+    )
     image_column: Annotated[Text | None, doc("column of the image; default: the only image column")] = None
     broken_images: Annotated[
         Literal["refuse", "skip"],

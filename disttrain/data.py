@@ -27,7 +27,7 @@ _HOLD_OUT, _TRAIN_SUBSET, _EVAL_SUBSET = 1, 2, 3
 class Split:
     """The examples of one split."""
 
-    rows: Dataset  # the input column alone, images not yet decoded
+    rows: Dataset  # the input columns alone, images not yet decoded
     labels: NDArray[np.int64]  # indices into the label names
     name: str  # of the split of the dataset that they come from
     numbers: NDArray[np.int64]  # of the rows there, from 0
@@ -49,6 +49,22 @@ class Splits:
     input_column: str
     label_names: tuple[str, ...]
     notices: tuple[str, ...]
+    pair_column: str | None = None  # of the second texts, where an example is two
+
+
+@dataclass(frozen=True)
+class _Columns:
+    """The columns that a run uses."""
+
+    kind: InputKind
+    input: str
+    pair: str | None
+    label: str
+
+    def by_field(self) -> dict[str, str]:
+        """The columns by the field of the config that names each."""
+        pair = {} if self.pair is None else {"text_pair_column": self.pair}
+        return {f"{self.kind}_column": self.input, **pair, "label_column": self.label}
 
 
 def load_splits(config: TrainConfig, kind: InputKind) -> Splits:
@@ -65,12 +81,11 @@ def load_splits(config: TrainConfig, kind: InputKind) -> Splits:
     source = open_source(config.dataset, config.dataset_config)
     train_name, eval_name = choose_splits(tuple(source), config)
     rows = source[train_name]
-    label_column = _label_column(rows.features, config)
-    input_column = _input_column(rows.features, config, kind, label_column)
-    train, names = _read_split(rows, train_name, input_column, label_column, kind, None)
+    columns = _choose_columns(rows.features, config, kind)
+    train, names = _read_split(rows, train_name, columns, None)
     if len(names) < 2:
         raise UserError(
-            f"column {label_column!r} of split {train_name!r} holds one class only, {names[0]!r}",
+            f"column {columns.label!r} of split {train_name!r} holds one class only, {names[0]!r}",
             where=config.dataset,
         )
     held_out: Split | None = None
@@ -81,13 +96,14 @@ def load_splits(config: TrainConfig, kind: InputKind) -> Splits:
         train, held_out = _hold_out(train, train_name, config.seed)
         notices.append(f"{config.dataset} has no evaluation split: held out {len(held_out)} examples of {train_name!r}")
     else:
-        held_out, _ = _read_split(source[eval_name], eval_name, input_column, label_column, kind, names)
+        held_out, _ = _read_split(source[eval_name], eval_name, columns, names)
     return Splits(
         train=_subset(train, config.max_train_examples, config.seed, _TRAIN_SUBSET),
         eval=held_out and _subset(held_out, config.max_eval_examples, config.seed, _EVAL_SUBSET),
-        input_column=input_column,
+        input_column=columns.input,
         label_names=names,
         notices=tuple(notices),
+        pair_column=columns.pair,
     )
 
 
@@ -112,6 +128,24 @@ def choose_splits(names: Sequence[str], config: TrainConfig) -> tuple[str, str |
     return train, config.eval_split or next(iter(others), None)
 
 
+def _choose_columns(features: Features, config: TrainConfig, kind: InputKind) -> _Columns:
+    label = _label_column(features, config)
+    pair = _pair_column(features, config, kind, label)
+    return _Columns(kind, _input_column(features, config, kind, (label, pair)), pair, label)
+
+
+def _pair_column(features: Features, config: TrainConfig, kind: InputKind, label_column: str) -> str | None:
+    field, name = "text_pair_column", config.text_pair_column
+    if name is None:
+        return None
+    if kind != "text":
+        raise UserError(f"{name!r} is set, but model {config.model!r} takes {kind}s", where=field, hint="drop it")
+    for other, column in (("text_column", config.text_column), ("label_column", label_column)):
+        if name == column:
+            raise UserError(f"{name!r} is the {other} too", where=field, hint="name another column")
+    return _named_column(features, field, name)
+
+
 def _label_column(features: Features, config: TrainConfig) -> str:
     if config.label_column is not None:
         return _named_column(features, "label_column", config.label_column)
@@ -120,12 +154,12 @@ def _label_column(features: Features, config: TrainConfig) -> str:
     return _only_column(features, "label_column", named[:1] or classes)
 
 
-def _input_column(features: Features, config: TrainConfig, kind: InputKind, label_column: str) -> str:
+def _input_column(features: Features, config: TrainConfig, kind: InputKind, others: Sequence[str | None]) -> str:
     field = f"{kind}_column"
     if (wanted := getattr(config, field)) is not None:
         return _named_column(features, field, wanted)
     suited = _is_text if kind == "text" else _is_image
-    found = [name for name, feature in features.items() if name != label_column and suited(feature)]
+    found = [name for name, feature in features.items() if name not in others and suited(feature)]
     usual = [name for name in TEXT_COLUMNS if name in found] if len(found) > 1 else []
     return _only_column(features, field, usual[:1] or found)
 
@@ -152,25 +186,25 @@ def _only_column(features: Features, field: str, found: Sequence[str]) -> str:
 
 
 def _read_split(
-    rows: Dataset, split: str, input_column: str, label_column: str, kind: InputKind, names: tuple[str, ...] | None
+    rows: Dataset, split: str, columns: _Columns, names: tuple[str, ...] | None
 ) -> tuple[Split, tuple[str, ...]]:
     """One split and its class names; `names` are those of the training split, which the others must keep to."""
-    for field, column in ((f"{kind}_column", input_column), ("label_column", label_column)):
+    for field, column in columns.by_field().items():
         if column not in rows.features:
             have = ", ".join(rows.features)
             raise UserError(f"column {column!r} is not in split {split!r}", where=field, hint=f"it has: {have}")
     if len(rows) == 0:
         raise UserError(f"split {split!r} of the dataset is empty")
-    feature = rows.features[label_column]
-    values = rows[label_column][:]
+    feature = rows.features[columns.label]
+    values = rows[columns.label][:]
     if isinstance(feature, ClassLabel):
         values = _class_names(values, feature, split)
         names = names or tuple(feature.names)
-    names = names or _distinct(values, split, label_column)
-    labels = _label_indices(values, names, split, label_column)
-    inputs = rows.select_columns([input_column])
-    if kind == "image":
-        inputs = inputs.cast_column(input_column, Image(decode=False))
+    names = names or _distinct(values, split, columns.label)
+    labels = _label_indices(values, names, split, columns.label)
+    inputs = rows.select_columns([column for field, column in columns.by_field().items() if field != "label_column"])
+    if columns.kind == "image":
+        inputs = inputs.cast_column(columns.input, Image(decode=False))
     return Split(inputs, labels, split, np.arange(len(labels))), names
 
 

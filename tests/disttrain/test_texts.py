@@ -18,7 +18,7 @@ from disttrain.config import TrainConfig
 from disttrain.dist import Group
 from disttrain.rankenv import RankEnv
 from disttrain.run import run
-from disttrain.texts import Tokenised, tokenise
+from disttrain.texts import Texts, Tokenised, tokenise
 
 ALONE = Group(RankEnv(), torch.device("cpu"), None, ("here",), False)
 SENTENCES = [f"a film of {number} parts, naïve \ud800 and" + " long" * (number % 7) for number in range(4500)]
@@ -30,7 +30,7 @@ def tokenizer() -> Tokenizer:
 
 
 def tokenised(tokenizer: Tokenizer, texts: list[str], max_length: int = 16) -> Tokenised:
-    return tokenise(tokenizer, {"train": texts}, max_length, ALONE)["train"]
+    return tokenise(tokenizer, {"train": Texts(texts)}, max_length, ALONE)["train"]
 
 
 def nothing_is_tokenised(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -86,7 +86,7 @@ def test_what_is_kept_depends_on_all_that_it_is_made_of(
 
 
 def test_half_a_character_has_a_key(tokenizer: Tokenizer) -> None:
-    assert texts_module._key(tokenizer, SENTENCES[:2]) != texts_module._key(tokenizer, SENTENCES[1:3])
+    assert texts_module._key(tokenizer, Texts(SENTENCES[:2])) != texts_module._key(tokenizer, Texts(SENTENCES[1:3]))
 
 
 def only_rank_0_tokenises(config: TrainConfig, env: RankEnv, output_dir: Path) -> None:
