@@ -154,7 +154,7 @@ class TrainConfig:
             raise FieldsError(("dataset", "model"), f"dataset is missing: {self.model} has no default", hint="name one")
         return dataclasses.replace(
             self,
-            checkpoint=self.checkpoint or (None if self.architecture else FAMILY_CHECKPOINT.get(self.model)),
+            checkpoint=self.checkpoint or (FAMILY_CHECKPOINT.get(self.model) if self.architecture is None else None),
             dataset=self.dataset or FAMILY_DATASET[self.model],
             per_gpu_batch=self.per_gpu_batch or (None if self.global_batch else DEFAULT_PER_GPU_BATCH),
         )

@@ -140,10 +140,7 @@ def _pair_column(features: Features, config: TrainConfig, kind: InputKind, label
         return None
     if kind != "text":
         raise UserError(f"{name!r} is set, but model {config.model!r} takes {kind}s", where=field, hint="drop it")
-    for other, column in (("text_column", config.text_column), ("label_column", label_column)):
-        if name == column:
-            raise UserError(f"{name!r} is the {other} too", where=field, hint="name another column")
-    return _named_column(features, field, name)
+    return _named_column(features, field, name, text_column=config.text_column, label_column=label_column)
 
 
 def _label_column(features: Features, config: TrainConfig) -> str:
@@ -157,7 +154,12 @@ def _label_column(features: Features, config: TrainConfig) -> str:
 def _input_column(features: Features, config: TrainConfig, kind: InputKind, others: Sequence[str | None]) -> str:
     field = f"{kind}_column"
     if (wanted := getattr(config, field)) is not None:
-        return _named_column(features, field, wanted)
+        _named_column(features, field, wanted, label_column=others[0])
+        if kind == "image" and not (_is_image(features[wanted]) or _is_text(features[wanted])):  # text: of paths
+            raise UserError(
+                f"column {wanted!r} holds {_type(features[wanted])}, not images or their paths", where=field
+            )
+        return wanted
     suited = _is_text if kind == "text" else _is_image
     found = [name for name, feature in features.items() if name not in others and suited(feature)]
     usual = [name for name in TEXT_COLUMNS if name in found] if len(found) > 1 else []
@@ -169,10 +171,20 @@ def _is_text(feature: object) -> bool:
 
 
 def _is_image(feature: object) -> bool:
+    if isinstance(feature, dict):
+        return set(feature) == {"bytes", "path"}  # as other libraries read a file that `datasets` wrote
     return isinstance(feature, Image) or (isinstance(feature, Value) and feature.dtype in ("binary", "large_binary"))
 
 
-def _named_column(features: Features, field: str, name: str) -> str:
+def _type(feature: object) -> str:
+    return str(feature.dtype) if isinstance(feature, Value) else type(feature).__name__
+
+
+def _named_column(features: Features, field: str, name: str, **others: str | None) -> str:
+    """The column that a field names; `others` are the columns of other fields, by field."""
+    for other, column in others.items():
+        if name == column:
+            raise UserError(f"{name!r} is the {other} too", where=field, hint="name another column")
     if name not in features:
         raise UserError(f"column {name!r} is not in the dataset", where=field, hint=f"it has: {', '.join(features)}")
     return name
@@ -221,9 +233,9 @@ def _class_names(values: Sequence[int | None], feature: ClassLabel, split: str) 
 
 def _distinct(values: Sequence[Any], split: str, column: str) -> tuple[str, ...]:
     """The class names of a column of plain values: numbers in their order, words in theirs."""
-    found = {value for value in values if value is not None}
-    if any(isinstance(value, float | list | dict) for value in found):
+    if any(isinstance(value, float | list | dict | bytes) for value in values):
         raise UserError(f"column {column!r} of split {split!r} holds no classes", hint="use whole numbers or words")
+    found = {value for value in values if value is not None}
     return tuple(str(value) for value in sorted(found, key=lambda value: (isinstance(value, str), value)))
 
 

@@ -56,6 +56,7 @@ def test_resolved_names_the_familys_own() -> None:
     assert (config.checkpoint, config.dataset) == ("google/vit-base-patch16-224-in21k", "uoft-cs/cifar10")
     assert config.per_gpu_batch == 16
     assert TrainConfig(model="bert", architecture={"hidden_size": 8}).resolved().checkpoint is None
+    assert TrainConfig(model="bert", architecture={}).resolved().checkpoint is None
 
 
 def test_rank_batch() -> None:

@@ -171,6 +171,11 @@ MISTAKES: dict[str, tuple[list[str], dict[str, Any], str]] = {
     "one class": (["text,label", "a,x", "b,x"], {}, "column 'label' of split 'train' holds one class only, 'x'"),
     "no classes": (["text,label", "a,0.5", "b,0.7"], {}, "column 'label' of split 'train' holds no classes"),
     "nothing to hold out": (["text,label", "a,0"], {}, "one class only"),
+    "the label as text": (
+        ["text,label", "a,x"],
+        {"text_column": "label"},
+        "text_column: 'label' is the label_column too (name another column)",
+    ),
     "a configuration": (["text,label", "a,0"], {"dataset_config": "plain"}, "is a local path (drop dataset_config)"),
     "no such split": (["text,label", "a,0"], {"train_split": "fit"}, "train_split: split 'fit' is not in"),
 }
@@ -184,6 +189,54 @@ def test_mistakes_in_a_file_are_one_line(mistake: str, tmp_path: Path) -> None:
         load(file, **fields)
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+IMAGES = {"path": ["a.png", "b.png"], "width": [3, 4], "label": [0, 1], "parts": [[0], [1]]}
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"image_column": "width"}, "image_column: column 'width' holds int64, not images or their paths"),
+        ({"image_column": "parts"}, "image_column: column 'parts' holds List, not images or their paths"),
+        ({"image_column": "label"}, "image_column: 'label' is the label_column too (name another column)"),
+        (
+            {"image_column": "img"},
+            "image_column: column 'img' is not in the dataset (it has: path, width, label, parts)",
+        ),
+        (
+            {},
+            "image_column: the dataset has no column for it (set image_column to one of: path, width, label, parts)",
+        ),
+        (
+            {"image_column": "path", "label_column": "parts"},
+            "column 'parts' of split 'train' holds no classes (use whole numbers or words)",
+        ),
+    ],
+)
+def test_mistakes_in_the_columns_of_images_are_one_line(fields: dict[str, Any], message: str, tmp_path: Path) -> None:
+    datasets.Dataset.from_dict(IMAGES).save_to_disk(str(tmp_path))
+    with pytest.raises(UserError) as caught:
+        load_splits(TrainConfig(model="vit", dataset=str(tmp_path), **fields).resolved(), "image")
+    assert str(caught.value) == message
+
+
+def test_images_as_paths_bytes_and_both(tmp_path: Path) -> None:
+    file = png(np.full((4, 5, 3), 7, dtype=np.uint8))["bytes"]
+    (tmp_path / "a.png").write_bytes(file)
+    for name, value in (
+        ("path", str(tmp_path / "a.png")),
+        ("bytes", file),
+        ("both", {"bytes": file, "path": None}),
+    ):
+        folder = tmp_path / name
+        datasets.Dataset.from_dict({"picture": [value] * 2, "label": [0, 1]}).save_to_disk(str(folder))
+        config = TrainConfig(model="vit", dataset=str(folder), image_column="picture", max_eval_examples=0)
+        splits = load_splits(config.resolved(), "image")
+        assert decode_image(splits.train.rows[0]["picture"]).size == (5, 4)
+        if name != "path":
+            found = load_splits(dataclasses.replace(config, image_column=None).resolved(), "image")
+            assert found.input_column == "picture"
 
 
 def test_an_empty_split(monkeypatch: pytest.MonkeyPatch) -> None:

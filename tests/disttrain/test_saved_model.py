@@ -71,6 +71,49 @@ def test_vit(vit_config: TrainConfig, run_ranks: Callable[..., Any], repository:
     )
 
 
+@pytest.mark.parametrize("pretrained", [True, False])
+def test_the_names_of_the_classes_are_kept(
+    pretrained: bool,
+    minilm: str,
+    bert_config: TrainConfig,
+    vit_config: TrainConfig,
+    run_ranks: Callable[..., Any],
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "train.csv").write_text("text,label\n" + "good,positive\nbad,negative\nso so,mixed\n" * 4)
+    config = dataclasses.replace(bert_config, dataset=str(tmp_path / "train.csv"), max_steps=2)
+    if pretrained:
+        config = dataclasses.replace(config, architecture=None, checkpoint=minilm)
+    names = {"0": "mixed", "1": "negative", "2": "positive"}
+    for of_family, wanted in (
+        (config, names),
+        (dataclasses.replace(vit_config, max_steps=2), {"0": "cat", "1": "dog"}),
+    ):
+        folder = run_ranks(of_family, 1).output_dir / "model"
+        kept = json.loads((folder / "config.json").read_text())
+        assert kept["id2label"] == wanted
+        assert kept["label2id"] == {name: int(index) for index, name in wanted.items()}
+        assert load_file(folder / "model.safetensors")["classifier.weight"].shape[0] == len(wanted)
+
+
+def test_a_saved_model_is_trained_on_with_other_classes(
+    bert_config: TrainConfig, run_ranks: Callable[..., Any], tmp_path: Path
+) -> None:
+    first = run_ranks(dataclasses.replace(bert_config, max_steps=2), 1)
+    (tmp_path / "train.csv").write_text("text,label\n" + "good,positive\nbad,negative\nso so,mixed\n" * 4)
+    checkpoint = str(first.output_dir / "model")
+    config = dataclasses.replace(
+        bert_config, architecture=None, checkpoint=checkpoint, dataset=str(tmp_path / "train.csv"), max_steps=2
+    )
+    second = run_ranks(config, 2)
+    head = f"{checkpoint} has no head for 3 classes: classifier.bias, classifier.weight start at random"
+    assert head in second.summary.notices
+    kept = json.loads((second.output_dir / "model" / "config.json").read_text())
+    assert sorted(kept["label2id"]) == ["mixed", "negative", "positive"]
+    same = run_ranks(dataclasses.replace(config, dataset=bert_config.dataset), 1)
+    assert not [notice for notice in same.summary.notices if "head" in notice]
+
+
 def test_a_run_that_keeps_no_model(bert_config: TrainConfig, run_ranks: Callable[..., Any]) -> None:
     finished = run_ranks(dataclasses.replace(bert_config, max_steps=2, save_model=False), 1)
     assert not (finished.output_dir / "model").exists()
