@@ -21,7 +21,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from torch import Tensor, nn
@@ -34,6 +33,7 @@ from transformers import (
 )
 
 from disttrain.batches import Batch
+from disttrain.compact import compact
 from disttrain.config import TrainConfig
 from disttrain.data import InputKind, Split, Splits
 from disttrain.dist import Group
@@ -73,7 +73,7 @@ class TextReader:
     """What turned the texts into tokens."""
 
     tokenizer: Any
-    used: NDArray[np.int64] | None = None  # ids that occur, in order: token i of the examples is used[i]; None: all
+    used: NDArray[np.int64] | None = None  # ids that occur, in order; None: all rows are trained
 
 
 def encode(config: TrainConfig, splits: Splits, group: Group, work_dir: Path) -> Encoded:
@@ -94,27 +94,19 @@ def encode(config: TrainConfig, splits: Splits, group: Group, work_dir: Path) ->
         what = "texts" if splits.pair_column is None else "pairs of texts"
         notices.append(f"cut {cut} of {sum(map(len, texts.values()))} {what} to {config.max_length} tokens")
     pad_id = tokenizer.pad_token_id or 0
-    numbers = used = None
+    used = None
     if config.compact_vocab and config.checkpoint is not None:
-        used, numbers = _numbered([split.occurring for split in tokenised.values()], pad_id)
+        used = np.unique(np.concatenate([*(split.occurring for split in tokenised.values()), [pad_id]]))
     typed = "token_type_ids" in tokenizer.model_input_names
 
     def examples(name: str, labels: NDArray[np.int64]) -> TextExamples:
         made = tokenised[name]
         first_lengths = made.first_lengths if typed else None
-        return TextExamples(made.tokens, made.offsets, labels, pad_id, numbers, first_lengths)
+        return TextExamples(made.tokens, made.offsets, labels, pad_id, first_lengths)
 
     train = examples("train", splits.train.labels)
     held_out = examples("eval", splits.eval.labels) if splits.eval is not None else None
     return Encoded(train, held_out, splits.label_names, tuple(notices), TextReader(tokenizer, used))
-
-
-def _numbered(occurring: Sequence[NDArray[np.int64]], pad_id: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """The token ids that occur, in order, and the number of each among them, by id."""
-    used = np.unique(np.concatenate([*occurring, [pad_id]]))
-    numbers = np.zeros(used[-1] + 1, dtype=np.int64)
-    numbers[used] = np.arange(len(used))
-    return used, numbers
 
 
 def build(config: TrainConfig, encoded: Encoded) -> Built:
@@ -141,37 +133,20 @@ def build(config: TrainConfig, encoded: Encoded) -> Built:
         raise UserError(f"max_length {config.max_length} is more than the model's {positions} positions")
     model: Any = built.model
     reader: TextReader = encoded.reader
-    whole = _compact(model, reader.used) if reader.used is not None else None
+    notices = list(built.notices)
+    compacted = None if reader.used is None else compact(model, reader.used)
+    if reader.used is not None and compacted is None:
+        notices.append("compact_vocab: all rows are trained, of an embedding that is of another kind or has other uses")
 
-    def save(folder: Path, decay: float) -> None:
+    def save(folder: Path) -> None:
         state = model.state_dict()
-        if whole is not None:
-            name, rows = whole
-            rows = rows * decay  # as they would be, had they been trained along without a gradient
-            rows[torch.from_numpy(reader.used)] = state[name].to("cpu", rows.dtype)
-            state = {**state, name: rows}
+        if compacted is not None:
+            name, embedding = compacted
+            state = {**state, name: embedding.whole_weight()}
         model.save_pretrained(folder, state_dict=state)
         reader.tokenizer.save_pretrained(folder)
 
-    return Built(TextClassifier(built.model), built.notices, save)
-
-
-def _compact(model: Any, used: NDArray[np.int64]) -> tuple[str, Tensor]:
-    """Leaves the model only the embedding rows of the tokens that occur.
-
-    Most of a small model's weights are rows of tokens that a data set does not have: they get no gradient, and their
-    share of the exchange between ranks and of the optimizer's step is spent on nothing.
-
-    Returns:
-        (name of the embedding's weights, all rows as they were).
-    """
-    before = model.get_input_embeddings()
-    name = next(name for name, parameter in model.named_parameters() if parameter is before.weight)
-    rows: Tensor = before.weight.detach().clone()
-    padding = int(np.searchsorted(used, before.padding_idx)) if before.padding_idx in used else None
-    after = nn.Embedding(len(used), before.embedding_dim, padding, _weight=rows[torch.from_numpy(used)])
-    model.set_input_embeddings(after)
-    return name, rows
+    return Built(TextClassifier(model), tuple(notices), save)
 
 
 def _texts(split: Split, splits: Splits, name: str) -> Texts:

@@ -159,7 +159,7 @@ def _input_column(features: Features, config: TrainConfig, kind: InputKind, othe
             raise UserError(
                 f"column {wanted!r} holds {_type(features[wanted])}, not images or their paths", where=field
             )
-        return wanted
+        return str(wanted)
     suited = _is_text if kind == "text" else _is_image
     found = [name for name, feature in features.items() if name not in others and suited(feature)]
     usual = [name for name in TEXT_COLUMNS if name in found] if len(found) > 1 else []

@@ -34,9 +34,8 @@ class Built:
 
     model: nn.Module
     notices: tuple[str, ...] = ()
-    # Writes the trained model and what it reads its input with into a folder, as `from_pretrained` opens them. The
-    # number is what weight decay has left of a parameter that never had a gradient.
-    save: Callable[[Path, float], None] | None = None
+    # Writes the trained model and what it reads its input with into a folder, as `from_pretrained` opens them.
+    save: Callable[[Path], None] | None = None
 
 
 class Family(Protocol):

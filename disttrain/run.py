@@ -6,7 +6,6 @@ import atexit
 import dataclasses
 import gc
 import json
-import math
 import os
 import shutil
 import sys
@@ -226,13 +225,7 @@ def _train(
     summary = summarise(own, sums, hosts=group.hosts, num_nodes=env.num_nodes, warmup_steps=warmup_steps)
     if group.is_main:
         if config.save_model and prepared.built.save is not None:
-            lrs = [record.lr for record in own if isinstance(record, records.StepRecord)]
-            decay = math.prod(1 - lr * config.weight_decay for lr in lrs)  # of AdamW, decoupled from the gradient
-            _keep_model(
-                output_dir / MODEL_NAME,
-                lambda folder: prepared.built.save and prepared.built.save(folder, decay),
-                checkpoints,
-            )
+            _keep_model(output_dir / MODEL_NAME, prepared.built.save, checkpoints)
         if checkpoints:
             checkpoints.check_owner()
         # Last: a run with a summary is done.

@@ -53,8 +53,6 @@ class TextExamples:
     offsets: NDArray[np.int64]  # text i is tokens[offsets[i]:offsets[i + 1]]
     labels: NDArray[np.int64]
     pad_id: int
-    # The model's number of each token id; None: the same. Applied to batches, so that all processes map one `tokens`.
-    numbers: NDArray[np.int64] | None = None
     first_lengths: NDArray[np.int64] | None = None  # of pairs: tokens before those of the second text
     in_memory = True
 
@@ -75,8 +73,6 @@ class TextExamples:
         ids = np.full(inside.shape, self.pad_id, dtype=np.int64)
         for row, (start, length) in enumerate(zip(starts, lengths, strict=True)):
             ids[row, :length] = self.tokens[start : start + length]
-        if self.numbers is not None:
-            ids = self.numbers[ids]
         batch = {"input_ids": torch.from_numpy(ids), "labels": torch.from_numpy(self.labels[chosen])}
         if not inside.all():
             batch["attention_mask"] = torch.from_numpy(inside.astype(np.int64))

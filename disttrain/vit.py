@@ -117,8 +117,8 @@ def _from_checkpoint(config: TrainConfig, checkpoint: str, encoded: Encoded) -> 
     return Built(classifier, tuple(notices), save)
 
 
-def _saver(model: Any, size: int, mean: Sequence[float], std: Sequence[float]) -> Callable[[Path, float], None]:
-    def save(folder: Path, _: float) -> None:
+def _saver(model: Any, size: int, mean: Sequence[float], std: Sequence[float]) -> Callable[[Path], None]:
+    def save(folder: Path) -> None:
         model.save_pretrained(folder)
         processor = {
             "image_processor_type": "ViTImageProcessor",
