@@ -131,7 +131,7 @@ def choose_splits(names: Sequence[str], config: TrainConfig) -> tuple[str, str |
 def _choose_columns(features: Features, config: TrainConfig, kind: InputKind) -> _Columns:
     label = _label_column(features, config)
     pair = _pair_column(features, config, kind, label)
-    return _Columns(kind, _input_column(features, config, kind, (label, pair)), pair, label)
+    return _Columns(kind, _input_column(features, config, kind, label, pair), pair, label)
 
 
 def _pair_column(features: Features, config: TrainConfig, kind: InputKind, label_column: str) -> str | None:
@@ -151,17 +151,19 @@ def _label_column(features: Features, config: TrainConfig) -> str:
     return _only_column(features, "label_column", named[:1] or classes)
 
 
-def _input_column(features: Features, config: TrainConfig, kind: InputKind, others: Sequence[str | None]) -> str:
+def _input_column(
+    features: Features, config: TrainConfig, kind: InputKind, label_column: str, pair_column: str | None
+) -> str:
     field = f"{kind}_column"
-    if (wanted := getattr(config, field)) is not None:
-        _named_column(features, field, wanted, label_column=others[0])
-        if kind == "image" and not (_is_image(features[wanted]) or _is_text(features[wanted])):  # text: of paths
-            raise UserError(
-                f"column {wanted!r} holds {_type(features[wanted])}, not images or their paths", where=field
-            )
-        return str(wanted)
+    wanted: str | None = getattr(config, field)
+    if wanted is not None:
+        _named_column(features, field, wanted, label_column=label_column)
+        feature = features[wanted]
+        if kind == "image" and not (_is_image(feature) or _is_text(feature)):  # text: the paths of images
+            raise UserError(f"column {wanted!r} holds {_type(feature)}, not images or their paths", where=field)
+        return wanted
     suited = _is_text if kind == "text" else _is_image
-    found = [name for name, feature in features.items() if name not in others and suited(feature)]
+    found = [name for name, feature in features.items() if name not in (label_column, pair_column) and suited(feature)]
     usual = [name for name in TEXT_COLUMNS if name in found] if len(found) > 1 else []
     return _only_column(features, field, usual[:1] or found)
 
@@ -177,7 +179,7 @@ def _is_image(feature: object) -> bool:
 
 
 def _type(feature: object) -> str:
-    return str(feature.dtype) if isinstance(feature, Value) else type(feature).__name__
+    return feature.dtype if isinstance(feature, Value) else type(feature).__name__
 
 
 def _named_column(features: Features, field: str, name: str, **others: str | None) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
+import socket
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -120,14 +121,17 @@ def open_images(split: Split, column: str, size: int, on_broken: Literal["refuse
         key = decoder.key()
         with group.main_first():
             arrays = decoder.arrays(key, shapes)
-    # Another host may have no room: it leaves out what rank 0 does. None: nobody has looked.
+    # None: no room here, and nobody has looked at all images.
     found = arrays["broken"] if arrays is not None else None
     if found is None and on_broken == "skip" and group.is_main:
         found = decoder.find_broken()
+    # A host without room leaves out what rank 0 does.
     broken = group.from_main(found)
-    if arrays is not None and broken is not None and not np.array_equal(broken, arrays["broken"]):
-        message = f"images of split {split.name!r} that can be decoded on {group.hosts[0]} cannot on another host"
-        raise UserError(message, hint="are their files the same?")
+    if broken is None:
+        broken = found
+    elif found is not None and not np.array_equal(broken, found):
+        message = f"of the images of {split.name}, {group.hosts[0]} can decode others than {socket.gethostname()}"
+        raise UserError(message, hint="are the files the same?")
     notices: tuple[str, ...] = ()
     if broken is not None and len(broken):
         notices = (_left_out(split, column, broken, on_broken),)

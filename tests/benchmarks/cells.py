@@ -39,8 +39,9 @@ TASKS = {
             "bert-sst2",
             "bert",
             "MiniLM on SST-2",
-            {1: 112, 4: 384, 16: 800},
-            {1: 2e-5, 4: 3e-5, 16: 5e-5},
+            {1: 112, 4: 384, 16: 1216},
+            # At 16 they learn in so many steps, to an accuracy of 0.8; at 1 and 4 not yet.
+            {1: 2e-5, 4: 3e-5, 16: 2e-4},
             {1: 11, 4: 25, 16: 45},
         ),
         Task(

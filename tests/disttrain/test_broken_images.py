@@ -186,6 +186,23 @@ def test_of_a_large_split_they_end_the_run_when_they_are_met(
     )
 
 
+@pytest.mark.parametrize(
+    ("of_rank_0", "message"),
+    [
+        (None, r"4 of 20 images of train cannot be decoded"),  # it had no room, and has not looked
+        (np.array([3, 8]), r"of the images of train, first can decode others than \S+ \(are the files the same\?\)"),
+    ],
+)
+def test_hosts_that_found_something_else(
+    of_rank_0: Any, message: str, folder: Path, vit_config: TrainConfig, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Group, "from_main", lambda *_: of_rank_0)
+    config = dataclasses.replace(vit_config, dataset=str(folder)).resolved()
+    second = dataclasses.replace(ALONE, hosts=("first", "second"))
+    with pytest.raises(UserError, match=message):
+        encode(config, load_splits(config, "image"), second, Path())
+
+
 def without_room_behind_rank_0(config: TrainConfig, env: RankEnv, output_dir: Path) -> None:
     if env.rank > 0:
         vars(images).update(find_arrays=lambda _: None, free_bytes=lambda: 0)
