@@ -31,6 +31,7 @@ from transformers import (
     BertConfig,
     PreTrainedTokenizerFast,
 )
+from transformers.models.bert.modeling_bert import BertForSequenceClassification
 
 from disttrain.batches import Batch
 from disttrain.compact import compact
@@ -116,8 +117,6 @@ def build(config: TrainConfig, encoded: Encoded) -> Built:
         hf_config = read_config(AutoConfig, config.checkpoint)
         built = from_checkpoint(AutoModelForSequenceClassification, config.checkpoint, hf_config, encoded.label_names)
     else:
-        from transformers.models.bert.modeling_bert import BertForSequenceClassification
-
         architecture = {name: value for name, value in (config.architecture or {}).items() if name != "vocab_size"}
         built = from_architecture(
             BertConfig,

@@ -6,15 +6,19 @@ import importlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from torch import nn
 
 from disttrain.batches import Examples
 from disttrain.config import FAMILIES, TrainConfig
-from disttrain.data import InputKind, Splits
 from disttrain.dist import Group
 from disttrain.errors import UserError
+
+if TYPE_CHECKING:
+    # It imports `datasets`, with pandas: a family imports it behind its model. In the course of a model's import torch
+    # registers operators and looks through all modules for each, which takes 0.2 s longer with those of pandas there.
+    from disttrain.data import InputKind, Splits
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import types
 import typing
 from typing import Annotated, Any, Literal
@@ -44,6 +45,7 @@ def fields_table() -> str:
     return "\n".join(rows) + "\n"
 
 
+@functools.cache  # some ms, and every field of a flag parser asks
 def _hints() -> dict[str, Any]:
     return typing.get_type_hints(TrainConfig, include_extras=True)
 

@@ -182,11 +182,12 @@ def _prepare(config: TrainConfig, group: Group, output_dir: Path) -> _Prepared:
     import torch
 
     from disttrain.compiling import compile_model
-    from disttrain.data import load_splits
     from disttrain.family import load_family
     from disttrain.train import make_optimizer
 
     family = load_family(config.model)
+    from disttrain.data import load_splits  # behind the family's own imports: see disttrain.family
+
     with group.main_first():  # `datasets` caches what it has read
         splits = load_splits(config, family.INPUT)
     encoded = family.encode(config, splits, group, output_dir)

@@ -48,8 +48,8 @@ def throughput(results: Sequence[CellResult], contenders: Sequence[Contender], *
     if first_step:
         title, note = (
             "Throughput",
-            "Times as fast as HF Trainer's defaults, over whole epochs, the first step included. What is made once before"
-            " the first step is left out: of everyone the token ids, of ours also the decoded images, each at its size.",
+            "Times as fast as HF Trainer's defaults, over whole epochs, the first step included. What is made once"
+            " before it is not: everyone's token ids, ours also the decoded images.",
         )
     else:
         title, note = "Throughput without the first step", "The same runs; a GPU's compilation is in the first step."
