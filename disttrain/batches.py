@@ -158,14 +158,17 @@ def share(together: Indices, rank: int, world_size: int) -> Indices:
     return together[rank * len(together) // world_size : (rank + 1) * len(together) // world_size]
 
 
-def eval_batches(examples: int, rank: int, world_size: int, batch: int) -> list[Indices]:
-    """The batches that one rank evaluates: over all ranks every example exactly once.
+def eval_batches(
+    examples: int, rank: int, world_size: int, batch: int, lengths: Indices | None = None
+) -> list[Indices]:
+    """The batches that one rank evaluates: over all ranks every example exactly once, of lengths the likest together.
 
     Example:
         >>> [indices.tolist() for indices in eval_batches(5, 0, 2, 2)]
         [[0, 2], [4]]
     """
-    mine = np.arange(rank, examples, world_size)
+    order = np.arange(examples) if lengths is None else np.argsort(lengths, kind="stable")
+    mine = order[rank::world_size]
     return [mine[start : start + batch] for start in range(0, len(mine), batch)]
 
 

@@ -60,9 +60,15 @@ class TextClassifier(nn.Module):
         # Some models tell two texts apart by the token between them alone, though their tokenizers give types.
         known = "token_type_ids" in inspect.signature(model.forward).parameters
         self.takes_types = known and getattr(model.config, "type_vocab_size", 2) > 1
+        self.is_bert = model.config.model_type == "bert"
 
     def forward(self, batch: Batch) -> Tensor:
-        inputs = {"input_ids": batch["input_ids"], "attention_mask": batch.get("attention_mask")}
+        mask = batch.get("attention_mask")
+        if mask is not None and self.is_bert:
+            # As attention takes it, (texts, 1, 1, tokens). Of a mask of two dimensions transformers asks whether it
+            # masks anything, which makes the host wait for the GPU in every step.
+            mask = mask[:, None, None, :].bool()
+        inputs = {"input_ids": batch["input_ids"], "attention_mask": mask}
         if self.takes_types and "token_type_ids" in batch:
             inputs["token_type_ids"] = batch["token_type_ids"]
         logits: Tensor = self.model(**inputs).logits
@@ -94,7 +100,7 @@ def encode(config: TrainConfig, splits: Splits, group: Group, work_dir: Path) ->
     if cut := sum(split.cut for split in tokenised.values()):
         what = "texts" if splits.pair_column is None else "pairs of texts"
         notices.append(f"cut {cut} of {sum(map(len, texts.values()))} {what} to {config.max_length} tokens")
-    pad_id = tokenizer.pad_token_id or 0
+    pad_id = _pad_id(tokenizer)
     used = None
     if config.compact_vocab and config.checkpoint is not None:
         used = np.unique(np.concatenate([*(split.occurring for split in tokenised.values()), [pad_id]]))
@@ -110,11 +116,19 @@ def encode(config: TrainConfig, splits: Splits, group: Group, work_dir: Path) ->
     return Encoded(train, held_out, splits.label_names, tuple(notices), TextReader(tokenizer, used))
 
 
+def _pad_id(tokenizer: Any) -> int:
+    """The token that texts are padded with; some models have none of their own, and end a text where it ends."""
+    ids = (tokenizer.pad_token_id, tokenizer.eos_token_id, 0)
+    return next(token for token in ids if token is not None)
+
+
 def build(config: TrainConfig, encoded: Encoded) -> Built:
     """The classifier, from the checkpoint or from the architecture."""
     quiet()
     if config.checkpoint is not None:
         hf_config = read_config(AutoConfig, config.checkpoint)
+        if hf_config.pad_token_id is None:
+            hf_config.pad_token_id = _pad_id(encoded.reader.tokenizer)
         built = from_checkpoint(AutoModelForSequenceClassification, config.checkpoint, hf_config, encoded.label_names)
     else:
         architecture = {name: value for name, value in (config.architecture or {}).items() if name != "vocab_size"}
@@ -128,6 +142,9 @@ def build(config: TrainConfig, encoded: Encoded) -> Built:
         )
         hf_config = built.model.config
     positions = getattr(hf_config, "max_position_embeddings", config.max_length)
+    if config.checkpoint is not None:
+        # RoBERTa keeps two of its positions to itself, which only its tokenizer tells.
+        positions = min(positions, encoded.reader.tokenizer.model_max_length)
     if config.max_length > positions:
         raise UserError(f"max_length {config.max_length} is more than the model's {positions} positions")
     model: Any = built.model
@@ -157,7 +174,8 @@ def _column(split: Split, column: str, name: str) -> list[str]:
     values: list[Any] = split.rows[column][:]
     for row, value in enumerate(values):
         if not isinstance(value, str):
-            raise UserError(f"row {row} of the {name} examples has no text in column {column!r}, but {value!r}")
+            place = f"row {split.numbers[row]} of {name}"
+            raise UserError(f"{place} has no text in column {column!r}, but {value!r}")
     return values
 
 

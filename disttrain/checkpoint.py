@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from disttrain.errors import NewerAttempt
+from disttrain.errors import NewerAttempt, UserError
 
 KEPT = 2
 _NAME = re.compile(r"attempt-(?P<attempt>\d{5})-step-(?P<step>\d{9})\.json")
@@ -43,7 +43,10 @@ class Claim:
     """
 
     def __init__(self, folder: Path) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(f"no checkpoint can be written to {str(folder)!r}: {error.strerror}") from error
         self._folder = folder
         self.attempt = _last_claim(folder)
         while True:
@@ -99,6 +102,7 @@ class Found:
     manifest: Manifest | None
     notices: tuple[str, ...]
     damaged: tuple[Path, ...] = ()  # manifests of those that no later look will find whole
+    unreadable: bool = False  # there are some that may be whole, but none that can be read now
 
 
 def find(folder: Path) -> Found:
@@ -108,6 +112,7 @@ def find(folder: Path) -> Found:
     """
     notices: list[str] = []
     damaged: list[Path] = []
+    unreadable = False
     for path in list_manifests(folder):
         try:
             manifest = Manifest(**json.loads(path.read_text(encoding="utf-8")))
@@ -115,6 +120,7 @@ def find(folder: Path) -> Found:
         except OSError as error:
             # A file system that cannot be read now may be read again.
             notices.append(f"checkpoint {path.stem} is passed over: {error.strerror or error}")
+            unreadable = True
             continue
         except (ValueError, TypeError) as error:
             problem = f"its manifest cannot be read: {error}"
@@ -122,7 +128,7 @@ def find(folder: Path) -> Found:
             return Found(manifest, tuple(notices), tuple(damaged))
         damaged.append(path)
         notices.append(f"checkpoint {path.stem} is passed over: {problem}")
-    return Found(None, tuple(notices), tuple(damaged))
+    return Found(None, tuple(notices), tuple(damaged), unreadable)
 
 
 def _damage(path: Path, manifest: Manifest) -> str | None:

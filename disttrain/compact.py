@@ -32,7 +32,7 @@ class CompactEmbedding(nn.Module):
         self._used = torch.from_numpy(used)
         self._left_out = (whole.weight.detach().clone(),)  # in a tuple it is no state, and stays on the CPU
         rows = whole.weight.detach()[self._used]
-        self.weight = nn.Parameter(torch.cat([rows, torch.ones(1, self.embedding_dim)]))
+        self.weight = nn.Parameter(torch.cat([rows, torch.ones(1, self.embedding_dim, dtype=rows.dtype)]))
         row_of = torch.zeros(self.num_embeddings, dtype=torch.int64)
         row_of[self._used] = torch.arange(len(used))
         self.register_buffer("row_of", row_of, persistent=False)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 from torch import nn
+from torch._inductor import config as inductor
 
 from disttrain.dist import Group
 
@@ -31,7 +32,9 @@ def compile_model(model: nn.Module, group: Group, *, dynamic: bool) -> tuple[str
 def _problem(device: torch.device) -> str | None:
     """Why nothing can be compiled here, in one line; found out by compiling something small."""
     try:
-        torch.compile(lambda values: values * 2 + 1)(torch.ones(8, device=device))
+        # Without its caches, which would answer where a compiler once was.
+        with inductor.patch(force_disable_caches=True):
+            torch.compile(lambda values: values * 2 + 1)(torch.ones(8, device=device))
     except Exception as error:  # noqa: BLE001 - of torch's, triton's and the compiler's own kinds
         return next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
     return None

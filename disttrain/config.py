@@ -23,7 +23,8 @@ FAMILY_CHECKPOINT = {"bert": "google-bert/bert-base-uncased", "vit": "google/vit
 FAMILY_DATASET = {"bert": "stanfordnlp/imdb", "vit": "uoft-cs/cifar10"}
 DEFAULT_PER_GPU_BATCH = 16
 
-# Fields that say where or how fast, never what is computed: they do not change a run's identity.
+# Fields that say where or how fast, never what is computed: they do not change a run's identity. With checkpoints DDP's
+# buckets are settled beforehand, which on three ranks or more may move a last bit of a sum.
 NOT_IDENTITY = frozenset({"num_workers", "setup", "output_dir", "checkpoint_every", "save_model"})
 # Fields that may hold a path of a file or folder.
 PATH_FIELDS = ("checkpoint", "dataset")

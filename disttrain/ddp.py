@@ -8,7 +8,7 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch.distributed as dist
-from torch import nn
+from torch import Tensor, nn
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import bf16_compress_hook
 from torch.nn.parallel import DistributedDataParallel
 
@@ -57,5 +57,5 @@ def share_buffers(model: nn.Module, group: Group) -> None:
     if group.backend is not None:
         parameters = {name for name, _ in model.named_parameters(remove_duplicate=False)}
         for name, value in model.state_dict().items():
-            if name not in parameters:
+            if name not in parameters and isinstance(value, Tensor):
                 dist.broadcast(value, src=0)

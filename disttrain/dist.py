@@ -8,8 +8,9 @@ import socket
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import timedelta
+from itertools import count
 from typing import Any, TypeVar
 
 import torch
@@ -22,7 +23,7 @@ from disttrain.rendezvous import interface_towards, open_store
 
 T = TypeVar("T")
 
-# How long a collective may wait for a rank before the run is given up. Rank 0 may tokenise a large data set alone.
+# How long a collective may wait for a rank before the run is given up.
 COLLECTIVE_TIMEOUT = timedelta(minutes=30)
 SAY_EVERY_S = 5.0
 
@@ -36,6 +37,8 @@ class Group:
     backend: str | None  # None for one rank, which has nobody to talk to
     hosts: tuple[str, ...]  # of each rank, by rank
     shared_gpu: bool
+    store: dist.Store | None = None  # None for one rank
+    turns: Iterator[int] = field(default_factory=count, compare=False, repr=False)  # numbers those of main_first
 
     @property
     def is_main(self) -> bool:
@@ -71,12 +74,23 @@ class Group:
 
     @contextmanager
     def main_first(self) -> Iterator[None]:
-        """Rank 0 runs the block before the others do, which then find its files: a cache is made once, not n times."""
+        """Rank 0 runs the block before the others do, which then find its files: a cache is made once, not n times.
+
+        Behind it the first rank of every other host, which may see other disks, and then that one's neighbours. It may
+        take hours: no collective waits meanwhile, which would give up.
+        """
+        if self.store is None:
+            yield
+            return
+        turn, host = f"turn/{next(self.turns)}", self.hosts[self.env.rank]
+        leads = self.env.host_rank == 0
         if not self.is_main:
-            self.barrier()
+            _await(self.store, turn if leads or host == self.hosts[0] else f"{turn}/{host}")
         yield
         if self.is_main:
-            self.barrier()
+            self.store.set(turn, "")
+        elif leads:
+            self.store.set(f"{turn}/{host}", "")
 
     def say(self, line: str) -> None:
         """Prints a line on rank 0, at once: Slurm and torchrun hand on what is flushed."""
@@ -97,6 +111,14 @@ class Group:
                 said_s = time.monotonic()
                 self.say(doing.format(start, total))
             yield slice(start, min(start + size, total))
+
+
+def _await(store: dist.Store, key: str) -> None:
+    """Waits for a key by looking: a blocking wait would hold the store's connection, which NCCL's threads share."""
+    pause_s = 0.001
+    while not store.check([key]):
+        time.sleep(pause_s)
+        pause_s = min(0.5, pause_s * 1.5)
 
 
 @contextmanager
@@ -137,7 +159,7 @@ def process_group(env: RankEnv, wanted: str) -> Iterator[Group]:
         device_id=device if backend == "nccl" else None,
     )
     try:
-        yield Group(env, device, backend, tuple(place["host"] for place in places), shared_gpu)
+        yield Group(env, device, backend, tuple(place["host"] for place in places), shared_gpu, store)
     except BaseException:
         # No goodbye to ranks that may never answer: NCCL's destroy waits for them. The process ends anyway.
         raise

@@ -76,7 +76,10 @@ def takes_text(name: str) -> bool:
 
 
 def _kind(hint: Any) -> str:
-    kind = _plain_types(hint)[0]
+    return " or ".join(_kind_of(kind) for kind in _plain_types(hint))
+
+
+def _kind_of(kind: Any) -> str:
     if typing.get_origin(kind) is Literal:
         return " | ".join(str(choice) for choice in typing.get_args(kind))
     return {str: "text", int: "whole number", float: "number", bool: "true or false"}.get(kind, "mapping")

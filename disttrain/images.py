@@ -15,6 +15,7 @@ from typing import Literal, TypeVar
 import numpy as np
 import PIL
 import torch
+import torchvision
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
@@ -23,13 +24,19 @@ from disttrain.batches import Batch, Indices
 from disttrain.data import Split
 from disttrain.dist import Group
 from disttrain.errors import UserError
-from disttrain.mapped import Append, Arrays, content_key, find_arrays, free_bytes, mapped_arrays
+from disttrain.mapped import Append, Arrays, content_key, find_arrays, free_bytes, kept_arrays, mapped_arrays
 from disttrain.pixels import BrokenImageError, Value, content, read_pixels, resize
 
 T = TypeVar("T")
 
-# Pixels of a split that are kept: 110,000 images of 224 x 224. What is larger is decoded each time it is asked for.
-KEPT_UP_TO_BYTES = 16 << 30
+# Of what this module and `pixels` make of an image: to be raised with every change of it, so that what was kept before
+# is not found.
+VERSION = 1
+
+# Pixels of a split that are kept: 1.4 million images of 32 x 32, or 28,000 of 224 x 224, which two cores decode in some
+# two minutes, and which fit the memory of any host that trains on them. What is larger is decoded each time it is asked
+# for, by the loader's processes.
+KEPT_UP_TO_BYTES = 4 << 30
 # Images, and their pixels, that are decoded together: enough for all threads, and no more memory than that.
 _CHUNK, _CHUNK_BYTES = 256, 64 << 20
 # Images that are named where some are left out.
@@ -123,8 +130,10 @@ def open_images(split: Split, column: str, size: int, on_broken: Literal["refuse
             arrays = decoder.arrays(key, shapes)
     # None: no room here, and nobody has looked at all images.
     found = arrays["broken"] if arrays is not None else None
-    if found is None and on_broken == "skip" and group.is_main:
-        found = decoder.find_broken()
+    if group.from_main(found is None) and on_broken == "skip":
+        with group.main_first():  # it may look for an hour
+            if group.is_main:
+                found = decoder.find_broken()
     # A host without room leaves out what rank 0 does.
     broken = group.from_main(found)
     if broken is None:
@@ -196,7 +205,8 @@ class _Decoder:
         """Of all that the pixels depend on; files on disk by name, size and time, since reading all would take long."""
 
         def parts() -> Iterator[bytes]:
-            yield f"images {self.size} Pillow {PIL.__version__} torch {torch.__version__}".encode()
+            made_by = f"Pillow {PIL.__version__} torch {torch.__version__} torchvision {torchvision.__version__}"
+            yield f"images {VERSION} {self.size} {made_by}".encode()
             for start in range(0, len(self.split), _CHUNK):
                 yield from map(content, self.split.rows[start : start + _CHUNK][self.column])
 
@@ -212,7 +222,8 @@ class _Decoder:
             if size_bytes > KEPT_UP_TO_BYTES or (find_arrays(key) is None and 2 * size_bytes > free_bytes()):
                 return None
             with suppress(_AnotherSizeError):
-                return mapped_arrays(key, functools.partial(self._append_pixels, shape))
+                # Never in memory: a disk that fills up, or a quota that nobody told of, would cost each rank 4 GB.
+                return kept_arrays(key, functools.partial(self._append_pixels, shape))
         return None
 
     def find_broken(self) -> Indices:

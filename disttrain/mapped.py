@@ -43,17 +43,22 @@ def content_key(parts: Iterable[bytes]) -> str:
 
 
 def mapped_arrays(key: str, make: Callable[[Append], None]) -> Arrays:
+    """The arrays of a key as `kept_arrays` gives them, or else in memory: of each process its own copy."""
+    kept = kept_arrays(key, make)
+    return arrays_in_memory(make) if kept is None else kept
+
+
+def kept_arrays(key: str, make: Callable[[Append], None]) -> Arrays | None:
     """The arrays of a key: found in the cache, or made and kept there.
 
-    The processes of a host that map them share one copy in the page cache. A cache that cannot be written is no error:
-    the arrays are then held in memory, by each process its own.
+    The processes of a host that map them share one copy in the page cache.
 
     Args:
         key: What `content_key` gives for all that the arrays depend on.
-        make: Makes them, in rows that it appends. It may be called twice.
+        make: Makes them, in rows that it appends. It may be called again.
 
     Returns:
-        The arrays by name, read-only.
+        The arrays by name, read-only; None where the cache cannot be written: it is read-only, or full.
     """
     found = find_arrays(key)
     if found is not None:
@@ -72,7 +77,7 @@ def mapped_arrays(key: str, make: Callable[[Append], None]) -> Arrays:
         # Of two processes the faster wins: the others may map its copy by now.
         return find_arrays(key) or made
     except _CannotWriteError:
-        return arrays_in_memory(make)
+        return None
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
@@ -180,7 +185,13 @@ def _remove_left_over(folder: Path) -> None:
 
 def _move(temporary: Path, folder: Path) -> None:
     """Renames the folder to its final place, if that is free or holds what is damaged."""
+    with suppress(OSError):
+        temporary.rename(folder)
+        return
     if _read(folder) is None:
-        shutil.rmtree(folder, ignore_errors=True)
-        with suppress(OSError):  # another process was faster
+        # Aside first: between a look and a removal another process may have put a whole one there.
+        aside = temporary.with_name(f"{temporary.name}-damaged")
+        with suppress(OSError):
+            folder.rename(aside)
             temporary.rename(folder)
+        shutil.rmtree(aside, ignore_errors=True)

@@ -8,6 +8,7 @@ import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import torch
 from huggingface_hub.errors import StrictDataclassError
 from transformers import PretrainedConfig
 from transformers.utils import logging
@@ -63,6 +64,9 @@ def from_checkpoint(
             config=config,
             ignore_mismatched_sizes=True,
             output_loading_info=True,
+            # Whatever a checkpoint is stored as, fp32 is trained: transformers would keep half precision, in which the
+            # small steps of AdamW are lost. bf16 is autocast's.
+            dtype=torch.float32,
             attn_implementation="sdpa",
             **options,
         )

@@ -86,6 +86,9 @@ class Checkpoints:
         if self._group.is_main:
             checkpoint.tidy(self._folder, self._attempt, found.damaged)
         manifest, notices = found.manifest, found.notices
+        if found.unreadable and manifest is None:
+            # To begin anew would put other checkpoints in their place.
+            raise UserError(f"no checkpoint can be read: {'; '.join(notices)}", hint="try again, or remove the folder")
         if manifest is None:
             return Start(notices=notices)
         if manifest.identity != self._identity:

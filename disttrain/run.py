@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import contextlib
 import dataclasses
 import gc
 import json
@@ -50,6 +51,9 @@ def main(model: str, arguments: list[str]) -> None:
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
+    except NewerAttempt as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(1)
     if env.rank == 0:
         print(f"results: {output_dir}")
 
@@ -143,28 +147,41 @@ def _run(config: TrainConfig, env: RankEnv, output_dir: Path) -> records.Summary
     if config.deterministic:
         _compute_deterministically()
     with process_group(env, config.device) as group:
-        finished = group.from_main(_finished_before(env, output_dir) if group.is_main else None)
+        finished = group.from_main(_begin(config, env, output_dir) if group.is_main else None)
         if finished is not None:
             return finished
-        if group.is_main and not (output_dir / records.RUN_NAME).exists():
-            records.write_json(output_dir / records.RUN_NAME, run_info(config, env))
         prepared = _prepare(config, group, output_dir)
         checkpoints = open_checkpoints(config, group, output_dir)
         try:
             return _train(config, group, output_dir, prepared, checkpoints)
         except Exception as error:
             # The ranks of an attempt that was overtaken lose each other; what they say then is of no use to the newer.
-            if checkpoints is not None and checkpoints.is_overtaken():
+            overtaken = False
+            with contextlib.suppress(OSError):  # what went wrong first is what is told
+                overtaken = checkpoints is not None and checkpoints.is_overtaken()
+            if overtaken:
                 raise NewerAttempt("a newer attempt of this run has started") from error
             raise
 
 
-def _finished_before(env: RankEnv, output_dir: Path) -> records.Summary | None:
-    """The summary of a run that had ended when Slurm started its job once more, because its node died just then."""
-    path = output_dir / records.SUMMARY_NAME
-    if env.restart_count == 0 or not path.exists():
-        return None
-    return records.from_json(records.Summary, json.loads(path.read_text(encoding="utf-8")))
+def _begin(config: TrainConfig, env: RankEnv, output_dir: Path) -> records.Summary | None:
+    """Writes down what is run, unless the sweep has.
+
+    Returns:
+        The summary of this very run where it had ended when its job was started once more, because its node died just
+        then; else None.
+    """
+    about, path = run_info(config, env), output_dir / records.RUN_NAME
+    written = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    by_sweep = bool(written.keys() - {field.name for field in dataclasses.fields(about)})  # it has more to say
+    summary = output_dir / records.SUMMARY_NAME
+    if env.restart_count > 0 and summary.exists() and (by_sweep or written.get("run_id") == about.run_id):
+        return records.from_json(records.Summary, json.loads(summary.read_text(encoding="utf-8")))
+    if not by_sweep:
+        if written.get("run_id") != about.run_id:
+            summary.unlink(missing_ok=True)  # of another run: a second start of this one must not take it for its own
+        records.write_json(path, about)
+    return None
 
 
 @dataclass(frozen=True)
@@ -226,7 +243,12 @@ def _train(
     summary = summarise(own, sums, hosts=group.hosts, num_nodes=env.num_nodes, warmup_steps=warmup_steps)
     if group.is_main:
         if config.save_model and prepared.built.save is not None:
-            _keep_model(output_dir / MODEL_NAME, prepared.built.save, checkpoints)
+            try:
+                _keep_model(output_dir / MODEL_NAME, prepared.built.save, checkpoints)
+            except OSError as error:  # a full disk must not cost what was measured
+                lost = f"the trained model could not be saved: {error}"
+                summary = dataclasses.replace(summary, notices=(*summary.notices, lost))
+                group.say(f"note: {lost}")
         if checkpoints:
             checkpoints.check_owner()
         # Last: a run with a summary is done.
@@ -239,7 +261,8 @@ def _train(
 def _remove_results(output_dir: Path, world_size: int) -> None:
     """Removes what an earlier attempt left that this one may not write anew: results, and records of further ranks."""
     (output_dir / records.SUMMARY_NAME).unlink(missing_ok=True)
-    shutil.rmtree(output_dir / MODEL_NAME, ignore_errors=True)
+    for folder in (output_dir / MODEL_NAME, *output_dir.glob(f".{MODEL_NAME}.*")):  # of a kill while it was saved
+        shutil.rmtree(folder, ignore_errors=True)
     ours = {name(rank) for rank in range(world_size) for name in (records.metrics_name, records.failure_name)}
     for pattern in (records.METRICS_GLOB, records.FAILURE_GLOB):
         for path in output_dir.glob(pattern):
@@ -271,7 +294,11 @@ def _keep_model(folder: Path, save: Callable[[Path], object], checkpoints: Check
     temporary = folder.with_name(f".{folder.name}.{os.getpid()}")
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
-    save(temporary)
+    try:
+        save(temporary)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
     for path in (*temporary.iterdir(), temporary):
         descriptor = os.open(path, os.O_RDONLY)
         try:

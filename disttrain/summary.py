@@ -35,7 +35,8 @@ def own_sums(records: Sequence[Record], warmup_steps: int) -> Sums:
         warmup_steps: First steps, which no measurement counts.
     """
     steps = [record for record in records if isinstance(record, StepRecord)]
-    tail = [record for record in steps[-math.ceil(len(steps) / 10) :] if record.loss is not None]
+    last = steps[-1].step if steps else 0
+    tail = [record for record in steps if record.step > last - math.ceil(last / 10) and record.loss is not None]
     return Sums(
         tail_loss=sum((record.loss or 0.0) * record.examples for record in tail),
         tail_examples=sum(record.examples for record in tail),

@@ -17,6 +17,8 @@ from disttrain.dist import Group
 from disttrain.errors import UserError
 from disttrain.mapped import Append, Arrays, arrays_in_memory, content_key, mapped_arrays
 
+# Of what this module makes of a text: to be raised with every change of it, so that what was kept before is not found.
+VERSION = 1
 # Texts that are tokenised in one call, in parallel: bounds the memory of the encodings, some kB for each text.
 _CHUNK = 2000
 # Characters of a split from which its token ids are kept. Of so many, some 1000 sentences, tokenising takes 20 to 50 ms
@@ -68,7 +70,7 @@ class TextExamples:
         chosen = np.asarray(indices)
         starts = self.offsets[chosen]
         lengths = self.offsets[chosen + 1] - starts
-        width = int(lengths.max())
+        width = max(1, int(lengths.max()))  # a tokenizer without special tokens makes nothing of an empty text
         inside = np.arange(width) < lengths[:, None]
         ids = np.full(inside.shape, self.pad_id, dtype=np.int64)
         for row, (start, length) in enumerate(zip(starts, lengths, strict=True)):
@@ -162,7 +164,7 @@ def _key(tokenizer: Tokenizer, texts: Texts) -> str:
     """Of all that the token ids depend on; how long texts may be is among the tokenizer's settings."""
 
     def content() -> Iterator[bytes]:
-        yield f"texts {tokenizers.__version__} {tokenizer.to_str()}".encode()
+        yield f"texts {VERSION} {tokenizers.__version__} {tokenizer.to_str()}".encode()
         for column in texts.columns:
             for start in range(0, len(column), _CHUNK):
                 chunk = column[start : start + _CHUNK]

@@ -192,7 +192,7 @@ def evaluate(model: nn.Module, examples: Examples, step: int, config: TrainConfi
     model.eval()
     env = group.env
     size = max(config.rank_batch(env.world_size), MIN_EVAL_BATCH)
-    index_lists = eval_batches(len(examples), env.rank, env.world_size, size)
+    index_lists = eval_batches(len(examples), env.rank, env.world_size, size, examples.lengths)
     # Loss, right answers, examples; in float64, where sums of 10^5 losses lose nothing.
     sums = torch.zeros(3, dtype=torch.float64, device=group.device)
     with torch.no_grad():

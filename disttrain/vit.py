@@ -46,13 +46,10 @@ class ImageClassifier(nn.Module):
     mean: Tensor
     scale: Tensor
 
-    def __init__(
-        self, model: Any, mean: Sequence[float], std: Sequence[float], *, size: int | None = None, interpolate: bool
-    ) -> None:
+    def __init__(self, model: Any, mean: Sequence[float], std: Sequence[float], size: int | None = None) -> None:
         super().__init__()
         self.model = model
         self.size = size  # None: that of the pixels
-        self.interpolate = interpolate
         # (pixel / 255 - mean) / std, as one subtraction and one product.
         self.register_buffer("mean", torch.tensor(mean).view(3, 1, 1) * 255, persistent=False)
         self.register_buffer("scale", 1 / (torch.tensor(std).view(3, 1, 1) * 255), persistent=False)
@@ -60,7 +57,7 @@ class ImageClassifier(nn.Module):
     def forward(self, batch: Batch) -> Tensor:
         pixels = batch["pixels"] if self.size is None else resize(batch["pixels"], self.size)
         pixels = (pixels - self.mean) * self.scale
-        logits: Tensor = self.model(pixel_values=pixels, interpolate_pos_encoding=self.interpolate).logits
+        logits: Tensor = self.model(pixel_values=pixels).logits
         return logits
 
 
@@ -90,7 +87,7 @@ def build(config: TrainConfig, encoded: Encoded) -> Built:
         )
         _check_patches(config.image_size, built.model.config)
         save = _saver(built.model, config.image_size, _HALF, _HALF)
-        return Built(ImageClassifier(built.model, _HALF, _HALF, size=config.image_size, interpolate=False), save=save)
+        return Built(ImageClassifier(built.model, _HALF, _HALF, config.image_size), save=save)
     return _from_checkpoint(config, config.checkpoint, encoded)
 
 
@@ -102,9 +99,9 @@ def _from_checkpoint(config: TrainConfig, checkpoint: str, encoded: Encoded) -> 
     _check_patches(config.image_size, hf_config)
     built = from_checkpoint(ViTForImageClassification, checkpoint, hf_config, encoded.label_names)
     notices = list(built.notices)
-    interpolate = config.image_size != hf_config.image_size
-    if interpolate:
+    if config.image_size != hf_config.image_size:
         sizes = f"{hf_config.image_size} to {config.image_size} pixels"
+        _take_size(built.model, config.image_size)
         notices.append(f"position embeddings of {checkpoint} interpolated from {sizes}")
     mean, std = _HALF, _HALF
     try:
@@ -113,8 +110,20 @@ def _from_checkpoint(config: TrainConfig, checkpoint: str, encoded: Encoded) -> 
     except OSError:
         notices.append(f"{checkpoint} has no preprocessor_config.json: pixels normalised by mean and deviation 0.5")
     save = _saver(built.model, config.image_size, mean, std)
-    classifier = ImageClassifier(built.model, mean, std, size=config.image_size, interpolate=interpolate)
-    return Built(classifier, tuple(notices), save)
+    return Built(ImageClassifier(built.model, mean, std, config.image_size), tuple(notices), save)
+
+
+def _take_size(model: Any, size: int) -> None:
+    """Makes a model of another size one of this size, position embeddings and all, so that it is saved as such."""
+    embeddings, patch = model.vit.embeddings, model.config.patch_size
+    patches = (size // patch) ** 2
+    some = torch.empty(1, patches + 1, model.config.hidden_size)  # looked at for its shape alone
+    with torch.no_grad():
+        positions = embeddings.interpolate_pos_encoding(some, size, size)
+    embeddings.position_embeddings = nn.Parameter(positions.clone())
+    embeddings.image_size = embeddings.patch_embeddings.image_size = (size, size)
+    embeddings.patch_embeddings.num_patches = patches
+    model.config.image_size = size
 
 
 def _saver(model: Any, size: int, mean: Sequence[float], std: Sequence[float]) -> Callable[[Path], None]:

@@ -93,8 +93,7 @@ def benchmark(
     text = tables.markdown(TITLE, facts, [one_checkpoint(compared), shares(compared)])
     print(text, end="")
     if out is not None:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        out.write_text(text, encoding="utf-8")
+        tables.write_part(out, TITLE, text)
 
 
 def _compare(plan: Plan, ranks: int) -> Compared:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import rich.box
 from rich.table import Table
@@ -159,6 +161,15 @@ def markdown(title: str, facts: Mapping[str, str], grids: Sequence[Grid]) -> str
         table = [_line(grid.header), _line(["---"] * len(grid.header)), *map(_line, grid.rows)]
         parts.append(f"## {grid.title}\n\n{grid.note}\n\n" + "\n".join(table))
     return "\n\n".join(parts) + "\n"
+
+
+def write_part(page: Path, title: str, part: str) -> None:
+    """Puts what `markdown` made into a page, in place of the part of the same title; other parts stay as they are."""
+    before = page.read_text(encoding="utf-8") if page.exists() else ""
+    parts = {text.partition("\n")[0]: text for text in re.split(r"^# ", before, flags=re.MULTILINE)[1:]}
+    parts[title] = part.removeprefix("# ")
+    page.parent.mkdir(parents=True, exist_ok=True)
+    page.write_text("\n".join(f"# {text.rstrip()}\n" for text in parts.values()), encoding="utf-8")
 
 
 def _line(values: Sequence[str]) -> str:

@@ -222,6 +222,13 @@ def test_the_markdown() -> None:
     assert text == golden.read_text(encoding="utf-8")
 
 
+def test_a_page_keeps_its_other_parts(tmp_path: Path) -> None:
+    page = tmp_path / "docs" / "page.md"
+    for title, text in (("One", "# One\n\nold\n"), ("Two", "# Two\n\n## Grid\n\n| # |\n"), ("One", "# One\n\nnew\n")):
+        tables.write_part(page, title, text)
+    assert page.read_text(encoding="utf-8") == "# One\n\nnew\n\n# Two\n\n## Grid\n\n| # |\n"
+
+
 @pytest.mark.parametrize("contenders", ["ours", "hf,hf_tuned", "accelerate", "fabric"])
 def test_a_tiny_run(tmp_path: Path, repository: Path, contenders: str) -> None:
     if contenders != "ours":

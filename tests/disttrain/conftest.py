@@ -8,6 +8,7 @@ import json
 import multiprocessing
 import os
 import tempfile
+import time
 import uuid
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -99,12 +100,14 @@ def run_ranks(forks: Any, tmp_path: Path) -> RunRanks:
             ranks.append(forks.Process(target=target, args=(config, env, output_dir)))
         for process in ranks:
             process.start()
+        deadline = time.monotonic() + timeout_s
         try:
             for process in ranks:
-                process.join(timeout_s)
+                process.join(max(0.0, deadline - time.monotonic()))
         finally:
             for process in ranks:
                 process.kill()
+                process.join()
         return Finished(output_dir, tuple(process.exitcode for process in ranks))
 
     return start

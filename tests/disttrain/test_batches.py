@@ -151,3 +151,10 @@ def test_workers_do_not_change_the_order() -> None:
         lists = (indices for step in plan.rank_steps(0, 8) for indices in step.batches)
         orders.append([batch["labels"].tolist() for batch in load_batches(Numbers(), lists, CPU, workers)])
     assert orders[0] == orders[1] == [step.batches[0].tolist() for step in plan.rank_steps(0, 8)]
+
+
+def test_texts_of_like_lengths_are_evaluated_together() -> None:
+    lengths = np.array([9, 2, 7, 2, 8, 1])
+    batches = [eval_batches(6, rank, 2, 2, lengths) for rank in range(2)]
+    assert [[lengths[batch].tolist() for batch in own] for own in batches] == [[[1, 2], [8]], [[2, 7], [9]]]
+    assert sorted(index for own in batches for batch in own for index in batch) == list(range(6))

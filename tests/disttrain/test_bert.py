@@ -128,7 +128,7 @@ def test_a_vocab_size_must_be_a_count(bert_config: TrainConfig, tmp_path: Path) 
 def test_a_text_that_is_missing(tmp_path: Path, bert_config: TrainConfig) -> None:
     (tmp_path / "a.jsonl").write_text('{"text": "x", "label": 0}\n{"text": null, "label": 1}\n')
     config = dataclasses.replace(bert_config, dataset=str(tmp_path / "a.jsonl"), max_eval_examples=0)
-    with pytest.raises(UserError, match="row 1 of the train examples has no text in column 'text', but None"):
+    with pytest.raises(UserError, match="row 1 of train has no text in column 'text', but None"):
         encoded_with(config, tmp_path)
 
 
@@ -163,3 +163,15 @@ def test_a_checkpoint_that_is_not_there(checkpoint: str, texts: Path, tmp_path: 
     config = TrainConfig(model="bert", checkpoint=checkpoint, dataset=str(texts))
     with pytest.raises(UserError, match=re.escape(f"checkpoint '{checkpoint}' cannot be loaded")):
         encoded_with(config, tmp_path)
+
+
+def test_a_mask_as_attention_takes_it_gives_the_scores_of_one_that_transformers_prepares(
+    minilm: str, texts: Path, tmp_path: Path
+) -> None:
+    config = TrainConfig(model="bert", checkpoint=minilm, dataset=str(texts), device="cpu", compact_vocab=False)
+    encoded = encoded_with(config, tmp_path)
+    model: Any = build(config, encoded).model.eval()
+    batch = encoded.train.batch([0, 1, 2, 3])
+    assert "attention_mask" in batch
+    expected = model.model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
+    torch.testing.assert_close(model(batch), expected, rtol=0, atol=0)

@@ -100,6 +100,14 @@ def test_damaged_checkpoints_do_not_push_out_whole_ones(tmp_path: Path) -> None:
     assert found.manifest.step == 1
 
 
+def test_checkpoints_that_cannot_be_read_now_are_not_given_up(tmp_path: Path) -> None:
+    save(writer_of(tmp_path), 1)
+    (tmp_path / "attempt-00001-step-000000001.json").unlink()
+    (tmp_path / "attempt-00001-step-000000001.json").mkdir()  # reading it is an error of the operating system
+    found = find(tmp_path)
+    assert (found.manifest, found.damaged, found.unreadable) == (None, (), True)
+
+
 def test_what_a_killed_attempt_left_half_written_is_removed(tmp_path: Path) -> None:
     save(writer_of(tmp_path), 1)
     for name in (

@@ -32,6 +32,7 @@ def notices(folder: Path, rank: int) -> tuple[str, ...]:
     return start.notices
 
 
+@pytest.mark.timeout(600)
 @pytest.mark.parametrize(("model", "ranks"), [("bert", 1), ("vit", 2)])
 def test_a_compiled_model_learns_the_same(
     model: str, ranks: int, request: pytest.FixtureRequest, run_ranks: Callable[..., Any]
@@ -47,6 +48,7 @@ def test_a_compiled_model_learns_the_same(
     assert compiled.losses() == pytest.approx(plain.losses(), rel=1e-4)
 
 
+@pytest.mark.timeout(600)
 def test_a_compiler_that_one_rank_lacks_is_used_by_none(vit_config: TrainConfig, run_ranks: Callable[..., Any]) -> None:
     config = dataclasses.replace(vit_config, max_steps=3)
     plain = run_ranks(config, 2)

@@ -70,7 +70,7 @@ def as_the_model_sees(examples: DecodedImages | ImageFiles, indices: Indices) ->
             return type("Output", (), {"logits": pixel_values})
 
     half = (0.5, 0.5, 0.5)
-    seen: torch.Tensor = ImageClassifier(Echo(), half, half, size=SIZE, interpolate=False)(examples.batch(indices))
+    seen: torch.Tensor = ImageClassifier(Echo(), half, half, SIZE)(examples.batch(indices))
     return seen
 
 

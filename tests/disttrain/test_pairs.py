@@ -213,7 +213,7 @@ def test_a_pair_column_that_one_split_lacks(pair_config: TrainConfig) -> None:
 def test_a_second_text_that_is_missing(pair_config: TrainConfig, tmp_path: Path) -> None:
     rows = ['{"premise": "a", "hypothesis": "b", "label": 0}', '{"premise": "a", "hypothesis": null, "label": 1}']
     Path(str(pair_config.dataset), "train.jsonl").write_text("\n".join(rows))
-    with pytest.raises(UserError, match="row 1 of the train examples has no text in column 'hypothesis', but None"):
+    with pytest.raises(UserError, match="row 1 of train has no text in column 'hypothesis', but None"):
         encoded_with(pair_config, tmp_path)
 
 

@@ -222,6 +222,17 @@ def test_a_job_that_is_requeued_after_its_run_ended_does_nothing(
     assert {path: path.stat().st_mtime_ns for path in whole.output_dir.rglob("*")} == before
 
 
+def test_a_second_start_does_not_take_another_run_s_results_for_its_own(
+    bert_config: TrainConfig, run_ranks: Callable[..., Any]
+) -> None:
+    config = dataclasses.replace(bert_config, max_steps=3)
+    first = run_ranks(config, 1)
+    other = dataclasses.replace(config, max_steps=5)
+    again = run_ranks(other, 1, first.output_dir, target=finish_again)
+    assert again.summary.steps == 5
+    assert json.loads((again.output_dir / "run.json").read_text())["train"]["max_steps"] == 5
+
+
 def test_data_that_have_changed_are_told(bert_config: TrainConfig, run_ranks: Callable[..., Any]) -> None:
     config = dataclasses.replace(saved_often(bert_config), max_steps=10)
     killed = run_ranks(config, 1, target=functools.partial(die_in, 8, 0))

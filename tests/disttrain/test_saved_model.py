@@ -13,8 +13,17 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
+from transformers import (
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    PreTrainedModel,
+    ViTForImageClassification,
+    ViTImageProcessor,
+)
 
 from disttrain.config import TrainConfig
+from disttrain.rankenv import RankEnv
+from disttrain.run import run
 
 # Knows nothing of this package.
 OPEN_BERT = """
@@ -136,3 +145,46 @@ def test_a_compact_vocabulary_trains_the_same_model(
     start = load_file(Path(minilm) / "model.safetensors")
     before = next(value for key, value in start.items() if key.endswith("word_embeddings.weight"))
     assert not torch.equal(one[20000], before[20000]), "a row of a token that does not occur decays all the same"
+
+
+def test_a_checkpoint_in_half_precision_is_trained_in_full(
+    minilm: str, bert_config: TrainConfig, run_ranks: Callable[..., Any], tmp_path: Path
+) -> None:
+    half = tmp_path / "half"
+    AutoModelForSequenceClassification.from_pretrained(minilm, num_labels=2).half().save_pretrained(half)
+    AutoTokenizer.from_pretrained(minilm).save_pretrained(half)
+    assert json.loads((half / "config.json").read_text())["dtype"] == "float16"
+    config = dataclasses.replace(bert_config, architecture=None, checkpoint=str(half), max_steps=2)
+    finished = run_ranks(config, 2)
+    assert finished.exit_codes == (0, 0)
+    trained = load_file(finished.output_dir / "model" / "model.safetensors")
+    assert {value.dtype for value in trained.values()} == {torch.float32}
+
+
+def test_a_vit_that_was_trained_at_another_size_is_saved_at_it(
+    vit_config: TrainConfig, run_ranks: Callable[..., Any], tmp_path: Path
+) -> None:
+    start = run_ranks(dataclasses.replace(vit_config, max_steps=2), 1).output_dir / "model"
+    config = dataclasses.replace(vit_config, architecture=None, checkpoint=str(start), image_size=32, max_steps=2)
+    finished = run_ranks(config, 1)
+    folder = finished.output_dir / "model"
+    model = ViTForImageClassification.from_pretrained(folder).eval()
+    size = ViTImageProcessor.from_pretrained(folder).size
+    assert (model.config.image_size, size["height"], size["width"]) == (32, 32, 32)
+    with torch.no_grad():
+        assert model(pixel_values=torch.zeros(1, 3, 32, 32)).logits.shape == (1, 2)
+
+
+def without_room_for_a_model(config: TrainConfig, env: RankEnv, output_dir: Path) -> None:
+    def full(*_: Any, **__: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    PreTrainedModel.save_pretrained = full
+    run(config, env, output_dir)
+
+
+def test_a_model_that_cannot_be_saved_costs_no_results(bert_config: TrainConfig, run_ranks: Callable[..., Any]) -> None:
+    finished = run_ranks(dataclasses.replace(bert_config, max_steps=2), 1, target=without_room_for_a_model)
+    assert finished.exit_codes == (0,)
+    assert finished.summary.notices[-1].startswith("the trained model could not be saved: ")
+    assert not list(finished.output_dir.glob("*model*"))

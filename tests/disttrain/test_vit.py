@@ -39,7 +39,7 @@ def test_pixels_are_normalised_by_mean_and_deviation() -> None:
         def forward(self, pixel_values: torch.Tensor, **_: bool) -> Any:
             return type("Output", (), {"logits": pixel_values})
 
-    model = ImageClassifier(Echo(), [0.5, 0.4, 0.3], [0.5, 0.2, 0.1], interpolate=False)
+    model = ImageClassifier(Echo(), [0.5, 0.4, 0.3], [0.5, 0.2, 0.1])
     pixels = torch.tensor([0, 102, 255], dtype=torch.uint8).view(1, 3, 1, 1)
     torch.testing.assert_close(model({"pixels": pixels}).flatten(), torch.tensor([-1.0, 0.0, 7.0]))
     assert model.state_dict() == {}
