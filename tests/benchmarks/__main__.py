@@ -21,7 +21,7 @@ from tests.benchmarks import store, tables
 from tests.benchmarks.cells import CELLS, CORE, QUICK, BenchmarkError, Cell, in_turn, parse_cells
 from tests.benchmarks.contenders import OURS, PEER_NAMES, REFERENCE, Contender, choose
 from tests.benchmarks.running import run_contender
-from tests.benchmarks.stats import disagreements
+from tests.benchmarks.stats import disagreements, learn_less
 from tests.benchmarks.work import Result, Work
 from tests.benchmarks.workdata import make_work
 
@@ -176,7 +176,9 @@ def _cell_result(plan: Plan, cell: Cell, work: Work, done: dict[int, dict[str, R
 
         shares = {name: utilisation(work, each, plan.facts["GPU"]) for name, each in runs.items()}
         mfu = {name: share for name, share in shares.items() if share is not None}
-    return tables.CellResult(cell, runs, tolerances, tuple(disagreements(runs, *tolerances)), mfu)
+    less = learn_less(runs, PEER_NAMES, (REFERENCE, OURS), *tolerances)
+    compared = {name: results for name, results in runs.items() if name not in less}
+    return tables.CellResult(cell, runs, tolerances, tuple(disagreements(compared, *tolerances)), less, mfu)
 
 
 def _grids(results: list[tables.CellResult], plan: Plan) -> list[tables.Grid]:

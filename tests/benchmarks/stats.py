@@ -84,6 +84,29 @@ def best_peer(runs: Runs, peers: Sequence[str]) -> str | None:
     return max(present, key=lambda peer: statistics.geometric_mean(speeds(runs[peer])), default=None)
 
 
+def learn_less(
+    runs: Runs, peers: Sequence[str], standards: Sequence[str], loss_tolerance: float, accuracy_tolerance: float
+) -> tuple[str, ...]:
+    """The peers that learn less than one of the standards in the same steps, by more than the tolerances.
+
+    Their speed is bought: it is shown, and marked as such. One of ours that learns less is never among these.
+    """
+
+    def mean(name: str, what: str) -> float:
+        return statistics.fmean(getattr(result, what) for result in runs[name])
+
+    def is_less(peer: str, standard: str) -> bool:
+        by_loss = mean(peer, "eval_loss") - mean(standard, "eval_loss") > loss_tolerance
+        return by_loss or mean(standard, "eval_accuracy") - mean(peer, "eval_accuracy") > accuracy_tolerance
+
+    present = [standard for standard in standards if standard in runs]
+    return tuple(
+        peer
+        for peer in peers
+        if peer in runs and peer not in standards and any(is_less(peer, standard) for standard in present)
+    )
+
+
 def disagreements(runs: Runs, loss_tolerance: float, accuracy_tolerance: float) -> list[str]:
     """What shows that contenders did not learn the same; empty where they did."""
     found = []

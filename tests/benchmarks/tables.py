@@ -37,6 +37,7 @@ class CellResult:
     runs: Runs
     tolerances: tuple[float, float]  # of the evaluation's loss and accuracy
     complaints: tuple[str, ...] = ()  # where contenders did not learn the same
+    less: tuple[str, ...] = ()  # peers that learnt less than the reference
     mfu: Mapping[str, float] | None = None  # on a GPU: share of its peak, by contender
 
 
@@ -55,6 +56,10 @@ def throughput(results: Sequence[CellResult], contenders: Sequence[Contender], *
         )
     else:
         title, note = "Throughput without the first step", "The same runs; a GPU's compilation is in the first step."
+    if any(result.less for result in results):
+        note += (
+            " A peer with a * learnt less than HF's defaults, or ours, in the same steps, by more than the tolerance."
+        )
     note += " Median over the repetitions [95 % interval: Student's t of the log ratios, paired by repetition]."
     return Grid(title, note, tuple(header), tuple(rows))
 
@@ -68,12 +73,14 @@ def _throughput_row(result: CellResult, others: Sequence[str], first_step: bool)
     row = [str(count), NONE if reference is None else f"{statistics.median(reference):.1f}"]
     for name in others:
         row.append(
-            NONE if reference is None else str(paired_ratio(speeds(runs[name], first_step=first_step), reference))
+            NONE
+            if reference is None or name not in runs
+            else str(paired_ratio(speeds(runs[name], first_step=first_step), reference)) + " *" * (name in result.less)
         )
     best = best_peer(runs, PEER_NAMES)
     if best is None or OURS not in runs:
         return [*row, NONE]
-    return [*row, f"{_over(runs, OURS, best, first_step)} ({best})"]
+    return [*row, f"{_over(runs, OURS, best, first_step)} ({best}{'*' * (best in result.less)})"]
 
 
 def _over(runs: Runs, one: str, other: str, first_step: bool = True) -> Ratio:
@@ -92,15 +99,23 @@ def learning(results: Sequence[CellResult]) -> Grid:
                     str(runs[0].steps),
                     str(runs[0].examples),
                     *(_mean(runs, field) for field in ("train_loss", "eval_loss", "eval_accuracy")),
-                    "; ".join(result.complaints) or "agree to {} and {}".format(*result.tolerances),
+                    _verdict(result, name),
                 )
             )
     note = (
         "Means over the repetitions. They agree where no two contenders differ by more than the tolerances of the cell,"
         " which the last column names, in the evaluation's loss and accuracy; else it has no ratios, the command fails."
+        " A peer that learns less than HF's defaults, or ours, is marked, and left out of this comparison."
     )
     header = ("cell", "contender", "steps", "examples", "train loss", "eval loss", "eval accuracy", "check")
     return Grid("The same learning", note, header, tuple(rows))
+
+
+def _verdict(result: CellResult, name: str) -> str:
+    tolerances = "{} and {}".format(*result.tolerances)
+    if name in result.less:
+        return f"less than {REFERENCE} or {OURS} by more than {tolerances}"
+    return "; ".join(result.complaints) or f"agree to {tolerances}"
 
 
 def _mean(runs: Sequence[Result], field: str) -> str:

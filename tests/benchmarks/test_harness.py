@@ -16,7 +16,7 @@ from tests.benchmarks import store, tables
 from tests.benchmarks.cells import CELLS, CORE, TASKS, BenchmarkError, in_turn, parse_cells
 from tests.benchmarks.contenders import PEER_NAMES, choose, command
 from tests.benchmarks.running import read_ours
-from tests.benchmarks.stats import best_peer, disagreements, paired_ratio, speeds, t_quantile
+from tests.benchmarks.stats import best_peer, disagreements, learn_less, paired_ratio, speeds, t_quantile
 from tests.benchmarks.work import Result, Work, process_start_s
 from tests.benchmarks.workdata import longer_texts
 
@@ -75,6 +75,20 @@ def test_nobody_wins_by_learning_less() -> None:
     assert disagreements(less, 0.06, 0.06) == ["eval_loss 0.5300 of hf and 0.6100 of ours differ by more than 0.06"]
     assert disagreements(same | {"ours": [result(1, 0.5, 0.7)]}, 0.06, 0.06) != []
     assert disagreements(same | {"ours": [result(1, float("nan"))]}, 0.06, 0.06) != []
+
+
+def test_a_peer_that_learns_less_is_marked_and_one_of_ours_never() -> None:
+    runs = {
+        "hf": [result(2, 0.40)],
+        "hf_tuned": [result(1, 0.47)],
+        "fabric": [result(2, 0.40, 0.6)],
+        "accelerate": [result(2, 0.30)],
+        "ours": [result(1, 0.50)],
+    }
+    assert learn_less(runs, PEER_NAMES, ("hf", "ours"), 0.06, 0.08) == ("hf_tuned", "fabric")
+    assert disagreements({name: runs[name] for name in ("hf", "ours")}, 0.06, 0.08) != []
+    better = {"hf": [result(2, 0.40)], "hf_tuned": [result(1, 0.45)], "ours": [result(1, 0.38)]}
+    assert learn_less(better, PEER_NAMES, ("hf", "ours"), 0.06, 0.08) == ("hf_tuned",)
 
 
 def test_cells_by_name() -> None:
