@@ -21,6 +21,7 @@ from jobs.slurm_states import State
 _WEEK_MIN = 7 * 24 * 60  # submitit's local executor wants a limit; a laptop has none
 _KILL_WAIT_S = 5.0
 _START_S = 10.0  # submitit's controller has started every rank by then
+_LAST_WORDS_S = 3.0  # that a rank which has failed has for them, at most
 _MARK = "SWEEP_LOCAL_JOB"  # in the environment of every process of a run: the folder of its logs
 
 
@@ -40,6 +41,7 @@ class LocalRun:
         self._log_dir = folder.logs / run.job_id
         self._ranks_seen: set[int] = set()
         self._started = time.monotonic()
+        self._failed_s: float | None = None
 
     def start(self) -> None:
         from submitit import LocalExecutor
@@ -81,9 +83,11 @@ class LocalRun:
         end_processes(self._log_dir)
 
     def _rank_failed(self) -> bool:
-        if any(self._run_dir.glob(FAILURE_GLOB)):
-            return True
         alive = self._look()
+        if any(self._run_dir.glob(FAILURE_GLOB)):
+            self._failed_s = self._failed_s or time.monotonic()
+            # The rank that says so has yet to write its traceback into the log, and ends then by itself.
+            return alive < len(self._ranks_seen) or time.monotonic() - self._failed_s > _LAST_WORDS_S
         # A rank may die between two looks, before it was ever seen.
         all_started = len(self._ranks_seen) == self.run.world_size or time.monotonic() - self._started > _START_S
         # A rank writes its result before it exits: one that is gone without was killed.
