@@ -67,11 +67,6 @@ class Group:
         dist.broadcast_object_list(box, src=0)
         return box[0]
 
-    def barrier(self) -> None:
-        """Waits until all ranks are here."""
-        if self.backend is not None:
-            dist.barrier(device_ids=[self.device.index] if self.backend == "nccl" else None)
-
     @contextmanager
     def main_first(self) -> Iterator[None]:
         """Rank 0 runs the block before the others do, which then find its files: a cache is made once, not n times.

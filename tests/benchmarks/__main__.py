@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import datetime
 import os
-import shlex
 import shutil
 import sys
 import time
@@ -207,12 +206,8 @@ def _startup_grid(plan: Plan) -> tables.Grid | None:
 
 
 def _write(plan: Plan, out: Path, grids: list[tables.Grid]) -> None:
-    words = sys.argv[1:]
-    while "--work" in words:  # where somebody's disk has room
-        at = words.index("--work")
-        del words[at : at + 2]
-    command = "python -m tests.benchmarks " + shlex.join(words)
-    facts = {"date": datetime.datetime.now(datetime.UTC).date().isoformat(), **plan.facts, "command": f"`{command}`"}
+    command = tables.command_line("tests.benchmarks", sys.argv[1:])
+    facts = {"date": datetime.datetime.now(datetime.UTC).date().isoformat(), **plan.facts, "command": command}
     tables.write_part(out, plan.title, tables.markdown(plan.title, facts, grids))
 
 

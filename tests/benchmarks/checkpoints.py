@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import datetime
-import shlex
 import shutil
 import statistics
 import sys
@@ -88,7 +87,7 @@ def benchmark(
     facts = {
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
         **store.machine(),
-        "command": f"`python -m tests.benchmarks.checkpoints {shlex.join(sys.argv[1:])}`",
+        "command": tables.command_line("tests.benchmarks.checkpoints", sys.argv[1:]),
     }
     text = tables.markdown(TITLE, facts, [one_checkpoint(compared), shares(compared)])
     print(text, end="")

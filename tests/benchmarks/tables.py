@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -176,6 +177,20 @@ def markdown(title: str, facts: Mapping[str, str], grids: Sequence[Grid]) -> str
         table = [_line(grid.header), _line(["---"] * len(grid.header)), *map(_line, grid.rows)]
         parts.append(f"## {grid.title}\n\n{grid.note}\n\n" + "\n".join(table))
     return "\n\n".join(parts) + "\n"
+
+
+def command_line(module: str, words: Sequence[str]) -> str:
+    """The command that made a table, without where somebody's disk had room for its data.
+
+    Example:
+        >>> command_line("tests.benchmarks", ["--repeat", "3", "--work", "/data", "--cells", "core"])
+        '`python -m tests.benchmarks --repeat 3 --cells core`'
+    """
+    left = list(words)
+    while "--work" in left:
+        at = left.index("--work")
+        del left[at : at + 2]
+    return f"`python -m {module} {shlex.join(left)}`"
 
 
 def write_part(page: Path, title: str, part: str) -> None:
