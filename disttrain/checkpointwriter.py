@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
-import os
 import queue
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -18,6 +16,7 @@ import torch
 from torch import Tensor
 
 from disttrain.checkpoint import KEPT, Claim, Manifest, list_manifests, remove
+from disttrain.durable import durable
 from disttrain.errors import NewerAttempt
 
 _CopyEvents = tuple[torch.cuda.Event, torch.cuda.Event]  # before and behind the copies from a GPU
@@ -129,7 +128,7 @@ class CheckpointWriter:
         name = f"attempt-{self._claim.attempt:05d}-step-{step:09d}"
         path = self._folder / f"{name}.pt"
         self._claim.check()
-        with _durable(path) as file:
+        with durable(path) as file:
             hashing = _HashingFile(file)
             torch.save(state, hashing)  # type: ignore[arg-type]
         self._claim.check()
@@ -142,7 +141,7 @@ class CheckpointWriter:
             identity=self._identity,
             world_size=self._world_size,
         )
-        with _durable(self._folder / f"{name}.json") as file:
+        with durable(self._folder / f"{name}.json") as file:
             file.write(json.dumps(asdict(manifest), indent=2).encode())
         for old in list_manifests(self._folder)[KEPT:]:
             remove(self._folder, old)
@@ -170,23 +169,3 @@ class _HashingFile:
 
     def flush(self) -> None:
         self._file.flush()
-
-
-@contextlib.contextmanager
-def _durable(path: Path) -> Iterator[BinaryIO]:
-    """A file that appears under its name when all of it is on the disk, and not at all otherwise."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with temporary.open("wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)  # the name too
-    finally:
-        os.close(folder)

@@ -17,6 +17,7 @@ from annotated_types import Ge, Gt, Interval, MinLen, Unit, doc
 from disttrain.errors import FieldsError
 
 FAMILIES = ("bert", "vit")
+LINK = "link"  # the model of a run that trains nothing and measures what its ranks exchange data over
 _OWN_FAMILY = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")  # package.module:Family
 # What a run of each family uses where the config names nothing: the original study's models and data, by hub id.
 FAMILY_CHECKPOINT = {"bert": "google-bert/bert-base-uncased", "vit": "google/vit-base-patch16-224-in21k"}
@@ -25,7 +26,9 @@ DEFAULT_PER_GPU_BATCH = 16
 
 # Fields that say where or how fast, never what is computed: they do not change a run's identity. With checkpoints DDP's
 # buckets are settled beforehand, which on three ranks or more may move a last bit of a sum.
-NOT_IDENTITY = frozenset({"num_workers", "setup", "output_dir", "checkpoint_every", "save_model"})
+NOT_IDENTITY = frozenset(
+    {"num_workers", "setup", "output_dir", "checkpoint_every", "save_model", "telemetry_every_s", "start_check_s"}
+)
 # Fields that may hold a path of a file or folder.
 PATH_FIELDS = ("checkpoint", "dataset")
 
@@ -40,7 +43,10 @@ class TrainConfig:
     The annotations are the only definition: the YAML check, the flags, and the table in the docs derive from them.
     """
 
-    model: Annotated[Text, doc("bert, vit, or a family of your own: package.module:Family")]
+    model: Annotated[
+        Text,
+        doc("bert, vit, or a family of your own: package.module:Family; link: train nothing, time all-reduces alone"),
+    ]
     checkpoint: Annotated[Text | None, doc("pretrained weights: hub id or folder; default: the family's")] = None
     architecture: Annotated[
         dict[str, Any] | None, doc("fields of the family's transformers config: train from scratch, no checkpoint")
@@ -106,7 +112,9 @@ class TrainConfig:
         bool, doc("compile the model by torch.compile; where no compiler works the run goes on without")
     ] = False
     deterministic: Annotated[bool, doc("on a GPU: the same losses to the last bit each time; slower")] = False
-    bucket_cap_mb: Annotated[float, Gt(0), Unit("MiB"), doc("size of DDP's gradient buckets")] = 25.0
+    bucket_cap_mb: Annotated[
+        float, Gt(0), Unit("MiB"), doc("size of DDP's gradient buckets; it puts up to 1 MiB into the first")
+    ] = 25.0
     grad_compression: Annotated[
         Literal["none", "bf16"], doc("bf16: gradients are exchanged as such, half the bytes, and rounded")
     ] = "none"
@@ -119,14 +127,26 @@ class TrainConfig:
     ] = None
     save_model: Annotated[bool, doc("keep the trained model, in output_dir/model, as from_pretrained opens it")] = True
     timing_warmup_steps: Annotated[int, Ge(0), Unit("steps"), doc("first steps, left out of throughput and times")] = 10
+    detailed_timing: Annotated[
+        bool, doc("time every gradient bucket too, and what of the exchange is hidden; costs little, but not nothing")
+    ] = False
+    telemetry_every_s: Annotated[float, Ge(0), Unit("s"), doc("read the state of GPU and host so often; 0: never")] = (
+        5.0
+    )
+    start_check_s: Annotated[
+        float,
+        Ge(0),
+        Unit("s"),
+        doc("check so long before training that every rank computes rightly and as fast as the others; 0: not at all"),
+    ] = 1.0
     output_dir: Annotated[Text | None, doc("folder of the records; default: <root>/torchrun/<run_id>")] = None
     setup: Annotated[Text | None, doc("<nodes>_<GPUs per node>, checked against the shape that the run really has")] = (
         None
     )
 
     def __post_init__(self) -> None:
-        if self.model not in FAMILIES and not _OWN_FAMILY.fullmatch(self.model):
-            close = difflib.get_close_matches(self.model, FAMILIES, n=1)
+        if self.model not in (*FAMILIES, LINK) and not _OWN_FAMILY.fullmatch(self.model):
+            close = difflib.get_close_matches(self.model, (*FAMILIES, LINK), n=1)
             hint = f"did you mean {close[0]}?" if close else "write bert, vit or package.module:Family"
             raise FieldsError(("model",), f"model {self.model!r} is not known", hint=hint)
         if self.checkpoint is not None and self.architecture is not None:
@@ -151,6 +171,8 @@ class TrainConfig:
         Raises:
             FieldsError: The family is the user's own, which has no default dataset, and none is named.
         """
+        if self.model == LINK:
+            return self
         if self.dataset is None and self.model not in FAMILIES:
             raise FieldsError(("dataset", "model"), f"dataset is missing: {self.model} has no default", hint="name one")
         return dataclasses.replace(
@@ -159,6 +181,17 @@ class TrainConfig:
             dataset=self.dataset or FAMILY_DATASET[self.model],
             per_gpu_batch=self.per_gpu_batch or (None if self.global_batch else DEFAULT_PER_GPU_BATCH),
         )
+
+    def check_world_size(self, world_size: int) -> None:
+        """Checks that so many ranks can do what is asked for.
+
+        Raises:
+            FieldsError: global_batch does not divide among them, or one rank alone is to measure a link.
+        """
+        if self.model == LINK and world_size == 1:
+            hint = "give it an allocation of more ranks"
+            raise FieldsError(("model",), "model 'link' on one rank, which exchanges nothing", hint=hint)
+        self.rank_batch(world_size)
 
     def rank_batch(self, world_size: int) -> int:
         """Examples of one rank in one forward pass.

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 import warnings
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import bf16_compress_hook
+from torch.distributed import GradBucket
+from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook, bf16_compress_hook
+from torch.futures import Future
 from torch.nn.parallel import DistributedDataParallel
 
 from disttrain.config import TrainConfig
 from disttrain.dist import Group
 from disttrain.errors import UserError
+from disttrain.timing import PhaseTimer
 
 # Most buffers are constants (positions, mean pixels), the same on every rank. Sending rank 0's to the others at each
 # forward pass would make them wait for it, in what is measured as the forward pass: see share_buffers.
@@ -23,8 +28,14 @@ _RENAMED = "forward_sync_buffers" in inspect.signature(DistributedDataParallel).
 _NO_BUFFERS: dict[str, Any] = {"forward_sync_buffers" if _RENAMED else "broadcast_buffers": False}
 
 
-def parallel(model: nn.Module, group: Group, config: TrainConfig) -> nn.Module:
+def parallel(model: nn.Module, group: Group, config: TrainConfig, timer: PhaseTimer) -> nn.Module:
     """The model as it is trained: of one rank itself, since DDP would copy every gradient for nobody.
+
+    Args:
+        model: On its device.
+        group: The ranks.
+        config: The run's.
+        timer: Told of every bucket where the config asks for detailed timing.
 
     Raises:
         UserError: This build of torch cannot exchange gradients in the precision asked for.
@@ -36,12 +47,35 @@ def parallel(model: nn.Module, group: Group, config: TrainConfig) -> nn.Module:
     wrapped = DistributedDataParallel(
         model, bucket_cap_mb=config.bucket_cap_mb, gradient_as_bucket_view=True, **_NO_BUFFERS
     )
-    if config.grad_compression == "bf16":
-        try:
-            wrapped.register_comm_hook(None, bf16_compress_hook)
-        except TypeError as error:  # of a torch without CUDA
-            raise UserError(f"this torch cannot exchange bf16: {error}", where="grad_compression") from error
+    compressed = config.grad_compression == "bf16"
+    hook = bf16_compress_hook if compressed else allreduce_hook
+    try:
+        if config.detailed_timing:
+            wrapped.register_comm_hook(None, _watched(hook, timer, bytes_share=0.5 if compressed else 1.0))
+        elif compressed:  # without a hook DDP does what allreduce_hook does
+            wrapped.register_comm_hook(None, hook)
+    except TypeError as error:  # of a torch without CUDA
+        raise UserError(f"this torch cannot exchange bf16: {error}", where="grad_compression") from error
     return wrapped
+
+
+def _watched(
+    hook: Callable[..., Future[Tensor]], timer: PhaseTimer, bytes_share: float
+) -> Callable[..., Future[Tensor]]:
+    """The hook, with the beginning and the end of each bucket's exchange marked."""
+
+    @functools.wraps(hook)  # DDP looks at a hook's name and types
+    def watched(_: None, bucket: GradBucket) -> Future[Tensor]:
+        marks = timer.bucket_ready(int(bucket.buffer().nbytes * bytes_share))
+
+        def done(future: Future[Tensor]) -> Tensor:
+            # On a GPU this runs with a stream as the current one that has waited for the exchange.
+            marks.done = timer.mark()
+            return future.value()
+
+        return hook(None, bucket).then(done)
+
+    return watched
 
 
 def no_exchange(model: nn.Module, more_to_come: bool) -> AbstractContextManager[None]:

@@ -12,15 +12,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from disttrain import records
 from disttrain.config import TrainConfig, run_id
 from disttrain.rankenv import RankEnv
+from disttrain.records import StartRecord
+from disttrain.results import RunInfo
 
 if TYPE_CHECKING:
     import torch
 
     from disttrain.dist import Group
-    from disttrain.family import Built, Encoded
 
 _LIBRARIES = ("torch", "torchvision", "transformers", "tokenizers", "datasets", "numpy")
 
@@ -52,8 +52,8 @@ def shape(env: RankEnv) -> str:
     return f"{env.num_nodes}x{env.local_world_size}"
 
 
-def run_info(config: TrainConfig, env: RankEnv) -> records.RunInfo:
-    return records.RunInfo(
+def run_info(config: TrainConfig, env: RankEnv) -> RunInfo:
+    return RunInfo(
         run_id=run_id(shape(env), config),
         allocation=shape(env),
         nodes=env.num_nodes,
@@ -65,12 +65,18 @@ def run_info(config: TrainConfig, env: RankEnv) -> records.RunInfo:
 
 
 def start_record(
-    group: Group, encoded: Encoded, built: Built, first_step: int, notices: tuple[str, ...]
-) -> records.StartRecord:
+    group: Group,
+    *,
+    first_step: int = 1,
+    parameters: int = 0,
+    train_examples: int = 0,
+    eval_examples: int = 0,
+    notices: tuple[str, ...] = (),
+) -> StartRecord:
     import torch
 
     env = group.env
-    return records.StartRecord(
+    return StartRecord(
         time_s=time.time(),
         rank=env.rank,
         world_size=env.world_size,
@@ -82,15 +88,16 @@ def start_record(
         restart_count=env.restart_count,
         first_step=first_step,
         device=str(group.device),
-        device_name=_device_name(group.device),
+        device_name=device_name(group.device),
+        gpu_uuid=gpu_uuid(group.device),
         backend=group.backend,
         shared_gpu=group.shared_gpu,
         folded=env.folded,
         threads=torch.get_num_threads(),
         versions=_versions(),
-        parameters=sum(parameter.numel() for parameter in built.model.parameters()),
-        train_examples=len(encoded.train),
-        eval_examples=len(encoded.eval) if encoded.eval else 0,
+        parameters=parameters,
+        train_examples=train_examples,
+        eval_examples=eval_examples,
         notices=notices,
     )
 
@@ -99,7 +106,17 @@ def _versions() -> dict[str, str]:
     return {"python": platform.python_version(), **{name: importlib.metadata.version(name) for name in _LIBRARIES}}
 
 
-def _device_name(device: torch.device) -> str:
+def gpu_uuid(device: torch.device) -> str | None:
+    """Of the GPU, or of the MIG slice, that is this rank's, as `nvidia-smi -L` has it without its prefix."""
+    if device.type != "cuda":
+        return None
+    import torch
+
+    return str(torch.cuda.get_device_properties(device).uuid)
+
+
+def device_name(device: torch.device) -> str:
+    """The model of the GPU, or of the CPU."""
     if device.type == "cuda":
         import torch
 

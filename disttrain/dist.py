@@ -6,7 +6,7 @@ import json
 import os
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -38,6 +38,7 @@ class Group:
     hosts: tuple[str, ...]  # of each rank, by rank
     shared_gpu: bool
     store: dist.Store | None = None  # None for one rank
+    first_on_gpu: bool = True  # no rank before this one has the same board
     turns: Iterator[int] = field(default_factory=count, compare=False, repr=False)  # numbers those of main_first
 
     @property
@@ -49,6 +50,11 @@ class Group:
         if self.backend is not None:
             dist.all_reduce(values)
         return values
+
+    def barrier(self) -> None:
+        """Waits for every rank."""
+        if self.backend is not None:
+            dist.barrier()
 
     def gather(self, values: Tensor) -> list[Tensor]:
         """The values of every rank, by rank, on the CPU; of one shape."""
@@ -66,6 +72,14 @@ class Group:
         box = [value]
         dist.broadcast_object_list(box, src=0)
         return box[0]
+
+    def gather_objects(self, value: T) -> list[T]:
+        """The value of every rank, by rank, on each of them; by pickle."""
+        if self.backend is None:
+            return [value]
+        values = [value] * self.env.world_size
+        dist.all_gather_object(values, value)
+        return values
 
     @contextmanager
     def main_first(self) -> Iterator[None]:
@@ -154,12 +168,27 @@ def process_group(env: RankEnv, wanted: str) -> Iterator[Group]:
         device_id=device if backend == "nccl" else None,
     )
     try:
-        yield Group(env, device, backend, tuple(place["host"] for place in places), shared_gpu, store)
+        first = is_first([place["gpu"] for place in places], env.rank)
+        yield Group(env, device, backend, tuple(place["host"] for place in places), shared_gpu, store, first)
     except BaseException:
         # No goodbye to ranks that may never answer: NCCL's destroy waits for them. The process ends anyway.
         raise
     else:
         dist.destroy_process_group()
+
+
+def is_first(gpus: Sequence[str], rank: int) -> bool:
+    """Whether no rank before this one has its GPU.
+
+    Args:
+        gpus: Of every rank, by rank; empty: it has none.
+        rank: This one.
+
+    Example:
+        >>> [is_first(["n1 0:3b:0", "n1 0:3b:0", "n2 0:3b:0", ""], rank) for rank in range(4)]
+        [True, False, True, True]
+    """
+    return not gpus[rank] or gpus[rank] not in gpus[:rank]
 
 
 def choose_device(env: RankEnv, wanted: str) -> torch.device:

@@ -42,5 +42,9 @@ class NewerAttempt(RuntimeError):
     """Another process has started this run again: what this one still does must not be kept."""
 
 
+class BrokenNode(RuntimeError):
+    """A rank computes wrongly: what it trains is worth nothing, and the fault is its machine's, not the user's."""
+
+
 def _rebuild(message: str, where: str | None, hint: str | None) -> UserError:
     return UserError(message, where=where, hint=hint)

@@ -1,91 +1,181 @@
-"""What a run writes down: the record types, their JSONL files, and the summary that is derived from them."""
+"""What a rank writes down while it runs: the types of its records, with unit, meaning and source of every figure."""
 
 from __future__ import annotations
 
-import dataclasses
-import json
-import math
-import os
-import socket
-import statistics
-import time
-import traceback
-import zlib
-from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from types import TracebackType
-from typing import Any, ClassVar, Self, TypeVar
+from typing import Annotated, ClassVar, get_args
 
-from disttrain.errors import UserError
+from annotated_types import Unit, doc
 
-T = TypeVar("T")
+from disttrain.provenance import (
+    CHECKS,
+    DATA,
+    DDP_LOGGER,
+    DEVICE_CLOCK,
+    HOOK,
+    HOST_CLOCK,
+    LOOP,
+    NVML,
+    PLACE,
+    PSUTIL,
+    RANKS,
+    SYSTEM,
+    TORCH,
+    WALL,
+)
 
-SUMMARY_NAME = "summary.json"
-RUN_NAME = "run.json"
-CHECKPOINTS_NAME = "checkpoints"
-METRICS_GLOB = "metrics-rank*.jsonl"
-FAILURE_GLOB = "failure-rank*.json"
-
-
-def metrics_name(rank: int) -> str:
-    """File name of the records of one rank.
-
-    Example:
-        >>> metrics_name(3)
-        'metrics-rank00003.jsonl'
-    """
-    return f"metrics-rank{rank:05d}.jsonl"
-
-
-def failure_name(rank: int) -> str:
-    """File name of what one rank says about its own failure."""
-    return f"failure-rank{rank:05d}.json"
+# Fields with a default came later: what was written before them can still be read.
 
 
 @dataclass(frozen=True, kw_only=True)
 class StartRecord:
-    """Where and with what one rank started; the first line of its file."""
+    """Where and with what one rank started; the first line of its file, and again where a run goes on."""
 
     kind: ClassVar[str] = "start"
-    time_s: float  # seconds since 1970
-    rank: int
-    world_size: int
-    local_rank: int
-    node_rank: int
-    host: str
-    pid: int
-    job_id: str | None
-    restart_count: int
-    first_step: int  # above 1: goes on from a checkpoint, and stands behind the records of the steps before
-    device: str  # cpu, cuda:0
-    device_name: str
-    backend: str | None  # nccl, gloo; None for one rank, which exchanges nothing
-    shared_gpu: bool  # another rank of this run has the same GPU: no timing of it can be compared
-    folded: bool  # every logical node of the allocation is this one host
-    threads: int  # intra-op threads of torch
-    versions: dict[str, str]
-    parameters: int
-    train_examples: int
-    eval_examples: int
-    notices: tuple[str, ...]  # what was decided for the user: held-out split, new head
+    time_s: Annotated[float, Unit("s since 1970"), doc("when the rank was about to train"), WALL]
+    rank: Annotated[int, doc("number of this rank among all"), PLACE]
+    world_size: Annotated[int, doc("number of ranks"), PLACE]
+    local_rank: Annotated[int, doc("number of this rank on its node"), PLACE]
+    node_rank: Annotated[int, doc("number of its node"), PLACE]
+    host: Annotated[str, doc("name of the host"), SYSTEM]
+    pid: Annotated[int, doc("process id"), SYSTEM]
+    job_id: Annotated[str | None, doc("Slurm's job, or the launcher's"), PLACE]
+    restart_count: Annotated[int, doc("times that the job was started before"), PLACE]
+    first_step: Annotated[int, doc("above 1: goes on from a checkpoint, behind the records of the steps before"), LOOP]
+    device: Annotated[str, doc("cpu, cuda:0"), TORCH]
+    device_name: Annotated[str, doc("model of the GPU, or of the CPU"), TORCH]
+    gpu_uuid: Annotated[str | None, doc("of the GPU, or of its MIG slice; none without one"), TORCH] = None
+    backend: Annotated[str | None, doc("nccl or gloo; none for one rank, which exchanges nothing"), TORCH]
+    shared_gpu: Annotated[
+        bool, doc("another rank of this run has the same GPU: no timing of it can be compared"), RANKS
+    ]
+    folded: Annotated[bool, doc("every node of the allocation is this one host: no timing can be compared"), PLACE]
+    threads: Annotated[int, doc("that torch computes with on the CPU"), TORCH]
+    versions: Annotated[dict[str, str], doc("of Python and the libraries"), SYSTEM]
+    parameters: Annotated[int, doc("that are trained; of a compact vocabulary the rows of tokens that occur"), TORCH]
+    train_examples: Annotated[int, doc("of an epoch"), DATA]
+    eval_examples: Annotated[int, doc("of an evaluation"), DATA]
+    notices: Annotated[tuple[str, ...], doc("what was decided for the user: held-out split, new head"), DATA]
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckRecord:
+    """One rank beside the others at the start of the run, in rounds that all do at the same time (start_check_s)."""
+
+    kind: ClassVar[str] = "check"
+    product_size: Annotated[int, doc("rows and columns of the matrices; fp32 on a CPU, else the precision"), LOOP]
+    gflop_per_s: Annotated[
+        float, Unit("10^9 operations/s"), doc("2 x product_size^3 / median over the rounds"), HOST_CLOCK
+    ]
+    best_gflop_per_s: Annotated[
+        float, Unit("10^9 operations/s"), doc("2 x product_size^3 / the fastest round"), HOST_CLOCK
+    ]
+    slowest_rank: Annotated[int | None, doc("with the highest slowest_ratio; none for one rank"), CHECKS]
+    slowest_ratio: Annotated[
+        float | None, doc("median over the rounds of its product's time / the median of the others'"), CHECKS
+    ]
+    all_reduce_bytes: Annotated[int | None, Unit("bytes"), doc("that each rank gives; none for one rank"), LOOP]
+    all_reduce_ms: Annotated[
+        float | None, Unit("ms"), doc("median of the repeats, each on its slowest rank, from a barrier"), CHECKS
+    ]
+    algorithm_gb_per_s: Annotated[float | None, Unit("10^9 bytes/s"), doc("all_reduce_bytes / all_reduce_ms"), CHECKS]
+    bus_gb_per_s: Annotated[float | None, Unit("10^9 bytes/s"), doc("algorithm_gb_per_s x 2(n - 1)/n"), CHECKS]
+    elapsed_s: Annotated[float, Unit("s"), doc("for the whole check"), HOST_CLOCK]
 
 
 @dataclass(frozen=True, kw_only=True)
 class StepRecord:
-    """One optimizer step of one rank; times in milliseconds, on the device's own clock."""
+    """One optimizer step of one rank. Without the exchange that is hidden, its phases add up to the step."""
 
     kind: ClassVar[str] = "step"
-    step: int  # from 1
-    epoch: int  # from 0
-    loss: float | None  # mean over this rank's examples of the step; None: it had none, or the loss is not finite
-    lr: float
-    examples: int  # of this rank; never a padded or repeated one
-    data_ms: float  # wait for the next batch, and its copy to the device
-    forward_ms: float
-    backward_ms: float  # with the gradient exchange that DDP overlaps with it
-    optimizer_ms: float
-    step_ms: float
+    step: Annotated[int, doc("from 1"), LOOP]
+    epoch: Annotated[int, doc("from 0"), LOOP]
+    start_s: Annotated[float, Unit("s"), doc("when it began, on this host's monotonic clock"), DEVICE_CLOCK]
+    loss: Annotated[
+        float | None,
+        Unit("nats"),
+        doc("mean cross-entropy over this rank's examples; none: it had none, or it is not finite"),
+        TORCH,
+    ]
+    lr: Annotated[float, doc("learning rate"), LOOP]
+    examples: Annotated[int, doc("of this rank; never a padded or repeated one"), LOOP]
+    data_ms: Annotated[float, Unit("ms"), doc("wait for the next batch, and its copy to the device"), DEVICE_CLOCK]
+    forward_ms: Annotated[float, Unit("ms"), doc("forward passes and losses"), DEVICE_CLOCK]
+    backward_ms: Annotated[
+        float, Unit("ms"), doc("backward passes; with several ranks also the exchange that they wait for"), DEVICE_CLOCK
+    ]
+    optimizer_ms: Annotated[float, Unit("ms"), doc("the optimizer's step"), DEVICE_CLOCK]
+    step_ms: Annotated[float, Unit("ms"), doc("data_ms + forward_ms + backward_ms + optimizer_ms"), DEVICE_CLOCK]
+    exposed_ms: Annotated[
+        float | None,
+        Unit("ms"),
+        doc("of backward_ms: end of the backward pass - its last bucket ready; 0 of one rank; none: not watched"),
+        HOOK,
+    ] = None
+    hidden_ms: Annotated[
+        float | None,
+        Unit("ms"),
+        doc("union of [ready, done] of all buckets before the last is ready; beside backward_ms"),
+        HOOK,
+    ] = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExchangeRecord:
+    """The gradient buckets of one step on one rank, in the order in which they were ready (detailed_timing)."""
+
+    kind: ClassVar[str] = "exchange"
+    step: Annotated[int, doc("from 1"), LOOP]
+    bucket_bytes: Annotated[tuple[int, ...], Unit("bytes"), doc("that each bucket sends"), HOOK]
+    ready_ms: Annotated[
+        tuple[float, ...], Unit("ms"), doc("when its gradients were there, from the start of the step"), HOOK
+    ]
+    done_ms: Annotated[
+        tuple[float, ...], Unit("ms"), doc("when their sum over the ranks was there, from the start of the step"), HOOK
+    ]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClockRecord:
+    """How far this host's monotonic clock is from rank 0's, before training and behind it (detailed_timing)."""
+
+    kind: ClassVar[str] = "clock"
+    at_s: Annotated[float, Unit("s"), doc("when it was found out, by this host's monotonic clock"), HOST_CLOCK]
+    offset_s: Annotated[
+        float, Unit("s"), doc("(sent + received) / 2 - answered, of the shortest of 20 round trips"), HOST_CLOCK
+    ]
+    error_s: Annotated[float, Unit("s"), doc("(received - sent) / 2: it is wrong by no more"), HOST_CLOCK]
+
+
+@dataclass(frozen=True, kw_only=True)
+class CrossCheckRecord:
+    """The exposed exchange a second and a third time, from passes behind the last step (detailed_timing); medians."""
+
+    kind: ClassVar[str] = "cross_check"
+    passes: Annotated[int, doc("of each kind, on the same batches"), LOOP]
+    backward_ms: Annotated[float, Unit("ms"), doc("with the exchange"), DEVICE_CLOCK]
+    no_sync_backward_ms: Annotated[float, Unit("ms"), doc("under DDP's no_sync"), DEVICE_CLOCK]
+    no_sync_exposed_ms: Annotated[float, Unit("ms"), doc("backward_ms - no_sync_backward_ms"), DEVICE_CLOCK]
+    exposed_ms: Annotated[float, Unit("ms"), doc("of the same passes, as in the step records"), HOOK]
+    exchange_ms: Annotated[float, Unit("ms"), doc("exposed + hidden"), HOOK]
+    is_check: Annotated[bool, doc("exchange_ms > 3 x no_sync_backward_ms: only then must the two agree"), HOOK]
+    ddp_exposed_ms: Annotated[
+        float | None, Unit("ms"), doc("backward_comm_time - its overlap, of a sampled pass"), DDP_LOGGER
+    ]
+
+
+@dataclass(frozen=True, kw_only=True)
+class LinkRecord:
+    """An all-reduce of one size with nothing else to do, by rank 0; from a barrier, on the slowest rank."""
+
+    kind: ClassVar[str] = "link"
+    size_bytes: Annotated[int, Unit("bytes"), doc("that each rank gives"), LOOP]
+    repeats: Annotated[int, doc("that are counted"), LOOP]
+    median_ms: Annotated[float, Unit("ms"), doc("of the repeats"), HOST_CLOCK]
+    p95_ms: Annotated[float, Unit("ms"), doc("of the repeats"), HOST_CLOCK]
+    min_ms: Annotated[float, Unit("ms"), doc("of the repeats"), HOST_CLOCK]
+    algorithm_gb_per_s: Annotated[float, Unit("10^9 bytes/s"), doc("size_bytes / median_ms"), HOST_CLOCK]
+    bus_gb_per_s: Annotated[float, Unit("10^9 bytes/s"), doc("algorithm_gb_per_s x 2(n - 1)/n"), HOST_CLOCK]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,11 +183,15 @@ class EvalRecord:
     """One evaluation over all ranks; the same numbers on each of them."""
 
     kind: ClassVar[str] = "eval"
-    step: int
-    loss: float | None  # mean over all evaluation examples; None: not finite
-    accuracy: float  # share of 1
-    examples: int  # over all ranks, each counted once
-    elapsed_s: float
+    step: Annotated[int, doc("behind which it was made"), LOOP]
+    loss: Annotated[
+        float | None, Unit("nats"), doc("mean cross-entropy over all evaluation examples; none: not finite"), TORCH
+    ]
+    accuracy: Annotated[
+        float, Unit("share of 1"), doc("examples whose highest score is their class's / examples"), TORCH
+    ]
+    examples: Annotated[int, doc("over all ranks, each counted once"), LOOP]
+    elapsed_s: Annotated[float, Unit("s"), doc("for the whole evaluation"), HOST_CLOCK]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,11 +199,66 @@ class CheckpointRecord:
     """What became of one checkpoint; rank 0 alone."""
 
     kind: ClassVar[str] = "checkpoint"
-    step: int
-    blocked_ms: float  # that training waited: the copy, and an earlier write that was not done
-    write_s: float  # beside the loop
-    size_bytes: int | None  # None: it has not reached the disk
-    error: str | None  # why it has not
+    step: Annotated[int, doc("the last one in it"), LOOP]
+    blocked_ms: Annotated[
+        float, Unit("ms"), doc("that training waited: the copy, and an earlier write that was not done"), HOST_CLOCK
+    ]
+    write_s: Annotated[float, Unit("s"), doc("beside the loop"), HOST_CLOCK]
+    size_bytes: Annotated[int | None, Unit("bytes"), doc("of the file; none: it has not reached the disk"), SYSTEM]
+    error: Annotated[str | None, doc("why it has not"), SYSTEM]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TelemetryRecord:
+    """A rank's GPU, or its slice of one, and its host, every so many seconds. What cannot be read is none.
+
+    Of a slice there is what the driver tells of slices: the memory, and of most drivers no more.
+    """
+
+    kind: ClassVar[str] = "telemetry"
+    time_s: Annotated[float, Unit("s since 1970"), doc("when it was read"), WALL]
+    gpu_util_percent: Annotated[
+        float | None, Unit("%"), doc("share of the last sample period in which a kernel ran"), NVML
+    ] = None
+    gpu_memory_used_mib: Annotated[float | None, Unit("MiB"), doc("memory in use, by all processes"), NVML] = None
+    gpu_power_w: Annotated[
+        float | None, Unit("W"), doc("power drawn by the whole board, whoever else computes on it"), NVML
+    ] = None
+    gpu_temperature_c: Annotated[float | None, Unit("deg C"), doc("of the chip"), NVML] = None
+    gpu_sm_clock_mhz: Annotated[float | None, Unit("MHz"), doc("clock of the multiprocessors"), NVML] = None
+    gpu_memory_clock_mhz: Annotated[float | None, Unit("MHz"), doc("clock of the memory"), NVML] = None
+    gpu_throttle: Annotated[tuple[str, ...] | None, doc("why its clocks are held down; empty: for no reason"), NVML] = (
+        None
+    )
+    gpu_energy_j: Annotated[
+        float | None,
+        Unit("J"),
+        doc(
+            "of the whole board, also of one that ranks share or that has slices, since the first sample:"
+            " energy counter, else sum of mean power x time between samples"
+        ),
+        NVML,
+    ] = None
+    gpu_energy_source: Annotated[str | None, doc("counter, or power"), NVML] = None
+    process_cpu_percent: Annotated[
+        float | None,
+        Unit("%"),
+        doc("CPU time of the rank and its workers / time since the sample before; 100 is one core; none: the first"),
+        SYSTEM,
+    ] = None
+    process_memory_mib: Annotated[
+        float | None,
+        Unit("MiB"),
+        doc("resident set of the rank, mapped files included, its workers not: pages that they share count twice"),
+        SYSTEM,
+    ] = None
+    host_cpu_percent: Annotated[
+        float | None, Unit("%"), doc("of all cores of the host, since the sample before; none: the first"), PSUTIL
+    ] = None
+    host_memory_used_mib: Annotated[float | None, Unit("MiB"), doc("total - available"), PSUTIL] = None
+    error: Annotated[
+        str | None, doc("why what could be read before could not be now; what is not supported is no error"), SYSTEM
+    ] = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,212 +266,24 @@ class EndRecord:
     """The last line of a rank that came to its end."""
 
     kind: ClassVar[str] = "end"
-    time_s: float
-    steps: int
-    train_s: float  # the training loop without evaluation
+    time_s: Annotated[float, Unit("s since 1970"), doc("when training ended"), WALL]
+    steps: Annotated[int, doc("of the optimizer"), LOOP]
+    train_s: Annotated[
+        float, Unit("s"), doc("the training loop without evaluation; of all attempts that it goes on from"), HOST_CLOCK
+    ]
 
 
-Record = StartRecord | StepRecord | EvalRecord | CheckpointRecord | EndRecord
-_KINDS: dict[str, type[Record]] = {
-    kind.kind: kind for kind in (StartRecord, StepRecord, EvalRecord, CheckpointRecord, EndRecord)
-}
-
-
-@dataclass(frozen=True, kw_only=True)
-class RunInfo:
-    """What a run is; written by rank 0 as run.json where a sweep has not written its own before."""
-
-    run_id: str
-    allocation: str  # 2x2
-    nodes: int
-    gpus_per_node: int
-    world_size: int
-    train: dict[str, Any]  # the resolved config
-    versions: dict[str, str]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Failure:
-    """Why one rank ended early, told by itself; the first of a run's failures in time is its reason."""
-
-    rank: int
-    host: str
-    time_s: float
-    error: str  # name of the exception's class
-    message: str
-    traceback: str
-    user_error: bool  # the config's or the data's mistake, not the program's
-
-
-@dataclass(frozen=True, kw_only=True)
-class Summary:
-    """What a finished run measured, in one object; written by rank 0.
-
-    Times and throughput are over the measured steps, those after the first timing_warmup_steps; they are None when
-    there were none.
-    """
-
-    world_size: int
-    num_nodes: int
-    hosts: tuple[str, ...]  # of each rank, by rank
-    device_name: str
-    backend: str | None
-    comparable: bool  # False: ranks shared a GPU, or logical nodes were folded onto one host
-    steps: int
-    measured_steps: int
-    train_s: float
-    samples_per_s: float | None  # all ranks: examples of the measured steps / their time
-    samples_per_s_per_gpu: float | None  # the same over world_size
-    data_ms: float | None  # medians over rank 0's measured steps
-    forward_ms: float | None
-    backward_ms: float | None
-    optimizer_ms: float | None
-    step_ms: float | None
-    train_loss: float | None  # mean over the examples of the last tenth of the steps, all ranks
-    eval_loss: float | None
-    eval_accuracy: float | None
-    eval_examples: int | None
-    notices: tuple[str, ...]
-
-
-@dataclass(frozen=True)
-class Written:
-    """How far a rank's records are written, and what is written: enough to find out whether a file still begins so."""
-
-    size_bytes: int = 0
-    crc32: int = 0
-
-
-def is_intact(path: Path, written: Written) -> bool:
-    """Whether a file begins with exactly what was written."""
-    if written.size_bytes == 0:
-        return True
-    try:
-        with path.open("rb") as file:
-            return zlib.crc32(file.read(written.size_bytes)) == written.crc32
-    except OSError:
-        return False
-
-
-class RecordWriter:
-    """Appends records to one rank's file, a JSON object a line.
-
-    Lines are buffered: a flush for every step costs 6 % of a 12 ms step, and the loop hands over many steps at once.
-
-    Args:
-        path: The file.
-        kept: Of an earlier attempt's records, the part to go on behind: the steps before its checkpoint.
-    """
-
-    def __init__(self, path: Path, kept: Written = Written()) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        # A file of its own: an older attempt that still lives writes into the one it has open, which is then nobody's.
-        temporary = path.with_name(f".{path.name}.{os.getpid()}")
-        with temporary.open("wb") as file:
-            if kept.size_bytes:
-                with path.open("rb") as earlier:
-                    file.write(earlier.read(kept.size_bytes))
-                file.flush()
-                os.fsync(file.fileno())  # before it takes the place of the only copy
-        os.replace(temporary, path)
-        self._file = path.open("ab")
-        self._written = kept
-
-    def write(self, records: Sequence[Record]) -> None:
-        """Appends the records and hands them to the operating system."""
-        lines = "".join(encode(record) + "\n" for record in records).encode()
-        self._file.write(lines)
-        self._file.flush()
-        before = self._written
-        self._written = Written(before.size_bytes + len(lines), zlib.crc32(lines, before.crc32))
-
-    def sync(self) -> Written:
-        """Waits until all records are on the disk, before a checkpoint counts on them."""
-        os.fsync(self._file.fileno())
-        return self._written
-
-    def close(self) -> None:
-        self._file.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
-
-def encode(record: Record) -> str:
-    """One line of JSON, its kind first."""
-    return json.dumps({"kind": record.kind, **_plain(record)}, allow_nan=False)
-
-
-def _plain(value: Any) -> dict[str, Any]:
-    """A dataclass as JSON takes it: a loss that has become NaN or infinite is null, since JSON has no such number."""
-    return {
-        name: None if isinstance(item, float) and not math.isfinite(item) else item
-        for name, item in dataclasses.asdict(value).items()
-    }
-
-
-def decode(line: str) -> Record:
-    """The record of one line; fields that a newer version wrote and this one does not know are left out.
-
-    Raises:
-        ValueError: The line is not a record of a known kind.
-    """
-    values = json.loads(line)
-    kind = _KINDS.get(values.pop("kind", ""))
-    if kind is None:
-        raise ValueError(f"not a record: {line[:80]!r}")
-    return from_json(kind, values)
-
-
-def read_records(path: Path) -> Iterator[Record]:
-    """The records of one file, oldest first; a last line that is still being written is left out."""
-    with path.open(encoding="utf-8") as file:
-        for line in file:
-            if line.endswith("\n"):
-                yield decode(line)
-
-
-def from_json(kind: type[T], values: dict[str, Any]) -> T:
-    """A dataclass of its JSON object: lists become tuples again, and fields this version does not know are left out."""
-    names = {field.name for field in dataclasses.fields(kind)}  # type: ignore[arg-type]
-    return kind(
-        **{name: tuple(value) if isinstance(value, list) else value for name, value in values.items() if name in names}
-    )
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Writes a dataclass as JSON, whole or not at all: a reader never sees half of it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    with temporary.open("w", encoding="utf-8") as file:
-        file.write(json.dumps(_plain(value), indent=2, allow_nan=False) + "\n")
-        file.flush()
-        os.fsync(file.fileno())  # a summary counts as the end of a run: its checkpoints are removed behind it
-    os.replace(temporary, path)
-
-
-def write_failure(folder: Path, rank: int, error: BaseException) -> None:
-    """Writes down why a rank ends: at once, before its process ends and the others fail for want of it."""
-    failure = Failure(
-        rank=rank,
-        host=socket.gethostname(),
-        time_s=time.time(),
-        error=type(error).__name__,
-        message=str(error),
-        traceback="".join(traceback.format_exception(error)),
-        user_error=isinstance(error, UserError),
-    )
-    try:
-        write_json(folder / failure_name(rank), failure)
-    except OSError as unwritten:
-        error.add_note(f"and its record could not be written: {unwritten}")
-
-
-def median_or_none(values: Sequence[float]) -> float | None:
-    """The median, or None of nothing."""
-    return statistics.median(values) if values else None
+Record = (
+    StartRecord
+    | CheckRecord
+    | StepRecord
+    | ExchangeRecord
+    | ClockRecord
+    | CrossCheckRecord
+    | LinkRecord
+    | EvalRecord
+    | CheckpointRecord
+    | TelemetryRecord
+    | EndRecord
+)
+KINDS: dict[str, type[Record]] = {kind.kind: kind for kind in get_args(Record)}

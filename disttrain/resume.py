@@ -19,7 +19,8 @@ from disttrain.checkpointwriter import CheckpointWriter
 from disttrain.config import Cadence
 from disttrain.dist import Group
 from disttrain.errors import UserError
-from disttrain.records import CheckpointRecord, RecordWriter, Written, is_intact
+from disttrain.recordfile import RecordWriter, Written, is_intact
+from disttrain.records import CheckpointRecord
 
 # Steps that are timed before the first checkpoint of a cadence in seconds or as a share of the time.
 _FIRST_LOOK = 5

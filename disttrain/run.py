@@ -2,26 +2,27 @@
 
 from __future__ import annotations
 
-import atexit
 import contextlib
 import dataclasses
 import gc
-import json
 import os
-import shutil
 import sys
-import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from disttrain import records
-from disttrain.config import TrainConfig, absolute_paths, parse_cadence, run_id
-from disttrain.describe import choose_threads, run_info, shape, start_record
-from disttrain.errors import NewerAttempt, UserError
+from disttrain import recordfile
+from disttrain.config import LINK, TrainConfig, absolute_paths, parse_cadence, run_id
+from disttrain.describe import choose_threads, gpu_uuid, shape, start_record
+from disttrain.errors import BrokenNode, NewerAttempt, UserError
 from disttrain.flags import parse_flags
+from disttrain.leaving import exit_soon, leave_without_teardown
+from disttrain.propagation import measured
 from disttrain.rankenv import RankEnv
+from disttrain.records import StartRecord
+from disttrain.results import Summary
+from disttrain.rundir import begin_run, keep_model, remove_results
 from disttrain.summary import Sums, own_sums, summarise
 
 # torch and what needs it is imported where a rank really runs: --help and a wrong flag need none of it.
@@ -31,9 +32,7 @@ if TYPE_CHECKING:
     from disttrain.dist import Group
     from disttrain.family import Built, Encoded
     from disttrain.resume import Checkpoints
-
-MODEL_NAME = "model"
-_EXIT_S = 15.0  # that a rank which has failed takes to end, at most
+    from disttrain.startcheck import StartCheck
 
 
 def main(model: str, arguments: list[str]) -> None:
@@ -51,7 +50,7 @@ def main(model: str, arguments: list[str]) -> None:
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
-    except NewerAttempt as error:
+    except (BrokenNode, NewerAttempt) as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(1)
     if env.rank == 0:
@@ -63,8 +62,8 @@ def default_output_dir(config: TrainConfig, env: RankEnv, environ: Mapping[str, 
     return Path(environ.get("SWEEP_ROOT") or "runs") / "torchrun" / run_id(shape(env), config)
 
 
-def run(config: TrainConfig, env: RankEnv, output_dir: Path) -> records.Summary:
-    """Trains one rank of a run, and leaves its records, and rank 0's summary, in `output_dir`.
+def run(config: TrainConfig, env: RankEnv, output_dir: Path) -> Summary:
+    """Does one rank's part of a run, and leaves its records, and rank 0's summary, in `output_dir`.
 
     Args:
         config: As asked for.
@@ -81,79 +80,51 @@ def run(config: TrainConfig, env: RankEnv, output_dir: Path) -> records.Summary:
     except OSError as error:
         raise UserError(f"output_dir {str(output_dir)!r} cannot be made: {error.strerror}") from error
     # What an earlier attempt left must not be taken for this one's.
-    (output_dir / records.failure_name(env.rank)).unlink(missing_ok=True)
+    (output_dir / recordfile.failure_name(env.rank)).unlink(missing_ok=True)
     # What is imported and built on the way to the first step stays: collecting garbage meanwhile looks through it again
     # and again and finds none, for 17 % of that time.
     gc.disable()
     try:
         summary = _run(config.resolved(), env, output_dir)
         if env.world_size > 1:
-            _leave_without_teardown()
+            leave_without_teardown()
         return summary
     except Exception as error:
         # One that has been overtaken leaves no word: the folder is the newer attempt's.
         if not isinstance(error, NewerAttempt):
-            records.write_failure(output_dir, env.rank, error)
+            recordfile.write_failure(output_dir, env.rank, error)
         if env.world_size > 1:
-            _exit_soon()
+            exit_soon()
         raise
     finally:
         gc.enable()
 
 
-def _leave_without_teardown() -> None:
-    """Lets a rank that has done its work end without the interpreter's tear-down, unless something fails behind it.
-
-    There a thread of torch's may outlive what it belongs to ("terminate called without an active exception"): seen now
-    and then with four gloo ranks. The rank then counts as failed, and the launcher ends the others before their end.
-    """
-    failed, hook = False, sys.excepthook
-
-    def remember(*error: Any) -> None:
-        nonlocal failed
-        failed = True
-        hook(*error)
-
-    def leave() -> None:
-        if not failed:
-            sys.stdout.flush()
-            sys.stderr.flush()
-            os._exit(0)
-
-    sys.excepthook = remember
-    atexit.register(leave)
-
-
-def _exit_soon() -> None:
-    """Ends this process even where its end would wait for ranks that cannot answer.
-
-    The launcher ends the other ranks once this process is gone; NCCL's own tear-down may wait for a collective that
-    will never be done until its time limit.
-    """
-    timer = threading.Timer(_EXIT_S, os._exit, (1,))
-    timer.daemon = True
-    timer.start()
-
-
-def _run(config: TrainConfig, env: RankEnv, output_dir: Path) -> records.Summary:
+def _run(config: TrainConfig, env: RankEnv, output_dir: Path) -> Summary:
     if config.setup is not None:
         env.check_setup(config.setup)
-    config.rank_batch(env.world_size)
+    config.check_world_size(env.world_size)
     import torch
 
     from disttrain.dist import process_group
+    from disttrain.startcheck import check_start
 
     torch.set_num_threads(choose_threads(env, os.environ, len(os.sched_getaffinity(0))))
     if config.deterministic:
         _compute_deterministically()
     with process_group(env, config.device) as group:
-        finished = group.from_main(_begin(config, env, output_dir) if group.is_main else None)
+        finished = group.from_main(begin_run(config, env, output_dir) if group.is_main else None)
         if finished is not None:
             return finished
+        if config.model == LINK:
+            from disttrain.link import run_link
+
+            return run_link(group, output_dir)
+        checked = check_start(config, group)  # before data are prepared for an hour, on ranks that are of no use
         prepared = _prepare(config, group, output_dir)
         checkpoints = open_checkpoints(config, group, output_dir)
         try:
-            return _train(config, group, output_dir, prepared, checkpoints)
+            return _train(config, group, output_dir, prepared, checked, checkpoints)
         except Exception as error:
             # The ranks of an attempt that was overtaken lose each other; what they say then is of no use to the newer.
             overtaken = False
@@ -162,26 +133,6 @@ def _run(config: TrainConfig, env: RankEnv, output_dir: Path) -> records.Summary
             if overtaken:
                 raise NewerAttempt("a newer attempt of this run has started") from error
             raise
-
-
-def _begin(config: TrainConfig, env: RankEnv, output_dir: Path) -> records.Summary | None:
-    """Writes down what is run, unless the sweep has.
-
-    Returns:
-        The summary of this very run where it had ended when its job was started once more, because its node died just
-        then; else None.
-    """
-    about, path = run_info(config, env), output_dir / records.RUN_NAME
-    written = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-    by_sweep = bool(written.keys() - {field.name for field in dataclasses.fields(about)})  # it has more to say
-    summary = output_dir / records.SUMMARY_NAME
-    if env.restart_count > 0 and summary.exists() and (by_sweep or written.get("run_id") == about.run_id):
-        return records.from_json(records.Summary, json.loads(summary.read_text(encoding="utf-8")))
-    if not by_sweep:
-        if written.get("run_id") != about.run_id:
-            summary.unlink(missing_ok=True)  # of another run: a second start of this one must not take it for its own
-        records.write_json(path, about)
-    return None
 
 
 @dataclass(frozen=True)
@@ -219,55 +170,73 @@ def _prepare(config: TrainConfig, group: Group, output_dir: Path) -> _Prepared:
 
 
 def _train(
-    config: TrainConfig, group: Group, output_dir: Path, prepared: _Prepared, checkpoints: Checkpoints | None
-) -> records.Summary:
+    config: TrainConfig,
+    group: Group,
+    output_dir: Path,
+    prepared: _Prepared,
+    checked: StartCheck,
+    checkpoints: Checkpoints | None,
+) -> Summary:
+    from disttrain.ranktimes import gather_measured
     from disttrain.resume import Start
+    from disttrain.telemetry import open_sampler
     from disttrain.train import Training, train
 
     env, model, optimizer, encoded = group.env, prepared.model, prepared.optimizer, prepared.encoded
-    path = output_dir / records.metrics_name(env.rank)
+    path = output_dir / recordfile.metrics_name(env.rank)
     start = checkpoints.load(model, optimizer, len(encoded.train), path) if checkpoints else Start()
     if group.is_main:
-        _remove_results(output_dir, env.world_size)
-    with records.RecordWriter(path, start.records) as writer:
-        notices = (*prepared.notices, *start.notices)
-        writer.write([start_record(group, encoded, prepared.built, start.position.step + 1, notices)])
+        remove_results(output_dir, env.world_size)
+    sampler, unsampled = open_sampler(config.telemetry_every_s, gpu_uuid(group.device))
+    with recordfile.RecordWriter(path, start.records) as writer:
+        notices = (*checked.notices, *prepared.notices, *start.notices, *unsampled)
+        writer.write([_start_record(group, prepared, start.position.step + 1, notices), *checked.records])
         for notice in notices:
             group.say(f"note: {notice}")
         gc.freeze()  # a collection during training looks only at what training makes
         gc.enable()
-        train(Training(config, group, model, optimizer, encoded, writer, checkpoints, start))
-    own = list(records.read_records(path))
+        with sampler:
+            end = train(Training(config, group, model, optimizer, encoded, writer, checkpoints, start, sampler.taken))
+        writer.write([*sampler.taken(), end])
+    own = list(recordfile.read_records(path))
     warmup_steps = config.timing_warmup_steps
-    sums = _over_ranks(own_sums(own, warmup_steps), group)
-    summary = summarise(own, sums, hosts=group.hosts, num_nodes=env.num_nodes, warmup_steps=warmup_steps)
+    sums = _over_ranks(own_sums(own, warmup_steps, first_on_gpu=group.first_on_gpu), group)
+    ranks = gather_measured(measured(own, warmup_steps), group)
+    summary = summarise(own, sums, ranks, hosts=group.hosts, num_nodes=env.num_nodes, warmup_steps=warmup_steps)
     if group.is_main:
-        if config.save_model and prepared.built.save is not None:
-            try:
-                _keep_model(output_dir / MODEL_NAME, prepared.built.save, checkpoints)
-            except OSError as error:  # a full disk must not cost what was measured
-                lost = f"the trained model could not be saved: {error}"
-                summary = dataclasses.replace(summary, notices=(*summary.notices, lost))
-                group.say(f"note: {lost}")
-        if checkpoints:
-            checkpoints.check_owner()
-        # Last: a run with a summary is done.
-        records.write_json(output_dir / records.SUMMARY_NAME, summary)
+        summary = _keep(summary, prepared.built.save if config.save_model else None, output_dir, checkpoints)
     if checkpoints:
         checkpoints.clear()
     return summary
 
 
-def _remove_results(output_dir: Path, world_size: int) -> None:
-    """Removes what an earlier attempt left that this one may not write anew: results, and records of further ranks."""
-    (output_dir / records.SUMMARY_NAME).unlink(missing_ok=True)
-    for folder in (output_dir / MODEL_NAME, *output_dir.glob(f".{MODEL_NAME}.*")):  # of a kill while it was saved
-        shutil.rmtree(folder, ignore_errors=True)
-    ours = {name(rank) for rank in range(world_size) for name in (records.metrics_name, records.failure_name)}
-    for pattern in (records.METRICS_GLOB, records.FAILURE_GLOB):
-        for path in output_dir.glob(pattern):
-            if path.name not in ours:
-                path.unlink(missing_ok=True)
+def _keep(
+    summary: Summary, save: Callable[[Path], object] | None, output_dir: Path, checkpoints: Checkpoints | None
+) -> Summary:
+    """Leaves the trained model, and last the summary: a run that has one is done."""
+    check_owner = checkpoints.check_owner if checkpoints else lambda: None
+    if save is not None:
+        try:
+            keep_model(output_dir, save, check_owner)
+        except OSError as error:  # a full disk must not cost what was measured
+            lost = f"the trained model could not be saved: {error}"
+            summary = dataclasses.replace(summary, notices=(*summary.notices, lost))
+            print(f"note: {lost}", flush=True)
+    check_owner()
+    recordfile.write_json(output_dir / recordfile.SUMMARY_NAME, summary)
+    return summary
+
+
+def _start_record(group: Group, prepared: _Prepared, first_step: int, notices: tuple[str, ...]) -> StartRecord:
+    encoded = prepared.encoded
+    return start_record(
+        group,
+        first_step=first_step,
+        parameters=sum(parameter.numel() for parameter in prepared.built.model.parameters()),
+        train_examples=len(encoded.train),
+        eval_examples=len(encoded.eval) if encoded.eval else 0,
+        notices=notices,
+    )
 
 
 def _compute_deterministically() -> None:
@@ -286,29 +255,9 @@ def open_checkpoints(config: TrainConfig, group: Group, output_dir: Path) -> Che
 
     # Of what is trained, not on how many ranks: a run may go on with another number of them.
     identity = run_id("run", config)
-    return Checkpoints(output_dir / records.CHECKPOINTS_NAME, group, identity, parse_cadence(config.checkpoint_every))
-
-
-def _keep_model(folder: Path, save: Callable[[Path], object], checkpoints: Checkpoints | None) -> None:
-    """The trained model, whole and on the disk, or not there."""
-    temporary = folder.with_name(f".{folder.name}.{os.getpid()}")
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
-    try:
-        save(temporary)
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise
-    for path in (*temporary.iterdir(), temporary):
-        descriptor = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)  # behind it the checkpoints are removed
-        finally:
-            os.close(descriptor)
-    if checkpoints:
-        checkpoints.check_owner()
-    shutil.rmtree(folder, ignore_errors=True)
-    temporary.rename(folder)
+    return Checkpoints(
+        output_dir / recordfile.CHECKPOINTS_NAME, group, identity, parse_cadence(config.checkpoint_every)
+    )
 
 
 def _over_ranks(own: Sums, group: Group) -> Sums:

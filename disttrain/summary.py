@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import math
+import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
+from disttrain.propagation import Measured, exchanges, measured, measured_steps, phases, slowest, starts
 from disttrain.records import (
     CheckpointRecord,
+    CrossCheckRecord,
     EndRecord,
     EvalRecord,
+    LinkRecord,
     Record,
     StartRecord,
     StepRecord,
-    Summary,
-    median_or_none,
+    TelemetryRecord,
 )
+from disttrain.results import Summary
 
 
 @dataclass(frozen=True)
@@ -25,33 +30,46 @@ class Sums:
     tail_loss: float  # over the examples of the last tenth of the steps
     tail_examples: float
     measured_examples: float  # of the steps after the warm-up
+    energy_j: float  # of each GPU once
+    energy_ranks: float  # whose GPU's energy is known, or counted by another rank
 
 
-def own_sums(records: Sequence[Record], warmup_steps: int) -> Sums:
+def own_sums(records: Sequence[Record], warmup_steps: int, *, first_on_gpu: bool = True) -> Sums:
     """One rank's part of the sums.
 
     Args:
         records: All records of the rank.
         warmup_steps: First steps, which no measurement counts.
+        first_on_gpu: Whether the energy of its GPU, which is that of the whole board, is this rank's to count.
     """
     steps = [record for record in records if isinstance(record, StepRecord)]
     last = steps[-1].step if steps else 0
     tail = [record for record in steps if record.step > last - math.ceil(last / 10) and record.loss is not None]
+    energies = [sample.gpu_energy_j for sample in _samples(records) if sample.gpu_energy_j is not None]
     return Sums(
         tail_loss=sum((record.loss or 0.0) * record.examples for record in tail),
         tail_examples=sum(record.examples for record in tail),
-        measured_examples=sum(record.examples for record in _measured(records, warmup_steps)),
+        measured_examples=sum(record.examples for record in measured_steps(records, warmup_steps)),
+        energy_j=energies[-1] if energies and first_on_gpu else 0.0,
+        energy_ranks=float(bool(energies) or not first_on_gpu),
     )
 
 
 def summarise(
-    records: Sequence[Record], sums: Sums, *, hosts: tuple[str, ...], num_nodes: int, warmup_steps: int
+    records: Sequence[Record],
+    sums: Sums,
+    ranks: Sequence[Sequence[Measured]],
+    *,
+    hosts: tuple[str, ...],
+    num_nodes: int,
+    warmup_steps: int,
 ) -> Summary:
     """The summary of a finished run.
 
     Args:
         records: All records of rank 0.
         sums: Over all ranks.
+        ranks: The measured steps of all ranks.
         hosts: Of each rank, by rank.
         num_nodes: Logical nodes.
         warmup_steps: First steps, which no measurement counts.
@@ -60,9 +78,9 @@ def summarise(
     start = starts[-1]
     end = next(record for record in records if isinstance(record, EndRecord))
     last_eval = next((record for record in reversed(records) if isinstance(record, EvalRecord)), None)
-    measured = _measured(records, warmup_steps)
-    measured_s = sum(record.step_ms for record in measured) / 1000
-    samples_per_s = sums.measured_examples / measured_s if measured else None
+    steps = measured_steps(records, warmup_steps)
+    measured_s = sum(record.step_ms for record in steps) / 1000
+    samples_per_s = sums.measured_examples / measured_s if steps else None
     return Summary(
         world_size=start.world_size,
         num_nodes=num_nodes,
@@ -71,15 +89,10 @@ def summarise(
         backend=start.backend,
         comparable=not (start.shared_gpu or start.folded),
         steps=end.steps,
-        measured_steps=len(measured),
+        measured_steps=len(steps),
         train_s=end.train_s,
         samples_per_s=samples_per_s,
         samples_per_s_per_gpu=None if samples_per_s is None else samples_per_s / start.world_size,
-        data_ms=median_or_none([record.data_ms for record in measured]),
-        forward_ms=median_or_none([record.forward_ms for record in measured]),
-        backward_ms=median_or_none([record.backward_ms for record in measured]),
-        optimizer_ms=median_or_none([record.optimizer_ms for record in measured]),
-        step_ms=median_or_none([record.step_ms for record in measured]),
         train_loss=sums.tail_loss / sums.tail_examples if sums.tail_examples else None,
         eval_loss=last_eval.loss if last_eval else None,
         eval_accuracy=last_eval.accuracy if last_eval else None,
@@ -88,19 +101,15 @@ def summarise(
             *dict.fromkeys(notice for record in starts for notice in record.notices),
             *_divergence(records),
             *_unsaved(records),
+            *_unread(records),
+            *_slow(ranks, hosts),
         ),
+        **_phases(measured(records, warmup_steps)),
+        **_exchange(records, ranks, hosts),
+        **_link(records),
+        **_telemetry(_samples(records)),
+        gpu_energy_j=sums.energy_j if sums.energy_ranks == start.world_size else None,
     )
-
-
-def _measured(records: Sequence[Record], warmup_steps: int) -> list[StepRecord]:
-    """The steps without the first ones of each start: a run that goes on from a checkpoint warms up again."""
-    first_step, measured = 1, []
-    for record in records:
-        if isinstance(record, StartRecord):
-            first_step = record.first_step
-        elif isinstance(record, StepRecord) and record.step - first_step >= warmup_steps:
-            measured.append(record)
-    return measured
 
 
 def _divergence(records: Sequence[Record]) -> tuple[str, ...]:
@@ -115,3 +124,83 @@ def _unsaved(records: Sequence[Record]) -> tuple[str, ...]:
     if not failed:
         return ()
     return (f"{len(failed)} checkpoints could not be written; the last, of step {failed[-1].step}: {failed[-1].error}",)
+
+
+def _unread(records: Sequence[Record]) -> tuple[str, ...]:
+    failed = [record for record in records if isinstance(record, TelemetryRecord) and record.error is not None]
+    return (f"telemetry: {len(failed)} samples lack something; the last: {failed[-1].error}",) if failed else ()
+
+
+def _samples(records: Sequence[Record]) -> list[TelemetryRecord]:
+    """Of the last start: an earlier one counted its energy from another beginning."""
+    return [record for record in starts(records)[-1] if isinstance(record, TelemetryRecord)]
+
+
+def _telemetry(samples: Sequence[TelemetryRecord]) -> dict[str, Any]:
+    # Without the first sample, which was taken before the first step, unless there is no other.
+    during = samples[1:] or samples
+    reasons = [sample.gpu_throttle for sample in during if sample.gpu_throttle is not None]
+    return {
+        "gpu_util_percent": _mean([sample.gpu_util_percent for sample in during]),
+        "gpu_power_w": _mean([sample.gpu_power_w for sample in during]),
+        "gpu_memory_peak_mib": _peak([sample.gpu_memory_used_mib for sample in during]),
+        "gpu_temperature_peak_c": _peak([sample.gpu_temperature_c for sample in during]),
+        "gpu_throttle": tuple(dict.fromkeys(name for each in reasons for name in each)) if reasons else None,
+        "gpu_energy_source": next(filter(None, (sample.gpu_energy_source for sample in during)), None),
+        "process_cpu_percent": _mean([sample.process_cpu_percent for sample in during]),
+        "process_memory_peak_mib": _peak([sample.process_memory_mib for sample in during]),
+    }
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return statistics.fmean(known) if known else None
+
+
+def _peak(values: Sequence[float | None]) -> float | None:
+    return max((value for value in values if value is not None), default=None)
+
+
+def _phases(steps: Sequence[Measured]) -> dict[str, Any]:
+    """Median, 95th percentile and minimum of each phase."""
+    found: dict[str, Any] = {}
+    for name, values in phases(steps).items():
+        stem = name.removesuffix("_ms")
+        found[name] = values.median if values else None
+        found[f"{stem}_p95_ms"] = values.p95 if values else None
+        found[f"{stem}_min_ms"] = values.minimum if values else None
+    return found
+
+
+def _exchange(records: Sequence[Record], ranks: Sequence[Sequence[Measured]], hosts: tuple[str, ...]) -> dict[str, Any]:
+    exchanged = exchanges(ranks)
+    check = next((record for record in reversed(records) if isinstance(record, CrossCheckRecord)), None)
+    slow = slowest(ranks)
+    return {
+        "bucket_count": len(exchanged.buckets) if exchanged else None,
+        "exchange_ms": exchanged.all_reduce_ms.median if exchanged else None,
+        "bus_gb_per_s": exchanged.bus_gb_per_s if exchanged else None,
+        "no_sync_exposed_ms": check.no_sync_exposed_ms if check else None,
+        "ddp_exposed_ms": check.ddp_exposed_ms if check else None,
+        "slowest_rank": slow.rank if slow else None,
+        "slowest_host": hosts[slow.rank] if slow else None,
+        "slowest_ratio": slow.ratio if slow else None,
+    }
+
+
+def _link(records: Sequence[Record]) -> dict[str, Any]:
+    links = [record for record in records if isinstance(record, LinkRecord)]
+    return {
+        "link_latency_ms": links[0].median_ms if links else None,
+        # Not the highest of all sizes: behind a token bucket a short message passes at a rate that nothing longer gets.
+        "link_bus_gb_per_s": links[-1].bus_gb_per_s if links else None,
+    }
+
+
+def _slow(ranks: Sequence[Sequence[Measured]], hosts: tuple[str, ...]) -> tuple[str, ...]:
+    slow = slowest(ranks)
+    if slow is None or not slow.is_slow:
+        return ()
+    return (
+        f"rank {slow.rank} on {hosts[slow.rank]} is slow: its own work takes {slow.ratio:.2f} times that of the others",
+    )

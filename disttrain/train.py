@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from itertools import islice
@@ -14,11 +14,14 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from disttrain.batches import Batch, Examples, GlobalBatches, RankStep, eval_batches, load_batches
+from disttrain.clock import clock_offset
 from disttrain.config import TrainConfig
 from disttrain.ddp import no_exchange, parallel, share_buffers
 from disttrain.dist import Group
 from disttrain.family import Encoded
-from disttrain.records import EndRecord, EvalRecord, RecordWriter
+from disttrain.probes import PAIRS, cross_check, nothing_learnt
+from disttrain.recordfile import RecordWriter
+from disttrain.records import ClockRecord, EndRecord, EvalRecord, TelemetryRecord
 from disttrain.resume import Checkpoints, Start
 from disttrain.steplog import StepLog
 from disttrain.timing import PhaseTimer
@@ -40,6 +43,7 @@ class Training:
         writer: Of this rank.
         checkpoints: None: the run is not saved.
         start: Where to begin; model and optimizer are as they were there.
+        sampled: Gives what telemetry has sampled since it was last asked.
     """
 
     config: TrainConfig
@@ -50,10 +54,15 @@ class Training:
     writer: RecordWriter
     checkpoints: Checkpoints | None = None
     start: Start = Start()  # noqa: RUF009 - immutable
+    sampled: Callable[[], list[TelemetryRecord]] = list
 
 
-def train(training: Training) -> None:
-    """Trains the model and writes step, evaluation, checkpoint and end records."""
+def train(training: Training) -> EndRecord:
+    """Trains the model and writes step, evaluation and checkpoint records.
+
+    Returns:
+        The end record, which is to be written behind all others.
+    """
     config, group, start = training.config, training.group, training.start
     rank, world_size = group.env.rank, group.env.world_size
     plan = GlobalBatches(
@@ -66,15 +75,16 @@ def train(training: Training) -> None:
     )
     steps = config.max_steps or plan.total_steps(config.epochs, start.position)
     warmup, peak_lr = math.ceil(config.warmup_ratio * steps), config.peak_lr(world_size)
-    trained = parallel(training.model, group, config)
+    timer = PhaseTimer(group.device, alone=group.backend is None)
+    trained = parallel(training.model, group, config, timer)
+    _settle_buckets(trained, training, plan)
     if training.checkpoints is not None:
-        _settle_buckets(trained, training, plan)
         training.checkpoints.begin(start.position)
     own_batches = (indices for step in plan.rank_steps(rank, steps, start.position) for indices in step.batches)
     batches = load_batches(training.encoded.train, own_batches, group.device, config.num_workers)
-    timer = PhaseTimer(group.device)
-    log = StepLog(training.writer, timer, steps, group.say)
+    log = StepLog(training.writer, timer, steps, group.say, training.sampled)
     training.model.train()
+    _note_clock(training)
     began, eval_s = time.perf_counter(), 0.0
 
     def train_s() -> float:
@@ -109,7 +119,11 @@ def train(training: Training) -> None:
         _evaluate(training, steps, steps)  # the run was saved behind its last step, its records are gone
     if training.checkpoints is not None:
         training.checkpoints.end(training.writer)
-    training.writer.write([EndRecord(time_s=time.time(), steps=steps, train_s=train_s())])
+    ended = EndRecord(time_s=time.time(), steps=steps, train_s=train_s())
+    _note_clock(training)
+    if config.detailed_timing:
+        _cross_check(trained, training, plan, timer)
+    return ended
 
 
 def _evaluate(training: Training, step: int, steps: int) -> float:
@@ -128,25 +142,46 @@ def _settle_buckets(trained: nn.Module, training: Training, plan: GlobalBatches)
 
     DDP orders its buckets anew after the first backward pass of a process, in the order in which gradients came; with
     another order of buckets four ranks sum in another order. Behind this pass the steps of a run that goes on have the
-    buckets, and so the sums, of one that was not interrupted.
+    buckets, and so the sums, of one that was not interrupted; and where they are watched, all steps have the same.
     """
-    if training.group.backend is None:
+    needed = training.checkpoints is not None or training.config.detailed_timing
+    if training.group.backend is None or not needed:
         return
-    random, device = torch.get_rng_state(), training.group.device
-    buffers = [buffer.clone() for buffer in training.model.buffers()]  # running statistics
-    device_random = torch.cuda.get_rng_state(device) if device.type == "cuda" else None
     first = next(plan.rank_steps(training.group.env.rank, training.start.position.step + 1, training.start.position))
-    (batch,) = load_batches(training.encoded.train, [first.batches[0]], device, 0)
-    training.model.train()
-    with _precision(training.config, device):
+    (batch,) = load_batches(training.encoded.train, [first.batches[0]], training.group.device, 0)
+    with nothing_learnt(training.model, training.optimizer, training.group.device):
+        _loss(trained, batch, training).backward()  # type: ignore[no-untyped-call]
+
+
+def _loss(trained: nn.Module, batch: Batch, training: Training) -> Tensor:
+    with _precision(training.config, training.group.device):
         logits = trained(batch)
-    loss_sum(logits, batch["labels"]).backward()  # type: ignore[no-untyped-call]
-    training.optimizer.zero_grad(set_to_none=True)
-    for buffer, before in zip(training.model.buffers(), buffers, strict=True):
-        buffer.copy_(before)
-    torch.set_rng_state(random)
-    if device_random is not None:
-        torch.cuda.set_rng_state(device_random, device)
+    return loss_sum(logits, batch["labels"])
+
+
+def _cross_check(trained: nn.Module, training: Training, plan: GlobalBatches, timer: PhaseTimer) -> None:
+    """Estimates the exposed exchange in other ways, behind the last step, where it disturbs nothing."""
+    steps = plan.rank_steps(training.group.env.rank, PAIRS)
+    batches = load_batches(training.encoded.train, (step.batches[0] for step in steps), training.group.device, 0)
+    with nothing_learnt(training.model, training.optimizer, training.group.device):
+        found = cross_check(
+            trained,
+            batches,
+            lambda batch: _loss(trained, batch, training),
+            training.optimizer,
+            training.group,
+            timer,
+        )
+    if found is not None:
+        training.writer.write([found])
+
+
+def _note_clock(training: Training) -> None:
+    """How far this host's clock is from rank 0's, where times of ranks are to be compared."""
+    if training.config.detailed_timing:
+        offset = clock_offset(training.group)
+        now_s = time.perf_counter()
+        training.writer.write([ClockRecord(at_s=now_s, offset_s=offset.offset_s, error_s=offset.error_s)])
 
 
 def _add_gradients(

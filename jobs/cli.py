@@ -188,6 +188,28 @@ def collect(
     _finish(found.results, folder)
 
 
+@app.command()
+def figures(
+    sweep: SubmittedSweep = None,
+    cluster: OfCluster = None,
+    root: Root = None,
+    output: Annotated[
+        Path | None,
+        typer.Option("-o", "--output", metavar="FOLDER", help="Write there. Default: figures in the sweep's folder."),
+    ] = None,
+    run: Annotated[str | None, typer.Option("--run", metavar="RUN_ID", help="Of this run alone.")] = None,
+    step: Annotated[
+        int | None, typer.Option("--step", min=1, metavar="N", help="That a timeline shows. Default: the median one.")
+    ] = None,
+) -> None:
+    """Draw a step's timeline of each run with detailed_timing, and a link's bandwidth."""
+    from jobs.figures import write_figures
+    from jobs.folder import find_folder
+
+    for path in write_figures(find_folder(_root(root), sweep, cluster), output, run, step):
+        print(f"wrote {path}")
+
+
 @app.callback(invoke_without_command=True)
 def _help(context: typer.Context) -> None:
     if context.invoked_subcommand is None:

@@ -12,7 +12,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from disttrain.records import FAILURE_GLOB, SUMMARY_NAME, Failure, Summary, from_json, metrics_name
+from disttrain.config import LINK
+from disttrain.recordfile import FAILURE_GLOB, SUMMARY_NAME, from_json, metrics_name
+from disttrain.results import Failure, Summary
 from jobs.attempts import AccountingRow
 from jobs.ledger import Job, Ledger
 from jobs.slurm_states import Phase, State
@@ -43,8 +45,8 @@ class Result:
     model: str
     per_gpu_batch: int | None
     global_batch: int | None
-    lr: float
-    seed: int
+    lr: float | None
+    seed: int | None
     state: str
     exit_code: int | None
     reason: str | None  # why it did not complete
@@ -77,6 +79,20 @@ class Result:
     backward_ms: float | None
     optimizer_ms: float | None
     step_ms: float | None
+    backward_compute_ms: float | None
+    exposed_ms: float | None
+    hidden_ms: float | None
+    bucket_count: int | None
+    exchange_ms: float | None
+    bus_gb_per_s: float | None
+    link_share: float | None  # bus_gb_per_s / link_bus_gb_per_s of the sweep's run that measured the allocation's link
+    no_sync_exposed_ms: float | None
+    ddp_exposed_ms: float | None
+    slowest_rank: int | None
+    slowest_host: str | None
+    slowest_ratio: float | None
+    link_latency_ms: float | None  # of a run of model link, as link_bus_gb_per_s
+    link_bus_gb_per_s: float | None
     hosts: str | None  # of each rank, by rank
 
     @property
@@ -85,6 +101,8 @@ class Result:
 
 
 COLUMNS = tuple(field.name for field in dataclasses.fields(Result))
+# What a run says of itself under the same name; three are told of a run without a summary too, or in another form.
+_FROM_SUMMARY = {field.name for field in dataclasses.fields(Summary)} & set(COLUMNS) - {"world_size", "steps", "hosts"}
 
 
 def join(
@@ -109,7 +127,18 @@ def join(
         jobs = ledger.jobs.get(run["run_id"], ())
         known = [_attempts_of(job.job_id, attempts) for job in jobs]
         rows.append(_join_run(run, jobs, known, records.get(run["run_id"], RunRecords()), local))
-    return tuple(rows)
+    return _with_link_shares(rows)
+
+
+def _with_link_shares(rows: Sequence[Result]) -> tuple[Result, ...]:
+    """The rows, each exchange as a share of what the link of its allocation carries by the same backend."""
+    limits = {(row.allocation, row.backend): row.link_bus_gb_per_s for row in rows if row.link_bus_gb_per_s}
+    return tuple(
+        dataclasses.replace(row, link_share=row.bus_gb_per_s / limit)
+        if row.bus_gb_per_s is not None and (limit := limits.get((row.allocation, row.backend)))
+        else row
+        for row in rows
+    )
 
 
 def _attempts_of(job_id: str, attempts: Mapping[str, Sequence[AccountingRow]]) -> tuple[AccountingRow, ...]:
@@ -136,17 +165,17 @@ def _join_run(
     state = latest.state if latest else State.PENDING if jobs else State.NOT_SUBMITTED
     if state is State.FAILED and latest and latest.out_of_memory:
         state = State.OUT_OF_MEMORY  # Slurm from 22.05.4 on says so in the step alone
-    train = run["train"]
+    trained = run["train"] if run["train"]["model"] != LINK else {}
     summary = records.summary if state.is_success else None
     slurm = None if local else latest
     return Result(
         run_id=run["run_id"],
         allocation=run["allocation"],
-        model=train["model"],
-        per_gpu_batch=train["per_gpu_batch"],
-        global_batch=train["global_batch"],
-        lr=train["lr"],
-        seed=train["seed"],
+        model=run["train"]["model"],
+        per_gpu_batch=trained.get("per_gpu_batch"),
+        global_batch=trained.get("global_batch"),
+        lr=trained.get("lr"),
+        seed=trained.get("seed"),
         state=state.value,
         exit_code=latest.exit_code if latest and state.is_finished else None,
         reason=explain(state, latest, records.failures, run["world_size"])
@@ -166,14 +195,9 @@ def _join_run(
         world_size=run["world_size"],
         steps=records.summary.steps if records.summary else records.last_step,
         hosts=",".join(summary.hosts) if summary else None,
+        link_share=None,  # needs the other rows
         **{name: getattr(summary, name, None) for name in _FROM_SUMMARY},
     )
-
-
-_FROM_SUMMARY = (
-    "backend", "device_name", "comparable", "train_s", "samples_per_s", "samples_per_s_per_gpu", "train_loss",
-    "eval_loss", "eval_accuracy", "data_ms", "forward_ms", "backward_ms", "optimizer_ms", "step_ms",
-)  # fmt: skip
 
 
 def explain(state: State, attempt: AccountingRow | None, failures: Sequence[Failure], world_size: int) -> str:

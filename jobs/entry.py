@@ -13,7 +13,7 @@ from pathlib import Path
 
 from disttrain.config import TrainConfig
 from disttrain.rankenv import RankEnv
-from disttrain.records import write_failure
+from disttrain.recordfile import write_failure
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from disttrain.errors import UserError
-from disttrain.records import CHECKPOINTS_NAME, SUMMARY_NAME, failure_name, metrics_name
+from disttrain.recordfile import CHECKPOINTS_NAME, SUMMARY_NAME, failure_name, metrics_name
 
 _LAST = ".last"  # in the root: the sweep submitted last, for commands that name none
 

@@ -8,7 +8,7 @@ import sys
 import time
 from collections.abc import Callable, Collection
 
-from disttrain.config import PATH_FIELDS
+from disttrain.config import LINK, PATH_FIELDS
 from disttrain.errors import UserError
 from jobs.accounting import AccountingUnavailable, queued_jobs
 from jobs.cluster import LOCAL
@@ -118,8 +118,9 @@ def _missing(folder: SweepFolder, plan: Plan, ledger: Ledger) -> frozenset[str]:
 
 
 def debug(plan: Plan, sweep: Sweep) -> None:
-    """Runs every run of the plan in this process, as one rank each, in a scratch folder."""
-    scratch = dataclasses.replace(plan, folder=scratch_folder(plan.sweep_name))
+    """Runs every run of the plan in this process, as one rank each, in a scratch folder; one rank has no link."""
+    trained = with_runs(plan, {run.run_id for run in plan.runs if run.config.model != LINK})
+    scratch = dataclasses.replace(trained, folder=scratch_folder(plan.sweep_name))
     folder = SweepFolder(scratch.folder)
     _prepare(folder, sweep, scratch, scratch, ())
     print(f"debug: {count_runs(len(scratch.runs))} as one rank each, in {scratch.folder}")

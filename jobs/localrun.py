@@ -11,7 +11,7 @@ from pathlib import Path
 
 import psutil
 
-from disttrain.records import FAILURE_GLOB, SUMMARY_NAME
+from disttrain.recordfile import FAILURE_GLOB, SUMMARY_NAME
 from jobs.entry import RankTask
 from jobs.environ import clean_environ
 from jobs.folder import SweepFolder

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from disttrain.records import metrics_name
+from disttrain.recordfile import metrics_name
 from jobs.accounting import AccountingUnavailable, query_sacct, queued_jobs
 from jobs.attempts import AccountingRow, attempts_by_job, merge_history
 from jobs.cluster import LOCAL

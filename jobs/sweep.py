@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from disttrain.config import NOT_IDENTITY, TrainConfig, absolute_paths, run_id
+from disttrain.config import LINK, NOT_IDENTITY, TrainConfig, absolute_paths, run_id
 from disttrain.errors import FieldsError, UserError
 from jobs.allocation import Allocation
 from jobs.sweepfile import Pattern, Sweep, canonical, load_sweep, parse_sweep
@@ -48,7 +48,7 @@ class _Cell(NamedTuple):
 
 @dataclass(frozen=True)
 class _Point:
-    """A run before its fields are checked together; `keys` is the place of its entry in `include`, or ()."""
+    """A run before its fields are checked together; `keys` is its entry in `include`, measure_link, or ()."""
 
     allocation: Allocation
     cells: Mapping[str, _Cell]
@@ -68,17 +68,20 @@ def expand(sweep: Sweep) -> tuple[RunSpec, ...]:
 
     For each allocation, in file order, the product of the axes (the last one fastest), the rows of `zip` and the seeds;
     without the points that `exclude` matches; then the points of `include`, each laid over `base` and run on its own
-    allocations (else on all) and with its own seed (else with all). Of the outside world it looks only at which paths
-    exist.
+    allocations (else on all) and with its own seed (else with all); with `measure_link`, the runs that measure the link
+    of each allocation that is left. Of the outside world it looks only at which paths exist.
 
     Raises:
         UserError: Fields that do not go together, two points that are the same run, a `setup` that contradicts the
-            allocation, an entry of `exclude` that matches nothing, no run at all, or more than `MAX_RUNS`.
+            allocation, an entry of `exclude` that matches nothing, no run at all, or more than `MAX_RUNS`; a link to be
+            measured where no allocation has one.
     """
     _check_count(sweep)
     points = [*_without_excluded(sweep, list(_product(sweep))), *_included(sweep)]
     if not points:
         raise UserError("no run is left", where=sweep.where("exclude"), hint="exclude drops them all")
+    if sweep.measure_link:
+        points += _links(sweep, points)
     runs: list[RunSpec] = []
     seen: dict[str, _Point] = {}
     for index, point in enumerate(points):
@@ -134,6 +137,17 @@ def _included(sweep: Sweep) -> Iterator[_Point]:
                 yield _Point(allocation, base | step | own, tuple(own | step), keys)
 
 
+def _links(sweep: Sweep, points: Sequence[_Point]) -> list[_Point]:
+    """For each allocation of more than one rank the run that measures its link, on the same device."""
+    keys = ("measure_link",)
+    shapes = [shape for shape in dict.fromkeys(point.allocation for point in points) if shape.world_size > 1]
+    if not shapes:
+        hint = "name an allocation of more than one rank, or drop it"
+        raise UserError("no allocation has a link", where=sweep.where(*keys), hint=hint)
+    device = {name: cell for name, cell in _base(sweep).items() if name == "device"}
+    return [_Point(shape, device | {"model": _Cell(LINK, keys)}, ("model",), keys) for shape in shapes]
+
+
 def _check_count(sweep: Sweep) -> None:
     seeds = len(sweep.seeds or (None,))
     count = len(sweep.allocations) * math.prod(len(steps) for steps in _steps(sweep))
@@ -180,7 +194,7 @@ def _run(sweep: Sweep, point: _Point, index: int) -> RunSpec:
     _check_setup(sweep, point)
     try:
         config = TrainConfig(**{name: cell.value for name, cell in point.cells.items() if name != "setup"}).resolved()
-        config.rank_batch(point.allocation.world_size)
+        config.check_world_size(point.allocation.world_size)
         absolute = absolute_paths(config, sweep.folder)
     except FieldsError as error:
         message = f"{error.message}, in {point}" if len(error.fields) > 1 else error.message

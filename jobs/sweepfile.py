@@ -17,7 +17,7 @@ from disttrain.schema import validate
 from jobs.allocation import Allocation
 from jobs.yamlfile import Document, KeyPath, load_yaml
 
-SECTIONS = ("name", "allocations", "base", "axes", "zip", "exclude", "include", "seeds", "slurm")
+SECTIONS = ("name", "allocations", "base", "axes", "zip", "exclude", "include", "seeds", "measure_link", "slurm")
 
 # A name is a folder's name; `torchrun` is the folder of the runs that no sweep started.
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,99}")
@@ -49,6 +49,7 @@ class Sweep:
         axes: Field name to its values: the product, in file order.
         zip: Field name to its values: lists of one length, walked together.
         seeds: None where the file has no such list.
+        measure_link: Whether each allocation gets a run of model `link` as well.
         slurm: Overrides of the cluster profile, not checked here.
         overrides: What ``--set`` gave; `base` holds it already.
     """
@@ -63,6 +64,7 @@ class Sweep:
     exclude: tuple[Pattern, ...]
     include: tuple[Pattern, ...]
     seeds: tuple[int, ...] | None
+    measure_link: bool
     slurm: Mapping[str, Any]
     overrides: Mapping[str, Any]
 
@@ -114,6 +116,7 @@ def parse_sweep(document: Document, folder: str, overrides: Mapping[str, Any] = 
         exclude=_patterns(document, "exclude"),
         include=_patterns(document, "include"),
         seeds=_seeds(document),
+        measure_link=_measure_link(document),
         slurm=document.get_mapping("slurm") if "slurm" in document.value else {},
         overrides=dict(overrides),
     )
@@ -245,6 +248,13 @@ def _seeds(document: Document) -> tuple[int, ...] | None:
     if not seeds:
         raise document.error(("seeds",), "seeds has no values", hint="list at least one, or drop it")
     return tuple(seeds)
+
+
+def _measure_link(document: Document) -> bool:
+    value = document.value.get("measure_link", False)
+    if not isinstance(value, bool):
+        raise document.error(("measure_link",), f"measure_link is {value!r}", hint="write true or false")
+    return value
 
 
 def _patterns(document: Document, section: str) -> tuple[Pattern, ...]:

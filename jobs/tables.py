@@ -7,7 +7,7 @@ import dataclasses
 import io
 import json
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +15,7 @@ from rich.box import SIMPLE_HEAD
 from rich.markup import escape
 from rich.table import Table
 
-from disttrain.records import failure_name
+from disttrain.recordfile import failure_name
 from jobs.cluster import DEBUG
 from jobs.collect import COLUMNS, Result, read_run
 from jobs.folder import SweepFolder
@@ -61,15 +61,27 @@ def results_table(results: Sequence[Result], title: str, width: int) -> Table:
         width: Of the terminal; a narrow one gets fewer columns rather than cut ones.
     """
     table = Table(title=title, title_justify="left", **_LOOK)
-    shown = [column for column in _COLUMNS if column.always or width >= _WIDE]
+    shown = [
+        column
+        for column in _COLUMNS
+        if width >= column.least_width and (not column.if_known or any(map(column.text, results)))
+    ]
     for column in shown:
         table.add_column(column.heading, justify="right" if column.number else "left", no_wrap=True)
     for row in results:
         table.add_row(*(column.text(row) for column in shown), style=_STATE_STYLE.get(row.state, "red"))
-    if any(row.comparable is False for row in results):
-        table.caption = "* not comparable: ranks shared a GPU, or all nodes were this one host"
-        table.caption_justify = "left"
+    table.caption = "\n".join(_remarks(results)) or None
+    table.caption_justify = "left"
     return table
+
+
+def _remarks(results: Sequence[Result]) -> Iterator[str]:
+    if any(row.comparable is False for row in results):
+        yield "* not comparable: ranks shared a GPU, or all nodes were this one host"
+    for row in results:
+        if row.link_bus_gb_per_s is not None:
+            carried = f"{_cell(row.link_bus_gb_per_s)} GB/s ({row.backend}, bus bandwidth)"
+            yield f"link of {row.allocation}: {_cell(row.link_latency_ms)} ms, {carried}"
 
 
 @dataclass(frozen=True)
@@ -77,15 +89,18 @@ class _Column:
     heading: str
     text: Callable[[Result], str]
     number: bool = True
-    always: bool = False
+    least_width: int = 168  # of the terminal
+    if_known: bool = False  # left out where no row has it
 
 
-def _number(heading: str, name: str, *, always: bool = False) -> _Column:
-    return _Column(heading, lambda row: _cell(getattr(row, name)), always=always)
+def _number(heading: str, name: str, **how: Any) -> _Column:
+    return _Column(heading, lambda row: _cell(getattr(row, name)), **how)
 
 
 def _batch(row: Result) -> str:
-    return str(row.per_gpu_batch) if row.per_gpu_batch else f"{row.global_batch} in all"
+    if row.global_batch:
+        return f"{row.global_batch} in all"
+    return _cell(row.per_gpu_batch)
 
 
 def _speed(row: Result) -> str:
@@ -93,25 +108,27 @@ def _speed(row: Result) -> str:
     return _cell(row.samples_per_s) + ("*" if row.comparable is False and row.samples_per_s is not None else "")
 
 
-_WIDE = 168
+_EXCHANGE: dict[str, Any] = {"least_width": 188, "if_known": True}
 _COLUMNS = (
-    _Column("run_id", lambda row: row.run_id, number=False, always=True),
-    _Column("model", lambda row: row.model, number=False, always=True),
-    _Column("batch", _batch, always=True),
-    _Column("lr", lambda row: f"{row.lr:g}", always=True),
-    _Column("state", lambda row: row.state, number=False, always=True),
+    _Column("run_id", lambda row: row.run_id, number=False, least_width=0),
+    _Column("model", lambda row: row.model, number=False, least_width=0),
+    _Column("batch", _batch, least_width=0),
+    _Column("lr", lambda row: "" if row.lr is None else f"{row.lr:g}", least_width=0),
+    _Column("state", lambda row: row.state, number=False, least_width=0),
     _number("wait s", "queue_wait_s"),
     _number("elapsed s", "elapsed_s"),
-    _number("GPU-h", "gpu_hours", always=True),
+    _number("GPU-h", "gpu_hours", least_width=0),
     _number("train s", "train_s"),
-    _Column("samples/s", _speed, always=True),
+    _Column("samples/s", _speed, least_width=0),
     _number("per GPU", "samples_per_s_per_gpu"),
     _number("fwd ms", "forward_ms"),
     _number("bwd ms", "backward_ms"),
     _number("opt ms", "optimizer_ms"),
+    _number("exch ms", "exchange_ms", **_EXCHANGE),
+    _Column("of link", lambda row: "" if row.link_share is None else f"{row.link_share:.0%}", **_EXCHANGE),
     _number("train loss", "train_loss"),
     _number("eval loss", "eval_loss"),
-    _number("accuracy", "eval_accuracy", always=True),
+    _number("accuracy", "eval_accuracy", least_width=0),
 )
 
 

@@ -14,7 +14,8 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from disttrain.records import CheckpointRecord, EndRecord, StartRecord, StepRecord, metrics_name, read_records
+from disttrain.recordfile import metrics_name, read_records
+from disttrain.records import CheckpointRecord, EndRecord, StartRecord, StepRecord
 from tests.benchmarks import store, tables
 from tests.benchmarks.cells import BenchmarkError
 from tests.benchmarks.contenders import REPOSITORY

@@ -12,7 +12,8 @@ from pathlib import Path
 
 import psutil
 
-from disttrain.records import EndRecord, EvalRecord, Record, StepRecord, metrics_name, read_records
+from disttrain.recordfile import metrics_name, read_records
+from disttrain.records import EndRecord, EvalRecord, Record, StepRecord
 from tests.benchmarks.cells import BenchmarkError
 from tests.benchmarks.contenders import REPOSITORY, Contender, command
 from tests.benchmarks.work import Result, Work, load, process_start_s, save

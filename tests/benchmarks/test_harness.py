@@ -152,7 +152,7 @@ def test_longer_texts_are_seeded_and_labelled_by_majority() -> None:
 def test_ours_is_read_from_its_records() -> None:
     def step(number: int, loss: float) -> StepRecord:
         times = {"data_ms": 0.0, "forward_ms": 1.0, "backward_ms": 1.0, "optimizer_ms": 1.0, "step_ms": 500.0}
-        return StepRecord(step=number, epoch=0, loss=loss, lr=1e-3, examples=4, **times)
+        return StepRecord(step=number, epoch=0, start_s=0.0, loss=loss, lr=1e-3, examples=4, **times)
 
     ends: list[Record] = [
         EvalRecord(step=2, loss=0.5, accuracy=0.75, examples=8, elapsed_s=2.0),

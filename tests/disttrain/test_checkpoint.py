@@ -12,7 +12,8 @@ import torch
 from disttrain.checkpoint import Claim, clear, find, load, tidy
 from disttrain.checkpointwriter import CheckpointWriter
 from disttrain.errors import NewerAttempt
-from disttrain.records import EndRecord, RecordWriter, Written, is_intact, read_records
+from disttrain.recordfile import RecordWriter, Written, is_intact, read_records
+from disttrain.records import EndRecord
 
 STATE = {"weights": torch.arange(6.0).view(2, 3), "nested": [{"numbers": torch.ones(2)}, "text", 3]}
 

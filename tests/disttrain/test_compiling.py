@@ -13,7 +13,8 @@ from torch._inductor import config as inductor
 
 from disttrain.config import TrainConfig
 from disttrain.rankenv import RankEnv
-from disttrain.records import StartRecord, metrics_name, read_records
+from disttrain.recordfile import metrics_name, read_records
+from disttrain.records import StartRecord
 from disttrain.run import run
 
 COMPILING_S = 200.0  # where other tests run beside this one

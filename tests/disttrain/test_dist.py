@@ -10,7 +10,7 @@ import torch
 import torch.distributed
 
 from disttrain import dist
-from disttrain.dist import Group
+from disttrain.dist import Group, is_first
 from disttrain.rankenv import RankEnv
 
 
@@ -60,3 +60,8 @@ def test_the_first_rank_of_a_host_goes_behind_rank_0_and_before_its_neighbours()
         when = {event: places[turn] for event, places in at.items()}
         assert when["ends", 0] < min(when["begins", 1], when["begins", 2])
         assert when["ends", 2] < min(when["begins", 3], when["begins", 4])
+
+
+def test_the_first_rank_on_each_board() -> None:
+    gpus = ["n1 0:3b:0", "n1 0:3b:0", "n2 0:3b:0", ""]
+    assert [is_first(gpus, rank) for rank in range(4)] == [True, False, True, True]

@@ -19,7 +19,8 @@ from disttrain import checkpoint
 from disttrain.batches import RankStep
 from disttrain.config import TrainConfig, run_id
 from disttrain.rankenv import RankEnv
-from disttrain.records import CheckpointRecord, EvalRecord, StartRecord, StepRecord, metrics_name, read_records
+from disttrain.recordfile import metrics_name, read_records
+from disttrain.records import CheckpointRecord, EvalRecord, StartRecord, StepRecord
 from disttrain.run import run
 
 STEPS = 20

@@ -16,16 +16,9 @@ import pytest
 from disttrain.config import TrainConfig
 from disttrain.describe import choose_threads
 from disttrain.rankenv import RankEnv
-from disttrain.records import (
-    EndRecord,
-    EvalRecord,
-    Failure,
-    StartRecord,
-    failure_name,
-    from_json,
-    metrics_name,
-    read_records,
-)
+from disttrain.recordfile import failure_name, from_json, metrics_name, read_records
+from disttrain.records import EndRecord, EvalRecord, StartRecord, StepRecord, TelemetryRecord
+from disttrain.results import Failure
 from disttrain.run import default_output_dir
 
 if TYPE_CHECKING:
@@ -83,11 +76,16 @@ def test_torchrun_starts_a_script_in_its_own_folder(bert_config: TrainConfig, tm
     summary = json.loads((folder / "summary.json").read_text())
     assert (summary["steps"], summary["measured_steps"], summary["backend"]) == (4, 2, "gloo")
     for rank in range(2):
-        start, *steps, evaluation, end = read_records(folder / metrics_name(rank))
+        start, *between, end = read_records(folder / metrics_name(rank))
+        steps = [record for record in between if isinstance(record, StepRecord)]
+        samples = [record for record in between if isinstance(record, TelemetryRecord)]
+        (evaluation,) = (record for record in between if record not in steps and record not in samples)
         assert isinstance(start, StartRecord)
         assert isinstance(evaluation, EvalRecord)
         assert isinstance(end, EndRecord)
         assert (start.rank, start.world_size, len(steps), end.steps) == (rank, 2, 4, 4)
+        assert len(samples) >= 2  # when training begins and when it has ended
+        assert summary["process_memory_peak_mib"] > 0
         assert start.notices == tuple(summary["notices"])
 
 

@@ -12,7 +12,8 @@ from torch import nn
 
 from disttrain.batches import BEGINNING, RankStep
 from disttrain.config import TrainConfig
-from disttrain.records import EvalRecord, metrics_name, read_records
+from disttrain.recordfile import metrics_name, read_records
+from disttrain.records import EvalRecord
 from disttrain.train import eval_due, lr_factor, make_optimizer
 
 if TYPE_CHECKING:

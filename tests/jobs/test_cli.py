@@ -16,7 +16,8 @@ from typing import Any
 
 import pytest
 
-from disttrain.records import Failure, failure_name, write_json
+from disttrain.recordfile import failure_name, write_json
+from disttrain.results import Failure
 from jobs import cli, ledger
 from jobs.attempts import AccountingRow
 from jobs.collect import COLUMNS
@@ -29,7 +30,7 @@ allocations: [1x1, 2x1]
 base: {model: bert, max_steps: 3}
 slurm: {time: 00:30:00}
 """
-HEAVY = ("torch", "torchvision", "transformers", "datasets", "numpy", "pandas", "pyarrow")
+HEAVY = ("torch", "torchvision", "transformers", "datasets", "numpy", "pandas", "pyarrow", "matplotlib")
 
 
 @dataclass(frozen=True)
@@ -115,6 +116,7 @@ def test_help_without_a_command(sweep: Sweep) -> None:
         "submit",
         "status",
         "collect",
+        "figures",
     ]
 
 

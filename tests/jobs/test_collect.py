@@ -12,7 +12,9 @@ from typing import Any
 import pytest
 
 from disttrain.config import TrainConfig
-from disttrain.records import Failure, StepRecord, Summary, encode, failure_name, metrics_name, write_json
+from disttrain.recordfile import encode, failure_name, metrics_name, write_json
+from disttrain.records import StepRecord
+from disttrain.results import Failure, Summary
 from jobs.attempts import AccountingRow
 from jobs.collect import COLUMNS, Result, RunRecords, join, read_run
 from jobs.ledger import Job, Ledger
@@ -27,7 +29,9 @@ SUMMARY = Summary(
     world_size=2, num_nodes=2, hosts=("n1", "n2"), device_name="H100", backend="nccl", comparable=True, steps=220,
     measured_steps=200, train_s=21.5, samples_per_s=300.0, samples_per_s_per_gpu=150.0, data_ms=1.0, forward_ms=20.0,
     backward_ms=40.0, optimizer_ms=3.0, step_ms=65.0, train_loss=0.5, eval_loss=0.6, eval_accuracy=0.75,
-    eval_examples=100, notices=(),
+    eval_examples=100, notices=(), backward_compute_ms=30.0, exposed_ms=10.0, hidden_ms=5.0, bucket_count=4,
+    exchange_ms=15.0, bus_gb_per_s=8.0, no_sync_exposed_ms=9.0, ddp_exposed_ms=11.0, slowest_rank=1, slowest_host="n2",
+    slowest_ratio=1.5,
 )  # fmt: skip
 DONE = AccountingRow(
     "7_0", state=State.COMPLETED, submit_s=1700000000, start_s=1700000060, end_s=1700003660, elapsed_s=3600,
@@ -67,6 +71,9 @@ OF_SUMMARY = {
     "backend": "nccl", "device_name": "H100", "comparable": True, "steps": 220, "train_s": 21.5,
     "samples_per_s": 300.0, "samples_per_s_per_gpu": 150.0, "train_loss": 0.5, "eval_loss": 0.6, "eval_accuracy": 0.75,
     "data_ms": 1.0, "forward_ms": 20.0, "backward_ms": 40.0, "optimizer_ms": 3.0, "step_ms": 65.0, "hosts": "n1,n2",
+    "backward_compute_ms": 30.0, "exposed_ms": 10.0, "hidden_ms": 5.0, "bucket_count": 4, "exchange_ms": 15.0,
+    "bus_gb_per_s": 8.0, "no_sync_exposed_ms": 9.0, "ddp_exposed_ms": 11.0, "slowest_rank": 1, "slowest_host": "n2",
+    "slowest_ratio": 1.5,
 }  # fmt: skip
 
 
@@ -189,8 +196,8 @@ def test_the_records_of_a_run_are_read_from_its_folder(tmp_path: Path) -> None:
         write_json(tmp_path / failure_name(item.rank), item)
     steps = [
         StepRecord(
-            step=step, epoch=0, loss=1.0, lr=1e-3, examples=4, data_ms=1.0, forward_ms=1.0, backward_ms=1.0,
-            optimizer_ms=1.0, step_ms=4.0,
+            step=step, epoch=0, start_s=0.0, loss=1.0, lr=1e-3, examples=4, data_ms=1.0, forward_ms=1.0,
+            backward_ms=1.0, optimizer_ms=1.0, step_ms=4.0,
         )
         for step in range(1, 101)
     ]  # fmt: skip
@@ -201,6 +208,43 @@ def test_the_records_of_a_run_are_read_from_its_folder(tmp_path: Path) -> None:
     assert read_run(tmp_path).last_step == 0
     write_json(tmp_path / "summary.json", SUMMARY)
     assert read_run(tmp_path) == RunRecords(SUMMARY, (FIRST, LATER), None)
+
+
+LINK_SUMMARY = dataclasses.replace(
+    SUMMARY, bus_gb_per_s=None, samples_per_s=None, link_latency_ms=0.25, link_bus_gb_per_s=10.0
+)
+
+
+def linked(*summaries: Summary | None, shapes: tuple[str, ...] = ("2x1", "2x1")) -> list[Result]:
+    """The rows of a run that trained and of one that measured a link; one without a summary is still under way."""
+    asked = (RUN["train"], dataclasses.asdict(TrainConfig(model="link")))
+    planned = [
+        {**RUN, "run_id": name, "allocation": shape, "train": train}
+        for name, shape, train in zip("ab", shapes, asked, strict=True)
+    ]
+    ledger = Ledger({name: (Job(name, name, 1.0),) for name in "ab"}, ())
+    states = [State.COMPLETED if summary else State.RUNNING for summary in summaries]
+    attempts = {
+        name: [dataclasses.replace(DONE, job_id=name, state=state)] for name, state in zip("ab", states, strict=True)
+    }
+    records = {name: RunRecords(summary) for name, summary in zip("ab", summaries, strict=True)}
+    return list(join(planned, ledger, attempts, records, local=False))
+
+
+def test_an_exchange_is_a_share_of_what_its_link_carries() -> None:
+    trained, link = linked(SUMMARY, LINK_SUMMARY)
+    assert (trained.bus_gb_per_s, trained.link_share) == (8.0, 0.8)
+    assert (trained.link_latency_ms, trained.link_bus_gb_per_s) == (None, None)
+    assert (link.model, link.link_latency_ms, link.link_bus_gb_per_s, link.link_share) == ("link", 0.25, 10.0, None)
+    # It trains nothing.
+    assert (link.per_gpu_batch, link.global_batch, link.lr, link.seed, link.samples_per_s) == (None,) * 5
+
+
+def test_a_share_that_is_not_known_is_none() -> None:
+    assert linked(SUMMARY, None)[0].link_share is None
+    assert linked(dataclasses.replace(SUMMARY, bus_gb_per_s=None), LINK_SUMMARY)[0].link_share is None
+    assert linked(SUMMARY, LINK_SUMMARY, shapes=("2x1", "2x2"))[0].link_share is None
+    assert linked(SUMMARY, dataclasses.replace(LINK_SUMMARY, backend="gloo"))[0].link_share is None
 
 
 def test_csv_and_json_hold_every_column() -> None:

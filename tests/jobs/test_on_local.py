@@ -17,7 +17,16 @@ from typing import Any
 
 import pytest
 
-from tests.jobs.sweeping import END_LIMIT_S, Sweeping, processes_with, records, tiny_base, wait_for, write_sweep
+from tests.jobs.sweeping import (
+    END_LIMIT_S,
+    TINY_BERT,
+    Sweeping,
+    processes_with,
+    records,
+    tiny_base,
+    wait_for,
+    write_sweep,
+)
 
 SLURM_COLUMNS = ("job_id", "attempts", "queue_wait_s", "gpu_hours", "node_list", "max_rss_bytes")
 GOOD, RAISES, KILLED = 0, 1, 2  # seeds
@@ -59,6 +68,26 @@ def test_two_nodes_folded_onto_this_one(tmp_path: Path) -> None:
     again = sweeping.run("submit", file, "--cluster", "local").stdout
     assert again.startswith("folded on local: sending 0 of 1 run (1 done, 0 under way)\n")
     assert not processes_with(f"{MARK}={tmp_path}")
+
+
+def test_the_figures_of_a_run_with_detailed_timing(tmp_path: Path) -> None:
+    sweeping = sweeping_in(tmp_path)
+    # Gradients of 3 MB: DDP's first bucket takes up to 1 MiB, whatever the cap.
+    size = {"hidden_size": 128, "intermediate_size": 512, "num_hidden_layers": 4}
+    base = tiny_base(detailed_timing=True, bucket_cap_mb=0.5, architecture={**TINY_BERT, **size})
+    file = write_sweep(tmp_path / "drawn.yaml", allocations=["1x1", "2x1"], base=base)
+    sweeping.run("submit", file, "--cluster", "local", "--wait", timeout_s=RUN_LIMIT_S)
+    (run_id,) = (row["run_id"] for row in sweeping.status() if row["world_size"] == 2)
+    drawn = tmp_path / "runs" / "drawn" / "local" / "figures" / f"timeline-{run_id}.svg"
+    assert sweeping.run("figures").stdout == f"wrote {drawn}\n"
+    for rank in range(2):
+        for name in ("forward", "backward-compute", "exposed", "bucket1-hidden"):
+            assert f'id="rank{rank}-{name}"' in drawn.read_text()
+    # Step 1 warms up: it is never the one that is chosen.
+    sweeping.run("figures", "drawn", "--run", run_id, "--step", "1", "-o", tmp_path / "here")
+    assert (tmp_path / "here" / drawn.name).read_text() != drawn.read_text()
+    missing = sweeping.run("figures", "--step", "9", exit_code=2)
+    assert missing.stderr == f"error: --step: run {run_id} has no step 9 (there are steps 1 to 4)\n"
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from disttrain.config import FAMILY_CHECKPOINT, FAMILY_DATASET
+from disttrain.config import FAMILY_CHECKPOINT, FAMILY_DATASET, TrainConfig, run_id
 from jobs.sweep import RunSpec, expand, load_sweep, parse_sweep
 from jobs.yamlfile import parse_yaml
 
@@ -149,6 +149,30 @@ exclude:
     ]
 
 
+LINKED = """\
+name: s
+allocations: [1x1, 2x1]
+base: {model: bert, device: cpu, lr: 1e-3, dataset: some/text}
+include:
+  - {allocation: 2x2, model: vit}
+  - {allocation: 2x1, lr: 1e-4}
+exclude: []
+seeds: [0, 1]
+"""
+
+
+def test_a_link_is_measured_once_for_each_shape_that_has_one() -> None:
+    plain, linked = runs_of(LINKED), runs_of(LINKED + "measure_link: true\n")
+    assert linked[: len(plain)] == plain
+    added = linked[len(plain) :]
+    assert lines_of(added) == ["2x1 model=link", "2x2 model=link"]
+    assert [run.index for run in linked] == list(range(len(linked)))
+    for run in added:
+        assert run.config == TrainConfig(model="link", device="cpu")
+    assert [run.run_id for run in added] == [run_id(str(run.allocation), run.config) for run in added]
+    assert runs_of(LINKED + "measure_link: false\n") == plain
+
+
 @st.composite
 def grids(draw: st.DrawFn) -> tuple[str, int]:
     """A sweep of some axes, zip and seeds as text, with the number of its runs."""
@@ -195,8 +219,14 @@ def test_a_grid_is_the_product_of_its_lists(grid: tuple[str, int]) -> None:
         ),
         (
             "propagation",
-            [("2x1", {})],
-            {"per_gpu_batch": 16, "timing_warmup_steps": 20, "max_steps": 220, "max_eval_examples": 0},
+            [("2x1", {}), ("2x1", {"model": "link"})],
+            {
+                "detailed_timing": True,
+                "per_gpu_batch": 16,
+                "timing_warmup_steps": 20,
+                "max_steps": 220,
+                "max_eval_examples": 0,
+            },
         ),
     ],
 )
@@ -210,7 +240,8 @@ def test_the_study(
     assert [(str(run.allocation), run.point) for run in runs] == grid
     fixed |= {"model": model, "checkpoint": FAMILY_CHECKPOINT[model], "dataset": FAMILY_DATASET[model]}
     for run in runs:
-        assert {name: getattr(run.config, name) for name in fixed} == fixed
+        if run.config.model != "link":
+            assert {name: getattr(run.config, name) for name in fixed} == fixed
 
 
 def test_no_heavy_import() -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import yaml
 
-from disttrain.config import field_names
+from disttrain.config import NOT_IDENTITY, field_names
 from disttrain.errors import UserError
 from jobs.allocation import Allocation
 from jobs.sweep import expand, load_sweep, parse_sweep
@@ -23,7 +23,8 @@ MISTAKES: list[dict[str, Any]] = yaml.safe_load((SWEEPS / "mistakes.yaml").read_
 def test_a_mistake_is_one_line_that_says_where_what_and_how_to_mend_it(mistake: dict[str, Any]) -> None:
     with pytest.raises(UserError) as caught:
         expand(parse_sweep(parse_yaml(mistake["sweep"], "s.yaml"), "/nowhere", mistake.get("set", {})))
-    assert str(caught.value) == mistake["error"].replace("<fields>", ", ".join(field_names()))
+    error = mistake["error"].replace("<fields>", ", ".join(field_names()))
+    assert str(caught.value) == error.replace("<not identity>", ", ".join(sorted(NOT_IDENTITY)))
     assert caught.value.where
     assert caught.value.hint
 

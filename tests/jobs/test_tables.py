@@ -8,7 +8,8 @@ from typing import Any
 
 from rich.console import Console, RenderableType
 
-from disttrain.records import Failure, failure_name, write_json
+from disttrain.recordfile import failure_name, write_json
+from disttrain.results import Failure
 from jobs import ledger
 from jobs.cluster import Cluster
 from jobs.collect import COLUMNS, Result
@@ -71,6 +72,23 @@ def test_a_plan() -> None:
 def test_results_on_a_wide_and_on_a_narrow_terminal() -> None:
     text = "".join(rendered(results_table(RESULTS, "s on site", width), width) for width in (200, 100))
     assert text == (GOLDEN / "results_table.txt").read_text(encoding="utf-8")
+
+
+LINKED = [
+    result(
+        run_id="2x1-0123456789ab", allocation="2x1", state="COMPLETED", samples_per_s=20.0, samples_per_s_per_gpu=10.0,
+        exchange_ms=16.04, bus_gb_per_s=8.0, link_share=0.8, backend="nccl", world_size=2,
+    ),
+    result(
+        run_id="2x1-ba9876543210", allocation="2x1", model="link", per_gpu_batch=None, lr=None, seed=None,
+        state="COMPLETED", backend="nccl", world_size=2, link_latency_ms=0.021, link_bus_gb_per_s=10.0,
+    ),
+]  # fmt: skip
+
+
+def test_a_link_and_what_an_exchange_is_of_it() -> None:
+    text = "".join(rendered(results_table(LINKED, "s on site", width), width) for width in (200, 180))
+    assert text == (GOLDEN / "linked_table.txt").read_text(encoding="utf-8")
 
 
 def test_only_what_is_not_comparable_is_marked() -> None:

@@ -11,9 +11,16 @@ from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
 
-from tests.proofs import accuracy, resume, same_losses
+from tests.proofs import accuracy, propagation, resume, same_losses, slow_rank, timeline
 
-PROOFS = {"accuracy": accuracy.prove, "same-losses": same_losses.prove, "resume": resume.prove}
+PROOFS = {
+    "accuracy": accuracy.prove,
+    "same-losses": same_losses.prove,
+    "resume": resume.prove,
+    "propagation": propagation.prove,
+    "timeline": timeline.prove,
+    "slow-rank": slow_rank.prove,
+}
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "proofs.md"
 HEAD = """# Proofs
 

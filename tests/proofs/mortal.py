@@ -22,7 +22,8 @@ from disttrain.config import TrainConfig
 from disttrain.data import Splits
 from disttrain.dist import Group
 from disttrain.family import Built, Encoded
-from disttrain.records import StartRecord, metrics_name, read_records
+from disttrain.recordfile import metrics_name, read_records
+from disttrain.records import StartRecord
 
 EVENT_NAME = "event.json"  # in the run's folder, like the others
 STRUCK_NAME = "struck.jsonl"

@@ -7,7 +7,8 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from disttrain.records import StepRecord, metrics_name, read_records
+from disttrain.recordfile import metrics_name, read_records
+from disttrain.records import StepRecord
 from tests.proofs.sweeping import cluster_environ, run_sweep
 
 STEPS = 20

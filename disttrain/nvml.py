@@ -1,0 +1,148 @@
+"""One GPU as NVML tells of it; what it does not support is None, never 0."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+_ENERGY = "nvmlDeviceGetTotalEnergyConsumption"
+# nvmlClocksEventReasons of nvml.h, called throttle reasons before: why clocks are held down.
+THROTTLE_REASONS = {
+    0x1: "gpu_idle",
+    0x2: "applications_clocks_setting",
+    0x4: "sw_power_cap",
+    0x8: "hw_slowdown",
+    0x10: "sync_boost",
+    0x20: "sw_thermal_slowdown",
+    0x40: "hw_thermal_slowdown",
+    0x80: "hw_power_brake_slowdown",
+    0x100: "display_clock_setting",
+    0x200: "board_limit",
+    0x400: "reliability",
+    1 << 63: "unknown",
+}
+
+
+@dataclass(frozen=True)
+class GpuState:
+    """One reading."""
+
+    util_percent: float | None = None
+    memory_used_mib: float | None = None
+    power_w: float | None = None
+    temperature_c: float | None = None
+    sm_clock_mhz: float | None = None
+    memory_clock_mhz: float | None = None
+    throttle: tuple[str, ...] | None = None
+    energy_counter_j: float | None = None  # since the driver was loaded
+    error: str | None = None  # of a figure that could be read before: a GPU that has fallen off the bus
+
+
+class Gpu:
+    """The GPU of a rank, or the slice of one: then what the driver tells of the slice, and nothing of its GPU instead.
+
+    Args:
+        uuid: As torch gives it: without the prefix that tells a GPU from a MIG slice.
+        nvml: The module pynvml, of nvidia-ml-py3 or of its successor nvidia-ml-py.
+
+    Raises:
+        NVMLError: There is no NVML, or no such GPU.
+    """
+
+    def __init__(self, uuid: str, nvml: Any) -> None:
+        self._nvml = nvml
+        self._supported: set[str] = set()  # functions that have answered
+        self._error: str | None = None
+        nvml.nvmlInit()
+        try:
+            self._handle = self._find(uuid)
+        except nvml.NVMLError:
+            self.close()
+            raise
+
+    def read(self) -> GpuState:
+        """The state now. Nothing is raised: a figure that cannot be read is None."""
+        self._error = None
+        nvml = self._nvml
+        state = {
+            "util_percent": self._get("nvmlDeviceGetUtilizationRates", convert=lambda rates: float(rates.gpu)),
+            "memory_used_mib": self._get("nvmlDeviceGetMemoryInfo", convert=lambda memory: memory.used / 2**20),
+            "power_w": self._get("nvmlDeviceGetPowerUsage", convert=lambda milliwatts: milliwatts / 1000),
+            # Of two names the second is what a CUDA leaves that no longer has the first, or the other way round.
+            "temperature_c": self._get(
+                "nvmlDeviceGetTemperature", "nvmlDeviceGetTemperatureV", argument=nvml.NVML_TEMPERATURE_GPU
+            ),
+            "sm_clock_mhz": self._get("nvmlDeviceGetClockInfo", argument=nvml.NVML_CLOCK_SM),
+            "memory_clock_mhz": self._get("nvmlDeviceGetClockInfo", argument=nvml.NVML_CLOCK_MEM),
+            "throttle": self._get(
+                "nvmlDeviceGetCurrentClocksEventReasons",
+                "nvmlDeviceGetCurrentClocksThrottleReasons",
+                convert=throttle_names,
+            ),
+            "energy_counter_j": self._get(_ENERGY, convert=lambda mj: mj / 1000),
+        }
+        return GpuState(**state, error=self._error)
+
+    def close(self) -> None:
+        with contextlib.suppress(self._nvml.NVMLError):
+            self._nvml.nvmlShutdown()
+
+    def _find(self, uuid: str) -> Any:
+        try:
+            return self._nvml.nvmlDeviceGetHandleByUUID(f"GPU-{uuid}".encode())  # nvidia-ml-py3 takes bytes alone
+        except self._nvml.NVMLError:
+            return self._nvml.nvmlDeviceGetHandleByUUID(f"MIG-{uuid}".encode())
+
+    def _get(self, *names: str, argument: int | None = None, convert: Callable[[Any], Any] = float) -> Any:
+        """What the first of these functions gives that this module and this driver have, and this GPU supports."""
+        arguments = () if argument is None else (argument,)
+        for name in names:
+            function = _function(self._nvml, name)
+            if function is None:
+                continue
+            try:
+                value = convert(function(self._handle, *arguments))
+            except self._nvml.NVMLError as error:
+                if name in self._supported:  # else it is the driver's way to say that there is no such figure
+                    self._error = f"{name}: {error}"
+                continue
+            self._supported.add(name)
+            return value
+        return None
+
+
+def _function(nvml: Any, name: str) -> Callable[..., Any] | None:
+    """A function of the module; the energy counter also where only the library under it has one: nvidia-ml-py3."""
+    found: Callable[..., Any] | None = getattr(nvml, name, None)
+    return partial(_energy_counter, nvml) if found is None and name == _ENERGY else found
+
+
+def _energy_counter(nvml: Any, handle: Any) -> int:
+    millijoules = ctypes.c_ulonglong()
+    nvml._nvmlCheckReturn(nvml._nvmlGetFunctionPointer(_ENERGY)(handle, ctypes.byref(millijoules)))
+    return millijoules.value
+
+
+def open_gpu(uuid: str) -> tuple[Gpu | None, str | None]:
+    """A GPU through NVML, or the reason why there is none of it."""
+    import pynvml  # not before: a rank without a GPU needs none
+
+    try:
+        return Gpu(uuid, pynvml), None
+    except pynvml.NVMLError as error:
+        return None, str(error)
+
+
+def throttle_names(mask: int) -> tuple[str, ...]:
+    """The reasons of a bit mask; one that is not known here by its bit.
+
+    Example:
+        >>> throttle_names(0x4 | 0x1000)
+        ('sw_power_cap', '0x1000')
+    """
+    bits = [1 << place for place in range(mask.bit_length()) if mask >> place & 1]
+    return tuple(THROTTLE_REASONS.get(bit, hex(bit)) for bit in bits)
