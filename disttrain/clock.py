@@ -28,17 +28,18 @@ def clock_offset(group: Group) -> Offset:
     """
     if group.backend is None:
         return Offset(0.0, 0.0)
+    device = group.device if group.backend == "nccl" else torch.device("cpu")  # gloo sends from memory alone
     if group.is_main:
         for rank in range(1, group.env.world_size):
             for _ in range(ROUNDS):
-                _receive(rank, group.device)
-                _send(rank, group.device)
+                _receive(rank, device)
+                _send(rank, device)
         return Offset(0.0, 0.0)
     trips = []
     for _ in range(ROUNDS):
         sent_s = time.perf_counter()
-        _send(0, group.device)
-        main_s = _receive(0, group.device)
+        _send(0, device)
+        main_s = _receive(0, device)
         trips.append((sent_s, main_s, time.perf_counter()))
     return best_offset(trips)
 

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
+import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed import GradBucket
@@ -51,7 +52,7 @@ def parallel(model: nn.Module, group: Group, config: TrainConfig, timer: PhaseTi
     hook = bf16_compress_hook if compressed else allreduce_hook
     try:
         if config.detailed_timing:
-            wrapped.register_comm_hook(None, _watched(hook, timer, bytes_share=0.5 if compressed else 1.0))
+            wrapped.register_comm_hook(None, _watched(hook, timer, sent=torch.bfloat16 if compressed else None))
         elif compressed:  # without a hook DDP does what allreduce_hook does
             wrapped.register_comm_hook(None, hook)
     except TypeError as error:  # of a torch without CUDA
@@ -60,13 +61,20 @@ def parallel(model: nn.Module, group: Group, config: TrainConfig, timer: PhaseTi
 
 
 def _watched(
-    hook: Callable[..., Future[Tensor]], timer: PhaseTimer, bytes_share: float
+    hook: Callable[..., Future[Tensor]], timer: PhaseTimer, sent: torch.dtype | None
 ) -> Callable[..., Future[Tensor]]:
-    """The hook, with the beginning and the end of each bucket's exchange marked."""
+    """The hook, with the beginning and the end of each bucket's exchange marked.
+
+    Args:
+        hook: That exchanges a bucket.
+        timer: Keeps the marks.
+        sent: As what gradients are exchanged; None: as what they are.
+    """
 
     @functools.wraps(hook)  # DDP looks at a hook's name and types
     def watched(_: None, bucket: GradBucket) -> Future[Tensor]:
-        marks = timer.bucket_ready(int(bucket.buffer().nbytes * bytes_share))
+        gradients = bucket.buffer()
+        marks = timer.bucket_ready(gradients.numel() * (sent or gradients.dtype).itemsize)
 
         def done(future: Future[Tensor]) -> Tensor:
             # On a GPU this runs with a stream as the current one that has waited for the exchange.

@@ -40,22 +40,26 @@ class Exchange:
         return union_ms((ready, min(done, self.computed_ms)) for ready, done in spans)
 
 
-def under_way(ranks: Sequence[Exchange], starts_ms: Sequence[float]) -> tuple[tuple[float, float], ...]:
+def under_way(
+    ranks: Sequence[Exchange], starts_ms: Sequence[float], at_once: int = 1
+) -> tuple[tuple[float, float], ...]:
     """When the all-reduce of each bucket of one step began and ended, the wait for a slow rank left out.
 
-    An all-reduce can begin when the last rank is ready, and has ended when it has on every rank. Of buckets that one
-    link carries one after the other, the next begins when the one before has ended; gloo carries two at once.
+    An all-reduce can begin when the last rank is ready and the backend has done with an earlier one, and has ended when
+    it has on every rank.
 
     Args:
         ranks: The same step on every rank.
         starts_ms: When the step began on each of them, by one clock.
+        at_once: All-reduces that the backend works on at the same time.
     """
     ends: list[float] = []
     found = []
     for bucket in range(len(ranks[0].bucket_bytes)):
         ready = max(start + rank.ready_ms[bucket] for rank, start in zip(ranks, starts_ms, strict=True))
         done = max(start + rank.done_ms[bucket] for rank, start in zip(ranks, starts_ms, strict=True))
-        found.append((max([ready, *(end for end in ends if end < done)]), done))
+        free = sorted(ends)[-at_once] if len(ends) >= at_once else ready
+        found.append((min(done, max(ready, free)), done))
         ends.append(done)
     return tuple(found)
 

@@ -13,7 +13,7 @@ from disttrain.dist import Group
 from disttrain.exchange import algorithm_bandwidth, bus_bandwidth
 from disttrain.propagation import spread
 from disttrain.recordfile import SUMMARY_NAME, RecordWriter, metrics_name, write_json
-from disttrain.records import EndRecord, LinkRecord, Record
+from disttrain.records import CheckRecord, EndRecord, LinkRecord, Record
 from disttrain.results import Summary
 from disttrain.summary import own_sums, summarise
 
@@ -25,14 +25,20 @@ SHARE = 4  # a size takes a quarter of the time that is left, where that is enou
 _FLOAT_BYTES = 4
 
 
-def run_link(group: Group, output_dir: Path) -> Summary:
+def run_link(
+    group: Group, output_dir: Path, checks: Sequence[CheckRecord] = (), notices: tuple[str, ...] = ()
+) -> Summary:
     """One rank's part of the run; rank 0 writes down what was measured.
 
     Args:
         group: The ranks.
         output_dir: The run's folder.
+        checks: Of this rank at the start.
+        notices: What they gave rise to.
     """
-    records: list[Record] = [start_record(group)]
+    for notice in notices:
+        group.say(f"note: {notice}")
+    records: list[Record] = [start_record(group, notices=notices), *checks]
     with RecordWriter(output_dir / metrics_name(group.env.rank)) as writer:
         writer.write(records)
         for link in measure_link(group):

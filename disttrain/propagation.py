@@ -6,7 +6,7 @@ import statistics
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from disttrain.exchange import Exchange, bus_bandwidth, under_way, union_ms
+from disttrain.exchange import Exchange, algorithm_bandwidth, bus_bandwidth, under_way, union_ms
 from disttrain.records import ClockRecord, ExchangeRecord, Record, StartRecord, StepRecord
 
 # A rank is named as slow when its own work takes so many times that of the others, in the median and nearly always.
@@ -86,8 +86,9 @@ def _measured(start: Sequence[Record], warmup_steps: int) -> Iterator[Measured]:
     clocks = [record for record in start if isinstance(record, ClockRecord)]
     for step in measured_steps(start, warmup_steps):
         found = exchanges.get(step.step)
+        start_s = step.start_s or 0.0  # of an earlier version's record, which had no exchange to lay on a clock
         yield Measured(
-            start_ms=(step.start_s - offset_at(step.start_s, clocks)) * 1000,
+            start_ms=(start_s - offset_at(start_s, clocks)) * 1000,
             data_ms=step.data_ms,
             forward_ms=step.forward_ms,
             backward_ms=step.backward_ms,
@@ -181,7 +182,8 @@ class Bucket:
     """One gradient bucket over the measured steps."""
 
     size_bytes: int
-    all_reduce_ms: Spread  # from the last rank ready and the bucket before done, to done on every rank
+    all_reduce_ms: Spread  # from the last rank ready and an earlier bucket done, to done on every rank
+    algorithm_gb_per_s: float  # of the median
     bus_gb_per_s: float  # of the median
 
 
@@ -194,11 +196,12 @@ class Exchanges:
     bus_gb_per_s: float  # of the median
 
 
-def exchanges(ranks: Sequence[Sequence[Measured]]) -> Exchanges | None:
+def exchanges(ranks: Sequence[Sequence[Measured]], at_once: int) -> Exchanges | None:
     """The exchange over the link, bucket by bucket and as a whole; None where it was not watched or there is none.
 
     Args:
-        ranks: The same measured steps of every rank.
+        ranks: The same measured steps of every rank, of the same buckets.
+        at_once: All-reduces that the backend works on at the same time.
     """
     world_size, spans = len(ranks), []
     sizes: tuple[int, ...] = ()
@@ -207,14 +210,19 @@ def exchanges(ranks: Sequence[Sequence[Measured]]) -> Exchanges | None:
         if len(found) < world_size:
             return None
         sizes = found[0].bucket_bytes
-        spans.append(under_way(found, [step.start_ms for step in together]))
+        spans.append(under_way(found, [step.start_ms for step in together], at_once))
     if not spans:
         return None
     by_bucket = [spread([end - begin for begin, end in column]) for column in zip(*spans, strict=True)]
     whole = spread([union_ms(step) for step in spans])
     return Exchanges(
         buckets=tuple(
-            Bucket(size, times, bus_bandwidth(size, times.median, world_size))
+            Bucket(
+                size_bytes=size,
+                all_reduce_ms=times,
+                algorithm_gb_per_s=algorithm_bandwidth(size, times.median),
+                bus_gb_per_s=bus_bandwidth(size, times.median, world_size),
+            )
             for size, times in zip(sizes, by_bucket, strict=True)
         ),
         all_reduce_ms=whole,

@@ -3,30 +3,51 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Iterable, Sequence
 
 import torch
 
 from disttrain.dist import Group
 from disttrain.exchange import Exchange
 from disttrain.propagation import Measured
+from disttrain.records import ExchangeRecord, Record
 
 # Of the last so many steps: enough for a 95th percentile, and some MB over hundreds of ranks.
 AT_MOST = 1000
 _PHASES = 7
 
 
+def recent(records: Iterable[Record]) -> list[Record]:
+    """The records of a rank, without the older of its exchange records, which would take GBs of 10^5 steps."""
+    kept: list[Record | None] = []
+    exchanges: deque[int] = deque()  # where they are
+    for record in records:
+        if isinstance(record, ExchangeRecord):
+            exchanges.append(len(kept))
+            if len(exchanges) > AT_MOST:
+                kept[exchanges.popleft()] = None
+        kept.append(record)
+    return [record for record in kept if record is not None]
+
+
 def gather_measured(own: Sequence[Measured], group: Group) -> list[list[Measured]]:
-    """The measured steps of all ranks, by rank; all ranks call this.
+    """The last measured steps of all ranks, by rank; all ranks call this, and rank 0 alone gets them.
 
     Args:
         own: Of this rank; the same steps as of every other.
         group: The ranks.
     """
-    if not own:  # nor has any other rank
+    recent = [step for step in own[-AT_MOST:] if _layout(step) == _layout(own[-1])]
+    everyone = group.gather(torch.tensor([pack(step) for step in recent], dtype=torch.float64)) if recent else []
+    if not everyone or not group.is_main:
         return [[] for _ in range(group.env.world_size)]
-    mine = torch.tensor([pack(step) for step in own[-AT_MOST:]], dtype=torch.float64, device=group.device)
-    return [[unpack(row) for row in theirs.tolist()] for theirs in group.gather(mine)]
+    return [[unpack(row) for row in theirs.tolist()] for theirs in everyone]
+
+
+def _layout(step: Measured) -> tuple[int, ...]:
+    """Its buckets: DDP may lay out others in its first steps."""
+    return step.exchange.bucket_bytes if step.exchange else ()
 
 
 def pack(step: Measured) -> list[float]:

@@ -111,19 +111,43 @@ class Summary:
     step_min_ms: Annotated[float | None, Unit("ms"), doc("minimum of rank 0"), STEPS] = None
     bucket_count: Annotated[int | None, doc("gradient buckets; of one nothing can be hidden"), HOOK] = None
     exchange_ms: Annotated[
-        float | None, Unit("ms"), doc("all-reduces of a step: median of the time with one under way"), RANKS
+        float | None,
+        Unit("ms"),
+        doc("all-reduces of a step: median of the time with one under way; of the last 1000 steps"),
+        RANKS,
     ] = None
     bus_gb_per_s: Annotated[
         float | None, Unit("10^9 bytes/s"), doc("bytes / exchange_ms x 2(n - 1)/n, as nccl-tests defines it"), RANKS
     ] = None
-    no_sync_exposed_ms: Annotated[float | None, Unit("ms"), doc("of rank 0's cross check"), DEVICE_CLOCK] = None
-    ddp_exposed_ms: Annotated[float | None, Unit("ms"), doc("of rank 0's cross check"), DDP_LOGGER] = None
+    buckets: Annotated[
+        tuple[dict[str, float], ...] | None,
+        doc(
+            "size_bytes; all_reduce_ms, its p95 and minimum; algorithm_gb_per_s and bus_gb_per_s, by order of readiness"
+        ),
+        RANKS,
+    ] = None
+    check_exposed_ms: Annotated[
+        float | None, Unit("ms"), doc("rank 0's cross check: exposed_ms of its passes"), HOOK
+    ] = None
+    no_sync_exposed_ms: Annotated[
+        float | None,
+        Unit("ms"),
+        doc("the same without an exchange: how much shorter the backward pass is"),
+        DEVICE_CLOCK,
+    ] = None
+    no_sync_difference: Annotated[
+        float | None, Unit("share of 1"), doc("no_sync_exposed_ms / check_exposed_ms - 1"), DEVICE_CLOCK
+    ] = None
+    no_sync_is_check: Annotated[
+        bool | None, doc("the two must agree: the exchange takes 3 times the backward pass; else a bound"), HOOK
+    ] = None
+    ddp_exposed_ms: Annotated[float | None, Unit("ms"), doc("the same, by DDP's logger"), DDP_LOGGER] = None
     slowest_rank: Annotated[
         int | None, doc("whose own work takes longest: data, forward, optimizer, backward if watched"), RANKS
     ] = None
     slowest_host: Annotated[str | None, doc("its host"), SYSTEM] = None
     slowest_ratio: Annotated[
-        float | None, doc("median over the steps of its own work / median of the others'"), RANKS
+        float | None, doc("median of its own work / median of the others', over the last 1000 steps"), RANKS
     ] = None
     link_latency_ms: Annotated[
         float | None, Unit("ms"), doc("model link: median all-reduce of the smallest size"), LINKS
@@ -137,7 +161,10 @@ class Summary:
     gpu_temperature_peak_c: Annotated[float | None, Unit("deg C"), doc("highest of rank 0's samples"), NVML] = None
     gpu_throttle: Annotated[tuple[str, ...] | None, doc("all reasons that rank 0's samples name"), NVML] = None
     gpu_energy_j: Annotated[
-        float | None, Unit("J"), doc("sum over the boards, each counted once; none where one is not known"), NVML
+        float | None,
+        Unit("J"),
+        doc("sum over the boards, each once, and over the starts as far as they count; none: one is unknown"),
+        NVML,
     ] = None
     gpu_energy_source: Annotated[str | None, doc("counter, or power: rank 0's"), NVML] = None
     process_cpu_percent: Annotated[

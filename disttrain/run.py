@@ -18,7 +18,7 @@ from disttrain.describe import choose_threads, gpu_uuid, shape, start_record
 from disttrain.errors import BrokenNode, NewerAttempt, UserError
 from disttrain.flags import parse_flags
 from disttrain.leaving import exit_soon, leave_without_teardown
-from disttrain.propagation import measured
+from disttrain.propagation import measured, starts
 from disttrain.rankenv import RankEnv
 from disttrain.records import StartRecord
 from disttrain.results import Summary
@@ -116,11 +116,11 @@ def _run(config: TrainConfig, env: RankEnv, output_dir: Path) -> Summary:
         finished = group.from_main(begin_run(config, env, output_dir) if group.is_main else None)
         if finished is not None:
             return finished
+        checked = check_start(config, group)  # before data are prepared for an hour, on ranks that are of no use
         if config.model == LINK:
             from disttrain.link import run_link
 
-            return run_link(group, output_dir)
-        checked = check_start(config, group)  # before data are prepared for an hour, on ranks that are of no use
+            return run_link(group, output_dir, checked.records, checked.notices)
         prepared = _prepare(config, group, output_dir)
         checkpoints = open_checkpoints(config, group, output_dir)
         try:
@@ -177,7 +177,7 @@ def _train(
     checked: StartCheck,
     checkpoints: Checkpoints | None,
 ) -> Summary:
-    from disttrain.ranktimes import gather_measured
+    from disttrain.ranktimes import gather_measured, recent
     from disttrain.resume import Start
     from disttrain.telemetry import open_sampler
     from disttrain.train import Training, train
@@ -198,10 +198,10 @@ def _train(
         with sampler:
             end = train(Training(config, group, model, optimizer, encoded, writer, checkpoints, start, sampler.taken))
         writer.write([*sampler.taken(), end])
-    own = list(recordfile.read_records(path))
+    own = recent(recordfile.read_records(path))
     warmup_steps = config.timing_warmup_steps
     sums = _over_ranks(own_sums(own, warmup_steps, first_on_gpu=group.first_on_gpu), group)
-    ranks = gather_measured(measured(own, warmup_steps), group)
+    ranks = gather_measured(measured(starts(own)[-1], warmup_steps), group)  # which ran on the hosts of now
     summary = summarise(own, sums, ranks, hosts=group.hosts, num_nodes=env.num_nodes, warmup_steps=warmup_steps)
     if group.is_main:
         summary = _keep(summary, prepared.built.save if config.save_model else None, output_dir, checkpoints)

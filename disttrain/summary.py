@@ -8,7 +8,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from disttrain.propagation import Measured, exchanges, measured, measured_steps, phases, slowest, starts
+from disttrain.propagation import (
+    Exchanges,
+    Measured,
+    Slowest,
+    exchanges,
+    measured,
+    measured_steps,
+    phases,
+    slowest,
+    starts,
+)
 from disttrain.records import (
     CheckpointRecord,
     CrossCheckRecord,
@@ -21,6 +31,9 @@ from disttrain.records import (
     TelemetryRecord,
 )
 from disttrain.results import Summary
+
+# All-reduces that a backend works on at the same time: NCCL has one stream, gloo two threads (torch's default).
+AT_ONCE = {"nccl": 1, "gloo": 2}
 
 
 @dataclass(frozen=True)
@@ -45,13 +58,13 @@ def own_sums(records: Sequence[Record], warmup_steps: int, *, first_on_gpu: bool
     steps = [record for record in records if isinstance(record, StepRecord)]
     last = steps[-1].step if steps else 0
     tail = [record for record in steps if record.step > last - math.ceil(last / 10) and record.loss is not None]
-    energies = [sample.gpu_energy_j for sample in _samples(records) if sample.gpu_energy_j is not None]
+    energies = [_energy(start) for start in starts(records)]
     return Sums(
         tail_loss=sum((record.loss or 0.0) * record.examples for record in tail),
         tail_examples=sum(record.examples for record in tail),
         measured_examples=sum(record.examples for record in measured_steps(records, warmup_steps)),
-        energy_j=energies[-1] if energies and first_on_gpu else 0.0,
-        energy_ranks=float(bool(energies) or not first_on_gpu),
+        energy_j=sum(filter(None, energies)) if first_on_gpu else 0.0,
+        energy_ranks=float(energies[-1] is not None or not first_on_gpu),
     )
 
 
@@ -74,8 +87,8 @@ def summarise(
         num_nodes: Logical nodes.
         warmup_steps: First steps, which no measurement counts.
     """
-    starts = [record for record in records if isinstance(record, StartRecord)]
-    start = starts[-1]
+    begun = [record for record in records if isinstance(record, StartRecord)]
+    start, slow = begun[-1], slowest(ranks)
     end = next(record for record in records if isinstance(record, EndRecord))
     last_eval = next((record for record in reversed(records) if isinstance(record, EvalRecord)), None)
     steps = measured_steps(records, warmup_steps)
@@ -98,14 +111,16 @@ def summarise(
         eval_accuracy=last_eval.accuracy if last_eval else None,
         eval_examples=last_eval.examples if last_eval else None,
         notices=(
-            *dict.fromkeys(notice for record in starts for notice in record.notices),
+            *dict.fromkeys(notice for record in begun for notice in record.notices),
             *_divergence(records),
             *_unsaved(records),
             *_unread(records),
-            *_slow(ranks, hosts),
+            *_slow(slow, hosts),
         ),
         **_phases(measured(records, warmup_steps)),
-        **_exchange(records, ranks, hosts),
+        **_exchange(exchanges(ranks, AT_ONCE.get(start.backend or "", 1))),
+        **_cross_check(records),
+        **_slowest(slow, hosts),
         **_link(records),
         **_telemetry(_samples(records)),
         gpu_energy_j=sums.energy_j if sums.energy_ranks == start.world_size else None,
@@ -131,8 +146,14 @@ def _unread(records: Sequence[Record]) -> tuple[str, ...]:
     return (f"telemetry: {len(failed)} samples lack something; the last: {failed[-1].error}",) if failed else ()
 
 
+def _energy(start: Sequence[Record]) -> float | None:
+    """Of one start, each of which counts from 0."""
+    known = [record.gpu_energy_j for record in start if isinstance(record, TelemetryRecord)]
+    return next((energy_j for energy_j in reversed(known) if energy_j is not None), None)
+
+
 def _samples(records: Sequence[Record]) -> list[TelemetryRecord]:
-    """Of the last start: an earlier one counted its energy from another beginning."""
+    """Of the last start: an earlier one may have been on another GPU."""
     return [record for record in starts(records)[-1] if isinstance(record, TelemetryRecord)]
 
 
@@ -172,20 +193,46 @@ def _phases(steps: Sequence[Measured]) -> dict[str, Any]:
     return found
 
 
-def _exchange(records: Sequence[Record], ranks: Sequence[Sequence[Measured]], hosts: tuple[str, ...]) -> dict[str, Any]:
-    exchanged = exchanges(ranks)
-    check = next((record for record in reversed(records) if isinstance(record, CrossCheckRecord)), None)
-    slow = slowest(ranks)
+def _exchange(exchanged: Exchanges | None) -> dict[str, Any]:
+    if exchanged is None:
+        return {}
     return {
-        "bucket_count": len(exchanged.buckets) if exchanged else None,
-        "exchange_ms": exchanged.all_reduce_ms.median if exchanged else None,
-        "bus_gb_per_s": exchanged.bus_gb_per_s if exchanged else None,
-        "no_sync_exposed_ms": check.no_sync_exposed_ms if check else None,
-        "ddp_exposed_ms": check.ddp_exposed_ms if check else None,
-        "slowest_rank": slow.rank if slow else None,
-        "slowest_host": hosts[slow.rank] if slow else None,
-        "slowest_ratio": slow.ratio if slow else None,
+        "bucket_count": len(exchanged.buckets),
+        "exchange_ms": exchanged.all_reduce_ms.median,
+        "bus_gb_per_s": exchanged.bus_gb_per_s,
+        "buckets": tuple(
+            {
+                "size_bytes": bucket.size_bytes,
+                "all_reduce_ms": bucket.all_reduce_ms.median,
+                "all_reduce_p95_ms": bucket.all_reduce_ms.p95,
+                "all_reduce_min_ms": bucket.all_reduce_ms.minimum,
+                "algorithm_gb_per_s": bucket.algorithm_gb_per_s,
+                "bus_gb_per_s": bucket.bus_gb_per_s,
+            }
+            for bucket in exchanged.buckets
+        ),
     }
+
+
+def _cross_check(records: Sequence[Record]) -> dict[str, Any]:
+    check = next((record for record in reversed(records) if isinstance(record, CrossCheckRecord)), None)
+    if check is None:
+        return {}
+    return {
+        "check_exposed_ms": check.exposed_ms,
+        "no_sync_exposed_ms": check.no_sync_exposed_ms,
+        "no_sync_difference": check.no_sync_exposed_ms / check.exposed_ms - 1 if check.exposed_ms else None,
+        "no_sync_is_check": check.is_check,
+        "ddp_exposed_ms": check.ddp_exposed_ms,
+    }
+
+
+def _slowest(slow: Slowest | None, hosts: tuple[str, ...]) -> dict[str, Any]:
+    return (
+        {}
+        if slow is None
+        else {"slowest_rank": slow.rank, "slowest_host": hosts[slow.rank], "slowest_ratio": slow.ratio}
+    )
 
 
 def _link(records: Sequence[Record]) -> dict[str, Any]:
@@ -197,8 +244,7 @@ def _link(records: Sequence[Record]) -> dict[str, Any]:
     }
 
 
-def _slow(ranks: Sequence[Sequence[Measured]], hosts: tuple[str, ...]) -> tuple[str, ...]:
-    slow = slowest(ranks)
+def _slow(slow: Slowest | None, hosts: tuple[str, ...]) -> tuple[str, ...]:
     if slow is None or not slow.is_slow:
         return ()
     return (

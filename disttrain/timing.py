@@ -60,16 +60,12 @@ class PhaseTimer:
     """
 
     def __init__(self, device: torch.device, alone: bool = False) -> None:
-        self._on_gpu = device.type == "cuda"
+        self._device = device
         self._alone = alone
         self._laps: list[tuple[Phase, Mark, Mark]] = []
         self._buckets: list[BucketMarks] = []
         self._steps: list[_Step] = []
-        if self._on_gpu:
-            # Once, before the first step: what the device's events are told from, on the host's clock.
-            torch.cuda.synchronize(device)
-        self._origin_s, self._origin = time.perf_counter(), self.mark()
-        self._last = self._origin
+        self._last = self.mark()
 
     def restart(self) -> None:
         """Leaves out what came since the last step: an evaluation, or a pass that settles DDP's buckets."""
@@ -95,19 +91,24 @@ class PhaseTimer:
     def read(self) -> list[StepTimes]:
         """The steps that ended since the last reading; waits for a GPU to reach the end of the last one."""
         steps, self._steps = self._steps, []
-        if steps and isinstance(last := steps[-1].laps[-1][2], torch.cuda.Event):
-            last.synchronize()
-        return [self._step_times(step) for step in steps]
+        if not steps:
+            return []
+        now = self.mark()
+        if isinstance(now, torch.cuda.Event):
+            now.synchronize()
+        now_s = now if isinstance(now, float) else time.perf_counter()
+        return [self._step_times(step, now, now_s) for step in steps]
 
     def mark(self) -> Mark:
         """This moment, in the current stream of a GPU."""
-        if not self._on_gpu:
+        if self._device.type != "cuda":
             return time.perf_counter()
         event: torch.cuda.Event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
-        event.record()
+        event.record(torch.cuda.current_stream(self._device))  # in a thread of gloo's another device is the current one
         return event
 
-    def _step_times(self, step: _Step) -> StepTimes:
+    def _step_times(self, step: _Step, now: Mark, now_s: float) -> StepTimes:
+        """Its times, told from a moment after it on both clocks: of hours a GPU's event would tell milliseconds."""
         sums: dict[Phase, float] = {"data": 0.0, "forward": 0.0, "backward": 0.0, "optimizer": 0.0}
         for phase, start, end in step.laps:
             sums[phase] += _elapsed_ms(start, end)
@@ -120,7 +121,7 @@ class PhaseTimer:
             exposed = exchange.exposed_ms(_elapsed_ms(begin, backward_end))
             hidden = exchange.hidden_ms()
         return StepTimes(
-            start_s=self._origin_s + _elapsed_ms(self._origin, begin) / 1000,
+            start_s=now_s - _elapsed_ms(begin, now) / 1000,
             data_ms=sums["data"],
             forward_ms=sums["forward"],
             backward_ms=sums["backward"],

@@ -19,7 +19,7 @@ from disttrain.config import TrainConfig
 from disttrain.ddp import no_exchange, parallel, share_buffers
 from disttrain.dist import Group
 from disttrain.family import Encoded
-from disttrain.probes import PAIRS, cross_check, nothing_learnt
+from disttrain.probes import PAIRS, WARM_UP, cross_check, nothing_learnt
 from disttrain.recordfile import RecordWriter
 from disttrain.records import ClockRecord, EndRecord, EvalRecord, TelemetryRecord
 from disttrain.resume import Checkpoints, Start
@@ -64,17 +64,8 @@ def train(training: Training) -> EndRecord:
         The end record, which is to be written behind all others.
     """
     config, group, start = training.config, training.group, training.start
-    rank, world_size = group.env.rank, group.env.world_size
-    plan = GlobalBatches(
-        examples=len(training.encoded.train),
-        rank_batch=config.rank_batch(world_size),
-        world_size=world_size,
-        accum_steps=config.grad_accum_steps,
-        seed=config.seed,
-        lengths=training.encoded.train.lengths if config.group_by_length else None,
-    )
+    rank, plan = group.env.rank, _plan(training)
     steps = config.max_steps or plan.total_steps(config.epochs, start.position)
-    warmup, peak_lr = math.ceil(config.warmup_ratio * steps), config.peak_lr(world_size)
     timer = PhaseTimer(group.device, alone=group.backend is None)
     trained = parallel(training.model, group, config, timer)
     _settle_buckets(trained, training, plan)
@@ -85,6 +76,7 @@ def train(training: Training) -> EndRecord:
     log = StepLog(training.writer, timer, steps, group.say, training.sampled)
     training.model.train()
     _note_clock(training)
+    _cross_check(trained, training, plan, timer)
     began, eval_s = time.perf_counter(), 0.0
 
     def train_s() -> float:
@@ -92,9 +84,7 @@ def train(training: Training) -> EndRecord:
 
     timer.restart()
     for step in plan.rank_steps(rank, steps, start.position):
-        lr = peak_lr * lr_factor(step.step - 1, steps, warmup, config.lr_schedule)
-        for parameters in training.optimizer.param_groups:
-            parameters["lr"] = lr
+        lr = _set_lr(training, step.step, steps)
         loss = _add_gradients(trained, step, batches, config, group, timer)
         training.optimizer.step()
         training.optimizer.zero_grad(set_to_none=True)
@@ -108,11 +98,7 @@ def train(training: Training) -> EndRecord:
         # Behind the evaluation of the same step, whose record a run that goes on from here must have.
         if training.checkpoints is not None and training.checkpoints.is_due(step.step):
             log.flush()
-            share_buffers(training.model, group)
-            examples = len(training.encoded.train)
-            training.checkpoints.save(
-                step.end, training.model, training.optimizer, examples, train_s(), training.writer
-            )
+            _save(training, training.checkpoints, step, train_s())
             timer.restart()
     log.flush()
     if start.position.step == steps and not start.records.size_bytes and training.encoded.eval is not None:
@@ -121,9 +107,35 @@ def train(training: Training) -> EndRecord:
         training.checkpoints.end(training.writer)
     ended = EndRecord(time_s=time.time(), steps=steps, train_s=train_s())
     _note_clock(training)
-    if config.detailed_timing:
-        _cross_check(trained, training, plan, timer)
     return ended
+
+
+def _plan(training: Training) -> GlobalBatches:
+    config, world_size = training.config, training.group.env.world_size
+    return GlobalBatches(
+        examples=len(training.encoded.train),
+        rank_batch=config.rank_batch(world_size),
+        world_size=world_size,
+        accum_steps=config.grad_accum_steps,
+        seed=config.seed,
+        lengths=training.encoded.train.lengths if config.group_by_length else None,
+    )
+
+
+def _set_lr(training: Training, step: int, steps: int) -> float:
+    """Gives the optimizer the learning rate of a step, and returns it."""
+    config, warmup = training.config, math.ceil(training.config.warmup_ratio * steps)
+    peak_lr = config.peak_lr(training.group.env.world_size)
+    lr = peak_lr * lr_factor(step - 1, steps, warmup, config.lr_schedule)
+    for parameters in training.optimizer.param_groups:
+        parameters["lr"] = lr
+    return lr
+
+
+def _save(training: Training, checkpoints: Checkpoints, step: RankStep, train_s: float) -> None:
+    share_buffers(training.model, training.group)
+    examples = len(training.encoded.train)
+    checkpoints.save(step.end, training.model, training.optimizer, examples, train_s, training.writer)
 
 
 def _evaluate(training: Training, step: int, steps: int) -> float:
@@ -160,8 +172,10 @@ def _loss(trained: nn.Module, batch: Batch, training: Training) -> Tensor:
 
 
 def _cross_check(trained: nn.Module, training: Training, plan: GlobalBatches, timer: PhaseTimer) -> None:
-    """Estimates the exposed exchange in other ways, behind the last step, where it disturbs nothing."""
-    steps = plan.rank_steps(training.group.env.rank, PAIRS)
+    """Estimates the exposed exchange in other ways, before the first step: a failure then loses nothing."""
+    if not training.config.detailed_timing:
+        return
+    steps = plan.rank_steps(training.group.env.rank, WARM_UP + PAIRS)
     batches = load_batches(training.encoded.train, (step.batches[0] for step in steps), training.group.device, 0)
     with nothing_learnt(training.model, training.optimizer, training.group.device):
         found = cross_check(

@@ -14,12 +14,15 @@ from typing import Any
 
 from disttrain.config import LINK
 from disttrain.recordfile import FAILURE_GLOB, SUMMARY_NAME, from_json, metrics_name
+from disttrain.records import ExchangeRecord, StepRecord
 from disttrain.results import Failure, Summary
 from jobs.attempts import AccountingRow
 from jobs.ledger import Job, Ledger
 from jobs.slurm_states import Phase, State
 
-_TAIL_BYTES = 4096
+# How much of a file's end is read, one after the other, until it has a step.
+_TAILS_BYTES = (2**12, 2**16, 2**20, 2**24)
+_OF_A_STEP = {StepRecord.kind, ExchangeRecord.kind}
 # What gloo and NCCL say when the process at the other end has gone.
 _LOST_PEER = re.compile(r"[Cc]onnection (closed|reset)|[Bb]roken pipe|remote process exited|socket.*closed", re.DOTALL)
 
@@ -82,17 +85,45 @@ class Result:
     backward_compute_ms: float | None
     exposed_ms: float | None
     hidden_ms: float | None
+    data_p95_ms: float | None  # as the minimum: over the measured steps of rank 0
+    data_min_ms: float | None
+    forward_p95_ms: float | None
+    forward_min_ms: float | None
+    backward_p95_ms: float | None
+    backward_min_ms: float | None
+    backward_compute_p95_ms: float | None
+    backward_compute_min_ms: float | None
+    exposed_p95_ms: float | None
+    exposed_min_ms: float | None
+    hidden_p95_ms: float | None
+    hidden_min_ms: float | None
+    optimizer_p95_ms: float | None
+    optimizer_min_ms: float | None
+    step_p95_ms: float | None
+    step_min_ms: float | None
     bucket_count: int | None
     exchange_ms: float | None
     bus_gb_per_s: float | None
     link_share: float | None  # bus_gb_per_s / link_bus_gb_per_s of the sweep's run that measured the allocation's link
+    check_exposed_ms: float | None  # of rank 0's cross check, as the next four
     no_sync_exposed_ms: float | None
+    no_sync_difference: float | None
+    no_sync_is_check: bool | None  # else a bound
     ddp_exposed_ms: float | None
     slowest_rank: int | None
     slowest_host: str | None
     slowest_ratio: float | None
     link_latency_ms: float | None  # of a run of model link, as link_bus_gb_per_s
     link_bus_gb_per_s: float | None
+    gpu_util_percent: float | None  # telemetry: of rank 0, but for the energy, which is of all boards
+    gpu_power_w: float | None
+    gpu_memory_peak_mib: float | None
+    gpu_temperature_peak_c: float | None
+    gpu_throttle: str | None  # every reason; "none": it was looked for and never found
+    gpu_energy_j: float | None
+    gpu_energy_source: str | None
+    process_cpu_percent: float | None
+    process_memory_peak_mib: float | None
     hosts: str | None  # of each rank, by rank
 
     @property
@@ -101,8 +132,10 @@ class Result:
 
 
 COLUMNS = tuple(field.name for field in dataclasses.fields(Result))
-# What a run says of itself under the same name; three are told of a run without a summary too, or in another form.
-_FROM_SUMMARY = {field.name for field in dataclasses.fields(Summary)} & set(COLUMNS) - {"world_size", "steps", "hosts"}
+# What a run says of itself under the same name; the four are told of a run without a summary too, or in another form.
+_FROM_SUMMARY = {field.name for field in dataclasses.fields(Summary)} & set(COLUMNS) - {
+    "world_size", "steps", "hosts", "gpu_throttle"
+}  # fmt: skip
 
 
 def join(
@@ -167,6 +200,7 @@ def _join_run(
         state = State.OUT_OF_MEMORY  # Slurm from 22.05.4 on says so in the step alone
     trained = run["train"] if run["train"]["model"] != LINK else {}
     summary = records.summary if state.is_success else None
+    throttle = summary.gpu_throttle if summary else None
     slurm = None if local else latest
     return Result(
         run_id=run["run_id"],
@@ -195,6 +229,7 @@ def _join_run(
         world_size=run["world_size"],
         steps=records.summary.steps if records.summary else records.last_step,
         hosts=",".join(summary.hosts) if summary else None,
+        gpu_throttle=None if throttle is None else ",".join(throttle) or "none",
         link_share=None,  # needs the other rows
         **{name: getattr(summary, name, None) for name in _FROM_SUMMARY},
     )
@@ -236,19 +271,33 @@ def read_run(run_dir: Path) -> RunRecords:
 
 
 def _last_step(path: Path) -> int | None:
-    """The last optimizer step in a file of records, from its end: a long run's file is long."""
+    """The last optimizer step in a file of records, from its end: a long run's file is long.
+
+    The first tail has it, unless what follows the step is longer: the exchange of many buckets, or much telemetry.
+    """
     try:
         with path.open("rb") as file:
-            file.seek(max(0, file.seek(0, os.SEEK_END) - _TAIL_BYTES))
-            lines = file.read().splitlines()
+            size = file.seek(0, os.SEEK_END)
+            for tail in _TAILS_BYTES:
+                file.seek(max(0, size - tail))
+                step = _last_step_in(file.read())
+                if step is not None or tail >= size:
+                    break
     except FileNotFoundError:
         return None
-    for line in reversed(lines):
+    return step or 0
+
+
+def _last_step_in(tail: bytes) -> int | None:
+    for line in reversed(tail.splitlines()):
         try:
-            return int(json.loads(line)["step"])
-        except (json.JSONDecodeError, KeyError):
-            continue  # cut by the tail, still being written, or a record of another kind
-    return 0
+            record = json.loads(line)
+        except ValueError:
+            continue  # cut by the tail, or still being written
+        # Not any record with a step: a checkpoint is written beside the loop, and tells of an earlier one.
+        if record["kind"] in _OF_A_STEP:
+            return int(record["step"])
+    return None
 
 
 def _read_json(path: Path) -> dict[str, Any]:

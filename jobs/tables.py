@@ -82,6 +82,20 @@ def _remarks(results: Sequence[Result]) -> Iterator[str]:
         if row.link_bus_gb_per_s is not None:
             carried = f"{_cell(row.link_bus_gb_per_s)} GB/s ({row.backend}, bus bandwidth)"
             yield f"link of {row.allocation}: {_cell(row.link_latency_ms)} ms, {carried}"
+    yield from (_cross_check(row) for row in results if row.no_sync_exposed_ms is not None)
+
+
+def _cross_check(row: Result) -> str:
+    """What a run's exposed exchange is by each estimate, of the same passes."""
+    told = [] if row.no_sync_difference is None else [f"{row.no_sync_difference * 100:+z.0f} %"]
+    told.append("a check" if row.no_sync_is_check else "a bound")
+    estimates = [
+        f"exposed {_cell(row.check_exposed_ms)} ms by marks",
+        f"{_cell(row.no_sync_exposed_ms)} ms by no_sync ({', '.join(told)})",
+    ]
+    if row.ddp_exposed_ms is not None:
+        estimates.append(f"{_cell(row.ddp_exposed_ms)} ms by DDP")
+    return f"{row.run_id}: {', '.join(estimates)}"
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from disttrain.errors import UserError
 from disttrain.exchange import Exchange
 from disttrain.propagation import Measured, measured, measured_steps, starts
 from disttrain.recordfile import RUN_NAME, from_json, metrics_name, read_records
-from disttrain.records import Record, StartRecord
+from disttrain.records import ClockRecord, ExchangeRecord, Record, StartRecord, StepRecord
 from disttrain.results import RunInfo
 
 if TYPE_CHECKING:
@@ -101,30 +101,43 @@ def timeline(run_dir: Path, step: int | None = None) -> Figure:
 def read_timeline(run_dir: Path, step: int | None = None) -> Timeline:
     """What `timeline` draws; arguments and errors are its own."""
     run = from_json(RunInfo, json.loads((run_dir / RUN_NAME).read_text(encoding="utf-8")))
-    shown = range(min(run.world_size, _MOST_LANES))
-    records = [tuple(read_records(run_dir / metrics_name(rank))) for rank in shown]
-    number = step or median_step(records[0], run.train["timing_warmup_steps"])
-    lanes = tuple(_lane(run, rank, of_rank, number) for rank, of_rank in enumerate(records))
+    files = [run_dir / metrics_name(rank) for rank in range(min(run.world_size, _MOST_LANES))]
+    number = step or _median_step(files[0], run.train["timing_warmup_steps"])
+    lanes = tuple(_lane(run, rank, file, number) for rank, file in enumerate(files))
     return Timeline(run, number, lanes)
 
 
-def median_step(records: Sequence[Record], warmup_steps: int) -> int:
+def _median_step(file: Path, warmup_steps: int) -> int:
     """Number of the measured step that takes as long as the median; of all steps where none is measured."""
+    records = [record for record in read_records(file) if isinstance(record, StartRecord | StepRecord)]
     steps = measured_steps(records, warmup_steps) or measured_steps(records, 0)
     return sorted(steps, key=lambda record: record.step_ms)[(len(steps) - 1) // 2].step
 
 
-def _lane(run: RunInfo, rank: int, records: Sequence[Record], number: int) -> Lane:
-    numbers = [record.step for record in measured_steps(records, 0)]
-    for start in starts(records):
+def _lane(run: RunInfo, rank: int, file: Path, number: int) -> Lane:
+    kept: list[Record] = []
+    numbers: set[int] = set()
+    for record in read_records(file):
+        if isinstance(record, StepRecord):
+            numbers.add(record.step)
+        if _shows(record, number):
+            kept.append(record)
+    for start in starts(kept):
         host = next((record.host for record in start if isinstance(record, StartRecord)), "")
-        for record, step in zip(measured_steps(start, 0), measured(start, 0), strict=True):
-            if record.step == number and step.exchange:
+        for step in measured(start, 0):
+            if step.exchange:
                 return Lane(rank, host, step, step.exchange)
     if number in numbers:
         raise UserError(f"run {run.run_id} has no times of buckets in step {number}", hint=NOT_WATCHED)
     there = f"steps {min(numbers)} to {max(numbers)}" if numbers else "no steps"
     raise UserError(f"run {run.run_id} has no step {number}", where="--step", hint=f"there are {there}")
+
+
+def _shows(record: Record, number: int) -> bool:
+    """Whether a step's lane is drawn from a record: a login node has no room for all exchanges of a long run."""
+    if isinstance(record, StepRecord | ExchangeRecord):
+        return record.step == number
+    return isinstance(record, StartRecord | ClockRecord)
 
 
 def draw(shown: Timeline) -> Figure:

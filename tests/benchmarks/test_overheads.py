@@ -29,7 +29,7 @@ def test_a_share_is_cost_times_calls_over_the_step() -> None:
     assert lap == ("work", "timing", "a lap", "5.00 [5.00 to 5.00]", "4", "0.150 [0.100 to 0.200] %")
     assert bucket[3:] == ("50.00 [50.00 to 50.00]", "2", "0.750 [0.500 to 1.000] %")
     (row,) = totals({"work": [one]}).rows
-    assert row == ("work", "1", "10.0", "0.200 %", "11.0", "1.200 %", "0.50")
+    assert row == ("work", "1", "10.0", "0.200 %", "11.0", "1.200 %", "0.60")
 
 
 def test_the_calls_of_a_step(tmp_path: Path, repository: Path) -> None:

@@ -12,8 +12,8 @@ import torch
 from disttrain.config import TrainConfig
 from disttrain.exchange import Exchange
 from disttrain.propagation import measured
-from disttrain.ranktimes import pack, unpack
-from disttrain.recordfile import metrics_name, read_records
+from disttrain.ranktimes import pack, recent, unpack
+from disttrain.recordfile import decode, encode, metrics_name, read_records
 from disttrain.records import ClockRecord, CrossCheckRecord, ExchangeRecord, StartRecord, StepRecord
 
 if TYPE_CHECKING:
@@ -56,6 +56,8 @@ def test_the_exchange_of_each_step(detailed: TrainConfig, run_ranks: RunRanks) -
         # Neighbouring steps leave no gap; behind step 8 is an evaluation.
         for before, after in pairwise(steps):
             if before.epoch == after.epoch:
+                assert before.start_s is not None
+                assert after.start_s is not None
                 assert after.start_s - before.start_s == pytest.approx(before.step_ms / 1000)
     summary = finished.summary
     assert summary.bucket_count == len(of_kind(finished, 0, ExchangeRecord)[-1].bucket_bytes)
@@ -126,3 +128,25 @@ def test_a_step_on_its_way_to_the_other_ranks() -> None:
     assert unwatched.start_ms == 2000.0
     for step in (unwatched, watched):
         assert unpack(torch.tensor(pack(step), dtype=torch.float64).tolist()) == step
+
+
+def test_records_of_an_earlier_version_are_read() -> None:
+    line = encode(_step(1, start_s=3.0)).replace('"start_s": 3.0, ', "")
+    assert "start_s" not in line
+    (step,) = measured([decode(line)], 0)
+    assert (step.step_ms, step.exchange) == (9.0, None)
+
+
+def test_of_many_steps_the_last_exchanges_are_kept() -> None:
+    exchanges = [ExchangeRecord(step=n, bucket_bytes=(8,), ready_ms=(1.0,), done_ms=(2.0,)) for n in range(1, 1501)]
+    steps = [_step(n) for n in range(1, 1501)]
+    kept = recent(record for pair in zip(steps, exchanges, strict=True) for record in pair)
+    assert [record.step for record in kept if isinstance(record, StepRecord)] == list(range(1, 1501))
+    assert [record.step for record in kept if isinstance(record, ExchangeRecord)] == list(range(501, 1501))
+
+
+def _step(number: int, start_s: float | None = 0.0) -> StepRecord:
+    return StepRecord(
+        step=number, epoch=0, start_s=start_s, loss=None, lr=0.1, examples=1, data_ms=1.0, forward_ms=2.0,
+        backward_ms=5.0, optimizer_ms=1.0, step_ms=9.0,
+    )  # fmt: skip

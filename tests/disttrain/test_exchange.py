@@ -37,8 +37,8 @@ def test_an_all_reduce_begins_when_the_last_rank_is_ready_and_the_link_is_free()
 
 def test_all_reduces_that_the_link_carries_at_once() -> None:
     exchange = Exchange((1, 1, 1), (10.0, 12.0, 13.0), (30.0, 20.0, 40.0))
-    spans = under_way([exchange, exchange], [0.0, 0.0])
-    assert spans == ((10.0, 30.0), (12.0, 20.0), (30.0, 40.0))
+    spans = under_way([exchange, exchange], [0.0, 0.0], at_once=2)
+    assert spans == ((10.0, 30.0), (12.0, 20.0), (20.0, 40.0))
     assert union_ms(spans) == 30.0
 
 

@@ -18,26 +18,28 @@ from disttrain.exchange import bus_bandwidth
 from disttrain.link import measure_link
 from disttrain.rankenv import RankEnv
 from disttrain.recordfile import failure_name, from_json, metrics_name, read_records
-from disttrain.records import EndRecord, LinkRecord, StartRecord
+from disttrain.records import CheckRecord, EndRecord, LinkRecord, StartRecord
 from disttrain.results import Failure
 from disttrain.run import run
 
 if TYPE_CHECKING:
     from tests.disttrain.conftest import RunRanks
 
-CONFIG = TrainConfig(model="link", device="cpu")
+CONFIG = TrainConfig(model="link", device="cpu", start_check_s=0.1)
 SMALL = (4096, 16384, 65536)
 
 
 def test_a_run_of_model_link_trains_nothing_and_has_the_link_in_its_summary(run_ranks: RunRanks) -> None:
     finished = run_ranks(CONFIG, 2, target=run_small)
     assert finished.exit_codes == (0, 0)
-    start, *links, end = read_records(finished.output_dir / metrics_name(0))
+    start, check, *links, end = read_records(finished.output_dir / metrics_name(0))
     assert isinstance(start, StartRecord)
+    assert isinstance(check, CheckRecord)
     assert isinstance(end, EndRecord)
     assert (start.parameters, start.train_examples, end.steps, end.train_s) == (0, 0, 0, 0.0)
     assert [type(link) for link in links] == [LinkRecord] * len(SMALL)
-    assert [type(record) for record in read_records(finished.output_dir / metrics_name(1))] == [StartRecord, EndRecord]
+    others = [type(record) for record in read_records(finished.output_dir / metrics_name(1))]
+    assert others == [StartRecord, CheckRecord, EndRecord]
     found = [link for link in links if isinstance(link, LinkRecord)]
     assert [link.size_bytes for link in found] == list(SMALL)
     for link in found:
@@ -46,7 +48,7 @@ def test_a_run_of_model_link_trains_nothing_and_has_the_link_in_its_summary(run_
     summary = finished.summary
     assert (summary.link_latency_ms, summary.link_bus_gb_per_s) == (found[0].median_ms, found[-1].bus_gb_per_s)
     assert (summary.world_size, summary.backend, summary.steps, len(summary.hosts)) == (2, "gloo", 0, 2)
-    assert (summary.samples_per_s, summary.step_ms, summary.bus_gb_per_s, summary.notices) == (None, None, None, ())
+    assert (summary.samples_per_s, summary.step_ms, summary.bus_gb_per_s) == (None, None, None)
     info = json.loads((finished.output_dir / "run.json").read_text())
     assert (info["train"]["model"], info["train"]["dataset"], info["train"]["checkpoint"]) == ("link", None, None)
 

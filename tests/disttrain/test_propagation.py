@@ -35,13 +35,13 @@ def test_the_phases_add_up_to_the_step() -> None:
 def test_buckets_over_the_steps() -> None:
     exchange = Exchange((4_000_000, 2_000_000), (10.0, 20.0), (18.0, 24.0))
     ranks = [[step(at, exchange=exchange) for at in (0.0, 100.0)]] * 2
-    found = exchanges(ranks)
+    found = exchanges(ranks, 1)
     assert found is not None
     first, second = found.buckets
     assert (first.size_bytes, first.all_reduce_ms.median, first.bus_gb_per_s) == (4_000_000, 8.0, 0.5)
     assert (second.all_reduce_ms.median, second.bus_gb_per_s) == (4.0, 0.5)
     assert (found.all_reduce_ms.median, found.bus_gb_per_s) == (12.0, 0.5)
-    assert exchanges([[step()], [step()]]) is None
+    assert exchanges([[step()], [step()]], 1) is None
 
 
 def noisy(own: float, seed: int, steps: int = 50) -> list[Measured]:

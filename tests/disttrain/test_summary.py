@@ -114,11 +114,11 @@ def test_the_samples_of_the_last_start() -> None:
         END,
     ]
     own = own_sums(records, 0)
-    assert (own.energy_j, own.energy_ranks) == (250.0, 1.0)
+    assert (own.energy_j, own.energy_ranks) == (1150.0, 1.0)
     summary = summarise(records, two(own, own), [[], []], hosts=("n1", "n2"), num_nodes=1, warmup_steps=0)
     assert (summary.gpu_util_percent, summary.gpu_memory_peak_mib) == (70.0, 7.0)
     assert (summary.gpu_throttle, summary.gpu_power_w) == (("sw_power_cap",), None)
-    assert (summary.gpu_energy_j, summary.gpu_energy_source) == (500.0, "counter")
+    assert (summary.gpu_energy_j, summary.gpu_energy_source) == (2300.0, "counter")
     assert summary.notices == ("a notice", "telemetry: 1 samples lack something; the last: GPU is lost")
 
 

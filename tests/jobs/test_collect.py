@@ -6,6 +6,7 @@ import csv
 import dataclasses
 import io
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import pytest
 
 from disttrain.config import TrainConfig
 from disttrain.recordfile import encode, failure_name, metrics_name, write_json
-from disttrain.records import StepRecord
+from disttrain.records import CheckpointRecord, ExchangeRecord, Record, StepRecord
 from disttrain.results import Failure, Summary
 from jobs.attempts import AccountingRow
 from jobs.collect import COLUMNS, Result, RunRecords, join, read_run
@@ -25,13 +26,26 @@ RUN = {
     "run_id": "2x1-abc", "allocation": "2x1", "nodes": 2, "gpus_per_node": 1, "world_size": 2,
     "train": dataclasses.asdict(TrainConfig(model="bert", lr=2e-4, seed=3).resolved()),
 }  # fmt: skip
+SPREADS: dict[str, Any] = {
+    f"{phase}_{part}_ms": value
+    for phase in ("data", "forward", "backward", "backward_compute", "exposed", "hidden", "optimizer", "step")
+    for part, value in (("p95", 70.0), ("min", 0.5))
+}
+TELEMETRY: dict[str, Any] = {
+    "gpu_util_percent": 90.0, "gpu_power_w": 500.0, "gpu_memory_peak_mib": 4096.0, "gpu_temperature_peak_c": 60.0,
+    "gpu_energy_j": 2e4, "gpu_energy_source": "counter", "process_cpu_percent": 101.5, "process_memory_peak_mib": 512.0,
+}  # fmt: skip
+CROSS_CHECK: dict[str, Any] = {
+    "check_exposed_ms": 9.5, "no_sync_exposed_ms": 9.0, "no_sync_difference": -0.05, "no_sync_is_check": True,
+    "ddp_exposed_ms": 11.0,
+}  # fmt: skip
 SUMMARY = Summary(
     world_size=2, num_nodes=2, hosts=("n1", "n2"), device_name="H100", backend="nccl", comparable=True, steps=220,
     measured_steps=200, train_s=21.5, samples_per_s=300.0, samples_per_s_per_gpu=150.0, data_ms=1.0, forward_ms=20.0,
     backward_ms=40.0, optimizer_ms=3.0, step_ms=65.0, train_loss=0.5, eval_loss=0.6, eval_accuracy=0.75,
     eval_examples=100, notices=(), backward_compute_ms=30.0, exposed_ms=10.0, hidden_ms=5.0, bucket_count=4,
-    exchange_ms=15.0, bus_gb_per_s=8.0, no_sync_exposed_ms=9.0, ddp_exposed_ms=11.0, slowest_rank=1, slowest_host="n2",
-    slowest_ratio=1.5,
+    exchange_ms=15.0, bus_gb_per_s=8.0, slowest_rank=1, slowest_host="n2", slowest_ratio=1.5,
+    buckets=({"size_bytes": 8.0},), gpu_throttle=("power cap", "heat"), **SPREADS, **TELEMETRY, **CROSS_CHECK,
 )  # fmt: skip
 DONE = AccountingRow(
     "7_0", state=State.COMPLETED, submit_s=1700000000, start_s=1700000060, end_s=1700003660, elapsed_s=3600,
@@ -72,8 +86,8 @@ OF_SUMMARY = {
     "samples_per_s": 300.0, "samples_per_s_per_gpu": 150.0, "train_loss": 0.5, "eval_loss": 0.6, "eval_accuracy": 0.75,
     "data_ms": 1.0, "forward_ms": 20.0, "backward_ms": 40.0, "optimizer_ms": 3.0, "step_ms": 65.0, "hosts": "n1,n2",
     "backward_compute_ms": 30.0, "exposed_ms": 10.0, "hidden_ms": 5.0, "bucket_count": 4, "exchange_ms": 15.0,
-    "bus_gb_per_s": 8.0, "no_sync_exposed_ms": 9.0, "ddp_exposed_ms": 11.0, "slowest_rank": 1, "slowest_host": "n2",
-    "slowest_ratio": 1.5,
+    "bus_gb_per_s": 8.0, "slowest_rank": 1, "slowest_host": "n2", "slowest_ratio": 1.5,
+    "gpu_throttle": "power cap,heat", **SPREADS, **TELEMETRY, **CROSS_CHECK,
 }  # fmt: skip
 
 
@@ -92,6 +106,18 @@ def test_a_finished_run() -> None:
         "elapsed_s": 3600, "gpu_hours": 2.0, "gpu_hours_from": "sacct", "node_list": "n[1-2]",
         "max_rss_bytes": 4096, **OF_SUMMARY,
     }  # fmt: skip
+
+
+def test_all_that_a_run_measured_is_a_column_but_its_buckets() -> None:
+    beside = {"num_nodes", "measured_steps", "eval_examples", "buckets", "notices"}
+    assert {field.name for field in dataclasses.fields(Summary)} - set(COLUMNS) == beside
+
+
+@pytest.mark.parametrize(("reasons", "told"), [(("heat",), "heat"), ((), "none"), (None, None)])
+def test_throttling_that_was_never_found_is_not_what_nobody_looked_for(
+    reasons: tuple[str, ...] | None, told: str | None
+) -> None:
+    assert row_of(DONE, records=RunRecords(dataclasses.replace(SUMMARY, gpu_throttle=reasons))).gpu_throttle == told
 
 
 def test_the_local_executor_fills_the_same_columns_but_slurms() -> None:
@@ -190,24 +216,55 @@ def test_a_run_that_ended_badly_after_its_last_step_has_no_result_but_its_steps(
     assert (result.steps, result.samples_per_s, result.hosts) == (220, None, None)
 
 
+def step_of(number: int) -> StepRecord:
+    return StepRecord(
+        step=number, epoch=0, start_s=0.0, loss=1.0, lr=1e-3, examples=4, data_ms=1.0, forward_ms=1.0,
+        backward_ms=1.0, optimizer_ms=1.0, step_ms=4.0,
+    )  # fmt: skip
+
+
+def lines_of(records: Iterable[Record]) -> str:
+    return "".join(encode(record) + "\n" for record in records)
+
+
 def test_the_records_of_a_run_are_read_from_its_folder(tmp_path: Path) -> None:
     assert read_run(tmp_path) == RunRecords()
     for item in (LATER, FIRST):
         write_json(tmp_path / failure_name(item.rank), item)
-    steps = [
-        StepRecord(
-            step=step, epoch=0, start_s=0.0, loss=1.0, lr=1e-3, examples=4, data_ms=1.0, forward_ms=1.0,
-            backward_ms=1.0, optimizer_ms=1.0, step_ms=4.0,
-        )
-        for step in range(1, 101)
-    ]  # fmt: skip
-    lines = "".join(encode(step) + "\n" for step in steps)
+    lines = lines_of(map(step_of, range(1, 101)))
     (tmp_path / metrics_name(0)).write_text(lines + '{"kind": "step", "step": 101, "ep')
     assert read_run(tmp_path) == RunRecords(None, (FIRST, LATER), 100)
-    (tmp_path / metrics_name(0)).write_text('{"kind": "start"}\n')
-    assert read_run(tmp_path).last_step == 0
     write_json(tmp_path / "summary.json", SUMMARY)
     assert read_run(tmp_path) == RunRecords(SUMMARY, (FIRST, LATER), None)
+
+
+def exchange_of(number: int, buckets: int) -> ExchangeRecord:
+    times = tuple(100 / 3 + bucket for bucket in range(buckets))
+    return ExchangeRecord(step=number, bucket_bytes=(2**20,) * buckets, ready_ms=times, done_ms=times)
+
+
+def test_the_last_step_is_found_before_an_exchange_of_any_length(tmp_path: Path) -> None:
+    file = tmp_path / metrics_name(0)
+    # As a rank writes them: the steps since it wrote last, then their exchanges.
+    flushed = lines_of([*map(step_of, range(1, 31)), *(exchange_of(number, 110) for number in range(1, 31))])
+    longer = lines_of([exchange_of(31, 20000)])
+    for written, step in ((flushed, 30), (flushed[:-2], 29), (flushed + longer[:-2], 30), (flushed + longer, 31)):
+        file.write_text(written)
+        assert read_run(tmp_path).last_step == step
+
+
+def test_a_checkpoint_tells_of_an_earlier_step(tmp_path: Path) -> None:
+    saved = CheckpointRecord(step=7, blocked_ms=1.0, write_s=1.0, size_bytes=1, error=None)
+    (tmp_path / metrics_name(0)).write_text(lines_of([step_of(7), step_of(8), saved]))
+    assert read_run(tmp_path).last_step == 8
+
+
+@pytest.mark.parametrize(
+    "before", ["", '{"kind": "start"}\n', '{"kind": "start", "vers', '{"kind": "telemetry"}\n' * 9999]
+)
+def test_a_file_that_has_no_step_yet(tmp_path: Path, before: str) -> None:
+    (tmp_path / metrics_name(0)).write_text(before)
+    assert read_run(tmp_path).last_step == 0
 
 
 LINK_SUMMARY = dataclasses.replace(

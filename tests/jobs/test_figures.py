@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import tracemalloc
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,7 @@ from disttrain.recordfile import RecordWriter, metrics_name
 from disttrain.records import ClockRecord, ExchangeRecord, LinkRecord, Record, StartRecord, StepRecord
 from jobs.figures import bus_bandwidth, save, write_figures
 from jobs.folder import SweepFolder
-from jobs.timeline import binary_size, timeline
+from jobs.timeline import binary_size, read_timeline, timeline
 
 LINKS = tuple(
     LinkRecord(
@@ -142,6 +144,25 @@ def test_what_a_timeline_cannot_show(run_dir: Path, tmp_path: Path) -> None:
     write_run(tmp_path / "plain", plain)
     with pytest.raises(UserError, match=r"run plain has no times of buckets in step 4 \(set detailed_timing: true"):
         timeline(tmp_path / "plain")
+
+
+def test_a_long_run_is_never_in_memory_as_a_whole(tmp_path: Path) -> None:
+    many = tuple(100 / 3 + bucket for bucket in range(200))
+    exchanges = [ExchangeRecord(step=1, bucket_bytes=(8,) * 200, ready_ms=many, done_ms=many)] * 300
+    records: list[Record] = [
+        each
+        for number, exchange in enumerate(exchanges, start=1)
+        for each in (step_of(number, 0.0, 1.0)[0], replace(exchange, step=number))
+    ]
+    write_run(tmp_path / "long", {0: records, 1: records})
+    tracemalloc.start()
+    try:
+        shown = read_timeline(tmp_path / "long")
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert [lane.exchange.done_ms for lane in shown.lanes] == [many, many]
+    assert peak < (tmp_path / "long" / metrics_name(0)).stat().st_size / 2
 
 
 def test_bus_bandwidth_over_message_size() -> None:

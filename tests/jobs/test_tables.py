@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -89,6 +90,21 @@ LINKED = [
 def test_a_link_and_what_an_exchange_is_of_it() -> None:
     text = "".join(rendered(results_table(LINKED, "s on site", width), width) for width in (200, 180))
     assert text == (GOLDEN / "linked_table.txt").read_text(encoding="utf-8")
+
+
+def test_the_estimates_of_an_exposed_exchange() -> None:
+    check = result(
+        run_id="2x1-a", check_exposed_ms=354.2, no_sync_exposed_ms=352.0, no_sync_difference=-0.006,
+        no_sync_is_check=True, ddp_exposed_ms=353.0,
+    )  # fmt: skip
+    bound = replace(check, run_id="2x1-b", no_sync_exposed_ms=200.0, no_sync_difference=-0.435, no_sync_is_check=False)
+    alone = replace(check, run_id="2x1-c", check_exposed_ms=0.0, no_sync_difference=None, ddp_exposed_ms=None)
+    table = results_table([check, result(), bound, alone], "s on site", 100)
+    assert str(table.caption).splitlines() == [
+        "2x1-a: exposed 354 ms by marks, 352 ms by no_sync (-1 %, a check), 353 ms by DDP",
+        "2x1-b: exposed 354 ms by marks, 200 ms by no_sync (-44 %, a bound), 353 ms by DDP",
+        "2x1-c: exposed 0 ms by marks, 352 ms by no_sync (a check)",
+    ]
 
 
 def test_only_what_is_not_comparable_is_marked() -> None:
