@@ -11,7 +11,7 @@ from disttrain.records import ClockRecord, ExchangeRecord, Record, StartRecord, 
 
 # A rank is named as slow when its own work takes so many times that of the others, in the median and nearly always.
 SLOW, SLOWER, NEARLY_ALWAYS = 1.25, 1.1, 0.8
-ENOUGH = 8  # of fewer pieces of work chance makes one rank slow now and then
+ENOUGH_STEPS = 20  # of fewer chance makes one rank slow now and then, or what it does for all, as writing a checkpoint
 PHASES = (
     "data_ms",
     "forward_ms",
@@ -154,14 +154,15 @@ def slowest(ranks: Sequence[Sequence[Measured]]) -> Slowest | None:
     Args:
         ranks: The same measured steps of every rank.
     """
-    return slowest_of([[step.own_ms for step in steps] for steps in ranks])
+    return slowest_of([[step.own_ms for step in steps] for steps in ranks], ENOUGH_STEPS)
 
 
-def slowest_of(times: Sequence[Sequence[float]]) -> Slowest | None:
+def slowest_of(times: Sequence[Sequence[float]], enough: int) -> Slowest | None:
     """The same of times.
 
     Args:
         times: Of the same pieces of work of every rank.
+        enough: So many pieces at least before a rank is named as slow.
     """
     if len(times) < 2 or not times[0]:
         return None
@@ -172,7 +173,7 @@ def slowest_of(times: Sequence[Sequence[float]]) -> Slowest | None:
         ratio = statistics.median(ratios)
         often = sum(each >= SLOWER for each in ratios) / len(ratios)
         if best is None or ratio > best.ratio:
-            is_slow = len(ratios) >= ENOUGH and ratio >= SLOW and often >= NEARLY_ALWAYS
+            is_slow = len(ratios) >= enough and ratio >= SLOW and often >= NEARLY_ALWAYS
             best = Slowest(rank, ratio, is_slow)
     return best
 

@@ -82,7 +82,8 @@ def check_start(config: TrainConfig, group: Group, multiply: Multiply = torch.mm
     if (complaint := broken(found)) is not None:
         raise BrokenNode(complaint)
     record = _record(found, group, time.perf_counter() - began_s)
-    return StartCheck((record,), slow_notices(found, group.hosts))
+    rivals = group.shared_gpu or group.env.folded  # ranks that take each other's time are slow by turns
+    return StartCheck((record,), () if rivals else slow_notices(found, group.hosts))
 
 
 def broken(found: Sequence[Found]) -> str | None:
@@ -96,7 +97,7 @@ def broken(found: Sequence[Found]) -> str | None:
 
 def slow_notices(found: Sequence[Found], hosts: Sequence[str]) -> tuple[str, ...]:
     """Names the rank whose products take clearly and nearly always longer than the others'; mostly nobody."""
-    slow = slowest_of([each.product_ms for each in found])
+    slow = slowest_of([each.product_ms for each in found], ROUNDS)
     if slow is None or not slow.is_slow:
         return ()
     return (
@@ -178,7 +179,7 @@ def _time_all_reduces(group: Group, budget_s: float) -> tuple[tuple[float, ...],
 
 def _record(found: Sequence[Found], group: Group, elapsed_s: float) -> CheckRecord:
     own, on_gpu = found[group.env.rank], group.device.type == "cuda"
-    slow = slowest_of([each.product_ms for each in found])
+    slow = slowest_of([each.product_ms for each in found], ROUNDS)
     reduced = [max(times) for times in zip(*(each.all_reduce_ms for each in found), strict=True)]
     reduced_ms = statistics.median(reduced) if reduced else None
     size = GPU_SIZE if on_gpu else CPU_SIZE

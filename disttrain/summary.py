@@ -89,6 +89,7 @@ def summarise(
     """
     begun = [record for record in records if isinstance(record, StartRecord)]
     start, slow = begun[-1], slowest(ranks)
+    comparable = not (start.shared_gpu or start.folded)
     end = next(record for record in records if isinstance(record, EndRecord))
     last_eval = next((record for record in reversed(records) if isinstance(record, EvalRecord)), None)
     steps = measured_steps(records, warmup_steps)
@@ -100,7 +101,7 @@ def summarise(
         hosts=hosts,
         device_name=start.device_name,
         backend=start.backend,
-        comparable=not (start.shared_gpu or start.folded),
+        comparable=comparable,
         steps=end.steps,
         measured_steps=len(steps),
         train_s=end.train_s,
@@ -115,7 +116,7 @@ def summarise(
             *_divergence(records),
             *_unsaved(records),
             *_unread(records),
-            *_slow(slow, hosts),
+            *(_slow(slow, hosts) if comparable else ()),
         ),
         **_phases(measured(records, warmup_steps)),
         **_exchange(exchanges(ranks, AT_ONCE.get(start.backend or "", 1))),

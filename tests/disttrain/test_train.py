@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from itertools import pairwise
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -12,8 +13,10 @@ from torch import nn
 
 from disttrain.batches import BEGINNING, RankStep
 from disttrain.config import TrainConfig
+from disttrain.rankenv import RankEnv
 from disttrain.recordfile import metrics_name, read_records
 from disttrain.records import EvalRecord
+from disttrain.run import run
 from disttrain.train import eval_due, lr_factor, make_optimizer
 
 if TYPE_CHECKING:
@@ -56,6 +59,38 @@ def test_one_rank_with_batch_4_and_four_ranks_with_batch_1_train_alike(
     # Losses that the gradients hardly move would agree even if the gradients did not.
     frozen = run_ranks(dataclasses.replace(config, per_gpu_batch=4, lr=1e-12), 1)
     assert max(abs(a - b) for a, b in zip(frozen.losses(), one.losses(), strict=True)) > 0.05
+
+
+@pytest.mark.parametrize("family", ["bert", "vit"])
+def test_the_gradients_of_several_ranks_are_those_of_one(
+    family: str, request: pytest.FixtureRequest, run_ranks: RunRanks
+) -> None:
+    config: TrainConfig = request.getfixturevalue(f"{family}_config")
+    config = dataclasses.replace(config, per_gpu_batch=None, global_batch=4, max_steps=1, max_eval_examples=0)
+    (alone,), two, four = (
+        gradients(run_ranks(config, ranks, target=run_and_keep_gradients), ranks) for ranks in (1, 2, 4)
+    )
+    assert max(float(gradient.abs().max()) for gradient in alone) > 1e-3
+    for rank in (*two, *four):
+        for found, expected in zip(rank, alone, strict=True):
+            torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-6)
+
+
+def gradients(finished: Finished, world_size: int) -> list[list[torch.Tensor]]:
+    return [torch.load(finished.output_dir / f"gradients-{rank}.pt") for rank in range(world_size)]
+
+
+def run_and_keep_gradients(config: TrainConfig, env: RankEnv, output_dir: Path) -> None:
+    """A run that keeps what the optimizer is given in its step."""
+    update = torch.optim.AdamW.step
+
+    def step(optimizer: torch.optim.AdamW) -> None:
+        given = [parameter.grad for group in optimizer.param_groups for parameter in group["params"]]
+        torch.save(given, output_dir / f"gradients-{env.rank}.pt")
+        update(optimizer)
+
+    torch.optim.AdamW.step = step  # type: ignore[method-assign, assignment]
+    run(config, env, output_dir)
 
 
 def test_accumulation_gives_the_losses_of_one_large_batch(bert_config: TrainConfig, run_ranks: RunRanks) -> None:
