@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import datetime
 import os
 import shutil
 import sys
@@ -206,9 +205,8 @@ def _startup_grid(plan: Plan) -> tables.Grid | None:
 
 
 def _write(plan: Plan, out: Path, grids: list[tables.Grid]) -> None:
-    command = tables.command_line("tests.benchmarks", sys.argv[1:])
-    facts = {"date": datetime.datetime.now(datetime.UTC).date().isoformat(), **plan.facts, "command": command}
-    tables.write_part(out, plan.title, tables.markdown(plan.title, facts, grids))
+    made = tables.facts("tests.benchmarks", plan.facts)
+    tables.write_part(out, plan.title, tables.markdown(plan.title, made, grids))
 
 
 if __name__ == "__main__":

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import datetime
 import shutil
 import statistics
 import sys
@@ -85,15 +84,8 @@ def benchmark(
     except BenchmarkError as error:
         print(f"error: {error}", file=sys.stderr)
         raise typer.Exit(2) from error
-    facts = {
-        "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
-        **store.machine(),
-        "command": tables.command_line("tests.benchmarks.checkpoints", sys.argv[1:]),
-    }
-    text = tables.markdown(TITLE, facts, [one_checkpoint(compared), shares(compared)])
-    print(text, end="")
-    if out is not None:
-        tables.write_part(out, TITLE, text)
+    made = tables.facts("tests.benchmarks.checkpoints", store.machine())
+    tables.publish(TITLE, made, [one_checkpoint(compared), shares(compared)], out)
 
 
 def _compare(plan: Plan, ranks: int) -> Compared:

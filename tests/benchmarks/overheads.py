@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import datetime
 import json
 import shutil
 import statistics
@@ -97,15 +96,8 @@ def benchmark(
     except BenchmarkError as error:
         print(f"error: {error}", file=sys.stderr)
         raise typer.Exit(2) from error
-    facts = {
-        "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
-        **store.machine(),
-        "command": tables.command_line("tests.benchmarks.overheads", sys.argv[1:]),
-    }
-    text = tables.markdown(TITLE, facts, [parts(measured), totals(measured)])
-    print(text, end="")
-    if out is not None:
-        tables.write_part(out, TITLE, text)
+    made = tables.facts("tests.benchmarks.overheads", store.machine())
+    tables.publish(TITLE, made, [parts(measured), totals(measured)], out)
 
 
 def minilm_work() -> Work:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import datetime
 import re
 import shlex
 import statistics
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -191,6 +193,20 @@ def command_line(module: str, words: Sequence[str]) -> str:
         at = left.index("--work")
         del left[at : at + 2]
     return f"`python -m {module} {shlex.join(left)}`"
+
+
+def facts(module: str, machine: Mapping[str, str]) -> dict[str, str]:
+    """What stands above a table: when, on what machine, and by which command, this one, it was made."""
+    date = datetime.datetime.now(datetime.UTC).date().isoformat()
+    return {"date": date, **machine, "command": command_line(module, sys.argv[1:])}
+
+
+def publish(title: str, made: Mapping[str, str], grids: Sequence[Grid], out: Path | None) -> None:
+    """Prints tables as Markdown, and puts them into a page where one is named."""
+    text = markdown(title, made, grids)
+    print(text, end="")
+    if out is not None:
+        write_part(out, title, text)
 
 
 def write_part(page: Path, title: str, part: str) -> None:
