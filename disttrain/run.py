@@ -47,12 +47,10 @@ def main(model: str, arguments: list[str]) -> None:
         env = RankEnv.from_environ(os.environ)
         output_dir = Path(config.output_dir or default_output_dir(config, env, os.environ))
         run(config, env, output_dir)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
-    except (BrokenNode, NewerAttempt) as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(1)
+    except (UserError, BrokenNode, NewerAttempt) as error:
+        # In one write, the line's end with it: ranks share this stream, and print would let another's line in between.
+        sys.stderr.write(f"error: {error}\n")
+        sys.exit(2 if isinstance(error, UserError) else 1)
     if env.rank == 0:
         print(f"results: {output_dir}")
 
