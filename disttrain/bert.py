@@ -31,7 +31,7 @@ from transformers import (
     BertConfig,
     PreTrainedTokenizerFast,
 )
-from transformers.models.bert.modeling_bert import BertForSequenceClassification
+from transformers.models.bert.modeling_bert import BertForSequenceClassification, BertLayer
 
 from disttrain.batches import Batch
 from disttrain.compact import compact
@@ -40,6 +40,7 @@ from disttrain.data import InputKind, Split, Splits
 from disttrain.dist import Group
 from disttrain.errors import UserError
 from disttrain.family import Built, Encoded
+from disttrain.lastlayer import attend_from_first, trim
 from disttrain.pretrained import checkpoint_error, from_architecture, from_checkpoint, quiet, read_config
 from disttrain.texts import TextExamples, Texts, tokenise
 
@@ -73,6 +74,24 @@ class TextClassifier(nn.Module):
             inputs["token_type_ids"] = batch["token_type_ids"]
         logits: Tensor = self.model(**inputs).logits
         return logits
+
+
+class FirstTokenLayer(BertLayer):  # type: ignore[misc]  # transformers is Any to mypy
+    """A BERT layer that gives its first token alone."""
+
+    def forward(self, hidden_states: Tensor, attention_mask: Tensor | None = None, *_: Any, **__: Any) -> Tensor:
+        first, attention = hidden_states[:, :1], self.attention.self
+        attended = attend_from_first(
+            attention.query(first),
+            attention.key(hidden_states),
+            attention.value(hidden_states),
+            attention_mask,
+            heads=attention.num_attention_heads,
+            dropout=attention.dropout.p if self.training else 0.0,
+            scale=attention.scaling,
+        )
+        output: Tensor = self.feed_forward_chunk(self.attention.output(attended, first))
+        return output
 
 
 @dataclasses.dataclass(frozen=True)
@@ -153,6 +172,9 @@ def build(config: TrainConfig, encoded: Encoded) -> Built:
     compacted = None if reader.used is None else compact(model, reader.used)
     if reader.used is not None and compacted is None:
         notices.append("compact_vocab: all rows are trained, of an embedding that is of another kind or has other uses")
+    # The heads of other models may read more than the first token, and a decoder's first token sees itself alone.
+    if config.trim_last_layer and type(model) is BertForSequenceClassification and not hf_config.is_decoder:
+        notices += trim(model, FirstTokenLayer)
 
     def save(folder: Path) -> None:
         state = model.state_dict()

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, nn
 from transformers import ViTConfig
 from transformers.image_processing_base import ImageProcessingMixin
-from transformers.models.vit.modeling_vit import ViTForImageClassification
+from transformers.models.vit.modeling_vit import ViTForImageClassification, ViTLayer
 
 from disttrain.batches import Batch
 from disttrain.config import TrainConfig
@@ -32,6 +32,7 @@ from disttrain.dist import Group
 from disttrain.errors import UserError
 from disttrain.family import Built, Encoded
 from disttrain.images import Opened, open_images
+from disttrain.lastlayer import attend_from_first, trim
 from disttrain.pixels import resize
 from disttrain.pretrained import from_architecture, from_checkpoint, quiet, read_config
 
@@ -61,6 +62,25 @@ class ImageClassifier(nn.Module):
         return logits
 
 
+class FirstTokenLayer(ViTLayer):  # type: ignore[misc]  # transformers is Any to mypy
+    """A ViT layer that gives its first token alone."""
+
+    def forward(self, hidden_states: Tensor, attention_mask: Tensor | None = None, **_: Any) -> Tensor:
+        attention, tokens = self.attention, self.layernorm_before(hidden_states)
+        attended = attend_from_first(
+            attention.q_proj(tokens[:, :1]),
+            attention.k_proj(tokens),
+            attention.v_proj(tokens),
+            attention_mask,
+            heads=attention.num_attention_heads,
+            dropout=attention.attention_dropout if self.training else 0.0,
+            scale=attention.scaling,
+        )
+        first = hidden_states[:, :1] + self.dropout(attention.o_proj(attended))
+        output: Tensor = first + self.dropout(self.mlp(self.layernorm_after(first)))
+        return output
+
+
 def encode(config: TrainConfig, splits: Splits, group: Group, work_dir: Path) -> Encoded:  # noqa: ARG001 - of Family
     """Both splits as pixels, of one size each, or as the files of a split that is too large."""
 
@@ -87,7 +107,8 @@ def build(config: TrainConfig, encoded: Encoded) -> Built:
         )
         _check_patches(config.image_size, built.model.config)
         save = _saver(built.model, config.image_size, _HALF, _HALF)
-        return Built(ImageClassifier(built.model, _HALF, _HALF, config.image_size), save=save)
+        notices = trim(built.model, FirstTokenLayer) if config.trim_last_layer else ()
+        return Built(ImageClassifier(built.model, _HALF, _HALF, config.image_size), notices, save)
     return _from_checkpoint(config, config.checkpoint, encoded)
 
 
@@ -109,6 +130,8 @@ def _from_checkpoint(config: TrainConfig, checkpoint: str, encoded: Encoded) -> 
         mean, std = processor.get("image_mean", mean), processor.get("image_std", std)
     except OSError:
         notices.append(f"{checkpoint} has no preprocessor_config.json: pixels normalised by mean and deviation 0.5")
+    if config.trim_last_layer:
+        notices += trim(built.model, FirstTokenLayer)
     save = _saver(built.model, config.image_size, mean, std)
     return Built(ImageClassifier(built.model, mean, std, config.image_size), tuple(notices), save)
 
