@@ -7,14 +7,8 @@ import subprocess
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 
-from jobs.attempts import AccountingRow, AttemptKey, attempts_by_job, latest_attempts, merge_history
+from jobs.attempts import AccountingRow, merge_history
 from jobs.slurm_states import State, parse_state
-
-__all__ = [
-    "FIELDS", "SACCT_ENVIRON", "SEPARATOR", "AccountingRow", "AccountingUnavailable", "AttemptKey", "State",
-    "attempts_by_job", "available_fields", "latest_attempts", "merge_history", "parse_sacct", "parse_state",
-    "query_sacct", "sacct_command",
-]  # fmt: skip
 
 # JobName is last, so that whatever a name holds cannot shift another column.
 FIELDS = (

@@ -127,11 +127,6 @@ def attempts_by_job(rows: Iterable[AccountingRow]) -> dict[str, tuple[Accounting
     return {job_id: tuple(sorted(own, key=lambda row: row.submit_s or 0)) for job_id, own in jobs.items()}
 
 
-def latest_attempts(rows: Iterable[AccountingRow]) -> dict[str, AccountingRow]:
-    """Each job's latest attempt. One that is REQUEUED is pending: its next record comes seconds later."""
-    return {job_id: attempts[-1] for job_id, attempts in attempts_by_job(rows).items()}
-
-
 def merge_history(old_rows: Iterable[AccountingRow], new_rows: Iterable[AccountingRow]) -> tuple[AccountingRow, ...]:
     """What is known of every attempt, from rows seen earlier and rows seen now.
 

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from jobs.folder import SweepFolder
     from jobs.plan import Plan
     from jobs.status import Status
-    from jobs.sweep import Sweep
+    from jobs.sweepfile import Sweep
 
 app = typer.Typer(
     name="sweep",
@@ -269,7 +269,8 @@ def _root(option: Path | None) -> Path:
 def _make_plan(file: Path, cluster: str | None, assignments: Sequence[str], root: Path | None) -> tuple[Sweep, Plan]:
     from jobs.cluster import Cluster, find_cluster, override
     from jobs.plan import make_plan
-    from jobs.sweep import expand, load_sweep
+    from jobs.sweep import expand
+    from jobs.sweepfile import load_sweep
 
     sweep = load_sweep(file, _overrides(assignments))
     name, profile = find_cluster(cluster, os.environ, Path.cwd())

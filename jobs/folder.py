@@ -131,7 +131,7 @@ def find_folder(root: Path, sweep: str | None, cluster: str | None) -> SweepFold
             )
         return folder
     if path.suffix in (".yaml", ".yml"):
-        from jobs.sweep import load_sweep
+        from jobs.sweepfile import load_sweep
 
         return _newest(root / load_sweep(path).name, sweep, cluster)
     # A folder that happens to have the sweep's name, sweeps/ say, is not meant.

@@ -19,7 +19,7 @@ from jobs.plan import JobGroup, Plan, plan_json, run_json, with_runs
 from jobs.slurm_states import Phase, State
 from jobs.status import Status, read_status
 from jobs.submit import require_slurm, run_in_debugger, scratch_folder, send_to_slurm
-from jobs.sweep import Sweep
+from jobs.sweepfile import Sweep
 from jobs.tables import count_runs
 
 

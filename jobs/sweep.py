@@ -11,10 +11,8 @@ from typing import Any, NamedTuple
 from disttrain.config import LINK, NOT_IDENTITY, TrainConfig, absolute_paths, run_id
 from disttrain.errors import FieldsError, UserError
 from jobs.allocation import Allocation
-from jobs.sweepfile import Pattern, Sweep, canonical, load_sweep, parse_sweep
+from jobs.sweepfile import Pattern, Sweep, canonical
 from jobs.yamlfile import KeyPath
-
-__all__ = ["MAX_RUNS", "RunSpec", "Sweep", "expand", "load_sweep", "parse_sweep"]
 
 # Far above what a cluster takes (MaxArraySize, MaxSubmitJobs): more is a typo, refused before it is built.
 MAX_RUNS = 100_000

@@ -14,15 +14,14 @@ from hypothesis import strategies as st
 from jobs.accounting import (
     FIELDS,
     SEPARATOR,
-    AccountingRow,
     AccountingUnavailable,
-    State,
     available_fields,
-    latest_attempts,
     parse_sacct,
     query_sacct,
     sacct_command,
 )
+from jobs.attempts import AccountingRow
+from jobs.slurm_states import State
 
 DATA = Path(__file__).parent / "data" / "sacct"
 
@@ -114,7 +113,6 @@ def test_an_array_whose_base_number_is_the_raw_id_of_its_last_task() -> None:
 
 def test_a_requeued_job_on_two_nodes_with_a_newline_in_its_name() -> None:
     assert recorded("requeued") == (FIRST_ATTEMPT, SECOND_ATTEMPT_WAITS)
-    assert latest_attempts(recorded("requeued")) == {"4": SECOND_ATTEMPT_WAITS}
 
 
 def test_the_attempt_after_a_requeue_keeps_the_derived_exit_code_of_the_first() -> None:
@@ -144,10 +142,6 @@ def test_one_task_of_an_array_is_requeued_after_a_hold() -> None:
         ("6_1", "6", State.REQUEUED, 46, "JobHeldUser"),
         ("6_1", "6", State.PENDING, None, "BeginTime"),
     ]
-    assert {job_id: row.state for job_id, row in latest_attempts(rows).items()} == {
-        "6_0": State.RUNNING,
-        "6_1": State.PENDING,
-    }
 
 
 def test_a_job_and_an_array_cancelled_in_the_queue_never_started() -> None:

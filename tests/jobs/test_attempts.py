@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jobs.attempts import AccountingRow, AttemptKey, attempts_by_job, latest_attempts, merge_history
+from jobs.attempts import AccountingRow, AttemptKey, attempts_by_job, merge_history
 from jobs.slurm_states import State
 
 PENDING = AccountingRow(job_id="7_0", state=State.PENDING, submit_s=1000, nodes=2, reason="JobHeldUser")
@@ -56,14 +56,13 @@ def test_rows_of_other_versions_can_be_read() -> None:
     )
 
 
-def test_attempts_are_ordered_and_the_latest_is_the_last_submitted() -> None:
+def test_attempts_are_in_the_order_of_their_submission() -> None:
     rows = [AGAIN, OTHER, REQUEUED]
     assert attempts_by_job(rows) == {"7_0": (REQUEUED, AGAIN), "7_1": (OTHER,)}
-    assert latest_attempts(rows) == {"7_0": AGAIN, "7_1": OTHER}
 
 
 def test_a_requeued_row_without_its_successor_is_pending() -> None:
-    assert latest_attempts([REQUEUED])["7_0"].state.is_pending
+    assert attempts_by_job([REQUEUED])["7_0"][-1].state.is_pending
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ import pytest
 
 from disttrain.errors import UserError
 from jobs.cluster import Cluster, compute_python, find_cluster, load_cluster, override, parse_time_s
-from jobs.sweep import parse_sweep
+from jobs.sweepfile import parse_sweep
 from jobs.yamlfile import parse_yaml
 
 FULL = """\

@@ -20,7 +20,8 @@ from jobs.folder import SweepFolder
 from jobs.launch import debug, launch
 from jobs.plan import JobGroup, Plan, make_plan
 from jobs.slurm_states import State
-from jobs.sweep import expand, load_sweep, parse_sweep
+from jobs.sweep import expand
+from jobs.sweepfile import load_sweep, parse_sweep
 from jobs.yamlfile import parse_yaml
 
 SWEEP = "name: s\nallocations: [1x1, 2x1]\nbase: {model: bert, max_steps: 3}\nseeds: [0, 1]\n"

@@ -17,7 +17,7 @@ import pytest
 
 import jobs.localqueue
 import jobs.localrun
-from jobs.attempts import AccountingRow, latest_attempts, merge_history
+from jobs.attempts import AccountingRow, attempts_by_job, merge_history
 from jobs.folder import SweepFolder
 from jobs.ledger import read_lines
 from jobs.localqueue import LocalQueue
@@ -119,7 +119,7 @@ def queued(folder: SweepFolder, *names: str, ranks: int = 2) -> list[QueuedRun]:
 def ends(folder: SweepFolder) -> list[str]:
     """The states that the queue has noted, by job."""
     rows = [AccountingRow.from_json(values) for values in read_lines(folder.accounting_file)]
-    return [row.state.value for _, row in sorted(latest_attempts(merge_history((), rows)).items())]
+    return [own[-1].state.value for _, own in sorted(attempts_by_job(merge_history((), rows)).items())]
 
 
 def left_over(folder: SweepFolder) -> list[list[str]]:

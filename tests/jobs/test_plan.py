@@ -17,7 +17,8 @@ from jobs.cluster import Cluster
 from jobs.folder import SweepFolder
 from jobs.plan import Plan, make_plan, plan_json, with_runs
 from jobs.submit import send_to_slurm
-from jobs.sweep import expand, parse_sweep
+from jobs.sweep import expand
+from jobs.sweepfile import parse_sweep
 from jobs.yamlfile import parse_yaml
 
 GOLDEN = Path(__file__).parents[1] / "golden"

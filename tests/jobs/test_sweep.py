@@ -11,7 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from disttrain.config import FAMILY_CHECKPOINT, FAMILY_DATASET, TrainConfig, run_id
-from jobs.sweep import RunSpec, expand, load_sweep, parse_sweep
+from jobs.sweep import RunSpec, expand
+from jobs.sweepfile import load_sweep, parse_sweep
 from jobs.yamlfile import parse_yaml
 
 ROOT = Path(__file__).parents[2]

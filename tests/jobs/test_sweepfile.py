@@ -11,8 +11,8 @@ import yaml
 from disttrain.config import NOT_IDENTITY, field_names
 from disttrain.errors import UserError
 from jobs.allocation import Allocation
-from jobs.sweep import expand, load_sweep, parse_sweep
-from jobs.sweepfile import Pattern
+from jobs.sweep import expand
+from jobs.sweepfile import Pattern, load_sweep, parse_sweep
 from jobs.yamlfile import parse_yaml
 
 SWEEPS = Path(__file__).parent / "data" / "sweeps"

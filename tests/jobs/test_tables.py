@@ -16,7 +16,8 @@ from jobs.cluster import Cluster
 from jobs.collect import COLUMNS, Result
 from jobs.folder import SweepFolder
 from jobs.plan import Plan, make_plan
-from jobs.sweep import expand, parse_sweep
+from jobs.sweep import expand
+from jobs.sweepfile import parse_sweep
 from jobs.tables import failure_lines, plan_table, results_table
 from jobs.yamlfile import parse_yaml
 
