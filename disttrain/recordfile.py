@@ -64,6 +64,19 @@ def is_intact(path: Path, written: Written) -> bool:
         return False
 
 
+def records_behind(path: Path, written: Written) -> Iterator[Record]:
+    """The records behind what was written, up to the first that is torn or of another version."""
+    if not path.exists():
+        return
+    with path.open("rb") as file:
+        file.seek(written.size_bytes)
+        for line in file:
+            try:
+                yield decode(line.decode())
+            except (ValueError, TypeError):
+                return
+
+
 class RecordWriter:
     """Appends records to one rank's file, a JSON object a line.
 

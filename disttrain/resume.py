@@ -19,7 +19,7 @@ from disttrain.checkpointwriter import CheckpointWriter
 from disttrain.config import Cadence
 from disttrain.dist import Group
 from disttrain.errors import UserError
-from disttrain.recordfile import RecordWriter, Written, is_intact
+from disttrain.recordfile import RecordWriter, Written, is_intact, records_behind
 from disttrain.records import CheckpointRecord
 
 # Steps that are timed before the first checkpoint of a cadence in seconds or as a share of the time.
@@ -32,6 +32,7 @@ class Start:
 
     position: Position = BEGINNING
     records: Written = Written()  # noqa: RUF009 - immutable; of this rank, those of the steps before
+    saved: tuple[CheckpointRecord, ...] = ()  # what the checkpoint itself cost: it was written down behind those
     train_s: float = 0.0  # that the steps before took
     notices: tuple[str, ...] = ()
 
@@ -120,7 +121,12 @@ class Checkpoints:
         if int(self._group.sum(broken)):
             gone = "the records of the steps before are not all there, or not as they were written: they are left out"
             return dataclasses.replace(start, notices=(*notices, gone))
-        return dataclasses.replace(start, records=written, notices=notices)
+        saved = tuple(
+            record
+            for record in records_behind(records, written)
+            if isinstance(record, CheckpointRecord) and record.step == manifest.step
+        )
+        return dataclasses.replace(start, records=written, saved=saved, notices=notices)
 
     def begin(self, start: Position) -> None:
         """Starts counting towards the first checkpoint."""

@@ -188,7 +188,7 @@ def _train(
     sampler, unsampled = open_sampler(config.telemetry_every_s, gpu_uuid(group.device))
     with recordfile.RecordWriter(path, start.records) as writer:
         notices = (*checked.notices, *prepared.notices, *start.notices, *unsampled)
-        writer.write([_start_record(group, prepared, start.position.step + 1, notices), *checked.records])
+        writer.write([_start_record(group, prepared, start.position.step + 1, notices), *start.saved, *checked.records])
         for notice in notices:
             group.say(f"note: {notice}")
         gc.freeze()  # a collection during training looks only at what training makes

@@ -129,7 +129,11 @@ def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(
     assert all_losses(resumed.output_dir, 2) == all_losses(whole.output_dir, 2)
     passed_over, goes_on = resumed.summary.notices[-2:]
     assert passed_over.startswith(f"checkpoint {latest} is passed over: it has ")
-    assert goes_on == f"goes on behind step {int(before.rpartition('-')[2])}, from attempt 1"
+    step = int(before.rpartition("-")[2])
+    assert goes_on == f"goes on behind step {step}, from attempt 1"
+    records = read_records(resumed.output_dir / metrics_name(0))
+    saved = [record.step for record in records if isinstance(record, CheckpointRecord)]
+    assert saved == list(range(3, STEPS + 1, 3)), "what a run goes on from was written down behind its steps"
 
 
 def test_a_run_that_was_killed_while_it_was_saved_goes_on_from_the_checkpoint_before(
