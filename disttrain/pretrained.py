@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import pickle
 import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from huggingface_hub.errors import StrictDataclassError
+from safetensors import SafetensorError
+from torch import nn
 from transformers import PretrainedConfig
 from transformers.utils import logging
 
@@ -57,6 +60,7 @@ def from_checkpoint(
     Raises:
         UserError: The checkpoint cannot be loaded, or is another model's.
     """
+    before = [name for _, name in sorted((config.id2label or {}).items())]
     config.update(_classes(label_names))
     try:
         model, loaded = model_class.from_pretrained(
@@ -70,7 +74,7 @@ def from_checkpoint(
             attn_implementation="sdpa",
             **options,
         )
-    except (OSError, ValueError, RuntimeError, KeyError) as error:
+    except (OSError, ValueError, RuntimeError, KeyError, SafetensorError, pickle.UnpicklingError) as error:
         raise checkpoint_error(checkpoint, error) from error
     # Mismatched weights come with both shapes behind their name.
     missing = {*loaded["missing_keys"], *(key[0] for key in loaded["mismatched_keys"])}
@@ -81,7 +85,27 @@ def from_checkpoint(
             hint=f"is it a {config.model_type} model?",
         )
     notice = f"{checkpoint} has no head for {len(label_names)} classes: {', '.join(sorted(missing))} start at random"
-    return Built(model, (notice,) if missing else ())
+    return Built(model, (notice,) if missing else _order_classes(model, checkpoint, before, label_names))
+
+
+def _order_classes(model: nn.Module, checkpoint: str, before: Sequence[str], now: Sequence[str]) -> tuple[str, ...]:
+    """Puts the rows of a trained head into the order of the data's classes, where the checkpoint has them in another.
+
+    Returns:
+        What the user should know.
+    """
+    rows = {name.lower(): row for row, name in enumerate(before)}
+    order = [rows.get(name.lower(), -1) for name in now]
+    if sorted(order) != list(range(len(before))) or order == sorted(order):
+        return ()  # other classes, or names like LABEL_0 that tell nothing; or the same order
+    head = [module for module in model.modules() if isinstance(module, nn.Linear)][-1]
+    if head.out_features != len(now):
+        return (f"{checkpoint} has its classes in the order {', '.join(before)}, the data in that of {', '.join(now)}",)
+    with torch.no_grad():
+        for parameter in head.parameters():
+            parameter.copy_(parameter[order].clone())
+    orders = f"{', '.join(before)}: the rows of its head are put in the order of the data, {', '.join(now)}"
+    return (f"{checkpoint} has its classes in the order {orders}",)
 
 
 def read_config(config_class: Any, checkpoint: str) -> PretrainedConfig:
@@ -144,4 +168,5 @@ def _classes(label_names: Sequence[str]) -> dict[str, Any]:
     return {
         "id2label": dict(enumerate(label_names)),
         "label2id": {name: index for index, name in enumerate(label_names)},
+        "problem_type": "single_label_classification",  # whatever a checkpoint was trained for: it is saved as trained
     }

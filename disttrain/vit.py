@@ -39,6 +39,7 @@ from disttrain.pretrained import from_architecture, from_checkpoint, quiet, read
 INPUT: InputKind = "image"
 # Pixels of [0, 1] to [-1, 1], as ViT was trained (Dosovitskiy et al. 2021), where a checkpoint says nothing else.
 _HALF = (0.5, 0.5, 0.5)
+_AS_THEY_ARE = ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0))  # mean and deviation for pixels of [0, 1]
 
 
 class ImageClassifier(nn.Module):
@@ -117,6 +118,7 @@ def _from_checkpoint(config: TrainConfig, checkpoint: str, encoded: Encoded) -> 
     found = ViTConfig.get_config_dict(checkpoint)[0].get("model_type")
     if found != "vit":
         raise UserError(f"checkpoint {checkpoint!r} is a {found} model", hint="model vit takes a vit model")
+    _check_input(checkpoint, hf_config)
     _check_patches(config.image_size, hf_config)
     built = from_checkpoint(ViTForImageClassification, checkpoint, hf_config, encoded.label_names)
     notices = list(built.notices)
@@ -127,7 +129,9 @@ def _from_checkpoint(config: TrainConfig, checkpoint: str, encoded: Encoded) -> 
     mean, std = _HALF, _HALF
     try:
         processor = ImageProcessingMixin.get_image_processor_dict(checkpoint)[0]
-        mean, std = processor.get("image_mean", mean), processor.get("image_std", std)
+        mean, std = processor.get("image_mean") or mean, processor.get("image_std") or std
+        if not processor.get("do_normalize", True):
+            mean, std = _AS_THEY_ARE
     except OSError:
         notices.append(f"{checkpoint} has no preprocessor_config.json: pixels normalised by mean and deviation 0.5")
     if config.trim_last_layer:
@@ -163,7 +167,22 @@ def _saver(model: Any, size: int, mean: Sequence[float], std: Sequence[float]) -
     return save
 
 
+def _check_input(checkpoint: str, hf_config: Any) -> None:
+    """Checks that a checkpoint takes square colour images; a size that it gives as two equal numbers becomes one."""
+    if hf_config.num_channels != 3:
+        channels = f"images of {hf_config.num_channels} channels"
+        raise UserError(f"checkpoint {checkpoint!r} takes {channels}", hint="images are read as RGB, 3 channels")
+    for name in ("image_size", "patch_size"):
+        value = getattr(hf_config, name)
+        if isinstance(value, list | tuple):
+            if len(set(value)) != 1:
+                raise UserError(f"checkpoint {checkpoint!r} has {name} {list(value)}", hint="it must be square")
+            setattr(hf_config, name, value[0])
+
+
 def _check_patches(image_size: int, hf_config: Any) -> None:
     patch = hf_config.patch_size
+    if type(patch) is not int or patch < 1:
+        raise UserError(f"patch_size is {patch!r}", where="architecture.patch_size", hint="give a whole number from 1")
     if image_size % patch:
         raise UserError(f"image_size {image_size} is not a multiple of the patch size {patch}", where="image_size")

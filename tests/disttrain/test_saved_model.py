@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -188,3 +189,43 @@ def test_a_model_that_cannot_be_saved_costs_no_results(bert_config: TrainConfig,
     assert finished.exit_codes == (0,)
     assert finished.summary.notices[-1].startswith("the trained model could not be saved: ")
     assert not list(finished.output_dir.glob("*model*"))
+
+
+def test_weights_that_are_cut_short_are_one_line(
+    minilm: str, bert_config: TrainConfig, run_ranks: Callable[..., Any], tmp_path: Path
+) -> None:
+    cut = tmp_path / "cut"
+    shutil.copytree(minilm, cut)
+    weights = cut / "model.safetensors"
+    content = weights.read_bytes()
+    weights.unlink()
+    weights.write_bytes(content[: len(content) // 2])
+    config = dataclasses.replace(bert_config, architecture=None, checkpoint=str(cut))
+    failure = json.loads((run_ranks(config, 1).output_dir / "failure-rank00000.json").read_text())
+    assert failure["user_error"]
+    assert failure["message"].startswith(f"checkpoint {str(cut)!r} cannot be loaded: ")
+
+
+def test_classes_in_another_order_keep_what_was_learnt_of_them(
+    bert_config: TrainConfig, run_ranks: Callable[..., Any], tmp_path: Path
+) -> None:
+    first = run_ranks(dataclasses.replace(bert_config, max_steps=2), 1)
+    start = tmp_path / "start"
+    shutil.copytree(first.output_dir / "model", start)
+    before = json.loads((start / "config.json").read_text())
+    names = [before["id2label"][str(index)] for index in range(2)]
+    turned = {**before, "id2label": {"0": names[1].upper(), "1": names[0].upper()}, "problem_type": "regression"}
+    (start / "config.json").write_text(json.dumps({**turned, "label2id": {names[1].upper(): 0, names[0].upper(): 1}}))
+    # A learning rate at which nothing is learnt: what is saved is what was loaded.
+    config = dataclasses.replace(
+        bert_config, architecture=None, checkpoint=str(start), max_steps=1, lr=1e-12, weight_decay=0.0
+    )
+    second = run_ranks(config, 1)
+    (notice,) = [notice for notice in second.summary.notices if "order" in notice]
+    assert notice.startswith(f"{start} has its classes in the order {names[1].upper()}, {names[0].upper()}: ")
+    heads = [
+        load_file(folder / "model.safetensors")["classifier.weight"] for folder in (start, second.output_dir / "model")
+    ]
+    torch.testing.assert_close(heads[1], heads[0][[1, 0]])
+    saved = json.loads((second.output_dir / "model" / "config.json").read_text())
+    assert (saved["id2label"], saved["problem_type"]) == (before["id2label"], "single_label_classification")

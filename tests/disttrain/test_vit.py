@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from pathlib import Path
 from typing import Any
 
@@ -68,6 +69,7 @@ def test_a_checkpoint_of_another_size_and_other_classes(vit_config: TrainConfig,
 @pytest.mark.parametrize(
     ("architecture", "message"),
     [
+        ({"patch_size": [8, 8]}, r"architecture.patch_size: patch_size is \[8, 8\] \(give a whole number from 1\)"),
         ({"patch_size": 5}, "image_size 16 is not a multiple of the patch size 5"),
         ({"image_size": 32}, r"architecture.image_size: 32 contradicts the run's 16 \(drop it here\)"),
         ({"vocab_size": 32}, "architecture.vocab_size: unknown field 'vocab_size' of ViTConfig"),
@@ -79,3 +81,60 @@ def test_mistakes_in_an_architecture_are_one_line(
     config = dataclasses.replace(vit_config, architecture=architecture)
     with pytest.raises(UserError, match=message):
         build(config, encoded_with(config))
+
+
+def _changed(folder: Path, name: str, **values: Any) -> None:
+    path = folder / name
+    path.write_text(json.dumps({**json.loads(path.read_text()), **values}))
+
+
+@pytest.fixture
+def checkpoint(vit_config: TrainConfig, tmp_path: Path) -> Path:
+    """A saved ViT, and how its pixels are read."""
+    built = build(vit_config, encoded_with(vit_config))
+    assert built.save is not None
+    (tmp_path / "start").mkdir()
+    built.save(tmp_path / "start")
+    return tmp_path / "start"
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"num_channels": 1}, r"takes images of 1 channels \(images are read as RGB, 3 channels\)"),
+        ({"image_size": [16, 32]}, r"has image_size \[16, 32\] \(it must be square\)"),
+    ],
+)
+def test_a_checkpoint_of_other_images_is_refused(
+    values: dict[str, Any], message: str, checkpoint: Path, vit_config: TrainConfig
+) -> None:
+    _changed(checkpoint, "config.json", **values)
+    config = dataclasses.replace(vit_config, architecture=None, checkpoint=str(checkpoint))
+    with pytest.raises(UserError, match=message):
+        build(config, encoded_with(config))
+
+
+def test_a_checkpoint_s_sizes_may_be_pairs(checkpoint: Path, vit_config: TrainConfig) -> None:
+    _changed(checkpoint, "config.json", image_size=[16, 16], patch_size=[8, 8])
+    config = dataclasses.replace(vit_config, architecture=None, checkpoint=str(checkpoint))
+    encoded = encoded_with(config)
+    built = build(config, encoded)
+    assert built.notices == ()
+    assert built.model(encoded.train.batch([0, 1])).shape == (2, 2)
+
+
+@pytest.mark.parametrize(
+    ("values", "mean", "scale"),
+    [
+        ({"image_mean": None, "image_std": None}, 127.5, 1 / 127.5),
+        ({"do_normalize": False, "image_mean": [0.4] * 3}, 0.0, 1 / 255),
+    ],
+)
+def test_how_a_checkpoint_reads_its_pixels(
+    values: dict[str, Any], mean: float, scale: float, checkpoint: Path, vit_config: TrainConfig
+) -> None:
+    _changed(checkpoint, "preprocessor_config.json", **values)
+    config = dataclasses.replace(vit_config, architecture=None, checkpoint=str(checkpoint))
+    model: Any = build(config, encoded_with(config)).model
+    assert model.mean.flatten().tolist() == pytest.approx([mean] * 3)
+    assert model.scale.flatten().tolist() == pytest.approx([scale] * 3)
