@@ -128,7 +128,7 @@ def encode(config: TrainConfig, splits: Splits, group: Group, work_dir: Path) ->
     def examples(name: str, labels: NDArray[np.int64]) -> TextExamples:
         made = tokenised[name]
         first_lengths = made.first_lengths if typed else None
-        return TextExamples(made.tokens, made.offsets, labels, pad_id, first_lengths)
+        return TextExamples(made.tokens, made.offsets, labels, pad_id, first_lengths, config.compile)
 
     train = examples("train", splits.train.labels)
     held_out = examples("eval", splits.eval.labels) if splits.eval is not None else None

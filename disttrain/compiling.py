@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import torch
 from torch import nn
+from torch._dynamo import config as dynamo
 from torch._inductor import config as inductor
 
 from disttrain.dist import Group
+
+RECOMPILE_LIMIT = 32
 
 
 def compile_model(model: nn.Module, group: Group, *, dynamic: bool) -> tuple[str, ...]:
@@ -25,6 +28,9 @@ def compile_model(model: nn.Module, group: Group, *, dynamic: bool) -> tuple[str
     # Ranks that ran other kernels than their neighbours would sum other roundings, and wait for the slow ones.
     if int(group.sum(failed)):
         return (f"not compiled: {problem or 'the compiler does not work on another rank'}",)
+    # Batches of texts make a graph each of training and evaluation, of one text and of many, of sizes that happen to be
+    # equal. Beyond its limit, 8, dynamo runs what is new without compiling it.
+    dynamo.recompile_limit = max(dynamo.recompile_limit, RECOMPILE_LIMIT)
     model.compile(dynamic=True if dynamic else None)
     return ()
 

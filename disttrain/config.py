@@ -95,7 +95,7 @@ class TrainConfig:
         bool, doc("of a checkpoint's embedding, train only the rows of tokens that occur: the others would only decay")
     ] = True
     trim_last_layer: Annotated[
-        bool, doc("compute the last layer for the first token alone, which is all that the head reads: the same scores")
+        bool, doc("compute the last layer of BERT or ViT for the first token alone, which is all that the head reads")
     ] = True
     group_by_length: Annotated[bool, doc("texts of a step are about equally long, the same on every rank")] = True
     grad_accum_steps: Annotated[Count, doc("forward and backward passes for each optimizer step")] = 1

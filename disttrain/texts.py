@@ -56,6 +56,7 @@ class TextExamples:
     labels: NDArray[np.int64]
     pad_id: int
     first_lengths: NDArray[np.int64] | None = None  # of pairs: tokens before those of the second text
+    always_masked: bool = False
     in_memory = True
 
     @property
@@ -66,7 +67,10 @@ class TextExamples:
         return len(self.labels)
 
     def batch(self, indices: Sequence[int] | Indices) -> Batch:
-        """The texts, padded to the longest of them; a mask only where something is padded, since it costs attention."""
+        """The texts, padded to the longest of them; a mask only where something is padded, since it costs attention.
+
+        For a compiled model there is always one: a graph without it would be compiled too, in the midst of training.
+        """
         chosen = np.asarray(indices)
         starts = self.offsets[chosen]
         lengths = self.offsets[chosen + 1] - starts
@@ -76,7 +80,7 @@ class TextExamples:
         for row, (start, length) in enumerate(zip(starts, lengths, strict=True)):
             ids[row, :length] = self.tokens[start : start + length]
         batch = {"input_ids": torch.from_numpy(ids), "labels": torch.from_numpy(self.labels[chosen])}
-        if not inside.all():
+        if self.always_masked or not inside.all():
             batch["attention_mask"] = torch.from_numpy(inside.astype(np.int64))
         if self.first_lengths is not None:
             second = (np.arange(width) >= self.first_lengths[chosen, None]) & inside

@@ -172,7 +172,10 @@ def _cell_result(plan: Plan, cell: Cell, work: Work, done: dict[int, dict[str, R
     if cell.task.gpu:
         from tests.benchmarks.gpu import utilisation
 
-        shares = {name: utilisation(work, each, plan.facts["GPU"]) for name, each in runs.items()}
+        trimmed = {each.name: each.trims_last_layer for each in plan.contenders}
+        shares = {
+            name: utilisation(work, each, plan.facts["GPU"], trimmed=trimmed[name]) for name, each in runs.items()
+        }
         mfu = {name: share for name, share in shares.items() if share is not None}
     less = learn_less(runs, PEER_NAMES, (REFERENCE, OURS), *tolerances)
     compared = {name: results for name, results in runs.items() if name not in less}

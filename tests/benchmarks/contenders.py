@@ -31,6 +31,10 @@ class Contender:
     def is_ours(self) -> bool:
         return self.script is None
 
+    @property
+    def trims_last_layer(self) -> bool:
+        return self.is_ours and "--trim_last_layer false" not in " ".join(self.flags)
+
 
 PEERS = (
     Contender(REFERENCE, "HF Trainer, defaults", "hf_trainer.py", needs="accelerate"),

@@ -48,6 +48,8 @@ def test_a_batch_is_padded_to_its_longest_text() -> None:
     assert batch["attention_mask"].tolist() == [[1, 1, 1], [1, 1, 0]]
     assert batch["labels"].tolist() == [1, 0]
     assert set(examples.batch([1, 1])) == {"input_ids", "labels"}  # nothing padded, nothing to mask
+    masked = dataclasses.replace(examples, always_masked=True).batch([1, 1])
+    assert masked["attention_mask"].tolist() == [[1], [1]]
 
 
 def test_a_tokenizer_is_the_same_in_every_process() -> None:

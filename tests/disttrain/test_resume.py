@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import torch
 
+import disttrain.images
 import disttrain.train
 from disttrain import checkpoint
 from disttrain.batches import RankStep
@@ -85,20 +86,21 @@ def all_losses(folder: Path, ranks: int) -> list[list[tuple[int, float | None]]]
     ]
 
 
+@pytest.mark.parametrize("ranks", [1, 4])
 @pytest.mark.parametrize("model", ["bert", "vit"])
 def test_a_killed_run_goes_on_to_the_last_bit(
-    model: str, request: pytest.FixtureRequest, run_ranks: Callable[..., Any]
+    model: str, ranks: int, request: pytest.FixtureRequest, run_ranks: Callable[..., Any]
 ) -> None:
     config = saved_often(request.getfixturevalue(f"{model}_config"))
-    whole = run_ranks(config, 4)
-    assert whole.exit_codes == (0, 0, 0, 0)
-    killed = run_ranks(config, 4, target=functools.partial(die_in, 11, 2))
-    assert killed.exit_codes[2] == -signal.SIGKILL
+    whole = run_ranks(config, ranks)
+    assert whole.exit_codes == (0,) * ranks
+    killed = run_ranks(config, ranks, target=functools.partial(die_in, 11, ranks // 2))
+    assert killed.exit_codes[ranks // 2] == -signal.SIGKILL
     assert not (killed.output_dir / "summary.json").exists()
-    resumed = run_ranks(dataclasses.replace(config, num_workers=1), 4, killed.output_dir)
-    assert resumed.exit_codes == (0, 0, 0, 0)
-    assert all_losses(resumed.output_dir, 4) == all_losses(whole.output_dir, 4)
-    assert [step for step, _ in all_losses(resumed.output_dir, 4)[0]] == list(range(1, STEPS + 1))
+    resumed = run_ranks(config, ranks, killed.output_dir)
+    assert resumed.exit_codes == (0,) * ranks
+    assert all_losses(resumed.output_dir, ranks) == all_losses(whole.output_dir, ranks)
+    assert [step for step, _ in all_losses(resumed.output_dir, ranks)[0]] == list(range(1, STEPS + 1))
     assert resumed.summary.eval_accuracy == whole.summary.eval_accuracy
     assert resumed.summary.eval_loss == whole.summary.eval_loss
     records = list(read_records(resumed.output_dir / metrics_name(0)))
@@ -108,6 +110,27 @@ def test_a_killed_run_goes_on_to_the_last_bit(
     assert f"goes on behind step {starts[1] - 1}, from attempt 1" in resumed.summary.notices
     left = sorted(path.name for path in (resumed.output_dir / "checkpoints").iterdir())
     assert left == ["attempt-00001", "attempt-00002"], "the checkpoints of a run that has ended well are gone"
+
+
+def from_files(target: Callable[..., object], config: TrainConfig, env: RankEnv, output_dir: Path) -> None:
+    """Runs a rank that decodes its images each time they are asked for, in its workers."""
+    disttrain.images.KEPT_UP_TO_BYTES = 0
+    target(config, env, output_dir)
+
+
+def test_a_killed_run_goes_on_with_another_number_of_workers(
+    vit_config: TrainConfig, run_ranks: Callable[..., Any]
+) -> None:
+    config = saved_often(vit_config)
+    whole = run_ranks(config, 2, target=functools.partial(from_files, run))
+    with_one = dataclasses.replace(config, num_workers=1)
+    killed = run_ranks(with_one, 2, target=functools.partial(from_files, functools.partial(die_in, 11, 1)))
+    assert killed.exit_codes[1] == -signal.SIGKILL
+    with_two = dataclasses.replace(config, num_workers=2)
+    resumed = run_ranks(with_two, 2, killed.output_dir, target=functools.partial(from_files, run))
+    assert resumed.exit_codes == (0, 0)
+    assert any("goes on behind step" in notice for notice in resumed.summary.notices)
+    assert all_losses(resumed.output_dir, 2) == all_losses(whole.output_dir, 2)
 
 
 def damaged(path: Path) -> None:

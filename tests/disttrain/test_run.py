@@ -9,17 +9,19 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING
 
 import pytest
 
+import disttrain.images
 from disttrain.config import TrainConfig
 from disttrain.describe import choose_threads
 from disttrain.rankenv import RankEnv
 from disttrain.recordfile import failure_name, from_json, metrics_name, read_records
 from disttrain.records import EndRecord, EvalRecord, StartRecord, StepRecord, TelemetryRecord
 from disttrain.results import Failure
-from disttrain.run import default_output_dir
+from disttrain.run import default_output_dir, main, run
 
 if TYPE_CHECKING:
     from tests.disttrain.conftest import RunRanks
@@ -129,6 +131,17 @@ def test_the_first_failure_in_time_is_the_reason(bert_config: TrainConfig, run_r
     assert not (finished.output_dir / "summary.json").exists()
 
 
+def test_a_rank_s_error_is_one_write(monkeypatch: pytest.MonkeyPatch) -> None:
+    written: list[str] = []
+    monkeypatch.setattr(sys, "stderr", SimpleNamespace(write=written.append))
+    with pytest.raises(SystemExit) as ended:
+        main("bert", ["--per_gpu_batch=0"])
+    assert ended.value.code == 2
+    (line,) = written
+    assert line.startswith("error: ")
+    assert line.endswith("\n"), "ranks share their stderr: another's line must not come before the end of this one"
+
+
 def test_what_an_earlier_attempt_left_is_removed(bert_config: TrainConfig, run_ranks: RunRanks, tmp_path: Path) -> None:
     config = dataclasses.replace(bert_config, max_steps=1)
     folder = tmp_path / "again"
@@ -143,9 +156,18 @@ def test_what_an_earlier_attempt_left_is_removed(bert_config: TrainConfig, run_r
     assert len(finished.steps(0)) == 1
 
 
+def run_on_files(config: TrainConfig, env: RankEnv, output_dir: Path) -> None:
+    disttrain.images.KEPT_UP_TO_BYTES = 0  # what is decoded once needs no workers
+    run(config, env, output_dir)
+
+
 def test_images_by_workers_give_the_same_losses(vit_config: TrainConfig, run_ranks: RunRanks) -> None:
-    config = dataclasses.replace(vit_config, max_steps=9)
-    alone, helped = (run_ranks(dataclasses.replace(config, num_workers=workers), 1) for workers in (0, 2))
+    # With dropout: workers must draw none of its numbers.
+    architecture = {**(vit_config.architecture or {}), "hidden_dropout_prob": 0.1}
+    config = dataclasses.replace(vit_config, max_steps=9, architecture=architecture)
+    alone, helped = (
+        run_ranks(dataclasses.replace(config, num_workers=workers), 1, target=run_on_files) for workers in (0, 2)
+    )
     assert helped.losses() == alone.losses()
     assert helped.summary.eval_loss == alone.summary.eval_loss
 
