@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib.metadata
 import os
 import platform
 import socket
@@ -16,13 +15,12 @@ from disttrain.config import TrainConfig, run_id
 from disttrain.rankenv import RankEnv
 from disttrain.records import StartRecord
 from disttrain.results import RunInfo
+from disttrain.versions import versions
 
 if TYPE_CHECKING:
     import torch
 
     from disttrain.dist import Group
-
-_LIBRARIES = ("torch", "torchvision", "transformers", "tokenizers", "datasets", "numpy")
 
 
 def choose_threads(env: RankEnv, environ: Mapping[str, str], cores: int) -> int:
@@ -60,7 +58,7 @@ def run_info(config: TrainConfig, env: RankEnv) -> RunInfo:
         gpus_per_node=env.local_world_size,
         world_size=env.world_size,
         train=dataclasses.asdict(config),
-        versions=_versions(),
+        versions=versions(),
     )
 
 
@@ -94,16 +92,12 @@ def start_record(
         shared_gpu=group.shared_gpu,
         folded=env.folded,
         threads=torch.get_num_threads(),
-        versions=_versions(),
+        versions=versions(),
         parameters=parameters,
         train_examples=train_examples,
         eval_examples=eval_examples,
         notices=notices,
     )
-
-
-def _versions() -> dict[str, str]:
-    return {"python": platform.python_version(), **{name: importlib.metadata.version(name) for name in _LIBRARIES}}
 
 
 def gpu_uuid(device: torch.device) -> str | None:

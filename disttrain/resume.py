@@ -21,6 +21,7 @@ from disttrain.dist import Group
 from disttrain.errors import UserError
 from disttrain.recordfile import RecordWriter, Written, is_intact, records_behind
 from disttrain.records import CheckpointRecord
+from disttrain.versions import versions
 
 # Steps that are timed before the first checkpoint of a cadence in seconds or as a share of the time.
 _FIRST_LOOK = 5
@@ -45,6 +46,7 @@ class Checkpoints:
         self._group = group
         self._identity = identity
         self._cadence = cadence
+        self._versions = versions()
         self._writer: CheckpointWriter | None = None
         if group.is_main:
             claim = Claim(folder)
@@ -101,6 +103,7 @@ class Checkpoints:
         state = checkpoint.load(self._folder, manifest)
         _restore(state, model, optimizer, examples)
         start = Start(Position(**state["position"]), train_s=state["train_s"])
+        notices = (*notices, *_other_versions(state.get("versions", {}), self._versions))
         notices = (*notices, f"goes on behind step {manifest.step}, from attempt {manifest.attempt}")
         return self._restore_rank(start, state["ranks"], manifest, notices, records)
 
@@ -172,6 +175,7 @@ class Checkpoints:
                     "examples": examples,
                     "train_s": train_s,
                     "ranks": ranks,
+                    "versions": self._versions,
                 }
                 self._writer.save(position.step, state, began_s)
         # Rank 0's clock decides for all.
@@ -231,6 +235,14 @@ def _restore(state: dict[str, Any], model: nn.Module, optimizer: torch.optim.Opt
         f"the run cannot go on from its checkpoint, its data or checkpoint have changed since: {changed}",
         hint="give another output_dir to start anew",
     )
+
+
+def _other_versions(before: dict[str, str], now: dict[str, str]) -> tuple[str, ...]:
+    """What to say where a checkpoint was written by other versions of what a run computes with."""
+    changed = [f"{name} {before[name]} is now {now[name]}" for name in now if before.get(name, now[name]) != now[name]]
+    if not changed:
+        return ()
+    return (f"since its checkpoint {', '.join(changed)}: losses need not be those of an uninterrupted run",)
 
 
 def _pack(written: Written, device: torch.device) -> Tensor:

@@ -15,6 +15,7 @@ import pytest
 import torch
 
 import disttrain.images
+import disttrain.resume
 import disttrain.train
 from disttrain import checkpoint
 from disttrain.batches import RankStep
@@ -23,6 +24,7 @@ from disttrain.rankenv import RankEnv
 from disttrain.recordfile import metrics_name, read_records
 from disttrain.records import CheckpointRecord, EvalRecord, StartRecord, StepRecord
 from disttrain.run import run
+from disttrain.versions import versions
 
 STEPS = 20
 
@@ -178,6 +180,22 @@ def test_a_run_that_was_killed_while_it_was_saved_goes_on_from_the_checkpoint_be
     assert all_losses(resumed.output_dir, 2) == all_losses(whole.output_dir, 2)
     assert resumed.summary.eval_loss == whole.summary.eval_loss
     assert resumed.summary.notices[-1] == "goes on behind step 9, from attempt 1"
+
+
+def with_another_torch(config: TrainConfig, env: RankEnv, output_dir: Path) -> None:
+    monkeypatch = pytest.MonkeyPatch()
+    monkeypatch.setattr(disttrain.resume, "versions", lambda: {**versions(), "torch": "1.0"})
+    run(config, env, output_dir)
+
+
+def test_a_run_that_goes_on_with_other_versions_says_so(
+    bert_config: TrainConfig, run_ranks: Callable[..., Any]
+) -> None:
+    config = saved_often(bert_config)
+    killed = run_ranks(config, 1, target=functools.partial(die_in, 8, 0))
+    notices = run_ranks(config, 1, killed.output_dir, target=with_another_torch).summary.notices
+    (notice,) = [notice for notice in notices if "uninterrupted" in notice]
+    assert notice.startswith(f"since its checkpoint torch {versions()['torch']} is now 1.0: ")
 
 
 def test_another_number_of_ranks_goes_on_and_says_what_is_lost(
