@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,10 +20,8 @@ from disttrain.dist import Group
 from disttrain.errors import UserError
 from disttrain.recordfile import RecordWriter, Written, is_intact, records_behind
 from disttrain.records import CheckpointRecord
+from disttrain.saveschedule import SaveSchedule
 from disttrain.versions import versions
-
-# Steps that are timed before the first checkpoint of a cadence in seconds or as a share of the time.
-_FIRST_LOOK = 5
 
 
 @dataclass(frozen=True)
@@ -45,7 +42,7 @@ class Checkpoints:
         self._folder = folder
         self._group = group
         self._identity = identity
-        self._cadence = cadence
+        self._schedule = SaveSchedule(cadence, on_gpu=group.device.type == "cuda")
         self._versions = versions()
         self._writer: CheckpointWriter | None = None
         if group.is_main:
@@ -55,8 +52,6 @@ class Checkpoints:
         self._attempt = group.from_main(claim.attempt if group.is_main else 0)
         self._due = 0
         self._saves_at_due = True
-        self._looked = (0, 0.0)  # step and time of the last decision
-        self._cost_s: float | None = None  # of the last checkpoint that was written
 
     def is_overtaken(self) -> bool:
         """Whether a newer attempt owns the run; all that is left to this one is to stop."""
@@ -133,12 +128,8 @@ class Checkpoints:
 
     def begin(self, start: Position) -> None:
         """Starts counting towards the first checkpoint."""
-        self._looked = (start.step, time.monotonic())
-        if self._cadence.steps is not None:
-            self._due = start.step + self._cadence.steps
-        else:
-            self._due = start.step + _FIRST_LOOK
-            self._saves_at_due = self._cadence.share is not None  # its cost must be known
+        steps, self._saves_at_due = self._schedule.begin(time.monotonic())
+        self._due = start.step + steps
 
     def is_due(self, step: int) -> bool:
         """Whether to call `save` after this step. All ranks know it beforehand, so that no step pays for asking."""
@@ -178,23 +169,12 @@ class Checkpoints:
                     "versions": self._versions,
                 }
                 self._writer.save(position.step, state, began_s)
-        # Rank 0's clock decides for all.
-        steps, self._saves_at_due = self._group.from_main(self._next(position.step))
+        saved = self._saves_at_due
+        decision = self._schedule.next(
+            position.step, time.monotonic(), saved=saved, size_bytes=_size_bytes(model, optimizer)
+        )
+        steps, self._saves_at_due = self._group.from_main(decision)
         self._due = position.step + steps
-
-    def _next(self, step: int) -> tuple[int, bool]:
-        """In how many steps to come here again, and whether to save then."""
-        if self._cadence.steps is not None:
-            return self._cadence.steps, True
-        before, since = self._looked
-        self._looked = (step, time.monotonic())
-        step_s = (self._looked[1] - since) / max(1, step - before)
-        if self._cadence.seconds is not None:
-            return max(1, math.ceil(self._cadence.seconds / step_s)), True
-        if self._cost_s is None:
-            return _FIRST_LOOK, False  # the first one is still being written
-        assert self._cadence.share is not None
-        return max(1, math.ceil(self._cost_s / self._cadence.share / step_s)), True
 
     def record(self, writer: RecordWriter) -> None:
         """Writes down what became of checkpoints since the last call.
@@ -206,7 +186,7 @@ class Checkpoints:
         for each in done:
             # On a CPU the writing takes cores from training; beside a GPU it only takes the copy.
             beside = each.write_s if self._group.device.type == "cpu" else 0.0
-            self._cost_s = each.blocked_ms / 1000 + beside
+            self._schedule.note_cost(each.blocked_ms / 1000 + beside)
         writer.write([CheckpointRecord(**dataclasses.asdict(each)) for each in done])
 
     def end(self, writer: RecordWriter) -> None:
@@ -220,6 +200,11 @@ class Checkpoints:
         """Removes the checkpoints of a run that has ended well."""
         if self._group.is_main:
             checkpoint.clear(self._folder, self._attempt)
+
+
+def _size_bytes(model: nn.Module, optimizer: torch.optim.Optimizer) -> int:
+    moments = [value for state in optimizer.state.values() for value in state.values() if isinstance(value, Tensor)]
+    return sum(tensor.numel() * tensor.element_size() for tensor in [*model.state_dict().values(), *moments])
 
 
 def _restore(state: dict[str, Any], model: nn.Module, optimizer: torch.optim.Optimizer, examples: int) -> None:
