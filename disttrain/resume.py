@@ -1,4 +1,4 @@
-"""When a run is saved, what of it, and how it goes on: the state of training between two steps, on every rank."""
+"""What of a run is saved, and how it goes on: the state of training between two steps, on every rank."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Start:
 
     position: Position = BEGINNING
     records: Written = Written()  # noqa: RUF009 - immutable; of this rank, those of the steps before
-    saved: tuple[CheckpointRecord, ...] = ()  # what the checkpoint itself cost: it was written down behind those
+    saved: tuple[CheckpointRecord, ...] = ()  # of checkpoints up to this one, that were written down behind those
     train_s: float = 0.0  # that the steps before took
     notices: tuple[str, ...] = ()
 
@@ -122,13 +122,13 @@ class Checkpoints:
         saved = tuple(
             record
             for record in records_behind(records, written)
-            if isinstance(record, CheckpointRecord) and record.step == manifest.step
+            if isinstance(record, CheckpointRecord) and record.step <= manifest.step
         )
         return dataclasses.replace(start, records=written, saved=saved, notices=notices)
 
     def begin(self, start: Position) -> None:
         """Starts counting towards the first checkpoint."""
-        steps, self._saves_at_due = self._schedule.begin(time.monotonic())
+        steps, self._saves_at_due = self._schedule.begin(start.step, time.monotonic())
         self._due = start.step + steps
 
     def is_due(self, step: int) -> bool:
@@ -155,7 +155,7 @@ class Checkpoints:
             writer: Of this rank's records, all steps so far among them.
         """
         began_s = time.perf_counter()
-        self.record(writer)
+        writer.write(self.outcomes())
         if self._saves_at_due:
             ranks = self._group.gather(_pack(writer.sync(), self._group.device))
             if self._writer is not None:
@@ -176,8 +176,8 @@ class Checkpoints:
         steps, self._saves_at_due = self._group.from_main(decision)
         self._due = position.step + steps
 
-    def record(self, writer: RecordWriter) -> None:
-        """Writes down what became of checkpoints since the last call.
+    def outcomes(self) -> list[CheckpointRecord]:
+        """What became of checkpoints since the last call.
 
         Raises:
             NewerAttempt: Another attempt owns the run.
@@ -187,14 +187,14 @@ class Checkpoints:
             # On a CPU the writing takes cores from training; beside a GPU it only takes the copy.
             beside = each.write_s if self._group.device.type == "cpu" else 0.0
             self._schedule.note_cost(each.blocked_ms / 1000 + beside)
-        writer.write([CheckpointRecord(**dataclasses.asdict(each)) for each in done])
+        return [CheckpointRecord(**dataclasses.asdict(each)) for each in done]
 
     def end(self, writer: RecordWriter) -> None:
         """Waits for the last write, and makes sure that this attempt still owns the run."""
         if self._writer is not None:
             self._writer.wait()
             self.check_owner()
-        self.record(writer)
+        writer.write(self.outcomes())
 
     def clear(self) -> None:
         """Removes the checkpoints of a run that has ended well."""

@@ -6,9 +6,8 @@ import math
 
 from disttrain.config import Cadence
 
-# Steps that are not timed, since the first ones of a process take longer, and steps that are timed behind them.
-_WARM_UP, _FIRST_LOOK = 5, 5
-_FAR = 20  # steps, beyond which it is looked once more how long they take
+# The first steps of a process take longer, and are not timed; of fewer than so many behind them nothing is concluded.
+_WARM_UP, _TIMED = 5, 5
 # What one checkpoint costs is known when the first is written; until then, bytes of it a second. On a CPU the writing
 # takes cores from training (390 MB/s, hashed and synced, on the two cores of docs/benchmarks.md); a GPU waits for the
 # copy alone, into memory that is made for it (not measured).
@@ -26,16 +25,18 @@ class SaveSchedule:
     def __init__(self, cadence: Cadence, *, on_gpu: bool) -> None:
         self._cadence = cadence
         self._bytes_per_s = _GPU_BYTES_PER_S if on_gpu else _CPU_BYTES_PER_S
+        self._warm_step = 0
         self._began_s = 0.0
-        self._warm: tuple[int, float] | None = None  # step and time from which on steps are timed
+        self._mark = (0, 0.0)  # step and time from which on steps are timed
         self._saves = 0
         self._saved_s = 0.0  # when the last one was made, or the attempt began
         self._cost_s: float | None = None  # of the last checkpoint that was written
 
-    def begin(self, now_s: float) -> tuple[int, bool]:
-        """The first decision, before the attempt's first step."""
+    def begin(self, step: int, now_s: float) -> tuple[int, bool]:
+        """The first decision, behind this step, where the attempt begins."""
+        self._warm_step = step + _WARM_UP
         self._began_s = self._saved_s = now_s
-        return (_WARM_UP, False) if self._cadence.steps is None else (self._cadence.steps, True)
+        return (1, False) if self._cadence.steps is None else (self._cadence.steps, True)
 
     def note_cost(self, cost_s: float) -> None:
         """Takes down what a checkpoint has cost the run."""
@@ -53,20 +54,32 @@ class SaveSchedule:
         if self._cadence.steps is not None:
             return self._cadence.steps, True
         if saved:
-            self._saves, self._saved_s = self._saves + 1, now_s
-        if self._warm is None:
-            self._warm = (step, now_s)
-            return _FIRST_LOOK, False
-        if self._cadence.seconds is not None:
-            due_s = self._saved_s + self._cadence.seconds
-        elif self._saves and self._cost_s is None:
-            return _FIRST_LOOK, False  # the first one is still being written
-        else:
-            assert self._cadence.share is not None
-            cost_s = size_bytes / self._bytes_per_s if self._cost_s is None else self._cost_s
-            # With the next one, all of them may have taken their share of the time until then.
-            due_s = self._began_s + (self._saves + 1) * cost_s / self._cadence.share
-        step_s = max((now_s - self._warm[1]) / (step - self._warm[0]), 1e-9)
+            self._saves, self._saved_s, self._mark = self._saves + 1, now_s, (step, now_s)
+        if self._saves and self._cost_s is None and self._cadence.share is not None:
+            return _TIMED, False  # the first one is still being written
+        due_s = self._due_s(size_bytes)
+        if due_s <= now_s:
+            return 1, True
+        if step <= self._warm_step:
+            self._mark = (step, now_s)
+        timed = step - self._mark[0]
+        if timed < _TIMED:
+            return 1, False
+        step_s = max((now_s - self._mark[1]) / timed, 1e-9)
+        self._mark = (step, now_s)
         steps = max(1, math.ceil((due_s - now_s) / step_s))
-        # Steps need not go on at the pace of those before: most of a long way on there is another look.
-        return (steps * 9 // 10, False) if steps > _FAR else (steps, True)
+        # Steps need not keep their pace: what is near is looked at again, which takes a message to all ranks.
+        return (max(1, steps * 9 // 10), False) if steps > 1 else (1, True)
+
+    def _due_s(self, size_bytes: int) -> float:
+        """When to save next."""
+        if self._cadence.seconds is not None:
+            return self._saved_s + self._cadence.seconds
+        assert self._cadence.share is not None
+        cost_s = size_bytes / self._bytes_per_s if self._cost_s is None else self._cost_s
+        # With the next one all of them may have taken their share of the time; what was not spent, behind a long
+        # evaluation say, is no reason to save twice in a row.
+        return max(
+            self._began_s + (self._saves + 1) * cost_s / self._cadence.share,
+            self._saved_s + cost_s / self._cadence.share,
+        )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -12,7 +12,7 @@ from torch import Tensor
 
 from disttrain.batches import RankStep
 from disttrain.recordfile import RecordWriter
-from disttrain.records import ExchangeRecord, StepRecord, TelemetryRecord
+from disttrain.records import ExchangeRecord, Record, StepRecord
 from disttrain.timing import PhaseTimer, StepTimes
 
 # Losses stay on the device until records are written, so that the host never waits for a GPU within a step. Each
@@ -37,7 +37,7 @@ class StepLog:
         timer: Of its steps.
         steps: Of the run.
         say: Takes a line of progress.
-        sampled: Gives what telemetry has sampled since it was last asked.
+        beside: Gives the records of what happened beside the steps since it was last asked.
     """
 
     def __init__(
@@ -46,13 +46,13 @@ class StepLog:
         timer: PhaseTimer,
         steps: int,
         say: Callable[[str], None],
-        sampled: Callable[[], list[TelemetryRecord]],
+        beside: Callable[[], Sequence[Record]],
     ) -> None:
         self._writer = writer
         self._timer = timer
         self._steps = steps
         self._say = say
-        self._sampled = sampled
+        self._beside = beside
         self._pending: list[_Pending] = []
         self._flushed_s = time.monotonic()
 
@@ -71,7 +71,7 @@ class StepLog:
         times = self._timer.read()
         records = [_step_record(entry, total, taken) for entry, total, taken in zip(pending, sums, times, strict=True)]
         exchanges = [_exchange_record(entry.step.step, taken) for entry, taken in zip(pending, times, strict=True)]
-        self._writer.write([*records, *(each for each in exchanges if each is not None), *self._sampled()])
+        self._writer.write([*records, *(each for each in exchanges if each is not None), *self._beside()])
         speed = sum(entry.step.global_examples for entry in pending) / sum(record.step_ms for record in records) * 1000
         loss = next((record.loss for record in reversed(records) if record.loss is not None), math.nan)
         self._say(f"step {records[-1].step}/{self._steps}  loss {loss:.4f}  {speed:.1f} samples/s")

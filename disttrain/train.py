@@ -21,7 +21,7 @@ from disttrain.dist import Group
 from disttrain.family import Encoded
 from disttrain.probes import PAIRS, WARM_UP, cross_check, nothing_learnt
 from disttrain.recordfile import RecordWriter
-from disttrain.records import ClockRecord, EndRecord, EvalRecord, TelemetryRecord
+from disttrain.records import ClockRecord, EndRecord, EvalRecord, Record, TelemetryRecord
 from disttrain.resume import Checkpoints, Start
 from disttrain.steplog import StepLog
 from disttrain.timing import PhaseTimer
@@ -73,7 +73,7 @@ def train(training: Training) -> EndRecord:
         training.checkpoints.begin(start.position)
     own_batches = (indices for step in plan.rank_steps(rank, steps, start.position) for indices in step.batches)
     batches = load_batches(training.encoded.train, own_batches, group.device, config.num_workers)
-    log = StepLog(training.writer, timer, steps, group.say, training.sampled)
+    log = StepLog(training.writer, timer, steps, group.say, lambda: _beside(training))
     training.model.train()
     _note_clock(training)
     _cross_check(trained, training, plan, timer)
@@ -108,6 +108,12 @@ def train(training: Training) -> EndRecord:
     ended = EndRecord(time_s=time.time(), steps=steps, train_s=train_s())
     _note_clock(training)
     return ended
+
+
+def _beside(training: Training) -> list[Record]:
+    """What happened beside the steps since the last call."""
+    saved = training.checkpoints.outcomes() if training.checkpoints is not None else []
+    return [*training.sampled(), *saved]
 
 
 def _plan(training: Training) -> GlobalBatches:

@@ -102,6 +102,8 @@ def _compare(plan: Plan, ranks: int) -> Compared:
         for share in ("", SHARE) if repetition % 2 == 0 else (SHARE, ""):
             name = f"{'with' if share else 'without'}-{repetition}"
             (with_share if share else without).append(_run(plan, ranks, name, steps, share))
+    if plan.seconds is not None and not all(run.checkpoints for run in with_share):
+        raise BenchmarkError(f"a run of {plan.seconds:g} s is too short for a checkpoint at {SHARE}: say --seconds 120")
     return Compared(ranks, tuple(often), tuple(without), tuple(with_share))
 
 
