@@ -12,27 +12,27 @@ from disttrain.dist import Group
 RECOMPILE_LIMIT = 32
 
 
-def compile_model(model: nn.Module, group: Group, *, dynamic: bool) -> tuple[str, ...]:
-    """Compiles the model's forward pass in place, on all ranks or on none; the first steps take the time for it.
-
-    Args:
-        model: Not yet in DDP's wrapper; its parameters keep their names.
-        group: The ranks.
-        dynamic: Whether batches differ in shape: one graph then serves all of them.
-
-    Returns:
-        What the user should know; empty where it was compiled.
-    """
+def why_not_compiled(group: Group) -> tuple[str, ...]:
+    """What the user should know where the compiler does not work on every rank; empty where it does."""
     problem = _problem(group.device)
     failed = torch.tensor([problem is not None], dtype=torch.int64, device=group.device)
     # Ranks that ran other kernels than their neighbours would sum other roundings, and wait for the slow ones.
     if int(group.sum(failed)):
         return (f"not compiled: {problem or 'the compiler does not work on another rank'}",)
+    return ()
+
+
+def compile_model(model: nn.Module, *, dynamic: bool) -> None:
+    """Compiles the model's forward pass in place; the first steps take the time for it.
+
+    Args:
+        model: Not yet in DDP's wrapper; its parameters keep their names.
+        dynamic: Whether batches differ in shape: one graph then serves all of them.
+    """
     # Batches of texts make a graph each of training and evaluation, of one text and of many, of sizes that happen to be
     # equal. Beyond its limit, 8, dynamo runs what is new without compiling it.
     dynamo.recompile_limit = max(dynamo.recompile_limit, RECOMPILE_LIMIT)
     model.compile(dynamic=True if dynamic else None)
-    return ()
 
 
 def _problem(device: torch.device) -> str | None:

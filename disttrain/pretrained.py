@@ -74,7 +74,10 @@ def from_checkpoint(
             attn_implementation="sdpa",
             **options,
         )
-    except (OSError, ValueError, RuntimeError, KeyError, SafetensorError, pickle.UnpicklingError) as error:
+    except (SafetensorError, pickle.UnpicklingError, EOFError) as error:
+        hint = "its weights are not whole: copy or download them again"
+        raise checkpoint_error(checkpoint, error, hint) from error
+    except (OSError, ValueError, RuntimeError, KeyError) as error:
         raise checkpoint_error(checkpoint, error) from error
     # Mismatched weights come with both shapes behind their name.
     missing = {*loaded["missing_keys"], *(key[0] for key in loaded["mismatched_keys"])}
@@ -121,9 +124,12 @@ def read_config(config_class: Any, checkpoint: str) -> PretrainedConfig:
     return config
 
 
-def checkpoint_error(checkpoint: str, error: Exception) -> UserError:
+def checkpoint_error(
+    checkpoint: str,
+    error: Exception,
+    hint: str = "give a folder or a hub id that this host can reach or has in its cache",
+) -> UserError:
     reason = next(iter(str(error).splitlines()), type(error).__name__)
-    hint = "give a folder or a hub id that this host can reach or has in its cache"
     return UserError(f"checkpoint {checkpoint!r} cannot be loaded: {reason}", hint=hint)
 
 

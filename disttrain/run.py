@@ -147,7 +147,7 @@ class _Prepared:
 def _prepare(config: TrainConfig, group: Group, output_dir: Path) -> _Prepared:
     import torch
 
-    from disttrain.compiling import compile_model
+    from disttrain.compiling import compile_model, why_not_compiled
     from disttrain.family import load_family
     from disttrain.train import make_optimizer
 
@@ -156,14 +156,17 @@ def _prepare(config: TrainConfig, group: Group, output_dir: Path) -> _Prepared:
 
     with group.main_first():  # `datasets` caches what it has read
         splits = load_splits(config, family.INPUT)
+    uncompiled = why_not_compiled(group) if config.compile else ()
+    config = dataclasses.replace(config, compile=config.compile and not uncompiled)
     encoded = family.encode(config, splits, group, output_dir)
     torch.manual_seed(config.seed)
     built = family.build(config, encoded)
     model = built.model.to(group.device)
-    compiled = compile_model(model, group, dynamic=encoded.train.lengths is not None) if config.compile else ()
+    if config.compile:
+        compile_model(model, dynamic=encoded.train.lengths is not None)
     optimizer = make_optimizer(model, config.weight_decay)
     torch.manual_seed(config.seed + 1 + group.env.rank)  # of dropout: each rank drops its own units
-    notices = (*splits.notices, *encoded.notices, *built.notices, *compiled)
+    notices = (*splits.notices, *encoded.notices, *built.notices, *uncompiled)
     return _Prepared(model, optimizer, encoded, built, notices)
 
 

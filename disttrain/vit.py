@@ -15,7 +15,7 @@ if __name__ == "__main__":
     sys.exit()
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +39,6 @@ from disttrain.pretrained import from_architecture, from_checkpoint, quiet, read
 INPUT: InputKind = "image"
 # Pixels of [0, 1] to [-1, 1], as ViT was trained (Dosovitskiy et al. 2021), where a checkpoint says nothing else.
 _HALF = (0.5, 0.5, 0.5)
-_AS_THEY_ARE = ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0))  # mean and deviation for pixels of [0, 1]
 
 
 class ImageClassifier(nn.Module):
@@ -106,6 +105,9 @@ def build(config: TrainConfig, encoded: Encoded) -> Built:
             image_size=config.image_size,
             num_channels=3,
         )
+        patch = architecture.get("patch_size")
+        if isinstance(patch, list):
+            raise UserError(f"patch_size is {patch}", where="architecture.patch_size", hint="give a whole number")
         _check_patches(config.image_size, built.model.config)
         save = _saver(built.model, config.image_size, _HALF, _HALF)
         notices = trim(built.model, FirstTokenLayer) if config.trim_last_layer else ()
@@ -126,12 +128,10 @@ def _from_checkpoint(config: TrainConfig, checkpoint: str, encoded: Encoded) -> 
         sizes = f"{hf_config.image_size} to {config.image_size} pixels"
         _take_size(built.model, config.image_size)
         notices.append(f"position embeddings of {checkpoint} interpolated from {sizes}")
-    mean, std = _HALF, _HALF
+    mean: Sequence[float] = _HALF
+    std: Sequence[float] = _HALF
     try:
-        processor = ImageProcessingMixin.get_image_processor_dict(checkpoint)[0]
-        mean, std = processor.get("image_mean") or mean, processor.get("image_std") or std
-        if not processor.get("do_normalize", True):
-            mean, std = _AS_THEY_ARE
+        mean, std = _normalisation(ImageProcessingMixin.get_image_processor_dict(checkpoint)[0])
     except OSError:
         notices.append(f"{checkpoint} has no preprocessor_config.json: pixels normalised by mean and deviation 0.5")
     if config.trim_last_layer:
@@ -167,6 +167,22 @@ def _saver(model: Any, size: int, mean: Sequence[float], std: Sequence[float]) -
     return save
 
 
+def _normalisation(processor: Mapping[str, Any]) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and deviation, of each channel, for pixels of [0, 1], of what a checkpoint says of how it reads them."""
+
+    def of_channels(value: Any) -> tuple[float, ...]:
+        return tuple(value) if isinstance(value, list | tuple) else (value,) * 3
+
+    factor = processor.get("rescale_factor") or 1 / 255  # of pixels of [0, 255]
+    if not processor.get("do_rescale", True):
+        factor = 1.0
+    mean, std = of_channels(processor.get("image_mean") or _HALF), of_channels(processor.get("image_std") or _HALF)
+    if not processor.get("do_normalize", True):
+        mean, std = of_channels(0.0), of_channels(1.0)
+    # (factor x pixel - mean) / std, with the pixel in 255ths.
+    return tuple(each / (factor * 255) for each in mean), tuple(each / (factor * 255) for each in std)
+
+
 def _check_input(checkpoint: str, hf_config: Any) -> None:
     """Checks that a checkpoint takes square colour images; a size that it gives as two equal numbers becomes one."""
     if hf_config.num_channels != 3:
@@ -178,11 +194,11 @@ def _check_input(checkpoint: str, hf_config: Any) -> None:
             if len(set(value)) != 1:
                 raise UserError(f"checkpoint {checkpoint!r} has {name} {list(value)}", hint="it must be square")
             setattr(hf_config, name, value[0])
+        if type(getattr(hf_config, name)) is not int or getattr(hf_config, name) < 1:
+            raise UserError(f"checkpoint {checkpoint!r} has {name} {getattr(hf_config, name)!r}")
 
 
 def _check_patches(image_size: int, hf_config: Any) -> None:
     patch = hf_config.patch_size
-    if type(patch) is not int or patch < 1:
-        raise UserError(f"patch_size is {patch!r}", where="architecture.patch_size", hint="give a whole number from 1")
     if image_size % patch:
         raise UserError(f"image_size {image_size} is not a multiple of the patch size {patch}", where="image_size")

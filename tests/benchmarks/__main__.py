@@ -172,7 +172,7 @@ def _cell_result(plan: Plan, cell: Cell, work: Work, done: dict[int, dict[str, R
     if cell.task.gpu:
         from tests.benchmarks.gpu import utilisation
 
-        trimmed = {each.name: each.trims_last_layer for each in plan.contenders}
+        trimmed = {each.name: each.trims_last_layer(work.model) for each in plan.contenders}
         shares = {
             name: utilisation(work, each, plan.facts["GPU"], trimmed=trimmed[name]) for name, each in runs.items()
         }

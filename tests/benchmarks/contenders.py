@@ -8,6 +8,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+from disttrain.flags import parse_flags
 from tests.benchmarks.cells import BenchmarkError
 from tests.benchmarks.work import Work
 
@@ -31,9 +32,8 @@ class Contender:
     def is_ours(self) -> bool:
         return self.script is None
 
-    @property
-    def trims_last_layer(self) -> bool:
-        return self.is_ours and "--trim_last_layer false" not in " ".join(self.flags)
+    def trims_last_layer(self, model: str) -> bool:
+        return self.is_ours and parse_flags(model, list(self.flags)).trim_last_layer
 
 
 PEERS = (

@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 
 from disttrain.records import EndRecord, EvalRecord, Record, StepRecord
-from tests.benchmarks import store, tables
+from tests.benchmarks import gpu, store, tables
 from tests.benchmarks.cells import CELLS, CORE, TASKS, BenchmarkError, in_turn, parse_cells
-from tests.benchmarks.contenders import PEER_NAMES, choose, command
+from tests.benchmarks.contenders import PEER_NAMES, PEERS, choose, command
 from tests.benchmarks.running import read_ours
 from tests.benchmarks.stats import best_peer, disagreements, learn_less, paired_ratio, speeds, t_quantile
 from tests.benchmarks.work import Result, Work, process_start_s
@@ -61,6 +61,29 @@ def test_best_peer_is_one_for_the_cell() -> None:
     runs = {"ours": [result(1)] * 2, "hf": [result(4), result(4)], "fabric": [result(2), result(7)]}
     assert best_peer(runs, PEER_NAMES) == "fabric"  # geometric mean of 2 and 7 is below 4
     assert best_peer({"ours": runs["ours"]}, PEER_NAMES) is None
+
+
+@pytest.mark.parametrize(
+    ("flags", "trimmed"),
+    [
+        ("", True),
+        ("--trim_last_layer false", False),
+        ("--trim_last_layer=false", False),
+        ("--trim_last_layer false --trim_last_layer true", True),
+    ],
+)
+def test_flops_are_counted_of_what_ours_computes(flags: str, trimmed: bool) -> None:
+    (ours,) = choose("ours", flags, [])
+    assert ours.trims_last_layer("bert") == trimmed
+    assert not any(peer.trims_last_layer("bert") for peer in PEERS)
+
+
+def test_a_trimmed_layer_has_fewer_flops(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gpu, "facts_of", lambda _: {"parameters": 86e6})
+    work = dataclasses.replace(WORK, model="vit")
+    whole, less = (gpu.flops_per_example(work, trimmed=trimmed) for trimmed in (False, True))
+    # 10 of a layer's 12 H^2 weights and its attention, of one layer in 12, for 196 of 197 tokens.
+    assert 1 - less / whole == pytest.approx(10 / 12 / 12, abs=0.01)
 
 
 def test_speed_without_the_first_step() -> None:

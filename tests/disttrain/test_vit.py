@@ -69,7 +69,7 @@ def test_a_checkpoint_of_another_size_and_other_classes(vit_config: TrainConfig,
 @pytest.mark.parametrize(
     ("architecture", "message"),
     [
-        ({"patch_size": [8, 8]}, r"architecture.patch_size: patch_size is \[8, 8\] \(give a whole number from 1\)"),
+        ({"patch_size": [8, 8]}, r"architecture.patch_size: patch_size is \[8, 8\] \(give a whole number\)"),
         ({"patch_size": 5}, "image_size 16 is not a multiple of the patch size 5"),
         ({"image_size": 32}, r"architecture.image_size: 32 contradicts the run's 16 \(drop it here\)"),
         ({"vocab_size": 32}, "architecture.vocab_size: unknown field 'vocab_size' of ViTConfig"),
@@ -128,6 +128,9 @@ def test_a_checkpoint_s_sizes_may_be_pairs(checkpoint: Path, vit_config: TrainCo
     [
         ({"image_mean": None, "image_std": None}, 127.5, 1 / 127.5),
         ({"do_normalize": False, "image_mean": [0.4] * 3}, 0.0, 1 / 255),
+        ({"image_mean": 0.4, "image_std": 0.2}, 102.0, 1 / 51),
+        ({"do_rescale": False, "image_mean": [102.0] * 3, "image_std": [51.0] * 3}, 102.0, 1 / 51),
+        ({"rescale_factor": 1 / 127.5, "image_mean": [1.0] * 3, "image_std": [1.0] * 3}, 127.5, 1 / 127.5),
     ],
 )
 def test_how_a_checkpoint_reads_its_pixels(
