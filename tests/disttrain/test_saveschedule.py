@@ -5,7 +5,7 @@ from __future__ import annotations
 from itertools import pairwise
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from disttrain.config import Cadence, parse_cadence
@@ -97,8 +97,9 @@ def test_steps_that_become_slower_do_not_make_checkpoints_rare() -> None:
     assert sum(gap > 620 for gap in gaps(saves)) <= 1, "the one under way"
 
 
+@settings(deadline=None)  # some 10 ms, but of a machine that others use too
 @given(
-    step_s=st.floats(0.001, 10.0),
+    step_s=st.floats(0.01, 10.0),
     cost_s=st.floats(0.001, 0.5),
     slow_first_s=st.floats(0.0, 60.0),
 )
