@@ -170,6 +170,7 @@ class Checkpoints:
                 }
                 self._writer.save(position.step, state, began_s)
         saved = self._saves_at_due
+        # Rank 0's clock decides for all: a message that each waits for, a GPU's host too, in few of the steps.
         decision = self._schedule.next(
             position.step, time.monotonic(), saved=saved, size_bytes=_size_bytes(model, optimizer)
         )
