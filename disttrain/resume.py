@@ -51,7 +51,7 @@ class Checkpoints:
             self._writer = CheckpointWriter(claim, folder, identity, group.env.world_size, on_gpu=on_gpu)
         self._attempt = group.from_main(claim.attempt if group.is_main else 0)
         self._due = 0
-        self._saves_at_due = True
+        self.saves_at_due = True
 
     def is_overtaken(self) -> bool:
         """Whether a newer attempt owns the run; all that is left to this one is to stop."""
@@ -128,11 +128,11 @@ class Checkpoints:
 
     def begin(self, start: Position) -> None:
         """Starts counting towards the first checkpoint."""
-        steps, self._saves_at_due = self._schedule.begin(start.step, time.monotonic())
+        steps, self.saves_at_due = self._schedule.begin(start.step, time.monotonic())
         self._due = start.step + steps
 
     def is_due(self, step: int) -> bool:
-        """Whether to call `save` after this step. All ranks know it beforehand, so that no step pays for asking."""
+        """Whether to call `decide` after this step, behind `save` if `saves_at_due`; all ranks know it beforehand."""
         return step == self._due
 
     def save(
@@ -144,7 +144,7 @@ class Checkpoints:
         train_s: float,
         writer: RecordWriter,
     ) -> None:
-        """Copies the run's state and leaves it to be written, and settles when to do so again.
+        """Copies the run's state and leaves it to be written.
 
         Args:
             position: Behind the step just done.
@@ -156,26 +156,27 @@ class Checkpoints:
         """
         began_s = time.perf_counter()
         writer.write(self.outcomes())
-        if self._saves_at_due:
-            ranks = self._group.gather(_pack(writer.sync(), self._group.device))
-            if self._writer is not None:
-                state = {
-                    "position": dataclasses.asdict(position),
-                    "model": model.state_dict(),
-                    "optimizer": optimizer.state_dict(),
-                    "examples": examples,
-                    "train_s": train_s,
-                    "ranks": ranks,
-                    "versions": self._versions,
-                }
-                self._writer.save(position.step, state, began_s)
-        saved = self._saves_at_due
-        # Rank 0's clock decides for all: a message that each waits for, a GPU's host too, in few of the steps.
+        ranks = self._group.gather(_pack(writer.sync(), self._group.device))
+        if self._writer is not None:
+            state = {
+                "position": dataclasses.asdict(position),
+                "model": model.state_dict(),
+                "optimizer": optimizer.state_dict(),
+                "examples": examples,
+                "train_s": train_s,
+                "ranks": ranks,
+                "versions": self._versions,
+            }
+            self._writer.save(position.step, state, began_s)
+
+    def decide(self, step: int, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+        """Settles when to save next, behind a step that was due."""
         decision = self._schedule.next(
-            position.step, time.monotonic(), saved=saved, size_bytes=_size_bytes(model, optimizer)
+            step, time.monotonic(), saved=self.saves_at_due, size_bytes=_size_bytes(model, optimizer)
         )
-        steps, self._saves_at_due = self._group.from_main(decision)
-        self._due = position.step + steps
+        # Rank 0's clock decides for all: a message that each waits for, a GPU's host too, in few of the steps.
+        steps, self.saves_at_due = self._group.from_main(decision)
+        self._due = step + steps
 
     def outcomes(self) -> list[CheckpointRecord]:
         """What became of checkpoints since the last call.

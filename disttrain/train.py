@@ -97,8 +97,10 @@ def train(training: Training) -> EndRecord:
             timer.restart()
         # Behind the evaluation of the same step, whose record a run that goes on from here must have.
         if training.checkpoints is not None and training.checkpoints.is_due(step.step):
-            log.flush()
-            _save(training, training.checkpoints, step, train_s())
+            if training.checkpoints.saves_at_due:
+                log.flush()
+                _save(training, training.checkpoints, step, train_s())
+            training.checkpoints.decide(step.step, training.model, training.optimizer)
             timer.restart()
     log.flush()
     if start.position.step == steps and not start.records.size_bytes and training.encoded.eval is not None:
