@@ -18,13 +18,11 @@ from disttrain import bert
 from disttrain.bert import build, encode, train_tokenizer
 from disttrain.config import TrainConfig
 from disttrain.data import Splits, load_splits
-from disttrain.dist import Group
 from disttrain.errors import UserError
 from disttrain.family import Encoded
-from disttrain.rankenv import RankEnv
 from disttrain.texts import TextExamples
+from tests.disttrain.ranks import ALONE
 
-ALONE = Group(RankEnv(), torch.device("cpu"), None, ("here",), False)
 SENTENCES = ["A dull film.", "Was it moving? It was!", "naïve, yet bright: a film of films", "« Ça va »"] * 5
 
 

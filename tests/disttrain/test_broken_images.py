@@ -29,9 +29,9 @@ from disttrain.pixels import BrokenImageError, decode_image
 from disttrain.rankenv import RankEnv
 from disttrain.run import run
 from disttrain.vit import encode
+from tests.disttrain.ranks import ALONE
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:PIL", "ignore::PIL.Image.DecompressionBombWarning")
-ALONE = Group(RankEnv(), torch.device("cpu"), None, ("here",), False)
 
 
 def image_file(kind: str, seed: int = 0, width: int = 40, height: int = 30) -> bytes:

@@ -19,13 +19,12 @@ from disttrain import dist, images
 from disttrain.batches import Indices
 from disttrain.config import TrainConfig
 from disttrain.data import Split, load_splits
-from disttrain.dist import Group
 from disttrain.images import DecodedImages, ImageFiles, open_images
 from disttrain.rankenv import RankEnv
 from disttrain.run import run
 from disttrain.vit import ImageClassifier, build, encode
+from tests.disttrain.ranks import ALONE
 
-ALONE = Group(RankEnv(), torch.device("cpu"), None, ("here",), False)
 SIZE = 24
 
 

@@ -18,11 +18,8 @@ from transformers.models.vit.modeling_vit import ViTForImageClassification
 from disttrain import bert, vit
 from disttrain.config import TrainConfig
 from disttrain.data import load_splits
-from disttrain.dist import Group
 from disttrain.lastlayer import trim
-from disttrain.rankenv import RankEnv
-
-ALONE = Group(RankEnv(), torch.device("cpu"), None, ("here",), False)
+from tests.disttrain.ranks import ALONE
 
 
 def _bert(**fields: Any) -> tuple[nn.Module, nn.ModuleList, type[nn.Module]]:

@@ -17,14 +17,13 @@ from disttrain import texts as texts_module
 from disttrain.bert import TextClassifier, build, encode
 from disttrain.config import TrainConfig
 from disttrain.data import load_splits
-from disttrain.dist import Group
 from disttrain.errors import UserError
 from disttrain.family import Encoded
 from disttrain.rankenv import RankEnv
 from disttrain.run import run
 from disttrain.texts import Texts, tokenise
+from tests.disttrain.ranks import ALONE
 
-ALONE = Group(RankEnv(), torch.device("cpu"), None, ("here",), False)
 PAIRS = [
     ("A man sleeps.", "Somebody is asleep."),
     ("It rains, and the naïve go out without a coat or an umbrella, again and again.", "It rains."),

@@ -14,7 +14,6 @@ from typing import Any
 import pytest
 import torch
 
-import disttrain.images
 import disttrain.resume
 import disttrain.train
 from disttrain import checkpoint
@@ -25,6 +24,7 @@ from disttrain.recordfile import metrics_name, read_records
 from disttrain.records import CheckpointRecord, EvalRecord, StartRecord, StepRecord
 from disttrain.run import run
 from disttrain.versions import versions
+from tests.disttrain.ranks import from_files
 
 STEPS = 20
 
@@ -118,12 +118,6 @@ def test_a_killed_run_goes_on_to_the_last_bit(
     assert f"goes on behind step {starts[1] - 1}, from attempt 1" in resumed.summary.notices
     left = sorted(path.name for path in (resumed.output_dir / "checkpoints").iterdir())
     assert left == ["attempt-00001", "attempt-00002"], "the checkpoints of a run that has ended well are gone"
-
-
-def from_files(target: Callable[..., object], config: TrainConfig, env: RankEnv, output_dir: Path) -> None:
-    """Runs a rank that decodes its images each time they are asked for, in its workers."""
-    disttrain.images.KEPT_UP_TO_BYTES = 0
-    target(config, env, output_dir)
 
 
 def test_a_killed_run_goes_on_with_another_number_of_workers(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import os
 import subprocess
@@ -14,7 +15,6 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-import disttrain.images
 from disttrain.config import TrainConfig
 from disttrain.describe import choose_threads
 from disttrain.rankenv import RankEnv
@@ -22,6 +22,7 @@ from disttrain.recordfile import failure_name, from_json, metrics_name, read_rec
 from disttrain.records import EndRecord, EvalRecord, StartRecord, StepRecord, TelemetryRecord
 from disttrain.results import Failure
 from disttrain.run import default_output_dir, main, run
+from tests.disttrain.ranks import from_files
 
 if TYPE_CHECKING:
     from tests.disttrain.conftest import RunRanks
@@ -156,17 +157,13 @@ def test_what_an_earlier_attempt_left_is_removed(bert_config: TrainConfig, run_r
     assert len(finished.steps(0)) == 1
 
 
-def run_on_files(config: TrainConfig, env: RankEnv, output_dir: Path) -> None:
-    disttrain.images.KEPT_UP_TO_BYTES = 0  # what is decoded once needs no workers
-    run(config, env, output_dir)
-
-
 def test_images_by_workers_give_the_same_losses(vit_config: TrainConfig, run_ranks: RunRanks) -> None:
     # With dropout: workers must draw none of its numbers.
     architecture = {**(vit_config.architecture or {}), "hidden_dropout_prob": 0.1}
     config = dataclasses.replace(vit_config, max_steps=9, architecture=architecture)
     alone, helped = (
-        run_ranks(dataclasses.replace(config, num_workers=workers), 1, target=run_on_files) for workers in (0, 2)
+        run_ranks(dataclasses.replace(config, num_workers=workers), 1, target=functools.partial(from_files, run))
+        for workers in (0, 2)
     )
     assert helped.losses() == alone.losses()
     assert helped.summary.eval_loss == alone.summary.eval_loss

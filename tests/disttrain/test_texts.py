@@ -9,18 +9,16 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from tokenizers import Tokenizer
 
 from disttrain import texts as texts_module
 from disttrain.bert import train_tokenizer
 from disttrain.config import TrainConfig
-from disttrain.dist import Group
 from disttrain.rankenv import RankEnv
 from disttrain.run import run
 from disttrain.texts import Texts, Tokenised, tokenise
+from tests.disttrain.ranks import ALONE
 
-ALONE = Group(RankEnv(), torch.device("cpu"), None, ("here",), False)
 SENTENCES = [f"a film of {number} parts, naïve \ud800 and" + " long" * (number % 7) for number in range(4500)]
 
 

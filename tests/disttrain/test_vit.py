@@ -12,13 +12,10 @@ import torch
 
 from disttrain.config import TrainConfig
 from disttrain.data import load_splits
-from disttrain.dist import Group
 from disttrain.errors import UserError
 from disttrain.family import Encoded
-from disttrain.rankenv import RankEnv
 from disttrain.vit import ImageClassifier, build, encode
-
-ALONE = Group(RankEnv(), torch.device("cpu"), None, ("here",), False)
+from tests.disttrain.ranks import ALONE
 
 
 def encoded_with(config: TrainConfig) -> Encoded:
