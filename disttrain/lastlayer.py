@@ -44,7 +44,9 @@ def trim(model: nn.Module, trimmed: Any) -> tuple[str, ...]:
 
 def _gives_the_same(layer: Any, trimmed: Any) -> bool:
     """Compares both on some tokens: in double precision, so that ranks on other CPUs decide alike."""
-    copy = deepcopy(layer).double().eval()
+    # Copied as such at once: of weights that are copied first and made double then, a start would pay for both.
+    weights = {id(weight): nn.Parameter(weight.detach().double()) for weight in layer.parameters()}
+    copy = deepcopy(layer, weights).eval()
     norm = next(module for module in copy.modules() if isinstance(module, nn.LayerNorm))
     shape = (2, 5, norm.normalized_shape[0])  # 2 texts of 5 tokens, for which no random numbers are drawn
     tokens = torch.arange(math.prod(shape), dtype=torch.float64).sin().view(shape)

@@ -126,9 +126,9 @@ class Checkpoints:
         )
         return dataclasses.replace(start, records=written, saved=saved, notices=notices)
 
-    def begin(self, start: Position) -> None:
-        """Starts counting towards the first checkpoint."""
-        steps, self.saves_at_due = self._schedule.begin(start.step, time.monotonic())
+    def begin(self, start: Position, model: nn.Module) -> None:
+        """Starts counting towards the first checkpoint of the model."""
+        steps, self.saves_at_due = self._schedule.begin(start.step, time.monotonic(), _size_bytes(model))
         self._due = start.step + steps
 
     def is_due(self, step: int) -> bool:
@@ -169,11 +169,9 @@ class Checkpoints:
             }
             self._writer.save(position.step, state, began_s)
 
-    def decide(self, step: int, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    def decide(self, step: int) -> None:
         """Settles when to save next, behind a step that was due."""
-        decision = self._schedule.next(
-            step, time.monotonic(), saved=self.saves_at_due, size_bytes=_size_bytes(model, optimizer)
-        )
+        decision = self._schedule.next(step, time.monotonic(), saved=self.saves_at_due)
         # Rank 0's clock decides for all: a message that each waits for, a GPU's host too, in few of the steps.
         steps, self.saves_at_due = self._group.from_main(decision)
         self._due = step + steps
@@ -204,9 +202,10 @@ class Checkpoints:
             checkpoint.clear(self._folder, self._attempt)
 
 
-def _size_bytes(model: nn.Module, optimizer: torch.optim.Optimizer) -> int:
-    moments = [value for state in optimizer.state.values() for value in state.values() if isinstance(value, Tensor)]
-    return sum(tensor.numel() * tensor.element_size() for tensor in [*model.state_dict().values(), *moments])
+def _size_bytes(model: nn.Module) -> int:
+    """Of a checkpoint, about: the model, and AdamW's two moments of each weight."""
+    state: int = sum(tensor.numel() * tensor.element_size() for tensor in model.state_dict().values())
+    return state + 2 * sum(weight.numel() * weight.element_size() for weight in model.parameters())
 
 
 def _restore(state: dict[str, Any], model: nn.Module, optimizer: torch.optim.Optimizer, examples: int) -> None:

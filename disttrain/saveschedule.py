@@ -25,6 +25,7 @@ class SaveSchedule:
     def __init__(self, cadence: Cadence, *, on_gpu: bool) -> None:
         self._cadence = cadence
         self._bytes_per_s = _GPU_BYTES_PER_S if on_gpu else _CPU_BYTES_PER_S
+        self._size_bytes = 0
         self._warm_step = 0
         self._began_s = 0.0
         self._mark = (0, 0.0)  # step and time from which on steps are timed
@@ -32,8 +33,15 @@ class SaveSchedule:
         self._saved_s = 0.0  # when the last one was made, or the attempt began
         self._cost_s: float | None = None  # of the last checkpoint that was written
 
-    def begin(self, step: int, now_s: float) -> tuple[int, bool]:
-        """The first decision, behind this step, where the attempt begins."""
+    def begin(self, step: int, now_s: float, size_bytes: int) -> tuple[int, bool]:
+        """The first decision, where the attempt begins.
+
+        Args:
+            step: Behind which.
+            now_s: By any clock that runs evenly.
+            size_bytes: Of a checkpoint, about.
+        """
+        self._size_bytes = size_bytes
         self._warm_step = step + _WARM_UP
         self._began_s = self._saved_s = now_s
         return (1, False) if self._cadence.steps is None else (self._cadence.steps, True)
@@ -42,14 +50,13 @@ class SaveSchedule:
         """Takes down what a checkpoint has cost the run."""
         self._cost_s = cost_s
 
-    def next(self, step: int, now_s: float, *, saved: bool, size_bytes: int) -> tuple[int, bool]:
+    def next(self, step: int, now_s: float, *, saved: bool) -> tuple[int, bool]:
         """The next decision.
 
         Args:
             step: Just done.
             now_s: By the clock that `begin` was told the time of.
             saved: Whether a checkpoint was made of it.
-            size_bytes: Of a checkpoint.
         """
         if self._cadence.steps is not None:
             return self._cadence.steps, True
@@ -57,7 +64,7 @@ class SaveSchedule:
             self._saves, self._saved_s, self._mark = self._saves + 1, now_s, (step, now_s)
         if self._saves and self._cost_s is None and self._cadence.share is not None:
             return _TIMED, False  # the first one is still being written
-        due_s = self._due_s(size_bytes)
+        due_s = self._due_s()
         if due_s <= now_s:
             return 1, True
         if step <= self._warm_step:
@@ -71,12 +78,12 @@ class SaveSchedule:
         # Steps need not keep their pace: what is near is looked at again, which takes a message to all ranks.
         return (max(1, steps * 9 // 10), False) if steps > 1 else (1, True)
 
-    def _due_s(self, size_bytes: int) -> float:
+    def _due_s(self) -> float:
         """When to save next."""
         if self._cadence.seconds is not None:
             return self._saved_s + self._cadence.seconds
         assert self._cadence.share is not None
-        cost_s = size_bytes / self._bytes_per_s if self._cost_s is None else self._cost_s
+        cost_s = self._size_bytes / self._bytes_per_s if self._cost_s is None else self._cost_s
         # With the next one all of them may have taken their share of the time; what was not spent, behind a long
         # evaluation say, is no reason to save twice in a row.
         return max(

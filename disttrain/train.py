@@ -70,7 +70,7 @@ def train(training: Training) -> EndRecord:
     trained = parallel(training.model, group, config, timer)
     _settle_buckets(trained, training, plan)
     if training.checkpoints is not None:
-        training.checkpoints.begin(start.position)
+        training.checkpoints.begin(start.position, training.model)
     own_batches = (indices for step in plan.rank_steps(rank, steps, start.position) for indices in step.batches)
     batches = load_batches(training.encoded.train, own_batches, group.device, config.num_workers)
     log = StepLog(training.writer, timer, steps, group.say, lambda: _beside(training))
@@ -100,7 +100,7 @@ def train(training: Training) -> EndRecord:
             if training.checkpoints.saves_at_due:
                 log.flush()
                 _save(training, training.checkpoints, step, train_s())
-            training.checkpoints.decide(step.step, training.model, training.optimizer)
+            training.checkpoints.decide(step.step)
             timer.restart()
     log.flush()
     if start.position.step == steps and not start.records.size_bytes and training.encoded.eval is not None:

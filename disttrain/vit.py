@@ -95,27 +95,44 @@ def encode(config: TrainConfig, splits: Splits, group: Group, work_dir: Path) ->
 def build(config: TrainConfig, encoded: Encoded) -> Built:
     """The classifier, from the checkpoint or from the architecture."""
     quiet()
+    mean: Sequence[float] = _HALF
+    std: Sequence[float] = _HALF
     if config.checkpoint is None:
-        architecture = config.architecture or {}
-        built = from_architecture(
-            ViTConfig,
-            ViTForImageClassification,
-            architecture,
-            encoded.label_names,
-            image_size=config.image_size,
-            num_channels=3,
-        )
-        patch = architecture.get("patch_size")
-        if isinstance(patch, list):
-            raise UserError(f"patch_size is {patch}", where="architecture.patch_size", hint="give a whole number")
-        _check_patches(config.image_size, built.model.config)
-        save = _saver(built.model, config.image_size, _HALF, _HALF)
-        notices = trim(built.model, FirstTokenLayer) if config.trim_last_layer else ()
-        return Built(ImageClassifier(built.model, _HALF, _HALF, config.image_size), notices, save)
-    return _from_checkpoint(config, config.checkpoint, encoded)
+        built = _from_architecture(config, encoded)
+        notices = list(built.notices)
+    else:
+        built = _from_checkpoint(config, config.checkpoint, encoded)
+        notices = list(built.notices)
+        try:
+            mean, std = _normalisation(ImageProcessingMixin.get_image_processor_dict(config.checkpoint)[0])
+        except OSError:
+            default = "pixels normalised by mean and deviation 0.5"
+            notices.append(f"{config.checkpoint} has no preprocessor_config.json: {default}")
+    if config.trim_last_layer:
+        notices += trim(built.model, FirstTokenLayer)
+    save = _saver(built.model, config.image_size, mean, std)
+    return Built(ImageClassifier(built.model, mean, std, config.image_size), tuple(notices), save)
+
+
+def _from_architecture(config: TrainConfig, encoded: Encoded) -> Built:
+    architecture = config.architecture or {}
+    built = from_architecture(
+        ViTConfig,
+        ViTForImageClassification,
+        architecture,
+        encoded.label_names,
+        image_size=config.image_size,
+        num_channels=3,
+    )
+    patch = architecture.get("patch_size")
+    if isinstance(patch, list):
+        raise UserError(f"patch_size is {patch}", where="architecture.patch_size", hint="give a whole number")
+    _check_patches(config.image_size, built.model.config)
+    return built
 
 
 def _from_checkpoint(config: TrainConfig, checkpoint: str, encoded: Encoded) -> Built:
+    """The checkpoint's model, of the run's image size."""
     hf_config: Any = read_config(ViTConfig, checkpoint)
     found = ViTConfig.get_config_dict(checkpoint)[0].get("model_type")
     if found != "vit":
@@ -123,21 +140,11 @@ def _from_checkpoint(config: TrainConfig, checkpoint: str, encoded: Encoded) -> 
     _check_input(checkpoint, hf_config)
     _check_patches(config.image_size, hf_config)
     built = from_checkpoint(ViTForImageClassification, checkpoint, hf_config, encoded.label_names)
-    notices = list(built.notices)
-    if config.image_size != hf_config.image_size:
-        sizes = f"{hf_config.image_size} to {config.image_size} pixels"
-        _take_size(built.model, config.image_size)
-        notices.append(f"position embeddings of {checkpoint} interpolated from {sizes}")
-    mean: Sequence[float] = _HALF
-    std: Sequence[float] = _HALF
-    try:
-        mean, std = _normalisation(ImageProcessingMixin.get_image_processor_dict(checkpoint)[0])
-    except OSError:
-        notices.append(f"{checkpoint} has no preprocessor_config.json: pixels normalised by mean and deviation 0.5")
-    if config.trim_last_layer:
-        notices += trim(built.model, FirstTokenLayer)
-    save = _saver(built.model, config.image_size, mean, std)
-    return Built(ImageClassifier(built.model, mean, std, config.image_size), tuple(notices), save)
+    if config.image_size == hf_config.image_size:
+        return built
+    sizes = f"{hf_config.image_size} to {config.image_size} pixels"
+    _take_size(built.model, config.image_size)
+    return Built(built.model, (*built.notices, f"position embeddings of {checkpoint} interpolated from {sizes}"))
 
 
 def _take_size(model: Any, size: int) -> None:

@@ -32,7 +32,7 @@ def simulate(
     schedule = SaveSchedule(cadence, on_gpu=False)
     saves: list[float] = []
     now_s, written_s, noted = 100.0, 100.0, True
-    due, save = schedule.begin(0, now_s)
+    due, save = schedule.begin(0, now_s, size_bytes=200_000_000)  # which is taken to cost 0.5 s
     for step in range(1, steps + 1):
         slower = slower_from is not None and step >= slower_from
         now_s += step_s * (4 if slower else 1) + (slow_first_s if step == 1 else 0.0)
@@ -46,7 +46,7 @@ def simulate(
             now_s = max(now_s, written_s) + COPY_S
             saves.append(now_s - 100.0)
             written_s, noted = now_s + cost_s, False
-        in_steps, save = schedule.next(step, now_s, saved=save, size_bytes=200_000_000)  # which is taken to cost 0.5 s
+        in_steps, save = schedule.next(step, now_s, saved=save)
         due = step + in_steps
     return saves
 
