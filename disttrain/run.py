@@ -12,27 +12,27 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from disttrain import recordfile
-from disttrain.config import LINK, TrainConfig, absolute_paths, parse_cadence, run_id
-from disttrain.describe import choose_threads, gpu_uuid, shape, start_record
+from disttrain.analysis.measured_steps import measured, starts
+from disttrain.analysis.run_summary import Sums, own_sums, summarise
+from disttrain.config.flags import parse_flags
+from disttrain.config.train_config import LINK, TrainConfig, absolute_paths, parse_cadence, run_id
+from disttrain.distributed.process_exit import exit_soon, leave_without_teardown
+from disttrain.distributed.start_record import choose_threads, gpu_uuid, shape, start_record
+from disttrain.environment.rank_env import RankEnv
 from disttrain.errors import BrokenNode, NewerAttempt, UserError
-from disttrain.flags import parse_flags
-from disttrain.leaving import exit_soon, leave_without_teardown
-from disttrain.propagation import measured, starts
-from disttrain.rankenv import RankEnv
-from disttrain.records import StartRecord
-from disttrain.results import Summary
-from disttrain.rundir import begin_run, keep_model, remove_results
-from disttrain.summary import Sums, own_sums, summarise
+from disttrain.records import record_files as recordfile
+from disttrain.records.record_types import StartRecord
+from disttrain.records.run_folder import begin_run, keep_model, remove_results
+from disttrain.records.summary_types import Summary
 
 # torch and what needs it is imported where a rank really runs: --help and a wrong flag need none of it.
 if TYPE_CHECKING:
     import torch
 
-    from disttrain.dist import Group
-    from disttrain.family import Built, Encoded
-    from disttrain.resume import Checkpoints
-    from disttrain.startcheck import StartCheck
+    from disttrain.checkpoint.manager import Checkpoints
+    from disttrain.distributed.group import Group
+    from disttrain.measure.start_check import StartCheck
+    from disttrain.models.family import Built, Encoded
 
 
 def main(model: str, arguments: list[str]) -> None:
@@ -104,8 +104,8 @@ def _run(config: TrainConfig, env: RankEnv, output_dir: Path) -> Summary:
     config.check_world_size(env.world_size)
     import torch
 
-    from disttrain.dist import process_group
-    from disttrain.startcheck import check_start
+    from disttrain.distributed.group import process_group
+    from disttrain.measure.start_check import check_start
 
     torch.set_num_threads(choose_threads(env, os.environ, len(os.sched_getaffinity(0))))
     if config.deterministic:
@@ -116,7 +116,7 @@ def _run(config: TrainConfig, env: RankEnv, output_dir: Path) -> Summary:
             return finished
         checked = check_start(config, group)  # before data are prepared for an hour, on ranks that are of no use
         if config.model == LINK:
-            from disttrain.link import run_link
+            from disttrain.measure.all_reduce import run_link
 
             return run_link(group, output_dir, checked.records, checked.notices)
         prepared = _prepare(config, group, output_dir)
@@ -147,12 +147,12 @@ class _Prepared:
 def _prepare(config: TrainConfig, group: Group, output_dir: Path) -> _Prepared:
     import torch
 
-    from disttrain.compiling import compile_model, why_not_compiled
-    from disttrain.family import load_family
-    from disttrain.train import make_optimizer
+    from disttrain.models.compile import compile_model, why_not_compiled
+    from disttrain.models.family import load_family
+    from disttrain.training.loop import make_optimizer
 
     family = load_family(config.model)
-    from disttrain.data import load_splits  # behind the family's own imports: see disttrain.family
+    from disttrain.data.splits import load_splits  # behind the family's own imports: see disttrain.models.family
 
     with group.main_first():  # `datasets` caches what it has read
         splits = load_splits(config, family.INPUT)
@@ -178,10 +178,10 @@ def _train(
     checked: StartCheck,
     checkpoints: Checkpoints | None,
 ) -> Summary:
-    from disttrain.ranktimes import gather_measured, recent
-    from disttrain.resume import Start
-    from disttrain.telemetry import open_sampler
-    from disttrain.train import Training, train
+    from disttrain.checkpoint.manager import Start
+    from disttrain.measure.gather_steps import gather_measured, recent
+    from disttrain.measure.telemetry import open_sampler
+    from disttrain.training.loop import Training, train
 
     env, model, optimizer, encoded = group.env, prepared.model, prepared.optimizer, prepared.encoded
     path = output_dir / recordfile.metrics_name(env.rank)
@@ -252,7 +252,7 @@ def open_checkpoints(config: TrainConfig, group: Group, output_dir: Path) -> Che
     """The run's checkpoints, if it keeps any."""
     if config.checkpoint_every is None:
         return None
-    from disttrain.resume import Checkpoints
+    from disttrain.checkpoint.manager import Checkpoints
 
     # Of what is trained, not on how many ranks: a run may go on with another number of them.
     identity = run_id("run", config)

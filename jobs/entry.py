@@ -11,9 +11,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from disttrain.config import TrainConfig
-from disttrain.rankenv import RankEnv
-from disttrain.recordfile import write_failure
+from disttrain.config.train_config import TrainConfig
+from disttrain.environment.rank_env import RankEnv
+from disttrain.records.record_files import write_failure
 
 
 @dataclass(frozen=True)

@@ -11,15 +11,15 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from disttrain.batches import BEGINNING, RankStep
-from disttrain.config import TrainConfig
-from disttrain.ddp import parallel
-from disttrain.dist import Group
-from disttrain.rankenv import RankEnv
-from disttrain.recordfile import RecordWriter, encode
-from disttrain.steplog import StepLog
-from disttrain.telemetry import Sampler
-from disttrain.timing import Phase, PhaseTimer
+from disttrain.config.train_config import TrainConfig
+from disttrain.data.batches import BEGINNING, RankStep
+from disttrain.distributed.group import Group
+from disttrain.environment.rank_env import RankEnv
+from disttrain.measure.phase_timer import Phase, PhaseTimer
+from disttrain.measure.telemetry import Sampler
+from disttrain.records.record_files import RecordWriter, encode
+from disttrain.training.ddp import parallel
+from disttrain.training.step_writer import StepLog
 
 CPU = torch.device("cpu")
 PHASES: tuple[Phase, ...] = ("data", "forward", "backward", "optimizer")

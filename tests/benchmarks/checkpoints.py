@@ -13,8 +13,8 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from disttrain.recordfile import metrics_name, read_records
-from disttrain.records import CheckpointRecord, EndRecord, StartRecord, StepRecord
+from disttrain.records.record_files import metrics_name, read_records
+from disttrain.records.record_types import CheckpointRecord, EndRecord, StartRecord, StepRecord
 from tests.benchmarks import store, tables
 from tests.benchmarks.cells import BenchmarkError
 from tests.benchmarks.contenders import REPOSITORY

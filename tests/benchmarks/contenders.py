@@ -8,7 +8,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from disttrain.flags import parse_flags
+from disttrain.config.flags import parse_flags
 from tests.benchmarks.cells import BenchmarkError
 from tests.benchmarks.work import Work
 

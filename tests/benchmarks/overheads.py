@@ -13,9 +13,9 @@ from typing import Annotated, Any
 
 import typer
 
-from disttrain.recordfile import metrics_name, read_records
-from disttrain.records import CrossCheckRecord, ExchangeRecord, StepRecord
-from disttrain.steplog import FLUSH_EVERY_S
+from disttrain.records.record_files import metrics_name, read_records
+from disttrain.records.record_types import CrossCheckRecord, ExchangeRecord, StepRecord
+from disttrain.training.step_writer import FLUSH_EVERY_S
 from tests.benchmarks import callcosts, store, tables
 from tests.benchmarks.cells import BenchmarkError
 from tests.benchmarks.contenders import REPOSITORY

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import psutil
 
-from disttrain.recordfile import metrics_name, read_records
-from disttrain.records import EndRecord, EvalRecord, Record, StepRecord
+from disttrain.records.record_files import metrics_name, read_records
+from disttrain.records.record_types import EndRecord, EvalRecord, Record, StepRecord
 from tests.benchmarks.cells import BenchmarkError
 from tests.benchmarks.contenders import REPOSITORY, Contender, command
 from tests.benchmarks.work import Result, Work, load, process_start_s, save

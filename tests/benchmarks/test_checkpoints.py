@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from disttrain.records import CheckpointRecord
+from disttrain.records.record_types import CheckpointRecord
 from tests.benchmarks.checkpoints import Compared, Measured, one_checkpoint, percent, shares
 from tests.benchmarks.stats import Ratio
 

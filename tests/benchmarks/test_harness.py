@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from disttrain.records import EndRecord, EvalRecord, Record, StepRecord
+from disttrain.records.record_types import EndRecord, EvalRecord, Record, StepRecord
 from tests.benchmarks import gpu, store, tables
 from tests.benchmarks.cells import CELLS, CORE, TASKS, BenchmarkError, in_turn, parse_cells
 from tests.benchmarks.contenders import PEER_NAMES, PEERS, choose, command

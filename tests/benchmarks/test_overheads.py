@@ -7,11 +7,11 @@ import sys
 from pathlib import Path
 from unittest.mock import patch
 
-from disttrain.config import TrainConfig
-from disttrain.rankenv import RankEnv
+from disttrain.config.train_config import TrainConfig
+from disttrain.environment.rank_env import RankEnv
+from disttrain.measure.phase_timer import PhaseTimer
 from disttrain.run import run
-from disttrain.steplog import StepLog
-from disttrain.timing import PhaseTimer
+from disttrain.training.step_writer import StepLog
 from tests.benchmarks.overheads import LAPS, Cost, Ran, Repetition, parts, tiny, totals
 
 

@@ -19,11 +19,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from disttrain.config import TrainConfig
-from disttrain.rankenv import RankEnv
-from disttrain.recordfile import from_json, metrics_name, read_records
-from disttrain.records import StepRecord
-from disttrain.results import Summary
+from disttrain.config.train_config import TrainConfig
+from disttrain.environment.rank_env import RankEnv
+from disttrain.records.record_files import from_json, metrics_name, read_records
+from disttrain.records.record_types import StepRecord
+from disttrain.records.summary_types import Summary
 from disttrain.run import run
 
 # Before anything imports transformers or datasets: no test writes into the user's cache.
@@ -71,7 +71,9 @@ class Finished:
 def forks() -> Any:
     """Processes forked from one that has imported everything and computed nothing: a rank then starts at once."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["disttrain.bert", "disttrain.vit", "disttrain.train", "disttrain.run"])
+    context.set_forkserver_preload(
+        ["disttrain.models.bert", "disttrain.models.vit", "disttrain.training.loop", "disttrain.run"]
+    )
     return context
 
 

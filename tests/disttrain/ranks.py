@@ -7,15 +7,15 @@ from pathlib import Path
 
 import torch
 
-import disttrain.images
-from disttrain.config import TrainConfig
-from disttrain.dist import Group
-from disttrain.rankenv import RankEnv
+import disttrain.data.images
+from disttrain.config.train_config import TrainConfig
+from disttrain.distributed.group import Group
+from disttrain.environment.rank_env import RankEnv
 
 ALONE = Group(RankEnv(), torch.device("cpu"), None, ("here",), False)
 
 
 def from_files(target: Callable[..., object], config: TrainConfig, env: RankEnv, output_dir: Path) -> None:
     """Runs a rank that decodes its images each time they are asked for, in its workers: what is kept needs none."""
-    disttrain.images.KEPT_UP_TO_BYTES = 0
+    disttrain.data.images.KEPT_UP_TO_BYTES = 0
     target(config, env, output_dir)

@@ -15,12 +15,12 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from disttrain.config import TrainConfig
-from disttrain.describe import choose_threads
-from disttrain.rankenv import RankEnv
-from disttrain.recordfile import failure_name, from_json, metrics_name, read_records
-from disttrain.records import EndRecord, EvalRecord, StartRecord, StepRecord, TelemetryRecord
-from disttrain.results import Failure
+from disttrain.config.train_config import TrainConfig
+from disttrain.distributed.start_record import choose_threads
+from disttrain.environment.rank_env import RankEnv
+from disttrain.records.record_files import failure_name, from_json, metrics_name, read_records
+from disttrain.records.record_types import EndRecord, EvalRecord, StartRecord, StepRecord, TelemetryRecord
+from disttrain.records.summary_types import Failure
 from disttrain.run import default_output_dir, main, run
 from tests.disttrain.ranks import from_files
 

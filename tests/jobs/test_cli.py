@@ -16,13 +16,14 @@ from typing import Any
 
 import pytest
 
-from disttrain.recordfile import failure_name, write_json
-from disttrain.results import Failure
-from jobs import cli, ledger
-from jobs.attempts import AccountingRow
-from jobs.collect import COLUMNS
-from jobs.folder import SweepFolder
-from jobs.slurm_states import State
+from disttrain.records.record_files import failure_name, write_json
+from disttrain.records.summary_types import Failure
+from jobs import cli
+from jobs.results.collect import COLUMNS
+from jobs.slurm.attempts import AccountingRow
+from jobs.slurm.states import State
+from jobs.storage import ledger
+from jobs.storage.sweep_folder import SweepFolder
 
 SWEEP = """\
 name: s
@@ -279,7 +280,7 @@ def test_a_plan_loads_no_torch_and_no_data_library(options: list[str], tmp_path:
     (tmp_path / "s.yaml").write_text(SWEEP)
     # submitit's scripts want cloudpickle and no more; numpy it loads on the compute side alone.
     loaded = modules(main_of("plan", "s.yaml", *options, then=PRINT_MODULES), tmp_path)
-    assert "jobs.plan" in loaded
+    assert "jobs.planning.plan" in loaded
     assert loaded & set(HEAVY) == set()
 
 

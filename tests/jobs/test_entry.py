@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 
 import disttrain.run
-from disttrain.config import TrainConfig
-from disttrain.rankenv import RankEnv
+from disttrain.config.train_config import TrainConfig
+from disttrain.environment.rank_env import RankEnv
 from jobs.entry import RankTask
 
 CONFIG = TrainConfig(model="bert", lr=1e-3, architecture={"hidden_size": 32}).resolved()

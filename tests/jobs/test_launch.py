@@ -10,19 +10,19 @@ from typing import Any
 import pytest
 
 import jobs.launch
-import jobs.status
-import jobs.submit
+import jobs.results.status
+import jobs.slurm.submit
 from disttrain.errors import UserError
-from jobs import ledger
-from jobs.attempts import AccountingRow
-from jobs.cluster import Cluster
-from jobs.folder import SweepFolder
 from jobs.launch import debug, launch
-from jobs.plan import JobGroup, Plan, make_plan
-from jobs.slurm_states import State
-from jobs.sweep import expand
-from jobs.sweepfile import load_sweep, parse_sweep
-from jobs.yamlfile import parse_yaml
+from jobs.planning.cluster_profile import Cluster
+from jobs.planning.expand import expand
+from jobs.planning.plan import JobGroup, Plan, make_plan
+from jobs.planning.sweep_file import load_sweep, parse_sweep
+from jobs.planning.yaml_file import parse_yaml
+from jobs.slurm.attempts import AccountingRow
+from jobs.slurm.states import State
+from jobs.storage import ledger
+from jobs.storage.sweep_folder import SweepFolder
 
 SWEEP = "name: s\nallocations: [1x1, 2x1]\nbase: {model: bert, max_steps: 3}\nseeds: [0, 1]\n"
 
@@ -42,8 +42,8 @@ class Slurm:
         self.states: dict[str, State] = {}
         self.sent: list[list[str]] = []  # run ids, by group
         self.refuses = ""
-        monkeypatch.setattr(jobs.submit, "_sbatch", self.sbatch)
-        monkeypatch.setattr(jobs.status, "query_sacct", self.sacct)
+        monkeypatch.setattr(jobs.slurm.submit, "_sbatch", self.sbatch)
+        monkeypatch.setattr(jobs.results.status, "query_sacct", self.sacct)
         monkeypatch.setattr("shutil.which", lambda program: f"/usr/bin/{program}")
 
     def sbatch(self, _: Plan, group: JobGroup) -> list[str]:
@@ -143,7 +143,7 @@ def test_local_runs_are_recorded_before_another_submission_may_look(
     def tick() -> None:
         pass
 
-    monkeypatch.setattr("jobs.localqueue.LocalQueue", Queue)
+    monkeypatch.setattr("jobs.local.local_queue.LocalQueue", Queue)
     launch(plan, LOADED, max_ranks=3, tick=tick)
     assert seen == [(4, 3, 4), tick]
     launch(plan, LOADED, max_ranks=3, tick=tick)  # this process is the queue's, and lives
@@ -163,7 +163,7 @@ def test_debug_runs_each_as_one_rank_here_and_leaves_the_root_alone(
             assert json.loads((Path(self.run_dir) / "run.json").read_text())["train"]["max_steps"] == 3
             ran.append((*self.shape, os.environ.get("SLURM_PROCID"), os.getpid()))
 
-    monkeypatch.setattr(jobs.submit, "RankTask", Task)
+    monkeypatch.setattr(jobs.slurm.submit, "RankTask", Task)
     monkeypatch.setenv("SLURM_PROCID", "1")  # an interactive job
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     plan = plan_of(tmp_path / "runs", "debug")

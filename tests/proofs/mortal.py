@@ -16,14 +16,14 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from disttrain import bert, vit
-from disttrain.batches import Batch, Examples, Indices
-from disttrain.config import TrainConfig
-from disttrain.data import Splits
-from disttrain.dist import Group
-from disttrain.family import Built, Encoded
-from disttrain.recordfile import metrics_name, read_records
-from disttrain.records import StartRecord
+from disttrain.config.train_config import TrainConfig
+from disttrain.data.batches import Batch, Examples, Indices
+from disttrain.data.splits import Splits
+from disttrain.distributed.group import Group
+from disttrain.models import bert, vit
+from disttrain.models.family import Built, Encoded
+from disttrain.records.record_files import metrics_name, read_records
+from disttrain.records.record_types import StartRecord
 
 EVENT_NAME = "event.json"  # in the run's folder, like the others
 STRUCK_NAME = "struck.jsonl"

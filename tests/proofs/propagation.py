@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from disttrain.recordfile import from_json, metrics_name, read_records
-from disttrain.records import CrossCheckRecord, ExchangeRecord, StepRecord
-from disttrain.results import Summary
+from disttrain.records.record_files import from_json, metrics_name, read_records
+from disttrain.records.record_types import CrossCheckRecord, ExchangeRecord, StepRecord
+from disttrain.records.summary_types import Summary
 from tests.proofs.sweeping import cluster_environ, run_sweep
 from tests.proofs.throttle import throttled
 

@@ -12,8 +12,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from disttrain.recordfile import metrics_name, read_records
-from disttrain.records import EvalRecord, StartRecord, StepRecord
+from disttrain.records.record_files import metrics_name, read_records
+from disttrain.records.record_types import EvalRecord, StartRecord, StepRecord
 from tests.proofs.mortal import EVENT_NAME, STRUCK_NAME, Event, seen_name
 from tests.proofs.sweeping import REPOSITORY, cluster_environ, sweep
 

@@ -7,8 +7,8 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from disttrain.recordfile import metrics_name, read_records
-from disttrain.records import StepRecord
+from disttrain.records.record_files import metrics_name, read_records
+from disttrain.records.record_types import StepRecord
 from tests.proofs.sweeping import cluster_environ, run_sweep
 
 STEPS = 20

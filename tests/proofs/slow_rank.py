@@ -14,9 +14,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from disttrain.recordfile import SUMMARY_NAME, from_json, metrics_name, read_records
-from disttrain.records import CheckRecord
-from disttrain.results import Summary
+from disttrain.records.record_files import SUMMARY_NAME, from_json, metrics_name, read_records
+from disttrain.records.record_types import CheckRecord
+from disttrain.records.summary_types import Summary
 from tests.proofs.sweeping import cluster_environ, run_sweep
 
 RUNS = 10

@@ -9,11 +9,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from disttrain.batches import Batch, Indices
-from disttrain.config import TrainConfig
-from disttrain.data import Split, Splits
-from disttrain.dist import Group
-from disttrain.family import Built, Encoded
+from disttrain.config.train_config import TrainConfig
+from disttrain.data.batches import Batch, Indices
+from disttrain.data.splits import Split, Splits
+from disttrain.distributed.group import Group
+from disttrain.models.family import Built, Encoded
 
 
 class Words:

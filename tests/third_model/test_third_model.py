@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from disttrain.errors import UserError
-from disttrain.family import load_family
+from disttrain.models.family import load_family
 
 HERE = Path(__file__).resolve().parent
 

@@ -1,0 +1,171 @@
+"""Writes the checkpoints of a run beside its loop: complete, on the disk before they have a name, never half of one."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import queue
+import threading
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import torch
+from torch import Tensor
+
+from disttrain.checkpoint.files import KEPT, Claim, Manifest, list_manifests, remove
+from disttrain.errors import NewerAttempt
+from disttrain.records.atomic_write import durable
+
+_CopyEvents = tuple[torch.cuda.Event, torch.cuda.Event]  # before and behind the copies from a GPU
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of one checkpoint, and what it cost."""
+
+    step: int
+    blocked_ms: float  # that training waited: the copy, and an earlier write that was not done
+    write_s: float  # beside the loop
+    size_bytes: int | None  # None: it has not reached the disk
+    error: str | None = None  # why
+
+
+class CheckpointWriter:
+    """Writes checkpoints of one run in a thread of rank 0."""
+
+    def __init__(self, claim: Claim, folder: Path, identity: str, world_size: int, *, on_gpu: bool) -> None:
+        self._on_gpu = on_gpu
+        self._claim = claim
+        self._folder = folder
+        self._identity = identity
+        self._world_size = world_size
+        self._buffers: dict[str, Tensor] = {}
+        self._thread: threading.Thread | None = None
+        self._done: queue.SimpleQueue[Outcome | NewerAttempt] = queue.SimpleQueue()
+
+    def save(self, step: int, state: Mapping[str, Any], began_s: float) -> None:
+        """Copies the state, and writes the copy while training goes on.
+
+        Args:
+            step: The last one done.
+            state: What is saved: tensors, numbers and texts in mappings and lists.
+            began_s: By `time.perf_counter`, when the loop began to wait for this.
+        """
+        # The copy goes into the buffers that the thread reads; at intervals that keep the cost low it is long done.
+        self.wait()
+        copied, events = self._copy(state)
+        blocked_ms = (time.perf_counter() - began_s) * 1000
+        self._thread = threading.Thread(target=self._write, args=(step, copied, events, blocked_ms), daemon=True)
+        self._thread.start()
+
+    def wait(self) -> None:
+        """Waits for the write under way."""
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
+
+    def done(self) -> list[Outcome]:
+        """What became of checkpoints since the last call; one that failed is told, and the run goes on without it.
+
+        Raises:
+            NewerAttempt: Another attempt owns the run.
+        """
+        found: list[Outcome] = []
+        while not self._done.empty():
+            outcome = self._done.get()
+            if isinstance(outcome, NewerAttempt):
+                raise outcome
+            found.append(outcome)
+        return found
+
+    def _copy(self, state: Mapping[str, Any]) -> tuple[Any, _CopyEvents | None]:
+        """The state in memory of our own, kept from one checkpoint to the next.
+
+        From a GPU into pinned memory, without waiting for it: the thread does, and reads from the events around the
+        copies how long they held up the steps behind them.
+        """
+        events = None
+        if self._on_gpu:
+            events = (_event(), _event())
+            events[0].record()
+
+        def visit(value: Any, name: str) -> Any:
+            if isinstance(value, Tensor):
+                buffer = self._buffers.get(name)
+                if buffer is None or buffer.shape != value.shape or buffer.dtype != value.dtype:
+                    buffer = torch.empty_like(value, device="cpu", pin_memory=value.is_cuda)
+                    self._buffers[name] = buffer
+                return buffer.copy_(value.detach(), non_blocking=True)
+            if isinstance(value, Mapping):
+                return {key: visit(item, f"{name}/{key}") for key, item in value.items()}
+            if isinstance(value, list | tuple):
+                return type(value)(visit(item, f"{name}/{index}") for index, item in enumerate(value))
+            return value
+
+        copied = visit(state, "")
+        if events is not None:
+            events[1].record()
+        return copied, events
+
+    def _write(self, step: int, state: Any, events: _CopyEvents | None, blocked_ms: float) -> None:
+        start, size, error = time.perf_counter(), None, None
+        try:
+            if events is not None:
+                events[1].synchronize()  # in this thread, so that no step waits
+                blocked_ms += events[0].elapsed_time(events[1])
+            size = self._write_files(step, state)
+        except NewerAttempt as newer:
+            self._done.put(newer)
+            return
+        except Exception as failed:  # noqa: BLE001 - a full disk, say, of which torch makes errors of its own
+            error = next(iter(str(failed).splitlines()), type(failed).__name__)
+        self._done.put(Outcome(step, blocked_ms, time.perf_counter() - start, size, error))
+
+    def _write_files(self, step: int, state: Any) -> int:
+        name = f"attempt-{self._claim.attempt:05d}-step-{step:09d}"
+        path = self._folder / f"{name}.pt"
+        self._claim.check()
+        with durable(path) as file:
+            hashing = _HashingFile(file)
+            torch.save(state, hashing)  # type: ignore[arg-type]
+        self._claim.check()
+        manifest = Manifest(
+            attempt=self._claim.attempt,
+            step=step,
+            file=path.name,
+            size_bytes=hashing.size_bytes,
+            sha256=hashing.digest.hexdigest(),
+            identity=self._identity,
+            world_size=self._world_size,
+        )
+        with durable(self._folder / f"{name}.json") as file:
+            file.write(json.dumps(asdict(manifest), indent=2).encode())
+        for old in list_manifests(self._folder)[KEPT:]:
+            remove(self._folder, old)
+        return hashing.size_bytes
+
+
+def _event() -> torch.cuda.Event:
+    event: torch.cuda.Event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
+    return event
+
+
+class _HashingFile:
+    """A file that is hashed as it is written, so that it need not be read again."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self.digest = hashlib.sha256()
+        self.size_bytes = 0
+
+    def write(self, data: Any) -> int:
+        self.digest.update(data)
+        written = self._file.write(data)
+        self.size_bytes += written
+        return written
+
+    def flush(self) -> None:
+        self._file.flush()

@@ -1,0 +1,74 @@
+"""The command line of bert.py and vit.py: every field of `TrainConfig` as a flag of the same name."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+from collections.abc import Sequence
+from typing import Any, NoReturn
+
+from disttrain.config.field_docs import describe_field, takes_text
+from disttrain.config.train_config import TrainConfig, field_names
+from disttrain.errors import UserError
+
+
+def parse_flags(model: str, arguments: Sequence[str]) -> TrainConfig:
+    """The config of one run from the flags behind ``bert.py``.
+
+    Values are read as YAML, those of text fields as they stand.
+
+    Args:
+        model: The family whose script was started.
+        arguments: ``sys.argv[1:]``; both ``--lr 2e-5`` and ``--lr=2e-5``.
+
+    Raises:
+        UserError: An unknown flag, or a value that its field does not take.
+
+    Example:
+        >>> parse_flags("bert", ["--lr=2e-5", "--max_steps", "3"]).max_steps
+        3
+    """
+    from disttrain.config.validation import FieldError, validate
+
+    texts = vars(_parser(model).parse_args(list(arguments)))
+    values = {"model": model} | {name: read_value(name, text) for name, text in texts.items()}
+    try:
+        return validate(values)
+    except FieldError as error:
+        raise UserError(error.message, where=f"--{error.field}", hint=error.hint) from None
+
+
+def read_value(name: str, text: str) -> Any:
+    """The value of a field as a command line gives it: YAML, but of a text field the text as it stands.
+
+    Raises:
+        UserError: The text is not YAML.
+
+    Example:
+        >>> read_value("lr", "2e-5"), read_value("dataset_config", "3")
+        (2e-05, '3')
+    """
+    from disttrain.config.validation import parse_value
+
+    return text if name in field_names() and takes_text(name) else parse_value(text)
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise UserError(message, hint=f"{self.prog} --help lists the flags")
+
+
+def _parser(model: str) -> argparse.ArgumentParser:
+    parser = _Parser(
+        prog=f"{model}.py",
+        description=f"Train {model} on this rank. Started once for each rank by torchrun, srun or the sweep command.",
+        allow_abbrev=False,
+        argument_default=argparse.SUPPRESS,
+    )
+    for field in dataclasses.fields(TrainConfig):
+        if field.name != "model":
+            help_text = describe_field(field.name).replace("%", "%%")
+            if field.default is not None:
+                help_text += f" (default {field.default})"
+            parser.add_argument(f"--{field.name}", metavar="VALUE", help=help_text)
+    return parser

@@ -1,0 +1,138 @@
+"""The edge where a `TrainConfig` comes from outside: strict validation of plain values, and how YAML scalars read."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import json
+import re
+import typing
+from collections.abc import Mapping
+from functools import cache
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ConfigDict, ValidationError, create_model
+
+from disttrain.config.field_docs import describe_field
+from disttrain.config.train_config import TrainConfig, field_names
+from disttrain.errors import FieldsError, UserError
+
+
+class ScalarLoader(yaml.SafeLoader):
+    """SafeLoader in which 2e-5 is a number, and only true and false are booleans (YAML 1.2's core schema).
+
+    YAML 1.1 takes 2e-5 for a string, and yes, no, on, off for booleans.
+    """
+
+
+_FLOAT = re.compile(r"^[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?$|^[-+]?\.(inf|Inf|INF)$|^\.(nan|NaN|NAN)$")
+_INT = re.compile(r"^[-+]?[0-9]+$")
+
+
+def _resolvers() -> dict[str, list[tuple[str, re.Pattern[str]]]]:
+    dropped = ("float", "int", "bool", "timestamp")
+    kept = {
+        first: [(tag, pattern) for tag, pattern in pairs if tag.rsplit(":", 1)[-1] not in dropped]
+        for first, pairs in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
+    for tag, pattern, firsts in (
+        ("bool", re.compile(r"^(true|True|TRUE|false|False|FALSE)$"), "tTfF"),
+        ("int", _INT, "-+0123456789"),
+        ("float", _FLOAT, "-+0123456789."),
+    ):
+        for first in firsts:
+            kept.setdefault(first, []).append((f"tag:yaml.org,2002:{tag}", pattern))
+    return kept
+
+
+ScalarLoader.yaml_implicit_resolvers = _resolvers()
+
+
+def _construct_int(loader: yaml.SafeLoader, node: yaml.ScalarNode) -> int:
+    # SafeLoader's own reads 010 as octal 8, which nobody who writes a batch size means.
+    return int(loader.construct_scalar(node))
+
+
+ScalarLoader.add_constructor("tag:yaml.org,2002:int", _construct_int)
+
+
+def parse_value(text: str) -> Any:
+    """One YAML value, as a flag or ``--set`` gives it.
+
+    Raises:
+        UserError: The text is not YAML.
+
+    Example:
+        >>> parse_value("2e-5"), parse_value("{hidden_size: 32}"), parse_value("no")
+        (2e-05, {'hidden_size': 32}, 'no')
+    """
+    try:
+        return yaml.load(text, ScalarLoader)  # noqa: S506 - ScalarLoader is a SafeLoader
+    except yaml.YAMLError as error:
+        raise UserError(f"{text!r} is not YAML: {error}") from None
+
+
+@cache
+def _fields_model() -> type[BaseModel]:
+    """A pydantic model with the fields of `TrainConfig`: in strict mode a dataclass itself takes no mapping."""
+    hints = typing.get_type_hints(TrainConfig, include_extras=True)
+    fields: dict[str, Any] = {
+        field.name: (hints[field.name], ... if field.default is dataclasses.MISSING else field.default)
+        for field in dataclasses.fields(TrainConfig)
+    }
+    strict = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+    return create_model("TrainConfigFields", __config__=strict, **fields)
+
+
+def validate(values: Mapping[str, Any]) -> TrainConfig:
+    """A `TrainConfig` of plain values, as YAML or flags give them.
+
+    Args:
+        values: Field name to value. No coercion: ``true`` is not 1 and ``"4"`` is not 4.
+
+    Raises:
+        FieldError: The first mistake, with the field it is in.
+    """
+    for name in values:
+        if name not in field_names():
+            close = difflib.get_close_matches(name, field_names(), n=1)
+            hint = f"did you mean {close[0]}?" if close else f"the fields are: {', '.join(field_names())}"
+            raise FieldError(name, f"unknown field {name!r}", hint=hint)
+    try:
+        checked = _fields_model().model_validate(dict(values))
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        name = str(first["loc"][0]) if first["loc"] else ""
+        if first["type"] == "missing":
+            raise FieldError(name, f"{name} is missing", hint="every run needs it") from None
+        raise FieldError(name, f"{name} is {first['input']!r}: {_plain(first['msg'])}", hint=_expected(name)) from None
+    for name, value in values.items():
+        if isinstance(value, Mapping) and not _is_json(value):
+            hint = "texts, finite numbers, true, false, null, lists and mappings can be kept in a record"
+            raise FieldError(name, f"{name} is {value!r}, which JSON cannot hold", hint=hint)
+    return TrainConfig(**{name: getattr(checked, name) for name in values})
+
+
+class FieldError(FieldsError):
+    """A mistake in one field of a config: `field` names it, so that the caller can say where the value came from."""
+
+    def __init__(self, field: str, message: str, *, hint: str | None = None) -> None:
+        super().__init__((field,), message, hint=hint)
+        self.field = field
+
+
+def _is_json(value: Any) -> bool:
+    try:
+        json.dumps(value, allow_nan=False)
+    except (TypeError, ValueError):
+        return False
+    return True
+
+
+def _plain(message: str) -> str:
+    return message[:1].lower() + message[1:]
+
+
+def _expected(name: str) -> str:
+    return f"{name}: {describe_field(name)}"

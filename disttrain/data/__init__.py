@@ -1,0 +1,1 @@
+"""From a dataset to batches: sources, splits, texts, images, the array cache."""

@@ -1,0 +1,179 @@
+"""Texts as token ids: tokenised once for all processes, and padded as they become a batch."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
+
+import numpy as np
+import tokenizers
+import torch
+from numpy.typing import NDArray
+from tokenizers import Tokenizer
+
+from disttrain.data.array_cache import Append, Arrays, arrays_in_memory, content_key, mapped_arrays
+from disttrain.data.batches import Batch, Indices
+from disttrain.distributed.group import Group
+from disttrain.errors import UserError
+
+# Of what this module makes of a text: to be raised with every change of it, so that what was kept before is not found.
+VERSION = 1
+# Texts that are tokenised in one call, in parallel: bounds the memory of the encodings, some kB for each text.
+_CHUNK = 2000
+# Characters of a split from which its token ids are kept. Of so many, some 1000 sentences, tokenising takes 20 to 50 ms
+# on two cores, and finding what was kept 5 to 10 ms.
+_KEPT_FROM = 100_000
+
+
+@dataclasses.dataclass(frozen=True)
+class Texts:
+    """The texts of a split, or its pairs of texts."""
+
+    first: Sequence[str]
+    second: Sequence[str] | None = None
+
+    def __len__(self) -> int:
+        return len(self.first)
+
+    @property
+    def columns(self) -> tuple[Sequence[str], ...]:
+        return (self.first,) if self.second is None else (self.first, self.second)
+
+    def part(self, part: slice) -> list[str] | list[tuple[str, str]]:
+        """What a tokenizer takes: texts, or pairs of them."""
+        if self.second is None:
+            return list(self.first[part])
+        return list(zip(self.first[part], self.second[part], strict=True))
+
+
+@dataclasses.dataclass(frozen=True)
+class TextExamples:
+    """Token ids of all texts in one flat array: 4 bytes a token, and no Python object for each text."""
+
+    tokens: NDArray[np.int32]
+    offsets: NDArray[np.int64]  # text i is tokens[offsets[i]:offsets[i + 1]]
+    labels: NDArray[np.int64]
+    pad_id: int
+    first_lengths: NDArray[np.int64] | None = None  # of pairs: tokens before those of the second text
+    always_masked: bool = False
+    in_memory = True
+
+    @property
+    def lengths(self) -> Indices:
+        return np.diff(self.offsets)
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def batch(self, indices: Sequence[int] | Indices) -> Batch:
+        """The texts, padded to the longest of them; a mask only where something is padded, since it costs attention.
+
+        For a compiled model there is always one: a graph without it would be compiled too, in the midst of training.
+        """
+        chosen = np.asarray(indices)
+        starts = self.offsets[chosen]
+        lengths = self.offsets[chosen + 1] - starts
+        width = max(1, int(lengths.max()))  # a tokenizer without special tokens makes nothing of an empty text
+        inside = np.arange(width) < lengths[:, None]
+        ids = np.full(inside.shape, self.pad_id, dtype=np.int64)
+        for row, (start, length) in enumerate(zip(starts, lengths, strict=True)):
+            ids[row, :length] = self.tokens[start : start + length]
+        batch = {"input_ids": torch.from_numpy(ids), "labels": torch.from_numpy(self.labels[chosen])}
+        if self.always_masked or not inside.all():
+            batch["attention_mask"] = torch.from_numpy(inside.astype(np.int64))
+        if self.first_lengths is not None:
+            second = (np.arange(width) >= self.first_lengths[chosen, None]) & inside
+            batch["token_type_ids"] = torch.from_numpy(second.astype(np.int64))
+        return batch
+
+
+@dataclasses.dataclass(frozen=True)
+class Tokenised:
+    """The texts, or pairs of texts, of one split as token ids."""
+
+    tokens: NDArray[np.int32]
+    offsets: NDArray[np.int64]  # text i is tokens[offsets[i]:offsets[i + 1]]
+    occurring: NDArray[np.int64]  # token ids that occur, in order
+    cut: int  # texts that were longer
+    first_lengths: NDArray[np.int64] | None  # of pairs: tokens before those of the second text
+
+
+def tokenise(tokenizer: Tokenizer, splits: Mapping[str, Texts], max_length: int, group: Group) -> dict[str, Tokenised]:
+    """The token ids of each split; those of a large one are found where they were made before, or else kept there.
+
+    Args:
+        tokenizer: Set here to cut texts and not to pad them.
+        splits: Texts by the name of their split; the same on every rank.
+        max_length: Tokens of a text or a pair at most, special ones included; of a pair the longer text is cut first.
+        group: All ranks call this. Rank 0 makes what it keeps before the others look for it.
+
+    Raises:
+        UserError: So few tokens hold no pair, or the tokenizer marks the texts of a pair in an unknown way.
+    """
+    _check_room(tokenizer, splits.values(), max_length)
+    tokenizer.no_padding()
+    tokenizer.enable_truncation(max_length)
+    characters = {name: sum(len(text) for column in texts.columns for text in column) for name, texts in splits.items()}
+    keys = {name: _key(tokenizer, texts) for name, texts in splits.items() if characters[name] >= _KEPT_FROM}
+    with group.main_first() if keys else nullcontext():
+        return {name: _tokenise_split(tokenizer, name, texts, keys.get(name), group) for name, texts in splits.items()}
+
+
+def _tokenise_split(tokenizer: Tokenizer, name: str, texts: Texts, key: str | None, group: Group) -> Tokenised:
+    def make(append: Append) -> None:
+        parts = group.parts(len(texts), _CHUNK, f"tokenising {{}} of {{}} texts of {name}")
+        _append_tokens(tokenizer, texts, parts, append)
+
+    found: Arrays = arrays_in_memory(make) if key is None else mapped_arrays(key, make)
+    cut = int(found["cut"][0])
+    return Tokenised(found["tokens"], found["offsets"], found["occurring"], cut, found.get("first_lengths"))
+
+
+def _check_room(tokenizer: Tokenizer, splits: Iterable[Texts], max_length: int) -> None:
+    special = tokenizer.num_special_tokens_to_add(any(texts.second is not None for texts in splits))
+    if max_length < special:  # the tokenizer would then cut nothing
+        raise UserError(f"max_length {max_length} is less than the {special} special tokens of an input")
+
+
+def _append_tokens(tokenizer: Tokenizer, texts: Texts, parts: Iterator[slice], append: Append) -> None:
+    lengths = [0]
+    occurring = np.empty(0, dtype=np.int64)
+    cut = 0
+    for part in parts:
+        encodings = tokenizer.encode_batch(texts.part(part))
+        tokens = np.concatenate([np.array(encoding.ids, dtype=np.int32) for encoding in encodings])
+        append("tokens", tokens)
+        if texts.second is not None:
+            append("first_lengths", np.array([_first_length(encoding.type_ids) for encoding in encodings]))
+        lengths += [len(encoding.ids) for encoding in encodings]
+        # Counted, not sorted as np.unique does: of 10^7 tokens that would take seconds.
+        occurring = np.union1d(occurring, np.flatnonzero(np.bincount(tokens)))
+        cut += sum(bool(encoding.overflowing) for encoding in encodings)
+    append("offsets", np.cumsum(lengths))
+    append("occurring", occurring)
+    append("cut", np.array([cut]))
+
+
+def _first_length(type_ids: list[int]) -> int:
+    """Tokens of the first text, which are all before those of the second: this is kept, and not a number a token."""
+    length = type_ids.count(0)
+    if any(type_ids[:length]) or sum(type_ids) != len(type_ids) - length:
+        problem = "the checkpoint's tokenizer numbers the tokens of two texts as no BERT does"
+        raise UserError(problem, where="text_pair_column", hint="take another checkpoint")
+    return length
+
+
+def _key(tokenizer: Tokenizer, texts: Texts) -> str:
+    """Of all that the token ids depend on; how long texts may be is among the tokenizer's settings."""
+
+    def content() -> Iterator[bytes]:
+        yield f"texts {VERSION} {tokenizers.__version__} {tokenizer.to_str()}".encode()
+        for column in texts.columns:
+            for start in range(0, len(column), _CHUNK):
+                chunk = column[start : start + _CHUNK]
+                yield np.array([len(text) for text in chunk]).tobytes()
+                yield "".join(chunk).encode("utf-8", "surrogatepass")
+            yield b"end of column"
+
+    return content_key(content())

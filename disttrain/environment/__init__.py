@@ -1,0 +1,1 @@
+"""Who this rank is, from the launcher's environment. Loads no torch."""

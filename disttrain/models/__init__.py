@@ -1,0 +1,1 @@
+"""The model families, and what changes a model before it is trained."""

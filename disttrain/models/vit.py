@@ -1,0 +1,199 @@
+"""The ViT family: images as pixels of one size, and a transformers model that classifies them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import ViTConfig
+from transformers.image_processing_base import ImageProcessingMixin
+from transformers.models.vit.modeling_vit import ViTForImageClassification, ViTLayer
+
+from disttrain.config.train_config import TrainConfig
+from disttrain.data.batches import Batch
+from disttrain.data.images import Opened, open_images
+from disttrain.data.pixels import resize
+from disttrain.data.splits import InputKind, Split, Splits
+from disttrain.distributed.group import Group
+from disttrain.errors import UserError
+from disttrain.models.family import Built, Encoded
+from disttrain.models.first_token_layer import attend_from_first, trim
+from disttrain.models.pretrained import from_architecture, from_checkpoint, quiet, read_config
+
+INPUT: InputKind = "image"
+# Pixels of [0, 1] to [-1, 1], as ViT was trained (Dosovitskiy et al. 2021), where a checkpoint says nothing else.
+_HALF = (0.5, 0.5, 0.5)
+
+
+class ImageClassifier(nn.Module):
+    """A transformers model that takes a batch, and resizes and normalises its pixels where it is, on the GPU say."""
+
+    mean: Tensor
+    scale: Tensor
+
+    def __init__(self, model: Any, mean: Sequence[float], std: Sequence[float], size: int | None = None) -> None:
+        super().__init__()
+        self.model = model
+        self.size = size  # None: that of the pixels
+        # (pixel / 255 - mean) / std, as one subtraction and one product.
+        self.register_buffer("mean", torch.tensor(mean).view(3, 1, 1) * 255, persistent=False)
+        self.register_buffer("scale", 1 / (torch.tensor(std).view(3, 1, 1) * 255), persistent=False)
+
+    def forward(self, batch: Batch) -> Tensor:
+        pixels = batch["pixels"] if self.size is None else resize(batch["pixels"], self.size)
+        pixels = (pixels - self.mean) * self.scale
+        logits: Tensor = self.model(pixel_values=pixels).logits
+        return logits
+
+
+class FirstTokenLayer(ViTLayer):  # type: ignore[misc]  # transformers is Any to mypy
+    """A ViT layer that gives its first token alone."""
+
+    def forward(self, hidden_states: Tensor, attention_mask: Tensor | None = None, **_: Any) -> Tensor:
+        attention, tokens = self.attention, self.layernorm_before(hidden_states)
+        attended = attend_from_first(
+            attention.q_proj(tokens[:, :1]),
+            attention.k_proj(tokens),
+            attention.v_proj(tokens),
+            attention_mask,
+            heads=attention.num_attention_heads,
+            dropout=attention.attention_dropout if self.training else 0.0,
+            scale=attention.scaling,
+        )
+        first = hidden_states[:, :1] + self.dropout(attention.o_proj(attended))
+        output: Tensor = first + self.dropout(self.mlp(self.layernorm_after(first)))
+        return output
+
+
+def encode(config: TrainConfig, splits: Splits, group: Group, work_dir: Path) -> Encoded:  # noqa: ARG001 - of Family
+    """Both splits as pixels, of one size each, or as the files of a split that is too large."""
+
+    def opened(split: Split) -> Opened:
+        return open_images(split, splits.input_column, config.image_size, config.broken_images, group)
+
+    train, held_out = opened(splits.train), opened(splits.eval) if splits.eval is not None else None
+    notices = (*train.notices, *(held_out.notices if held_out else ()))
+    return Encoded(train.examples, held_out.examples if held_out else None, splits.label_names, notices)
+
+
+def build(config: TrainConfig, encoded: Encoded) -> Built:
+    """The classifier, from the checkpoint or from the architecture."""
+    quiet()
+    mean: Sequence[float] = _HALF
+    std: Sequence[float] = _HALF
+    if config.checkpoint is None:
+        built = _from_architecture(config, encoded)
+        notices = list(built.notices)
+    else:
+        built = _from_checkpoint(config, config.checkpoint, encoded)
+        notices = list(built.notices)
+        try:
+            mean, std = _normalisation(ImageProcessingMixin.get_image_processor_dict(config.checkpoint)[0])
+        except OSError:
+            default = "pixels normalised by mean and deviation 0.5"
+            notices.append(f"{config.checkpoint} has no preprocessor_config.json: {default}")
+    if config.trim_last_layer:
+        notices += trim(built.model, FirstTokenLayer)
+    save = _saver(built.model, config.image_size, mean, std)
+    return Built(ImageClassifier(built.model, mean, std, config.image_size), tuple(notices), save)
+
+
+def _from_architecture(config: TrainConfig, encoded: Encoded) -> Built:
+    architecture = config.architecture or {}
+    built = from_architecture(
+        ViTConfig,
+        ViTForImageClassification,
+        architecture,
+        encoded.label_names,
+        image_size=config.image_size,
+        num_channels=3,
+    )
+    patch = architecture.get("patch_size")
+    if isinstance(patch, list):
+        raise UserError(f"patch_size is {patch}", where="architecture.patch_size", hint="give a whole number")
+    _check_patches(config.image_size, built.model.config)
+    return built
+
+
+def _from_checkpoint(config: TrainConfig, checkpoint: str, encoded: Encoded) -> Built:
+    """The checkpoint's model, of the run's image size."""
+    hf_config: Any = read_config(ViTConfig, checkpoint)
+    found = ViTConfig.get_config_dict(checkpoint)[0].get("model_type")
+    if found != "vit":
+        raise UserError(f"checkpoint {checkpoint!r} is a {found} model", hint="model vit takes a vit model")
+    _check_input(checkpoint, hf_config)
+    _check_patches(config.image_size, hf_config)
+    built = from_checkpoint(ViTForImageClassification, checkpoint, hf_config, encoded.label_names)
+    if config.image_size == hf_config.image_size:
+        return built
+    sizes = f"{hf_config.image_size} to {config.image_size} pixels"
+    _take_size(built.model, config.image_size)
+    return Built(built.model, (*built.notices, f"position embeddings of {checkpoint} interpolated from {sizes}"))
+
+
+def _take_size(model: Any, size: int) -> None:
+    """Makes a model of another size one of this size, position embeddings and all, so that it is saved as such."""
+    embeddings, patch = model.vit.embeddings, model.config.patch_size
+    patches = (size // patch) ** 2
+    some = torch.empty(1, patches + 1, model.config.hidden_size)  # looked at for its shape alone
+    with torch.no_grad():
+        positions = embeddings.interpolate_pos_encoding(some, size, size)
+    embeddings.position_embeddings = nn.Parameter(positions.clone())
+    embeddings.image_size = embeddings.patch_embeddings.image_size = (size, size)
+    embeddings.patch_embeddings.num_patches = patches
+    model.config.image_size = size
+
+
+def _saver(model: Any, size: int, mean: Sequence[float], std: Sequence[float]) -> Callable[[Path], None]:
+    def save(folder: Path) -> None:
+        model.save_pretrained(folder)
+        processor = {
+            "image_processor_type": "ViTImageProcessor",
+            "size": {"height": size, "width": size},
+            "image_mean": list(mean),
+            "image_std": list(std),
+        }
+        (folder / "preprocessor_config.json").write_text(json.dumps(processor, indent=2) + "\n", encoding="utf-8")
+
+    return save
+
+
+def _normalisation(processor: Mapping[str, Any]) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and deviation, of each channel, for pixels of [0, 1], of what a checkpoint says of how it reads them."""
+
+    def of_channels(value: Any) -> tuple[float, ...]:
+        return tuple(value) if isinstance(value, list | tuple) else (value,) * 3
+
+    factor = processor.get("rescale_factor") or 1 / 255  # of pixels of [0, 255]
+    if not processor.get("do_rescale", True):
+        factor = 1.0
+    mean, std = of_channels(processor.get("image_mean") or _HALF), of_channels(processor.get("image_std") or _HALF)
+    if not processor.get("do_normalize", True):
+        mean, std = of_channels(0.0), of_channels(1.0)
+    # (factor x pixel - mean) / std, with the pixel in 255ths.
+    return tuple(each / (factor * 255) for each in mean), tuple(each / (factor * 255) for each in std)
+
+
+def _check_input(checkpoint: str, hf_config: Any) -> None:
+    """Checks that a checkpoint takes square colour images; a size that it gives as two equal numbers becomes one."""
+    if hf_config.num_channels != 3:
+        channels = f"images of {hf_config.num_channels} channels"
+        raise UserError(f"checkpoint {checkpoint!r} takes {channels}", hint="images are read as RGB, 3 channels")
+    for name in ("image_size", "patch_size"):
+        value = getattr(hf_config, name)
+        if isinstance(value, list | tuple):
+            if len(set(value)) != 1:
+                raise UserError(f"checkpoint {checkpoint!r} has {name} {list(value)}", hint="it must be square")
+            setattr(hf_config, name, value[0])
+        if type(getattr(hf_config, name)) is not int or getattr(hf_config, name) < 1:
+            raise UserError(f"checkpoint {checkpoint!r} has {name} {getattr(hf_config, name)!r}")
+
+
+def _check_patches(image_size: int, hf_config: Any) -> None:
+    patch = hf_config.patch_size
+    if image_size % patch:
+        raise UserError(f"image_size {image_size} is not a multiple of the patch size {patch}", where="image_size")

@@ -1,0 +1,1 @@
+"""What a run writes: record and summary types, and their files. Loads no torch."""

@@ -1,0 +1,49 @@
+"""The records as a table for people: docs/records.md, which ``python -m disttrain.records.record_docs`` writes."""
+
+from __future__ import annotations
+
+import dataclasses
+import typing
+from typing import Any
+
+from annotated_types import DocInfo, Unit
+
+from disttrain.records.figure_sources import Source
+from disttrain.records.record_types import KINDS
+from disttrain.records.summary_types import Failure, RunInfo, Summary
+
+_PAGE = """# Records
+
+What a run writes down, field by field: made of the annotations in `disttrain/records/record_types.py` and
+`disttrain/records/summary_types.py` by `python -m disttrain.records.record_docs`.
+A line of `metrics-rank00000.jsonl` is one of the kinds
+below, its `kind` first. Absent is null, never 0.
+"""
+
+
+def records_page() -> str:
+    """The whole page."""
+    sections = [_section(kind, f"{kind.__name__}: `{name}`") for name, kind in KINDS.items()]
+    sections += [_section(kind, kind.__name__) for kind in (RunInfo, Failure, Summary)]
+    return "\n".join([_PAGE, *sections])
+
+
+def _section(kind: type[Any], title: str) -> str:
+    hints = typing.get_type_hints(kind, include_extras=True)
+    rows = ["| field | type | unit | meaning, formula | source |", "|---|---|---|---|---|"]
+    for field in dataclasses.fields(kind):
+        plain, *metadata = typing.get_args(hints[field.name])
+        unit = next((item.unit for item in metadata if isinstance(item, Unit)), "")
+        meaning = next(item.documentation for item in metadata if isinstance(item, DocInfo))
+        source = next(item.text for item in metadata if isinstance(item, Source))
+        rows.append(f"| `{field.name}` | {_type(plain)} | {unit} | {meaning} | {source} |")
+    return f"## {title}\n\n{kind.__doc__}\n\n" + "\n".join(rows) + "\n"
+
+
+def _type(plain: Any) -> str:
+    text = plain.__name__ if isinstance(plain, type) and not typing.get_args(plain) else str(plain)
+    return text.replace("typing.", "").replace("|", "or").replace("None", "null")
+
+
+if __name__ == "__main__":
+    print(records_page(), end="")

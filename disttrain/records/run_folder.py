@@ -1,0 +1,81 @@
+"""A run's folder, as its ranks find and leave it: what an earlier attempt left there, and the trained model."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+from disttrain.config.train_config import TrainConfig
+from disttrain.distributed.start_record import run_info
+from disttrain.environment.rank_env import RankEnv
+from disttrain.records import record_files as recordfile
+from disttrain.records.summary_types import Summary
+
+MODEL_NAME = "model"
+
+
+def begin_run(config: TrainConfig, env: RankEnv, output_dir: Path) -> Summary | None:
+    """Writes down what is run, unless the sweep has.
+
+    Returns:
+        The summary of this very run where it had ended when its job was started once more, because its node died just
+        then; else None.
+    """
+    about, path = run_info(config, env), output_dir / recordfile.RUN_NAME
+    written = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    by_sweep = bool(written.keys() - {field.name for field in dataclasses.fields(about)})  # it has more to say
+    summary = output_dir / recordfile.SUMMARY_NAME
+    if env.restart_count > 0 and summary.exists() and (by_sweep or written.get("run_id") == about.run_id):
+        return recordfile.from_json(Summary, json.loads(summary.read_text(encoding="utf-8")))
+    if not by_sweep:
+        if written.get("run_id") != about.run_id:
+            summary.unlink(missing_ok=True)  # of another run: a second start of this one must not take it for its own
+        recordfile.write_json(path, about)
+    return None
+
+
+def remove_results(output_dir: Path, world_size: int) -> None:
+    """Removes what an earlier attempt left that this one may not write anew: results, and records of further ranks."""
+    (output_dir / recordfile.SUMMARY_NAME).unlink(missing_ok=True)
+    for folder in (output_dir / MODEL_NAME, *output_dir.glob(f".{MODEL_NAME}.*")):  # of a kill while it was saved
+        shutil.rmtree(folder, ignore_errors=True)
+    ours = {name(rank) for rank in range(world_size) for name in (recordfile.metrics_name, recordfile.failure_name)}
+    for pattern in (recordfile.METRICS_GLOB, recordfile.FAILURE_GLOB):
+        for path in output_dir.glob(pattern):
+            if path.name not in ours:
+                path.unlink(missing_ok=True)
+
+
+def keep_model(output_dir: Path, save: Callable[[Path], object], check_owner: Callable[[], None]) -> None:
+    """Keeps the trained model, whole and on the disk, or not at all.
+
+    Args:
+        output_dir: The run's folder.
+        save: Writes the model into a folder.
+        check_owner: Raises where a newer attempt has the folder.
+
+    Raises:
+        OSError: It could not be written.
+    """
+    folder = output_dir / MODEL_NAME
+    temporary = folder.with_name(f".{folder.name}.{os.getpid()}")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    try:
+        save(temporary)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+    for path in (*temporary.iterdir(), temporary):
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)  # behind it the checkpoints are removed
+        finally:
+            os.close(descriptor)
+    check_owner()
+    shutil.rmtree(folder, ignore_errors=True)
+    temporary.rename(folder)

@@ -1,0 +1,1 @@
+"""The training loop, its optimizer, DDP and the records of its steps."""

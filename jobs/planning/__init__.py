@@ -1,0 +1,1 @@
+"""From a sweep YAML to a plan: allocations, runs, cluster profile."""

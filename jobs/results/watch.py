@@ -1,0 +1,100 @@
+"""Waiting for a sweep: a line for every change of a run's state, and a progress bar where there is a terminal."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
+from types import TracebackType
+from typing import Self
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+from jobs.results.collect import Result
+from jobs.results.status import Status, read_status
+from jobs.slurm.states import Phase
+from jobs.storage.sweep_folder import SweepFolder
+
+
+class Watch(AbstractContextManager["Watch"]):
+    """Follows the runs of a sweep until they have ended.
+
+    Args:
+        folder: Of the sweep.
+        console: Where to print.
+        environ: For sacct.
+        poll_s: Between two looks; sites ask for one or two sacct calls a minute at most.
+    """
+
+    def __init__(self, folder: SweepFolder, console: Console, environ: Mapping[str, str], poll_s: float) -> None:
+        self._folder = folder
+        self._console = console
+        self._environ = environ
+        self._poll_s = poll_s
+        self._looked = float("-inf")
+        self._states: dict[str, str] = {}
+        self._notices: set[str] = set()
+        self._status = Status((), ())
+        self._progress = Progress(
+            TextColumn("runs done"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
+            TextColumn("{task.fields[now]}"), console=console, transient=True, disable=not console.is_terminal,
+        )  # fmt: skip
+        self._bar = self._progress.add_task("", total=None, now="")
+
+    def __enter__(self) -> Self:
+        self._progress.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._progress.stop()
+
+    def say(self, line: str) -> None:
+        """Prints one line above the progress bar."""
+        self._console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+    @property
+    def finished(self) -> bool:
+        """Whether every run had ended when last looked at."""
+        results = self._status.results
+        return bool(results) and all(result.phase is Phase.FINISHED for result in results)
+
+    def tick(self) -> None:
+        """Looks again, if it is time to."""
+        if time.monotonic() - self._looked < self._poll_s:
+            return
+        self._looked = time.monotonic()
+        self._status = read_status(self._folder, self._environ)
+        for notice in self._status.notices:
+            if notice not in self._notices:
+                self._notices.add(notice)
+                self.say(f"note: {notice}")
+        for result in self._status.results:
+            if self._states.get(result.run_id) != result.state:
+                self._states[result.run_id] = result.state
+                self.say(change_line(result))
+        running = [result for result in self._status.results if result.phase is Phase.RUNNING]
+        done = sum(result.phase is Phase.FINISHED for result in self._status.results)
+        now = "  ".join(f"{result.run_id} step {result.steps or 0}" for result in running[:3])
+        self._progress.update(self._bar, total=len(self._status.results), completed=done, now=now)
+
+    def wait(self, sleep: Callable[[float], None] = time.sleep) -> None:
+        """Looks until every run has ended."""
+        while True:
+            self.tick()
+            if self.finished:
+                return
+            sleep(min(self._poll_s, 0.5))
+
+
+def change_line(result: Result) -> str:
+    """One line on a run that has just come into its state."""
+    told = f"{result.run_id}  {result.model}  {result.state}"
+    if result.reason:
+        return f"{told}: {result.reason}"
+    if result.samples_per_s is not None:
+        accuracy = "" if result.eval_accuracy is None else f", accuracy {result.eval_accuracy:.3f}"
+        return f"{told}  {result.samples_per_s:.1f} samples/s{accuracy}"
+    return told

@@ -1,0 +1,1 @@
+"""Everything that asks or tells Slurm: submission, accounting, job states, attempts."""

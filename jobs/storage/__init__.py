@@ -1,0 +1,1 @@
+"""The folder of a sweep on a cluster, and its ledger."""

@@ -1,0 +1,148 @@
+"""The summary of hand-made records."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import pytest
+
+from disttrain.analysis.run_summary import Sums, own_sums, summarise
+from disttrain.records.record_types import (
+    EndRecord,
+    EvalRecord,
+    LinkRecord,
+    Record,
+    StartRecord,
+    StepRecord,
+    TelemetryRecord,
+)
+
+START = StartRecord(
+    time_s=0.0,
+    rank=0,
+    world_size=2,
+    local_rank=0,
+    node_rank=0,
+    host="n1",
+    pid=1,
+    job_id="7",
+    restart_count=0,
+    first_step=1,
+    device="cpu",
+    device_name="a CPU",
+    backend="gloo",
+    shared_gpu=False,
+    folded=True,
+    threads=1,
+    versions={},
+    parameters=10,
+    train_examples=20,
+    eval_examples=4,
+    notices=("a notice",),
+)
+END = EndRecord(time_s=9.0, steps=20, train_s=3.0)
+
+
+def step(number: int, *, loss: float | None = 1.0, examples: int = 2) -> StepRecord:
+    return StepRecord(
+        step=number,
+        epoch=0,
+        start_s=0.0,
+        loss=loss,
+        lr=0.1,
+        examples=examples,
+        data_ms=1.0,
+        forward_ms=2.0,
+        backward_ms=3.0,
+        optimizer_ms=4.0,
+        step_ms=10.0 if number > 5 else 1000.0,
+    )
+
+
+def test_summary() -> None:
+    records: list[Record] = [START, *(step(number) for number in range(1, 19))]
+    records += [step(19, loss=4.0, examples=3), step(20, loss=None, examples=0)]
+    records += [EvalRecord(step=20, loss=0.5, accuracy=0.75, examples=4, elapsed_s=1.0), END]
+    own = own_sums(records, warmup_steps=5)
+    assert own == Sums(tail_loss=12.0, tail_examples=3, measured_examples=13 * 2 + 3, energy_j=0.0, energy_ranks=0.0)
+    both = Sums(tail_loss=13.0, tail_examples=4, measured_examples=60, energy_j=0.0, energy_ranks=0.0)
+    summary = summarise(records, both, [[], []], hosts=("n1", "n2"), num_nodes=2, warmup_steps=5)
+    assert summary.measured_steps == 15
+    assert summary.samples_per_s == pytest.approx(60 / 0.15)
+    assert summary.samples_per_s_per_gpu == pytest.approx(30 / 0.15)
+    assert (summary.data_ms, summary.forward_ms, summary.backward_ms, summary.optimizer_ms) == (1, 2, 3, 4)
+    assert (summary.step_ms, summary.step_p95_ms, summary.step_min_ms) == (10, 10, 10)
+    assert (summary.exposed_ms, summary.hidden_min_ms) == (None, None), "not watched"
+    assert summary.train_loss == 13 / 4
+    assert (summary.eval_loss, summary.eval_accuracy, summary.eval_examples) == (0.5, 0.75, 4)
+    assert not summary.comparable
+    assert summary.hosts == ("n1", "n2")
+    assert summary.notices == ("a notice",)
+
+
+def test_nothing_measured_is_none() -> None:
+    records: list[Record] = [START, step(1), END]
+    summary = summarise(records, own_sums(records, 1), [[], []], hosts=("n1", "n2"), num_nodes=1, warmup_steps=1)
+    assert summary.measured_steps == 0
+    assert summary.samples_per_s is None
+    assert summary.samples_per_s_per_gpu is None
+    assert summary.step_ms is None
+    assert summary.eval_accuracy is None
+    assert summary.train_loss == 1.0
+
+
+def test_a_link_is_as_fast_as_its_largest_size() -> None:
+    """Behind a token bucket the sizes that fit into it are the fastest."""
+    links = [
+        LinkRecord(
+            size_bytes=size, repeats=40, median_ms=median_ms, p95_ms=9.0, min_ms=0.1, algorithm_gb_per_s=speed,
+            bus_gb_per_s=speed,
+        )
+        for size, median_ms, speed in ((4096, 0.5, 0.1), (16384, 0.6, 9.0), (65536, 6.0, 3.0))
+    ]  # fmt: skip
+    records: list[Record] = [START, *links, EndRecord(time_s=1.0, steps=0, train_s=0.0)]
+    summary = summarise(records, own_sums(records, 0), [[], []], hosts=("a", "b"), num_nodes=2, warmup_steps=0)
+    assert (summary.link_latency_ms, summary.link_bus_gb_per_s) == (0.5, 3.0)
+    assert (summary.steps, summary.samples_per_s, summary.exchange_ms) == (0, None, None)
+
+
+def sample(energy_j: float | None, **figures: Any) -> TelemetryRecord:
+    source = None if energy_j is None else "counter"
+    return TelemetryRecord(time_s=1.0, gpu_energy_j=energy_j, gpu_energy_source=source, **figures)
+
+
+def test_the_samples_of_the_last_start() -> None:
+    earlier: list[Record] = [START, sample(0.0), sample(900.0, gpu_util_percent=1.0), step(1)]
+    records = [*earlier, START, sample(0.0, gpu_util_percent=0.0), step(2), step(3)]
+    records += [
+        sample(100.0, gpu_util_percent=60.0, gpu_memory_used_mib=7.0, gpu_throttle=("sw_power_cap",)),
+        sample(250.0, gpu_util_percent=80.0, gpu_memory_used_mib=5.0, gpu_throttle=()),
+        sample(None, error="GPU is lost"),
+        END,
+    ]
+    own = own_sums(records, 0)
+    assert (own.energy_j, own.energy_ranks) == (1150.0, 1.0)
+    summary = summarise(records, two(own, own), [[], []], hosts=("n1", "n2"), num_nodes=1, warmup_steps=0)
+    assert (summary.gpu_util_percent, summary.gpu_memory_peak_mib) == (70.0, 7.0)
+    assert (summary.gpu_throttle, summary.gpu_power_w) == (("sw_power_cap",), None)
+    assert (summary.gpu_energy_j, summary.gpu_energy_source) == (2300.0, "counter")
+    assert summary.notices == ("a notice", "telemetry: 1 samples lack something; the last: GPU is lost")
+
+
+def two(one: Sums, other: Sums) -> Sums:
+    """The sums over two ranks."""
+    return Sums(*map(sum, zip(dataclasses.astuple(one), dataclasses.astuple(other), strict=True)))
+
+
+@pytest.mark.parametrize(
+    ("first_j", "second_j", "shared", "together_j"),
+    [(100.0, 50.0, False, 150.0), (100.0, 101.0, True, 100.0), (100.0, None, False, None), (None, 100.0, True, None)],
+)
+def test_the_energy_of_a_gpu_that_ranks_share_counts_once(
+    first_j: float | None, second_j: float | None, shared: bool, together_j: float | None
+) -> None:
+    ranks: list[list[Record]] = [[START, step(1), sample(energy_j), END] for energy_j in (first_j, second_j)]
+    sums = two(own_sums(ranks[0], 0), own_sums(ranks[1], 0, first_on_gpu=not shared))
+    summary = summarise(ranks[0], sums, [[], []], hosts=("n1", "n1"), num_nodes=1, warmup_steps=0)
+    assert summary.gpu_energy_j == together_j

@@ -1,0 +1,150 @@
+"""Checkpoint files: owned by one attempt, verified, never in the way; a write that fails costs no run."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from disttrain.checkpoint.files import Claim, clear, find, load, tidy
+from disttrain.checkpoint.writer import CheckpointWriter
+from disttrain.errors import NewerAttempt
+from disttrain.records.record_files import RecordWriter, Written, is_intact, read_records
+from disttrain.records.record_types import EndRecord
+
+STATE = {"weights": torch.arange(6.0).view(2, 3), "nested": [{"numbers": torch.ones(2)}, "text", 3]}
+
+
+def writer_of(folder: Path) -> CheckpointWriter:
+    return CheckpointWriter(Claim(folder), folder, "run-1", 2, on_gpu=False)
+
+
+def save(writer: CheckpointWriter, *steps: int) -> None:
+    for step in steps:
+        writer.save(step, STATE, began_s=0.0)
+    writer.wait()
+
+
+def test_the_last_two_are_kept_and_the_latest_found(tmp_path: Path) -> None:
+    writer = writer_of(tmp_path)
+    save(writer, 1, 2, 3)
+    assert [done.step for done in writer.done()] == [1, 2, 3]
+    manifest = find(tmp_path).manifest
+    assert manifest is not None
+    assert (manifest.step, manifest.attempt, manifest.world_size) == (3, 1, 2)
+    state = load(tmp_path, manifest)
+    assert torch.equal(state["weights"], STATE["weights"])  # type: ignore[arg-type]
+    assert sorted(path.stem for path in tmp_path.glob("*.pt")) == [
+        "attempt-00001-step-000000002",
+        "attempt-00001-step-000000003",
+    ]
+
+
+def test_the_copy_is_of_the_moment_it_was_asked_for(tmp_path: Path) -> None:
+    writer, weights = writer_of(tmp_path), torch.zeros(1000)
+    writer.save(1, {"weights": weights}, began_s=0.0)
+    weights += 1  # as the next step does, while the thread may still write
+    writer.wait()
+    manifest = find(tmp_path).manifest
+    assert manifest is not None
+    assert not load(tmp_path, manifest)["weights"].any()
+
+
+def test_a_write_that_fails_is_told_and_the_next_one_tried(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    writer = writer_of(tmp_path)
+    save(writer, 1)
+
+    def full(*_: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "fsync", full)
+        save(writer, 2)
+    save(writer, 3)
+    assert [(done.step, done.error) for done in writer.done()] == [
+        (1, None),
+        (2, "[Errno 28] No space left on device"),
+        (3, None),
+    ]
+    assert not list(tmp_path.glob(".*")), "nothing half written is left"
+
+
+def test_an_older_attempt_writes_and_removes_nothing_of_a_newer_one(tmp_path: Path) -> None:
+    older = writer_of(tmp_path)
+    save(older, 1)
+    newer = writer_of(tmp_path)
+    save(older, 2)
+    with pytest.raises(NewerAttempt):
+        older.done()
+    save(newer, 1)
+    clear(tmp_path, attempt=1)
+    manifest = find(tmp_path).manifest
+    assert manifest is not None
+    assert manifest.attempt == 2
+
+
+def test_damaged_checkpoints_do_not_push_out_whole_ones(tmp_path: Path) -> None:
+    save(writer_of(tmp_path), 1, 2)
+    (tmp_path / "attempt-00001-step-000000002.pt").write_bytes(b"")
+    found = find(tmp_path)
+    assert found.manifest is not None
+    assert found.manifest.step == 1
+    newer = writer_of(tmp_path)
+    tidy(tmp_path, 2, found.damaged)
+    save(newer, 3)
+    (tmp_path / "attempt-00002-step-000000003.pt").write_bytes(b"")
+    found = find(tmp_path)
+    assert found.manifest is not None
+    assert found.manifest.step == 1
+
+
+def test_checkpoints_that_cannot_be_read_now_are_not_given_up(tmp_path: Path) -> None:
+    save(writer_of(tmp_path), 1)
+    (tmp_path / "attempt-00001-step-000000001.json").unlink()
+    (tmp_path / "attempt-00001-step-000000001.json").mkdir()  # reading it is an error of the operating system
+    found = find(tmp_path)
+    assert (found.manifest, found.damaged, found.unreadable) == (None, (), True)
+
+
+def test_what_a_killed_attempt_left_half_written_is_removed(tmp_path: Path) -> None:
+    save(writer_of(tmp_path), 1)
+    for name in (
+        "attempt-00001-step-000000002.pt",  # killed before its manifest
+        ".attempt-00001-step-000000003.pt.77",  # in the middle
+        ".attempt-00001-step-000000001.json.77",
+    ):
+        (tmp_path / name).write_bytes(b"half")
+    newer = writer_of(tmp_path)
+    tidy(tmp_path, 2)
+    assert sorted(os.listdir(tmp_path)) == [
+        "attempt-00001",
+        "attempt-00001-step-000000001.json",
+        "attempt-00001-step-000000001.pt",
+        "attempt-00002",
+    ]
+    save(newer, 2)
+    clear(tmp_path, 2)
+    assert sorted(os.listdir(tmp_path)) == ["attempt-00001", "attempt-00002"]
+
+
+def test_records_are_gone_on_behind_only_as_they_were_written(tmp_path: Path) -> None:
+    path, record = tmp_path / "metrics.jsonl", EndRecord(time_s=1.0, steps=1, train_s=1.0)
+    with RecordWriter(path) as writer:
+        writer.write([record])
+        written = writer.sync()
+        writer.write([record])
+    assert is_intact(path, written)
+    assert is_intact(path, Written())
+    assert not is_intact(tmp_path / "nothing", written)
+    with RecordWriter(path, written) as writer:
+        writer.write([record])
+        assert writer.sync().size_bytes == path.stat().st_size
+        assert is_intact(path, writer.sync())
+    assert len(list(read_records(path))) == 2
+    path.write_bytes(path.read_bytes().replace(b"1", b"2"))
+    assert not is_intact(path, written)
+    path.write_bytes(b"")
+    assert not is_intact(path, written)

@@ -1,0 +1,55 @@
+"""The flags of bert.py and vit.py are the fields of TrainConfig."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from disttrain.config.field_docs import describe_field, fields_table
+from disttrain.config.flags import parse_flags
+from disttrain.config.train_config import TrainConfig, field_names
+from disttrain.errors import UserError
+
+
+def test_values_are_read_as_in_yaml() -> None:
+    arguments = ["--per_gpu_batch=1", "--setup", "1_1", "--lr", "2e-5", "--architecture", "{hidden_size: 32}"]
+    assert parse_flags("bert", arguments) == TrainConfig(
+        model="bert", per_gpu_batch=1, setup="1_1", lr=2e-5, architecture={"hidden_size": 32}
+    )
+
+
+def test_text_fields_stay_text() -> None:
+    assert parse_flags("bert", ["--text_column", "1", "--eval_split", "no"]).text_column == "1"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--per_gpu_bach", "1"], "unrecognized arguments: --per_gpu_bach 1 (bert.py --help lists the flags)"),
+        (["--lr"], "argument --lr: expected one argument (bert.py --help lists the flags)"),
+        (["--lr", "fast"], "--lr: lr is 'fast': input should be a valid number"),
+        (["--max_st", "3"], "unrecognized arguments: --max_st 3"),
+    ],
+)
+def test_mistakes(arguments: list[str], message: str) -> None:
+    with pytest.raises(UserError) as caught:
+        parse_flags("bert", arguments)
+    assert str(caught.value).startswith(message)
+
+
+def test_every_field_says_what_it_is() -> None:
+    for name in field_names():
+        assert "; " in describe_field(name), name
+
+
+def test_help(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        parse_flags("vit", ["--help"])
+    assert caught.value.code == 0
+    assert "--warmup_ratio" in capsys.readouterr().out
+
+
+def test_the_table_in_the_docs(repository: Path) -> None:
+    written = (repository / "docs" / "config.md").read_text(encoding="utf-8")
+    assert written.endswith(fields_table()), "python -m disttrain.config.field_docs > docs/config.md"

@@ -1,0 +1,106 @@
+"""TrainConfig: strict values, defaults of a family, batch and learning rate over ranks, identity."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from disttrain.config.train_config import TrainConfig, absolute_paths, run_id
+from disttrain.config.validation import parse_value, validate
+from disttrain.errors import UserError
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"model": "bert", "seed": True}, "seed is True: input should be a valid integer"),
+        ({"model": "bert", "per_gpu_batch": 4.0}, "per_gpu_batch is 4.0: input should be a valid integer"),
+        ({"model": "bert", "per_gpu_batch": "4"}, "per_gpu_batch is '4': input should be a valid integer"),
+        ({"model": "bert", "lr": float("inf")}, "lr is inf: input should be a finite number"),
+        ({"model": "gpt"}, "model 'gpt' is not known (write bert, vit or package.module:Family)"),
+        ({"lr": 1e-3}, "model is missing"),
+        ({"model": "bert", "per_gpu_bach": 1}, "unknown field 'per_gpu_bach' (did you mean per_gpu_batch?)"),
+        ({"model": "bert", "checkpoint": "a/b", "architecture": {}}, "checkpoint 'a/b' and architecture are both set"),
+        ({"model": "bert", "per_gpu_batch": 1, "global_batch": 4}, "per_gpu_batch 1 and global_batch 4 are both set"),
+    ],
+)
+def test_mistakes(values: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError) as caught:
+        validate(values)
+    assert str(caught.value).startswith(message)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("2e-5", 2e-5),
+        ("1e3", 1000.0),
+        ("010", 10),
+        ("4", 4),
+        ("no", "no"),
+        ("true", True),
+        ("1:30", "1:30"),
+        (".5", 0.5),
+    ],
+)
+def test_scalars(text: str, value: object) -> None:
+    assert parse_value(text) == value
+    assert type(parse_value(text)) is type(value)
+
+
+def test_resolved_names_the_familys_own() -> None:
+    config = TrainConfig(model="vit").resolved()
+    assert (config.checkpoint, config.dataset) == ("google/vit-base-patch16-224-in21k", "uoft-cs/cifar10")
+    assert config.per_gpu_batch == 16
+    assert TrainConfig(model="bert", architecture={"hidden_size": 8}).resolved().checkpoint is None
+    assert TrainConfig(model="bert", architecture={}).resolved().checkpoint is None
+
+
+def test_rank_batch() -> None:
+    assert TrainConfig(model="bert", per_gpu_batch=4).rank_batch(4) == 4
+    assert TrainConfig(model="bert", global_batch=16, grad_accum_steps=2).rank_batch(4) == 2
+    with pytest.raises(UserError, match=r"global_batch 6 does not divide over 4 ranks x 1 .*multiple of 4"):
+        TrainConfig(model="bert", global_batch=6).rank_batch(4)
+
+
+def test_peak_lr() -> None:
+    assert [TrainConfig(model="bert", lr=1.0, lr_scaling=kind).peak_lr(4) for kind in ("none", "linear", "sqrt")] == [
+        1,
+        4,
+        2,
+    ]
+
+
+def test_run_ids_are_frozen() -> None:
+    """A change here parts results from their sweeps: ids change only when what a run computes does."""
+    assert {
+        run_id("1x1", TrainConfig(model="bert")),
+        run_id("2x2", TrainConfig(model="bert", lr=2e-4, per_gpu_batch=4)),
+        run_id("1x4", TrainConfig(model="vit", architecture={"hidden_size": 32, "num_hidden_layers": 2})),
+    } == GOLDEN
+
+
+GOLDEN = {"1x1-7201b99ee663", "2x2-bfccd74b7a29", "1x4-401fa92bb6a6"}
+
+
+def test_run_id_takes_what_changes_results_and_nothing_else() -> None:
+    plain = run_id("1x1", TrainConfig(model="bert"))
+    assert plain == run_id("1x1", TrainConfig(model="bert", num_workers=7, setup="1_1", output_dir="/tmp/x"))
+    assert plain == run_id("1x1", TrainConfig(model="bert", dataset="stanfordnlp/imdb", per_gpu_batch=16))
+    assert plain != run_id("1x2", TrainConfig(model="bert"))
+    assert plain != run_id("1x1", TrainConfig(model="bert", seed=1))
+    assert run_id("1x1", TrainConfig(model="bert", dataset="./data/x")) == run_id(
+        "1x1", TrainConfig(model="bert", dataset="./data//y/../x")
+    )
+
+
+def test_paths(tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+    config = TrainConfig(model="bert", dataset="./data", checkpoint="org/name")
+    found = absolute_paths(config, str(tmp_path))
+    assert (found.dataset, found.checkpoint) == (str(tmp_path / "data"), "org/name")
+    with pytest.raises(UserError, match=r"dataset './nowhere' is not there"):
+        absolute_paths(TrainConfig(model="bert", dataset="./nowhere"), str(tmp_path))

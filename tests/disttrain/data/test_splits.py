@@ -1,0 +1,322 @@
+"""Datasets of every kind from disk, and one line for every mistake in them."""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+import pytest
+from PIL import Image
+
+from disttrain.config.train_config import TrainConfig
+from disttrain.data import splits as data
+from disttrain.data.pixels import decode_image
+from disttrain.data.splits import Splits, choose_splits, load_splits
+from disttrain.errors import UserError
+
+TEXTS = [f"text {number}" for number in range(20)]
+LABELS = [number % 2 for number in range(20)]
+ROWS = {"text": TEXTS, "label": LABELS}
+
+
+def load(dataset: Path | str, **fields: Any) -> Splits:
+    return load_splits(TrainConfig(model="bert", dataset=str(dataset), **fields).resolved(), "text")
+
+
+def texts_of(splits: Splits, name: str = "train") -> list[str]:
+    values: list[str] = getattr(splits, name).rows[splits.input_column][:]
+    return values
+
+
+def save_csv(path: Path, header: str, *rows: str) -> Path:
+    path.write_text("\n".join([header, *rows]) + "\n")
+    return path
+
+
+WRITERS: dict[str, Callable[[datasets.Dataset, str], Any]] = {
+    "csv": datasets.Dataset.to_csv,
+    "tsv": lambda rows, path: rows.to_csv(path, sep="\t"),
+    "parquet": datasets.Dataset.to_parquet,
+    "jsonl": datasets.Dataset.to_json,
+}
+
+
+@pytest.mark.parametrize("kind", WRITERS)
+def test_a_folder_of_files_named_after_splits(kind: str, tmp_path: Path) -> None:
+    rows = datasets.Dataset.from_dict(ROWS)
+    for part in range(2):
+        WRITERS[kind](rows.select(range(part * 8, part * 8 + 8)), str(tmp_path / f"train-0000{part}-of-00002.{kind}"))
+    WRITERS[kind](rows.select(range(16, 20)), str(tmp_path / f"dev.{kind}"))
+    splits = load(tmp_path)
+    assert texts_of(splits) == TEXTS[:16]
+    assert texts_of(splits, "eval") == TEXTS[16:]
+    assert splits.train.labels.tolist() == LABELS[:16]
+    assert (splits.input_column, splits.label_names, splits.notices) == ("text", ("0", "1"), ())
+
+
+@pytest.mark.parametrize("kind", WRITERS)
+def test_one_file_holds_out_a_seeded_tenth_and_says_so(kind: str, tmp_path: Path) -> None:
+    file = tmp_path / f"reviews.{kind}"
+    WRITERS[kind](datasets.Dataset.from_dict(ROWS), str(file))
+    splits = load(file, seed=5)
+    assert splits.notices == (f"{file} has no evaluation split: held out 2 examples of 'train'",)
+    assert sorted(texts_of(splits) + texts_of(splits, "eval")) == sorted(TEXTS)
+    assert texts_of(splits, "eval") == texts_of(load(file, seed=5), "eval") != texts_of(load(file, seed=6), "eval")
+    whole = load(file, max_eval_examples=0)
+    assert (whole.eval, whole.notices, len(whole.train)) == (None, (), 20)
+
+
+def test_saved_to_disk(tmp_path: Path) -> None:
+    rows = datasets.Dataset.from_dict(ROWS)
+    rows.save_to_disk(str(tmp_path / "one"))
+    datasets.DatasetDict({"train": rows, "validation": rows.select([3])}).save_to_disk(str(tmp_path / "several"))
+    assert len(load(tmp_path / "one").train) == 18
+    several = load(tmp_path / "several")
+    assert several.eval is not None
+    assert (len(several.train), len(several.eval)) == (20, 1)
+
+
+def test_quotation_marks_and_missing_value_words_are_text(tmp_path: Path) -> None:
+    file = save_csv(tmp_path / "a.tsv", "sentence\tlabel", '" said\t0', "null\t1", "it's \"so\t0", "NA\t1")
+    assert texts_of(load(file, max_eval_examples=0)) == ['" said', "null", "it's \"so", "NA"]
+
+
+@pytest.mark.parametrize("nested", [True, False])
+def test_image_folders_with_and_without_splits(nested: bool, images: Path) -> None:
+    folder = images if nested else images / "train"
+    splits = load_splits(TrainConfig(model="vit", dataset=str(folder)).resolved(), "image")
+    assert splits.label_names == ("cat", "dog")
+    assert splits.eval is not None
+    assert (len(splits.train), len(splits.eval)) == ((30, 11) if nested else (27, 3))
+    assert bool(splits.notices) != nested
+
+
+def test_the_images_of_the_repository(repository: Path) -> None:
+    config = TrainConfig(model="vit", dataset=str(repository / "sweeps" / "data" / "cifar10"), max_eval_examples=3)
+    splits = load_splits(config.resolved(), "image")
+    assert splits.label_names[:2] == ("airplane", "automobile")
+    assert splits.eval is not None
+    assert [decode_image(value).size for value in splits.eval.rows["image"]] == [(32, 32)] * 3
+
+
+def test_a_subset_is_seeded_and_its_classes_are_those_of_the_whole(tmp_path: Path) -> None:
+    file = save_csv(tmp_path / "a.csv", "text,label", *(f"text {number},{'abc'[number % 3]}" for number in range(40)))
+    splits = load(file, max_train_examples=2, max_eval_examples=1, seed=1)
+    assert splits.label_names == ("a", "b", "c")
+    assert (len(splits.train), len(splits.eval or ())) == (2, 1)
+    assert texts_of(splits) == texts_of(load(file, max_train_examples=2, seed=1))
+    assert texts_of(splits) != texts_of(load(file, max_train_examples=2, seed=2))
+    assert texts_of(splits) == texts_of(load(file, max_train_examples=5, seed=1))[:2]
+
+
+@pytest.mark.parametrize(
+    ("labels", "names"),
+    [
+        (["10", "9", "2"], ("2", "9", "10")),
+        (["pos", "neg", "neg"], ("neg", "pos")),
+        (["-1", "1", "1"], ("-1", "1")),
+        (["True", "False", "True"], ("False", "True")),
+    ],
+)
+def test_class_names_come_in_order(labels: list[str], names: tuple[str, ...], tmp_path: Path) -> None:
+    file = save_csv(tmp_path / "a.csv", "text,label", *(f"words,{label}" for label in labels))
+    splits = load(file, max_eval_examples=0)
+    assert splits.label_names == names
+    assert [names[index] for index in splits.train.labels] == labels
+
+
+def test_columns_are_found_by_name_or_type(tmp_path: Path) -> None:
+    rows = datasets.Dataset.from_dict({"title": ["a", "b"], "text": ["c", "d"], "sort": ["x", "y"]})
+    rows.cast_column("sort", datasets.ClassLabel(names=["x", "y"])).save_to_disk(str(tmp_path / "d"))
+    splits = load(tmp_path / "d", max_eval_examples=0)
+    assert texts_of(splits) == ["c", "d"]
+    assert splits.label_names == ("x", "y")
+    assert texts_of(load(tmp_path / "d", text_column="title", max_eval_examples=0)) == ["a", "b"]
+
+
+def test_the_split_to_evaluate_on() -> None:
+    config = TrainConfig(model="bert", dataset="d")
+    assert choose_splits(["train", "test", "unsupervised"], config) == ("train", "test")
+    assert choose_splits(["train", "test", "validation"], config) == ("train", "validation")
+    assert choose_splits(["reviews"], config) == ("reviews", None)
+    assert choose_splits(["train", "x"], dataclasses.replace(config, eval_split="x")) == ("train", "x")
+    with pytest.raises(UserError, match=r"eval_split: split 'y' is not in d \(it has: train, x\)"):
+        choose_splits(["train", "x"], dataclasses.replace(config, eval_split="y"))
+
+
+# Rows of a file, fields of the config, and what the message must hold.
+MISTAKES: dict[str, tuple[list[str], dict[str, Any], str]] = {
+    "no such column": (
+        ["text,label", "a,0"],
+        {"text_column": "body"},
+        "text_column: column 'body' is not in the dataset (it has: text, label)",
+    ),
+    "no label column": (
+        ["text,stars", "a,0"],
+        {},
+        "label_column: the dataset has no column for it (set label_column to one of: text, stars)",
+    ),
+    "two text columns": (
+        ["a,b,label", "x,y,0"],
+        {},
+        "text_column: the dataset has 'a', 'b' (set text_column to one of: a, b, label)",
+    ),
+    "no rows": (["text,label"], {}, "corresponds to no data! (check the file)"),
+    "a missing label": (["text,label", "a,x", "b,"], {}, "row 1 of split 'train' has no label in column 'label'"),
+    "one class": (["text,label", "a,x", "b,x"], {}, "column 'label' of split 'train' holds one class only, 'x'"),
+    "no classes": (["text,label", "a,0.5", "b,0.7"], {}, "column 'label' of split 'train' holds no classes"),
+    "nothing to hold out": (["text,label", "a,0"], {}, "one class only"),
+    "the label as text": (
+        ["text,label", "a,x"],
+        {"text_column": "label"},
+        "text_column: 'label' is the label_column too (name another column)",
+    ),
+    "a configuration": (["text,label", "a,0"], {"dataset_config": "plain"}, "is a local path (drop dataset_config)"),
+    "no such split": (["text,label", "a,0"], {"train_split": "fit"}, "train_split: split 'fit' is not in"),
+}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_mistakes_in_a_file_are_one_line(mistake: str, tmp_path: Path) -> None:
+    lines, fields, message = MISTAKES[mistake]
+    file = save_csv(tmp_path / "a.csv", *lines)
+    with pytest.raises(UserError) as caught:
+        load(file, **fields)
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+IMAGES = {"path": ["a.png", "b.png"], "width": [3, 4], "label": [0, 1], "parts": [[0], [1]]}
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"image_column": "width"}, "image_column: column 'width' holds int64, not images or their paths"),
+        ({"image_column": "parts"}, "image_column: column 'parts' holds List, not images or their paths"),
+        ({"image_column": "label"}, "image_column: 'label' is the label_column too (name another column)"),
+        (
+            {"image_column": "img"},
+            "image_column: column 'img' is not in the dataset (it has: path, width, label, parts)",
+        ),
+        (
+            {},
+            "image_column: the dataset has no column for it (set image_column to one of: path, width, label, parts)",
+        ),
+        (
+            {"image_column": "path", "label_column": "parts"},
+            "column 'parts' of split 'train' holds no classes (use whole numbers or words)",
+        ),
+    ],
+)
+def test_mistakes_in_the_columns_of_images_are_one_line(fields: dict[str, Any], message: str, tmp_path: Path) -> None:
+    datasets.Dataset.from_dict(IMAGES).save_to_disk(str(tmp_path))
+    with pytest.raises(UserError) as caught:
+        load_splits(TrainConfig(model="vit", dataset=str(tmp_path), **fields).resolved(), "image")
+    assert str(caught.value) == message
+
+
+def test_images_as_paths_bytes_and_both(tmp_path: Path) -> None:
+    file = png(np.full((4, 5, 3), 7, dtype=np.uint8))["bytes"]
+    (tmp_path / "a.png").write_bytes(file)
+    for name, value in (
+        ("path", str(tmp_path / "a.png")),
+        ("bytes", file),
+        ("both", {"bytes": file, "path": None}),
+    ):
+        folder = tmp_path / name
+        datasets.Dataset.from_dict({"picture": [value] * 2, "label": [0, 1]}).save_to_disk(str(folder))
+        config = TrainConfig(model="vit", dataset=str(folder), image_column="picture", max_eval_examples=0)
+        splits = load_splits(config.resolved(), "image")
+        assert decode_image(splits.train.rows[0]["picture"]).size == (5, 4)
+        if name != "path":
+            found = load_splits(dataclasses.replace(config, image_column=None).resolved(), "image")
+            assert found.input_column == "picture"
+
+
+def test_an_empty_split(monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = datasets.Dataset.from_dict(ROWS)
+    monkeypatch.setattr(data, "open_source", lambda *_: {"train": rows, "test": rows.select([])})
+    with pytest.raises(UserError, match="split 'test' of the dataset is empty"):
+        load("someone/something")
+
+
+def test_a_class_that_training_never_saw_is_out_of_range(tmp_path: Path) -> None:
+    save_csv(tmp_path / "train.csv", "text,label", "a,0", "b,1")
+    save_csv(tmp_path / "test.csv", "text,label", "a,0", "b,2")
+    message = "label 2 in row 1 of split 'test' is out of range: the training split does not have it"
+    with pytest.raises(UserError, match=message):
+        load(tmp_path)
+
+
+def test_labels_that_were_kept_back(tmp_path: Path) -> None:
+    rows = datasets.Dataset.from_dict({"text": ["a", "b"], "label": [0, 1]})
+    rows = rows.cast_column("label", datasets.ClassLabel(names=["x", "y"]))
+    hidden = datasets.Dataset.from_dict({"text": ["a"], "label": [-1]}, features=rows.features)
+    datasets.DatasetDict({"train": rows, "test": hidden}).save_to_disk(str(tmp_path))
+    message = r"label -1 in row 0 of split 'test' is out of range: there are 2 classes \(-1 marks"
+    with pytest.raises(UserError, match=message):
+        load(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("dataset", "message"),
+    [
+        ("nobody/nothing", "dataset 'nobody/nothing' cannot be read: .*OfflineMode.*can this host reach the hub"),
+        ("data/of/mine", "dataset 'data/of/mine' is not there"),
+        ("/no/such/file.csv", "dataset '/no/such/file.csv' is not there"),
+    ],
+)
+def test_a_dataset_that_is_not_there(dataset: str, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        load(dataset)
+
+
+def test_files_that_are_no_data(tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("hello")
+    with pytest.raises(UserError, match="holds no data that is known here"):
+        load(tmp_path)
+    with pytest.raises(UserError, match="is of no kind that is known here"):
+        load(tmp_path / "notes.txt")
+    broken = tmp_path / "a.parquet"
+    broken.write_bytes(b"PAR1, but not really")
+    with pytest.raises(UserError, match=r"cannot be read: .*\(check the file\)"):
+        load(broken)
+
+
+def png(pixels: np.ndarray[Any, Any], mode: str | None = None) -> dict[str, Any]:
+    file = io.BytesIO()
+    image = Image.fromarray(pixels)
+    (image.convert(mode) if mode else image).save(file, "PNG")
+    return {"bytes": file.getvalue(), "path": None}
+
+
+@pytest.mark.parametrize("mode", ["L", "P", "RGBA", "LA", "1", "CMYK"])
+def test_images_of_any_mode_become_rgb(mode: str, tmp_path: Path) -> None:
+    path = tmp_path / ("a.tiff" if mode == "CMYK" else "a.png")
+    Image.new("RGB", (5, 4), (255, 255, 255)).convert(mode).save(path)
+    image = decode_image({"bytes": None, "path": str(path)})
+    assert (image.mode, image.size, image.getpixel((2, 2))) == ("RGB", (5, 4), (255, 255, 255))
+
+
+def test_grey_of_16_bits_keeps_its_shades() -> None:
+    image = decode_image(png(np.full((2, 2), 128 << 8, dtype=np.uint16)))
+    assert image.getpixel((0, 0)) == (128, 128, 128)
+
+
+def test_images_are_turned_as_exif_says() -> None:
+    file = io.BytesIO()
+    exif = Image.Exif()
+    exif[0x0112] = 6  # orientation: turned by 90 degrees
+    Image.new("RGB", (8, 4)).save(file, "JPEG", exif=exif)
+    assert decode_image({"bytes": file.getvalue(), "path": None}).size == (4, 8)
+
+
+def test_a_file_that_is_no_image() -> None:
+    with pytest.raises(UserError, match="an image cannot be decoded"):
+        decode_image({"bytes": b"no image", "path": None})

@@ -1,0 +1,102 @@
+"""A run that measures its link, on real gloo ranks."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+import disttrain.measure.all_reduce
+from disttrain.analysis.comm_overlap import bus_bandwidth
+from disttrain.config.train_config import TrainConfig
+from disttrain.distributed.group import Group, process_group
+from disttrain.environment.rank_env import RankEnv
+from disttrain.errors import UserError
+from disttrain.measure.all_reduce import measure_link
+from disttrain.records.record_files import failure_name, from_json, metrics_name, read_records
+from disttrain.records.record_types import CheckRecord, EndRecord, LinkRecord, StartRecord
+from disttrain.records.summary_types import Failure
+from disttrain.run import run
+
+if TYPE_CHECKING:
+    from tests.disttrain.conftest import RunRanks
+
+CONFIG = TrainConfig(model="link", device="cpu", start_check_s=0.1)
+SMALL = (4096, 16384, 65536)
+
+
+def test_a_run_of_model_link_trains_nothing_and_has_the_link_in_its_summary(run_ranks: RunRanks) -> None:
+    finished = run_ranks(CONFIG, 2, target=run_small)
+    assert finished.exit_codes == (0, 0)
+    start, check, *links, end = read_records(finished.output_dir / metrics_name(0))
+    assert isinstance(start, StartRecord)
+    assert isinstance(check, CheckRecord)
+    assert isinstance(end, EndRecord)
+    assert (start.parameters, start.train_examples, end.steps, end.train_s) == (0, 0, 0, 0.0)
+    assert [type(link) for link in links] == [LinkRecord] * len(SMALL)
+    others = [type(record) for record in read_records(finished.output_dir / metrics_name(1))]
+    assert others == [StartRecord, CheckRecord, EndRecord]
+    found = [link for link in links if isinstance(link, LinkRecord)]
+    assert [link.size_bytes for link in found] == list(SMALL)
+    for link in found:
+        assert 0 < link.min_ms <= link.median_ms <= link.p95_ms
+        assert link.bus_gb_per_s == bus_bandwidth(link.size_bytes, link.median_ms, 2) == link.algorithm_gb_per_s
+    summary = finished.summary
+    assert (summary.link_latency_ms, summary.link_bus_gb_per_s) == (found[0].median_ms, found[-1].bus_gb_per_s)
+    assert (summary.world_size, summary.backend, summary.steps, len(summary.hosts)) == (2, "gloo", 0, 2)
+    assert (summary.samples_per_s, summary.step_ms, summary.bus_gb_per_s) == (None, None, None)
+    info = json.loads((finished.output_dir / "run.json").read_text())
+    assert (info["train"]["model"], info["train"]["dataset"], info["train"]["checkpoint"]) == ("link", None, None)
+
+
+def run_small(config: TrainConfig, env: RankEnv, output_dir: Path) -> None:
+    pytest.MonkeyPatch().setattr(disttrain.measure.all_reduce, "measure_link", partial(measure_link, sizes_bytes=SMALL))
+    run(config, env, output_dir)
+
+
+def test_a_size_for_which_there_is_no_time_is_left_out(run_ranks: RunRanks) -> None:
+    finished = run_ranks(CONFIG, 2, target=measure_what_there_is_time_for)
+    assert finished.exit_codes == (0, 0)
+    for rank in range(2):
+        carried = json.loads((finished.output_dir / str(rank)).read_text())
+        assert carried == [[4096], []]
+
+
+def measure_what_there_is_time_for(config: TrainConfig, env: RankEnv, output_dir: Path) -> None:
+    output_dir.mkdir(exist_ok=True)
+    sizes = (4096, 2**60)  # which takes years, at the rate of the first
+    with process_group(env, config.device) as group:
+        carried = [[link.size_bytes for link in measure_link(group, sizes, budget_s)] for budget_s in (60.0, 0.0)]
+    (output_dir / str(env.rank)).write_text(json.dumps(carried))
+
+
+def test_a_lost_rank_is_the_runs_failure(run_ranks: RunRanks) -> None:
+    finished = run_ranks(CONFIG, 2, target=run_without_rank_1)
+    assert finished.exit_codes == (1, 1)
+    failures = [
+        from_json(Failure, json.loads((finished.output_dir / failure_name(rank)).read_text())) for rank in range(2)
+    ]
+    first = min(failures, key=lambda failure: failure.time_s)
+    assert (first.rank, first.message) == (1, "the cable is out")
+    assert not (finished.output_dir / "summary.json").exists()
+
+
+def run_without_rank_1(config: TrainConfig, env: RankEnv, output_dir: Path) -> None:
+    if env.rank == 1:
+        pytest.MonkeyPatch().setattr(disttrain.measure.all_reduce, "measure_link", unplugged)
+    run(config, env, output_dir)
+
+
+def unplugged(group: Group) -> Iterator[LinkRecord]:
+    yield next(measure_link(group))
+    raise RuntimeError("the cable is out")
+
+
+def test_one_rank_has_no_link(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"^model 'link' on one rank, which exchanges nothing \(give it") as caught:
+        run(CONFIG, RankEnv(), tmp_path)
+    assert "\n" not in str(caught.value)

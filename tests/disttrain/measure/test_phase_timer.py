@@ -1,0 +1,41 @@
+"""Phases add up, and what belongs to no step is left out."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+import torch
+
+from disttrain.measure.phase_timer import PhaseTimer
+
+
+def test_laps_of_one_phase_add_up_and_a_pause_is_left_out() -> None:
+    timer = PhaseTimer(torch.device("cpu"))
+    for _ in range(2):
+        time.sleep(0.5)
+        timer.restart()
+        for _ in range(2):
+            timer.lap("data")
+            time.sleep(0.01)
+            timer.lap("forward")
+        timer.end_step()
+    first, second = timer.read()
+    assert timer.read() == []
+    for step in (first, second):
+        assert step.forward_ms >= 20
+        assert step.backward_ms == 0
+        assert step.step_ms == pytest.approx(step.data_ms + step.forward_ms)
+        assert step.step_ms < 500
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_on_a_gpu_the_times_are_those_of_the_device() -> None:
+    timer = PhaseTimer(torch.device("cuda"))
+    matrix = torch.rand(4096, 4096, device="cuda")
+    timer.restart()
+    for _ in range(10):
+        matrix = matrix @ matrix
+    timer.lap("forward")
+    timer.end_step()
+    assert timer.read()[0].forward_ms > 1

@@ -1,0 +1,253 @@
+"""The local queue: every run ends, whatever its ranks do, and leaves no process."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+import jobs.local.local_queue
+import jobs.local.local_run
+from jobs.local.local_queue import LocalQueue
+from jobs.local.machine import QueuedRun
+from jobs.slurm.attempts import AccountingRow, attempts_by_job, merge_history
+from jobs.storage.ledger import read_lines
+from jobs.storage.sweep_folder import SweepFolder
+
+RANKS = '''
+import json, os, signal, subprocess, sys, time
+from dataclasses import dataclass
+from pathlib import Path
+
+@dataclass(frozen=True)
+class RankTask:
+    run_dir: str
+    nodes: int
+    gpus_per_node: int
+    folded: bool = False
+    visible_gpus: str | None = None
+    threads: int | None = None
+
+    def __call__(self):
+        rank = int(os.environ["SUBMITIT_LOCAL_GLOBALID"])
+        folder = Path(self.run_dir)
+        (folder / f"pid-{rank}").write_text(str(os.getpid()))
+        getattr(self, folder.name.split("-")[0])(rank, folder)
+
+    def _wait_for_all(self, folder):
+        while len(list(folder.glob("pid-*"))) < self.nodes * self.gpus_per_node:
+            time.sleep(0.01)
+
+    def succeeds(self, rank, folder):
+        (folder / f"began-{rank}").write_text(str(time.time()))
+        time.sleep(0.3)
+        if rank == 0:
+            (folder / "summary.json").write_text("{}")
+        (folder / f"ended-{rank}").write_text(str(time.time()))
+
+    def raises(self, rank, folder):
+        if rank == 1:
+            self._wait_for_all(folder)
+            (folder / "failure-rank00001.json").write_text("{}")
+            raise RuntimeError("lost its data")
+        time.sleep(300)
+
+    def killed(self, rank, folder):
+        if rank == 1:
+            self._wait_for_all(folder)
+            time.sleep(0.7)  # the queue has seen it
+            os.kill(os.getpid(), signal.SIGKILL)
+        time.sleep(300)
+
+    def dies_unseen(self, rank, folder):
+        self._wait_for_all(folder)
+        if rank == 1:
+            os.kill(os.getpid(), signal.SIGKILL)
+        time.sleep(300)
+
+    def leaves(self, rank, folder):
+        """Without a result, as after sys.exit(0) in a callback."""
+        self._wait_for_all(folder)
+        if rank == 1:
+            sys.exit(0)
+        time.sleep(300)
+
+    def clings(self, rank, folder):
+        """Ignores SIGTERM, and has a child that is nobody's, since its parent has died."""
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        ignoring = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); time.sleep(300)"
+        subprocess.Popen([sys.executable, "-c", ignoring], start_new_session=True)
+        self.raises(rank, folder)
+
+    def sleeps(self, rank, folder):
+        time.sleep(300)
+
+    def lies(self, rank, folder):
+        """Comes to its end on every rank, and has measured nothing."""
+'''
+
+
+@pytest.fixture
+def sweep(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> SweepFolder:
+    """The folder of a sweep, and ranks that do what their run is called."""
+    module = f"ranks_{tmp_path.name}"
+    (tmp_path / f"{module}.py").write_text(RANKS)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    monkeypatch.setattr(jobs.local.local_run, "RankTask", __import__(module).RankTask)
+    monkeypatch.setattr(jobs.local.local_queue, "_POLL_S", 0.1)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))  # where the machine's lock is: not that of other queues
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    return SweepFolder(tmp_path / "s" / "local")
+
+
+def queued(folder: SweepFolder, *names: str, ranks: int = 2) -> list[QueuedRun]:
+    for name in names:
+        folder.run(name).mkdir(parents=True)
+    return [QueuedRun(name, f"local-{index}", 1, ranks, True) for index, name in enumerate(names)]
+
+
+def ends(folder: SweepFolder) -> list[str]:
+    """The states that the queue has noted, by job."""
+    rows = [AccountingRow.from_json(values) for values in read_lines(folder.accounting_file)]
+    return [own[-1].state.value for _, own in sorted(attempts_by_job(merge_history((), rows)).items())]
+
+
+def left_over(folder: SweepFolder) -> list[list[str]]:
+    """Command lines of the living processes that know of the sweep."""
+    found = []
+    for process in psutil.process_iter():
+        try:
+            if process.pid != os.getpid() and str(folder.path) in " ".join(process.environ().values()):
+                found.append(process.cmdline())
+        except psutil.Error:
+            continue
+    return [command for command in found if command]
+
+
+def look_late(pid_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The queue looks at its processes only once the one of this file is dead and buried."""
+    look = jobs.local.local_run.LocalRun._look
+
+    def late(running: Any) -> int:
+        while not (pid_file.exists() and pid_file.read_text() and not psutil.pid_exists(int(pid_file.read_text()))):
+            time.sleep(0.01)
+        return look(running)
+
+    monkeypatch.setattr(jobs.local.local_run.LocalRun, "_look", late)
+    monkeypatch.setattr(jobs.local.local_run, "_START_S", 0.5)
+
+
+@pytest.mark.parametrize(
+    ("run", "state"),
+    [
+        ("succeeds", "COMPLETED"),
+        ("raises", "FAILED"),
+        ("killed", "FAILED"),
+        ("dies_unseen", "FAILED"),
+        ("leaves", "FAILED"),
+        ("clings", "FAILED"),
+        ("lies", "FAILED"),
+    ],
+)
+def test_every_run_ends_soon_and_leaves_no_process(
+    run: str, state: str, sweep: SweepFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if run == "dies_unseen":
+        look_late(sweep.run(run) / "pid-1", monkeypatch)
+    began = time.monotonic()
+    LocalQueue(sweep, queued(sweep, run), None, 1).run()
+    assert time.monotonic() - began < 30  # far below the 300 s that its other rank would take
+    assert (ends(sweep), left_over(sweep)) == ([state], [])
+    assert {path.name for path in sweep.run(run).glob("pid-*")} == {"pid-0", "pid-1"}  # both ranks have run
+    last = AccountingRow.from_json(read_lines(sweep.accounting_file)[-1])
+    assert (last.submit_s, last.exit_code) == (1, 0 if state == "COMPLETED" else 1)
+    assert last.start_s is not None
+    assert last.end_s is not None
+    assert last.elapsed_s == last.end_s - last.start_s
+
+
+def test_a_failed_run_does_not_end_the_queue(sweep: SweepFolder) -> None:
+    ticks: list[float] = []
+    LocalQueue(sweep, queued(sweep, "raises", "succeeds"), 2, 1).run(lambda: ticks.append(time.monotonic()))
+    assert ends(sweep) == ["FAILED", "COMPLETED"]
+    assert len(ticks) > 3
+
+
+def test_runs_share_the_machine_and_a_larger_one_has_it_alone(sweep: SweepFolder) -> None:
+    runs = queued(sweep, "succeeds-a", "succeeds-b", ranks=1) + queued(sweep, "succeeds-large", ranks=3)
+    runs = [QueuedRun(run.run_id, f"local-{index}", 1, run.gpus_per_node, True) for index, run in enumerate(runs)]
+    LocalQueue(sweep, runs, 2, 1).run()
+    assert ends(sweep) == ["COMPLETED"] * 3
+
+    def times(name: str, what: str) -> list[float]:
+        return [float(path.read_text()) for path in sweep.run(name).glob(f"{what}-*")]
+
+    small = [time_s for name in ("succeeds-a", "succeeds-b") for time_s in times(name, "ended")]
+    assert len(times("succeeds-large", "began")) == 3
+    assert max(small) < min(times("succeeds-large", "began"))
+
+
+# In a process of its own, since a signal ends it.
+QUEUE = """
+import sys, tempfile
+from pathlib import Path
+import jobs.local.local_queue
+from jobs.storage.sweep_folder import SweepFolder
+tempfile.tempdir = sys.argv[1]
+jobs.local.local_run.RankTask = __import__(sys.argv[2]).RankTask
+runs = [jobs.local.machine.QueuedRun(name, "local-" + name, 1, 2, True) for name in ("sleeps", "succeeds")]
+jobs.local.local_queue.LocalQueue(SweepFolder(Path(sys.argv[3])), runs, 2, 1).run()
+"""
+
+
+def started_queue(sweep: SweepFolder, tmp_path: Path, ready: Callable[[], bool]) -> subprocess.Popen[str]:
+    queued(sweep, "sleeps", "succeeds")
+    arguments = [sys.executable, "-c", QUEUE, str(tmp_path), f"ranks_{tmp_path.name}", str(sweep.path)]
+    queue = subprocess.Popen(arguments, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 60
+    while not ready():
+        assert queue.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    return queue
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("early", [False, True], ids=["while it runs", "while it starts"])
+def test_a_queue_that_is_ended_ends_its_runs(
+    number: signal.Signals, early: bool, sweep: SweepFolder, tmp_path: Path
+) -> None:
+    """Ctrl-C, or a plain kill, while a run is under way, or on its way."""
+    files = sweep.logs / "local-sleeps" if early else sweep.run("sleeps") / "pid-1"
+    queue = started_queue(sweep, tmp_path, files.exists)
+    queue.send_signal(number)
+    time.sleep(0.05)
+    queue.send_signal(number)  # an impatient user's
+    queue.communicate(timeout=30)
+    assert queue.returncode != 0
+    assert (ends(sweep), left_over(sweep)) == (["CANCELLED", "CANCELLED"], [])
+
+
+def test_a_second_queue_waits_for_the_first_and_can_be_ended_while_it_waits(sweep: SweepFolder, tmp_path: Path) -> None:
+    queue = started_queue(sweep, tmp_path, (sweep.run("sleeps") / "pid-1").exists)
+    second = SweepFolder(tmp_path / "t" / "local")
+
+    def give_up() -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        LocalQueue(second, queued(second, "succeeds"), None, 1).run(give_up)
+    assert (ends(second), list(second.run("succeeds").iterdir())) == (["CANCELLED"], [])
+    queue.terminate()
+    queue.communicate(timeout=30)
+    assert left_over(sweep) == []

@@ -1,0 +1,206 @@
+"""Cluster profiles: what they take, what they refuse and where, and how a name finds one."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from disttrain.errors import UserError
+from jobs.planning.cluster_profile import Cluster, compute_python, find_cluster, load_cluster, override, parse_time_s
+from jobs.planning.sweep_file import parse_sweep
+from jobs.planning.yaml_file import parse_yaml
+
+FULL = """\
+partition: gpu
+account: my_project
+qos: normal
+constraint: a100
+time: 01:00:00
+gpu_request: gres
+gpu_type: a100
+cpus_per_gpu: 8
+memory_gb_per_gpu: 32
+python: /opt/venv/bin/python
+setup: [module load cuda]
+network_interface: ib0
+max_array_size: 500
+max_running: 8
+sbatch: {mail-type: END, exclusive: true, nice: 100}
+"""
+
+
+def profile(text: str, folder: Path) -> Cluster:
+    (folder / "site.yaml").write_text(text)
+    return load_cluster(folder / "site.yaml")
+
+
+def test_every_key_is_read(tmp_path: Path) -> None:
+    assert profile(FULL, tmp_path).model_dump() == {
+        "partition": "gpu",
+        "account": "my_project",
+        "qos": "normal",
+        "constraint": "a100",
+        "time": "01:00:00",
+        "gpu_request": "gres",
+        "gpu_type": "a100",
+        "cpus_per_gpu": 8,
+        "memory_gb_per_gpu": 32.0,
+        "python": "/opt/venv/bin/python",
+        "setup": ("module load cuda",),
+        "network_interface": "ib0",
+        "max_array_size": 500,
+        "max_running": 8,
+        "sbatch": {"mail-type": "END", "exclusive": True, "nice": 100},
+    }
+
+
+@pytest.mark.parametrize(
+    ("text", "error"),
+    [
+        ("partition: gpu\npartiton: x", "2: partiton: unknown key 'partiton' (did you mean partition?)"),
+        ("qos: a\nqos: b", "2: qos: key 'qos' is given twice (first on line 1; drop one)"),
+        ("\ntime: 60", "2: time: time is 60: input should be a valid string (quote it: \"60\")"),
+        ("time: 1h", "1: time: time '1h' is not a time limit (write MM, HH:MM:SS or D-HH:MM:SS, as for sbatch)"),
+        ("time: 0", "1: time: time is 0: input should be a valid string (quote it: \"0\")"),
+        ("cpus_per_gpu: true", "1: cpus_per_gpu: cpus_per_gpu is True: input should be a valid integer"),
+        ("cpus_per_gpu: 0", "1: cpus_per_gpu: cpus_per_gpu is 0: input should be greater than or equal to 1"),
+        (
+            "gpu_request: gpus",
+            "1: gpu_request: gpu_request is 'gpus': input should be 'gpus-per-node', 'gres' or 'none'",
+        ),
+        (
+            "qos: a\nsetup: module load cuda",
+            "2: setup: setup is 'module load cuda': input should be a list"
+            " (shell lines before the run: module load, export HF_HOME=...)",
+        ),
+        (
+            "sbatch: {--mail-type: END}",
+            "1: sbatch: sbatch has the key '--mail-type' (without the dashes in front)",
+        ),
+        (
+            "sbatch: {ntasks_per_node: 3}",
+            "1: sbatch: sbatch has the key 'ntasks_per_node'"
+            " (it follows from the allocation, or has a key of its own in the profile)",
+        ),
+        (
+            "sbatch: {mail-type: [END, FAIL]}",
+            "1: sbatch: sbatch is ['END', 'FAIL']: input should be a valid string"
+            " (any other option of sbatch: {mail-type: END})",
+        ),
+    ],
+)  # fmt: skip
+def test_a_mistake_in_a_profile_is_told_with_its_line(text: str, error: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError) as caught:
+        profile(text, tmp_path)
+    assert str(caught.value) == f"{tmp_path}/site.yaml:{error}"
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [("90", 5400), ("1:30", 90), ("01:00:00", 3600), ("2-12", 216000), ("2-12:30", 217800), ("0-00:00:01", 1)],
+)
+def test_time_limits_read_as_sbatch_reads_them(text: str, seconds: int) -> None:
+    assert parse_time_s(text) == seconds
+
+
+@pytest.mark.parametrize("text", ["", "0", "1:2:3:4", "-5", "1-", "1d", "1.5", "UNLIMITED", " 60", "00:00:00"])
+def test_what_is_no_time_limit_is_refused(text: str) -> None:
+    with pytest.raises(UserError):
+        parse_time_s(text)
+
+
+def test_time_is_rounded_up_to_minutes_as_slurm_does() -> None:
+    assert Cluster.model_validate({"time": "00:01:01"}).time_min == 2
+
+
+def overridden(slurm: str, cluster: Mapping[str, Any]) -> Cluster:
+    text = f"name: s\nallocations: [1x1]\nbase: {{model: bert}}\nslurm:\n{slurm}"
+    sweep = parse_sweep(parse_yaml(text, "s.yaml"), "/nowhere")
+    return override(Cluster.model_validate(cluster), sweep.slurm, lambda key: sweep.where("slurm", key))
+
+
+def test_a_sweep_overrides_the_profile_and_merges_sbatch_alone() -> None:
+    site = {"partition": "gpu", "qos": "high", "setup": ("module load a",), "sbatch": {"nice": 1, "exclusive": True}}
+    found = overridden("  qos: null\n  setup: [module load b]\n  sbatch: {exclusive: false, mail-type: END}\n", site)
+    assert found == Cluster.model_validate(
+        {
+            "partition": "gpu",
+            "setup": ("module load b",),
+            "sbatch": {"nice": 1, "exclusive": False, "mail-type": "END"},
+        }
+    )
+
+
+@pytest.mark.parametrize(
+    ("slurm", "error"),
+    [
+        ("  qos: x\n  tyme: 1", "s.yaml:6: slurm.tyme: unknown key 'tyme' (did you mean time?)"),
+        (
+            "  time: soon",
+            "s.yaml:5: slurm.time: time 'soon' is not a time limit (write MM, HH:MM:SS or D-HH:MM:SS, as for sbatch)",
+        ),
+        (
+            "  sbatch: null",
+            "s.yaml:5: slurm.sbatch: sbatch is None: input should be a valid dictionary"
+            " (any other option of sbatch: {mail-type: END})",
+        ),
+    ],
+)
+def test_a_mistake_in_a_sweeps_slurm_is_told_with_the_sweeps_line(slurm: str, error: str) -> None:
+    with pytest.raises(UserError) as caught:
+        overridden(slurm, {})
+    assert str(caught.value) == error
+
+
+def no_program(name: str) -> None:
+    return None
+
+
+def test_a_name_is_looked_up_here_then_in_the_users_folder_then_among_those_shipped(tmp_path: Path) -> None:
+    environ = {"XDG_CONFIG_HOME": str(tmp_path / "config")}
+    shipped = find_cluster("slurm", environ, tmp_path)
+    for folder, partition in ((tmp_path / "config/sweep/clusters", "user"), (tmp_path / "clusters", "here")):
+        folder.mkdir(parents=True)
+        (folder / "slurm.yaml").write_text(f"partition: {partition}\n")
+        name, found = find_cluster("slurm", environ, tmp_path)
+        assert (name, found and found.partition) == ("slurm", partition)
+    assert shipped == ("slurm", Cluster.model_validate({}))
+
+
+def test_without_a_name_it_is_the_environments_then_slurm_where_there_is_sbatch_then_local(tmp_path: Path) -> None:
+    (tmp_path / "site.yaml").write_text("partition: gpu\n")
+    named = {"SWEEP_CLUSTER": "./site.yaml"}
+    assert find_cluster(None, named, tmp_path, no_program) == ("site", Cluster.model_validate({"partition": "gpu"}))
+    assert find_cluster("local", named, tmp_path, no_program) == ("local", None)
+    assert find_cluster("debug", named, tmp_path, no_program) == ("debug", None)
+    assert find_cluster(None, {}, tmp_path, lambda name: f"/usr/bin/{name}")[0] == "slurm"
+    assert find_cluster(None, {"SWEEP_CLUSTER": ""}, tmp_path, no_program) == ("local", None)
+
+
+def test_an_unknown_name_is_told_with_the_places_and_the_known_ones(tmp_path: Path) -> None:
+    (tmp_path / "clusters").mkdir()
+    (tmp_path / "clusters" / "mine.yaml").touch()
+    environ = {"XDG_CONFIG_HOME": str(tmp_path / "config"), "SWEEP_CLUSTER": "theirs"}
+    for name, where in (("theirs", "--cluster"), (None, "$SWEEP_CLUSTER")):
+        with pytest.raises(UserError) as caught:
+            find_cluster(name, environ, tmp_path)
+        told = f"{where}: no cluster profile 'theirs' in {tmp_path}/clusters, {tmp_path}/config/sweep/clusters, "
+        assert str(caught.value).startswith(told)
+        assert str(caught.value).endswith("slurm_templates (known: local, debug, mine, slurm)")
+
+
+def test_a_profile_cannot_pass_for_an_executor(tmp_path: Path) -> None:
+    (tmp_path / "local.yaml").write_text("partition: gpu\n")
+    with pytest.raises(UserError) as caught:
+        find_cluster("./local.yaml", {}, tmp_path)
+    assert str(caught.value) == "the profile './local.yaml' has the name of an executor (rename the file)"
+
+
+def test_the_compute_sides_python(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/me")
+    assert compute_python(Cluster.model_validate({"python": "~/venv/bin/python"})) == "/home/me/venv/bin/python -P"
+    assert compute_python(Cluster.model_validate({})) == compute_python(None) == f"{sys.executable} -P"

@@ -1,0 +1,252 @@
+"""The runs of a sweep: order, identity, what exclude drops and include adds, and the grids of the original study."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from disttrain.config.train_config import FAMILY_CHECKPOINT, FAMILY_DATASET, TrainConfig, run_id
+from jobs.planning.expand import RunSpec, expand
+from jobs.planning.sweep_file import load_sweep, parse_sweep
+from jobs.planning.yaml_file import parse_yaml
+
+ROOT = Path(__file__).parents[3]
+SWEEPS = Path(__file__).parents[1] / "data" / "sweeps"
+
+
+def runs_of(text: str, folder: str = "/nowhere") -> tuple[RunSpec, ...]:
+    return expand(parse_sweep(parse_yaml(text, "s.yaml"), folder))
+
+
+def lines_of(runs: tuple[RunSpec, ...]) -> list[str]:
+    return [" ".join([str(run.allocation), *(f"{name}={value}" for name, value in run.point.items())]) for run in runs]
+
+
+def test_order_is_allocations_then_axes_then_zip_then_seeds_then_include() -> None:
+    runs = expand(load_sweep(SWEEPS / "everything.yaml"))
+    assert [run.index for run in runs] == list(range(len(runs)))
+    assert lines_of(runs) == EVERYTHING.splitlines()
+    assert [(run.config.seed, run.config.max_steps, run.config.lr) for run in runs[-4:]] == [
+        (0, 3, 2e-5),
+        (1, 3, 2e-5),
+        (7, 5, 2e-5),
+        (7, 5, 2e-5),
+    ]
+
+
+EVERYTHING = """\
+1x1 model=bert lr=0.0002 per_gpu_batch=1 grad_accum_steps=4 seed=0
+1x1 model=bert lr=0.0002 per_gpu_batch=1 grad_accum_steps=4 seed=1
+1x1 model=bert lr=0.0002 per_gpu_batch=4 grad_accum_steps=1 seed=0
+1x1 model=bert lr=0.0002 per_gpu_batch=4 grad_accum_steps=1 seed=1
+1x1 model=bert lr=2e-05 per_gpu_batch=1 grad_accum_steps=4 seed=0
+1x1 model=bert lr=2e-05 per_gpu_batch=4 grad_accum_steps=1 seed=0
+1x1 model=vit lr=2e-05 per_gpu_batch=1 grad_accum_steps=4 seed=0
+1x1 model=vit lr=2e-05 per_gpu_batch=1 grad_accum_steps=4 seed=1
+1x1 model=vit lr=2e-05 per_gpu_batch=4 grad_accum_steps=1 seed=0
+1x1 model=vit lr=2e-05 per_gpu_batch=4 grad_accum_steps=1 seed=1
+2x2 model=bert lr=0.0002 per_gpu_batch=1 grad_accum_steps=4 seed=0
+2x2 model=bert lr=0.0002 per_gpu_batch=1 grad_accum_steps=4 seed=1
+2x2 model=bert lr=2e-05 per_gpu_batch=1 grad_accum_steps=4 seed=0
+2x2 model=vit lr=2e-05 per_gpu_batch=1 grad_accum_steps=4 seed=0
+2x2 model=vit lr=2e-05 per_gpu_batch=1 grad_accum_steps=4 seed=1
+1x8 model=vit precision=bf16 seed=0
+1x8 model=vit precision=bf16 seed=1
+2x1 max_steps=5 max_eval_examples=0 checkpoint=None model=bert seed=7
+1x1 max_steps=5 max_eval_examples=0 checkpoint=None model=bert seed=7
+"""
+
+
+def test_ids_are_frozen() -> None:
+    """An id that changes orphans every finished run: only a change that changes results may change one."""
+    assert [run.run_id for run in runs_of(FROZEN)] == FROZEN_IDS.split()
+
+
+FROZEN = """\
+name: frozen
+allocations: [1x1, 2x2]
+axes:
+  model: [bert, vit]
+include:
+  - {model: bert, lr: 2e-4, epochs: 5, allocation: 1x4}
+  - {model: bert, per_gpu_batch: 4, max_steps: 220, timing_warmup_steps: 20, max_eval_examples: 0, allocation: 1x4}
+  - {model: bert, architecture: {hidden_size: 32, layers: [1, 2.0, true, null]}, dataset: some/text, allocation: 2x1}
+  - {model: vit, global_batch: 256, precision: bf16, seed: 3, image_size: 32, lr_scaling: sqrt, allocation: 16x8}
+"""
+FROZEN_IDS = """\
+1x1-7201b99ee663
+1x1-a2b31a99ca1b
+2x2-cface6645019
+2x2-b1bf59af0b14
+1x4-b525e791b57a
+1x4-419978c6e12f
+2x1-df5660443970
+16x8-a1ba44b94c9e
+"""
+
+
+def test_what_cannot_change_results_changes_no_id() -> None:
+    plain = "name: s\nallocations: [1x1]\nbase: {model: bert}\n"
+    written = """\
+name: other
+allocations: [1_1]
+base: {model: bert, checkpoint: google-bert/bert-base-uncased, dataset: stanfordnlp/imdb, lr: 0.00002, seed: 0,
+       per_gpu_batch: 16, num_workers: 7, setup: 1x1, weight_decay: 1e-2}
+"""
+    assert runs_of(plain)[0].run_id == runs_of(written)[0].run_id
+
+
+def test_a_setup_that_repeats_the_allocation_is_dropped() -> None:
+    (run,) = runs_of("name: s\nallocations: [2x2]\nbase: {model: bert, setup: 2_2}\n")
+    assert run.config.setup is None
+
+
+def test_paths_become_absolute_and_ids_do_not_depend_on_the_folder(tmp_path: Path) -> None:
+    text = "name: s\nallocations: [1x1]\nbase: {model: bert}\naxes: {dataset: [data/sst2, ./other, org/name]}\n"
+    for folder in ("a", "b"):
+        (tmp_path / folder / "data" / "sst2").mkdir(parents=True)
+        (tmp_path / folder / "other").mkdir()
+    here, there = (runs_of(text, str(tmp_path / folder)) for folder in ("a", "b"))
+    assert [run.config.dataset for run in here] == [
+        str(tmp_path / "a/data/sst2"),
+        str(tmp_path / "a/other"),
+        "org/name",
+    ]
+    assert [run.run_id for run in here] == [run.run_id for run in there]
+    dotted = runs_of(text.replace("data/sst2", "./data/../data/sst2/"), str(tmp_path / "a"))
+    assert [run.run_id for run in here] == [run.run_id for run in dotted]
+
+
+def test_two_ways_to_write_one_folder_are_one_run(tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+    text = f"name: s\nallocations: [1x1]\nbase: {{model: bert}}\naxes: {{dataset: [./data, {tmp_path}/data]}}\n"
+    with pytest.raises(Exception, match=r"^s\.yaml:4: axes\.dataset\[1\]: 1x1 dataset=\S+/data is the same run as 1x1"):
+        runs_of(text, str(tmp_path))
+
+
+def test_exclude_compares_by_type_and_goes_before_the_fields_are_checked_together() -> None:
+    runs = runs_of("""\
+name: s
+allocations: [1x1]
+base: {model: bert}
+axes:
+  architecture: [null, {a: 1}, {a: true}, {a: 1.0}]
+  checkpoint: [null, x/y]
+exclude:
+  - {architecture: {a: 1}}
+  - {architecture: {a: true}, checkpoint: x/y}
+  - {architecture: {a: 1.0}, checkpoint: x/y}
+""")
+    assert [(run.config.architecture, run.config.checkpoint) for run in runs] == [
+        (None, "google-bert/bert-base-uncased"),
+        (None, "x/y"),
+        ({"a": True}, None),
+        ({"a": 1.0}, None),
+    ]
+
+
+LINKED = """\
+name: s
+allocations: [1x1, 2x1]
+base: {model: bert, device: cpu, lr: 1e-3, dataset: some/text}
+include:
+  - {allocation: 2x2, model: vit}
+  - {allocation: 2x1, lr: 1e-4}
+exclude: []
+seeds: [0, 1]
+"""
+
+
+def test_a_link_is_measured_once_for_each_shape_that_has_one() -> None:
+    plain, linked = runs_of(LINKED), runs_of(LINKED + "measure_link: true\n")
+    assert linked[: len(plain)] == plain
+    added = linked[len(plain) :]
+    assert lines_of(added) == ["2x1 model=link", "2x2 model=link"]
+    assert [run.index for run in linked] == list(range(len(linked)))
+    for run in added:
+        assert run.config == TrainConfig(model="link", device="cpu")
+    assert [run.run_id for run in added] == [run_id(str(run.allocation), run.config) for run in added]
+    assert runs_of(LINKED + "measure_link: false\n") == plain
+
+
+@st.composite
+def grids(draw: st.DrawFn) -> tuple[str, int]:
+    """A sweep of some axes, zip and seeds as text, with the number of its runs."""
+    shapes = draw(st.lists(st.sampled_from(["1x1", "1x4", "2x2", "2x1", "3x5"]), min_size=1, max_size=3, unique=True))
+    sections: dict[str, list[str]] = {"axes": [], "zip": []}
+    count = len(shapes)
+    for name in draw(st.lists(st.sampled_from(["lr", "epochs", "per_gpu_batch"]), max_size=3, unique=True)):
+        values = draw(st.lists(st.integers(1, 50), min_size=1, max_size=4, unique=True))
+        sections["axes"].append(f"  {name}: {values}")
+        count *= len(values)
+    rows = draw(st.integers(0, 3))
+    if rows:
+        sections["zip"] += [f"  max_steps: {list(range(1, rows + 1))}", f"  max_length: {[64] * rows}"]
+        count *= rows
+    text = f"name: s\nallocations: [{', '.join(shapes)}]\nbase: {{model: vit}}\n"
+    text += "".join(f"{name}:\n" + "\n".join(lines) + "\n" for name, lines in sections.items() if lines)
+    seeds = draw(st.lists(st.integers(0, 2**32 - 1), max_size=3, unique=True))
+    return (text + f"seeds: {seeds}\n", count * len(seeds)) if seeds else (text, count)
+
+
+@given(grids())
+def test_a_grid_is_the_product_of_its_lists(grid: tuple[str, int]) -> None:
+    text, count = grid
+    runs = runs_of(text)
+    assert len(runs) == count
+    assert len({run.run_id for run in runs}) == count
+    assert runs == runs_of(text)
+    assert all(getattr(run.config, name) == value for run in runs for name, value in run.point.items())
+
+
+@pytest.mark.parametrize("model", ["bert", "vit"])
+@pytest.mark.parametrize(
+    ("experiment", "grid", "fixed"),
+    [
+        (
+            "batch_size",
+            [(shape, {"per_gpu_batch": batch}) for shape in ("1x1", "1x4", "2x2") for batch in (1, 4, 16)],
+            {"timing_warmup_steps": 20, "max_steps": 220, "max_eval_examples": 0},
+        ),
+        (
+            "learning_rate",
+            [(shape, {"lr": lr}) for shape in ("1x1", "1x4", "2x2") for lr in (2e-4, 2e-5)],
+            {"per_gpu_batch": 16, "epochs": 5, "max_steps": None, "max_eval_examples": None},
+        ),
+        (
+            "propagation",
+            [("2x1", {}), ("2x1", {"model": "link"})],
+            {
+                "detailed_timing": True,
+                "per_gpu_batch": 16,
+                "timing_warmup_steps": 20,
+                "max_steps": 220,
+                "max_eval_examples": 0,
+            },
+        ),
+    ],
+)
+def test_the_study(
+    model: str, experiment: str, grid: list[tuple[str, dict[str, float]]], fixed: dict[str, object]
+) -> None:
+    sweep = load_sweep(ROOT / "sweeps" / f"{model}_{experiment}.yaml")
+    runs = expand(sweep)
+    assert sweep.name == f"{model}-{experiment}".replace("_", "-")
+    assert set(sweep.slurm) == {"time"}
+    assert [(str(run.allocation), run.point) for run in runs] == grid
+    fixed |= {"model": model, "checkpoint": FAMILY_CHECKPOINT[model], "dataset": FAMILY_DATASET[model]}
+    for run in runs:
+        if run.config.model != "link":
+            assert {name: getattr(run.config, name) for name in fixed} == fixed
+
+
+def test_no_heavy_import() -> None:
+    heavy = {"torch", "transformers", "datasets", "pandas", "submitit"}
+    code = f"import sys, jobs.planning.expand; print(sorted({heavy} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"

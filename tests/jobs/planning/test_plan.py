@@ -1,0 +1,134 @@
+"""Plans: groups and chunks, GPU-hours, and the text of every batch script, which is the text that sbatch gets."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import stat
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from disttrain.config.train_config import TrainConfig
+from jobs.planning.cluster_profile import Cluster
+from jobs.planning.expand import expand
+from jobs.planning.plan import Plan, make_plan, plan_json, with_runs
+from jobs.planning.sweep_file import parse_sweep
+from jobs.planning.yaml_file import parse_yaml
+from jobs.slurm.submit import send_to_slurm
+from jobs.storage.sweep_folder import SweepFolder
+
+GOLDEN = Path(__file__).parents[2] / "golden"
+SWEEP = "name: s\nallocations: [2x2, 1x1]\nbase: {model: bert}\naxes: {lr: [1, 2, 3]}\nseeds: [0, 1]\n"
+PROFILES: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "typed": {"gpu_type": "a100", "cpus_per_gpu": 12, "memory_gb_per_gpu": 62.5, "max_running": 2, "time": "1-12:00"},
+    "gres": {
+        "gpu_request": "gres",
+        "gpu_type": "h100",
+        "partition": "gpu",
+        "account": "my project",
+        "qos": "high",
+        "constraint": "ib&a100",
+        "python": "/opt/my venv/bin/python",
+    },
+    "none": {
+        "gpu_request": "none",
+        "gpu_type": "a100",
+        "setup": ("module load cuda/12", "export HF_HOME=/scratch/$USER/hf"),
+        "network_interface": "ib0",
+        "sbatch": {"mail-type": "END,FAIL", "exclusive": True, "requeue": False, "nice": 100, "comment": "it's ours"},
+    },
+}
+
+
+def plan_of(cluster: Cluster | None, folder: Path = Path("/sweeps/my runs/s/site"), text: str = SWEEP) -> Plan:
+    name = "site" if cluster else "local"
+    return make_plan("s", expand(parse_sweep(parse_yaml(text, "s.yaml"), "/nowhere")), name, cluster, folder)
+
+
+def profile(**values: Any) -> Cluster:
+    return Cluster.model_validate({"python": "/opt/venv/bin/python", **values})
+
+
+def test_runs_are_grouped_by_allocation_and_cut_at_the_array_limit() -> None:
+    plan = plan_of(profile(max_array_size=4, time="00:45:00"))
+    assert [(str(group.allocation), len(group.runs), group.gpu_hours_limit) for group in plan.groups] == [
+        ("2x2", 4, 12.0),
+        ("2x2", 2, 6.0),
+        ("1x1", 4, 3.0),
+        ("1x1", 2, 1.5),
+    ]
+    assert [run.index for run in plan.runs] == list(range(12))
+    few = with_runs(plan, {plan.runs[5].run_id, plan.runs[1].run_id, "1x1-gone"})
+    assert [[run.index for run in group.runs] for group in few.groups] == [[1], [5]]
+
+
+def test_without_slurm_there_are_no_parameters_and_no_limit() -> None:
+    plan = plan_of(None)
+    assert [(len(group.runs), group.parameters, group.gpu_hours_limit) for group in plan.groups] == [
+        (6, {}, None),
+        (6, {}, None),
+    ]
+
+
+@pytest.mark.parametrize("name", PROFILES)
+def test_the_batch_scripts(name: str) -> None:
+    plan = plan_of(profile(**PROFILES[name]))
+    single = with_runs(plan, [plan.runs[0].run_id])
+    text = "".join(p.script(group) for p in (plan, single) for group in p.groups)
+    assert text == (GOLDEN / f"sbatch_{name}.txt").read_text(encoding="utf-8")
+
+
+def fake_slurm(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """sbatch and srun that are not Slurm's; returns the folder where sbatch leaves the scripts that it got."""
+    (folder / "bin").mkdir()
+    (folder / "got").mkdir()
+    for program, text in (
+        ("srun", "#!/bin/sh\n"),
+        ("sbatch", f'#!/bin/sh\ncd {folder}/got\ncp "$1" $(ls | wc -l)\necho Submitted batch job 7\n'),
+    ):
+        path = folder / "bin" / program
+        path.write_text(text)
+        path.chmod(path.stat().st_mode | stat.S_IXUSR)
+    monkeypatch.setenv("PATH", f"{folder / 'bin'}:{os.environ['PATH']}")
+    return folder / "got"
+
+
+@pytest.mark.parametrize("name", PROFILES)
+def test_the_text_of_the_plan_is_what_sbatch_gets(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    got = fake_slurm(tmp_path, monkeypatch)
+    plan = plan_of(profile(**{**PROFILES[name], "max_array_size": 5}), tmp_path / "my runs" / "s" / "site")
+    SweepFolder(plan.folder).logs.mkdir(parents=True)
+    send_to_slurm(plan, lambda: 1.0, lambda *_: None)
+    assert [path.read_text() for path in sorted(got.iterdir())] == [plan.script(group) for group in plan.groups]
+    assert [len(group.runs) for group in plan.groups] == [5, 1, 5, 1]  # an array and a plain job of each shape
+
+
+def test_the_json_of_a_plan() -> None:
+    plan = plan_of(None, text="name: s\nallocations: [2x1]\nbase: {model: vit, epochs: 2}\naxes: {lr: [1e-3]}\n")
+    train = dataclasses.asdict(TrainConfig(model="vit", epochs=2, lr=1e-3).resolved())
+    assert plan_json(plan) == {
+        "sweep": "s",
+        "cluster": "local",
+        "runs": [
+            {
+                "run_id": plan.runs[0].run_id,
+                "allocation": "2x1",
+                "nodes": 2,
+                "gpus_per_node": 1,
+                "world_size": 2,
+                "point": {"lr": 0.001},
+                "train": train,
+            }
+        ],
+    }
+    assert json.loads(json.dumps(plan_json(plan))) == plan_json(plan)
+
+
+def test_the_interpreter_is_the_one_that_runs_sweep_unless_the_profile_names_one() -> None:
+    plan = plan_of(Cluster.model_validate({}))
+    assert f" {sys.executable} -P -u -m submitit.core._submit " in plan.script(plan.groups[0])

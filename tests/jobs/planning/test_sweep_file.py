@@ -1,0 +1,83 @@
+"""Sweep files as read: every mistake with its whole message, and the place of every value."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from disttrain.config.train_config import NOT_IDENTITY, field_names
+from disttrain.errors import UserError
+from jobs.planning.allocation import Allocation
+from jobs.planning.expand import expand
+from jobs.planning.sweep_file import Pattern, load_sweep, parse_sweep
+from jobs.planning.yaml_file import parse_yaml
+
+SWEEPS = Path(__file__).parents[1] / "data" / "sweeps"
+MISTAKES: list[dict[str, Any]] = yaml.safe_load((SWEEPS / "mistakes.yaml").read_text(encoding="utf-8"))
+
+
+@pytest.mark.parametrize("mistake", MISTAKES, ids=lambda mistake: mistake["case"])
+def test_a_mistake_is_one_line_that_says_where_what_and_how_to_mend_it(mistake: dict[str, Any]) -> None:
+    with pytest.raises(UserError) as caught:
+        expand(parse_sweep(parse_yaml(mistake["sweep"], "s.yaml"), "/nowhere", mistake.get("set", {})))
+    error = mistake["error"].replace("<fields>", ", ".join(field_names()))
+    assert str(caught.value) == error.replace("<not identity>", ", ".join(sorted(NOT_IDENTITY)))
+    assert caught.value.where
+    assert caught.value.hint
+
+
+def test_every_section_is_read() -> None:
+    sweep = load_sweep(SWEEPS / "everything.yaml")
+    assert sweep.name == "everything"
+    assert (sweep.path, sweep.folder) == (str(SWEEPS / "everything.yaml"), str(SWEEPS))
+    assert sweep.allocations == (Allocation(1, 1), Allocation(2, 2))
+    assert sweep.base == {"max_steps": 3, "max_eval_examples": 0, "checkpoint": None}
+    assert sweep.axes == {"model": ("bert", "vit"), "lr": (2e-4, 2e-5)}
+    assert sweep.zip == {"per_gpu_batch": (1, 4), "grad_accum_steps": (4, 1)}
+    assert sweep.seeds == (0, 1)
+    assert sweep.exclude[1:] == (
+        Pattern({"per_gpu_batch": 4}, (Allocation(2, 2),)),
+        Pattern({"model": "bert", "seed": 1, "lr": 2e-5}, (Allocation(2, 2), Allocation(1, 1))),
+    )
+    assert sweep.include[0] == Pattern({"model": "vit", "precision": "bf16"}, (Allocation(1, 8),))
+    assert sweep.slurm == {"time": "00:30:00"}
+
+
+def test_values_are_those_of_their_fields_type() -> None:
+    sweep = parse_sweep(
+        parse_yaml("name: s\nallocations: [1x1]\nbase: {model: bert, lr: 1}\naxes: {weight_decay: [0, 1]}\n", "s.yaml"),
+        "/nowhere",
+        {"bucket_cap_mb": 5},
+    )
+    values = [sweep.base["lr"], *sweep.axes["weight_decay"], sweep.base["bucket_cap_mb"]]
+    assert values == [1.0, 0.0, 1.0, 5.0]
+    assert {type(value) for value in values} == {float}
+
+
+def test_where_names_the_place_of_a_value(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(SWEEPS)
+    sweep = load_sweep(Path("everything.yaml"), {"max_steps": 9, "architecture": {"hidden_size": 32}})
+    assert sweep.where() == "everything.yaml:2"
+    assert sweep.where("slurm", "time") == "everything.yaml:27: slurm.time"
+    assert sweep.where("axes", "lr", 1) == "everything.yaml:10: axes.lr[1]"
+    assert sweep.where("include", 1, "max_steps") == "everything.yaml:24: include[1].max_steps"
+    assert sweep.where("base", "checkpoint") == "everything.yaml:7: base.checkpoint"
+    assert sweep.where("base", "max_steps") == "--set max_steps=9"
+    assert sweep.where("base", "architecture") == '--set architecture={"hidden_size": 32}'
+    assert sweep.folder == str(SWEEPS)
+
+
+def test_a_missing_file_is_named_as_it_was_given(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError) as caught:
+        load_sweep(Path("sweeps/bert.yaml"))
+    assert str(caught.value) == "sweeps/bert.yaml: no such file (check the path)"
+
+
+@pytest.mark.parametrize("name", ["a", "_x", "9", "bert-batch_size.v2", "a" * 100])
+def test_plain_names_are_taken(name: str) -> None:
+    text = f'name: "{name}"\nallocations: [1x1]\nbase: {{model: bert}}\n'
+    assert parse_sweep(parse_yaml(text, "s.yaml"), "/nowhere").name == name

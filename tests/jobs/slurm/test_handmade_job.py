@@ -1,0 +1,62 @@
+"""What everything stands on: a job of two gloo ranks on two nodes, sent by submitit, read back from sacct."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+import pytest
+import submitit
+
+from jobs.environ import clean_environ
+from jobs.slurm.attempts import AccountingRow
+from jobs.slurm.sacct import query_sacct
+
+pytestmark = pytest.mark.slurm
+
+
+def test_two_ranks_on_two_nodes(on_slurm: Mapping[str, str], tmp_path: Path) -> None:
+    def rank() -> tuple[str, float]:
+        import socket
+
+        import torch
+
+        from disttrain.distributed.group import process_group
+        from disttrain.environment.rank_env import RankEnv
+
+        env = RankEnv.from_environ(os.environ)
+        with process_group(env, "cpu") as group:
+            return socket.gethostname(), float(group.sum(torch.tensor(env.rank + 1.0)))
+
+    since_s = time.time()
+    executor = submitit.SlurmExecutor(folder=tmp_path)
+    executor.update_parameters(
+        nodes=2, ntasks_per_node=1, gpus_per_node=1, time=5, wckey=None, srun_args=["-c", "1", "--kill-on-bad-exit=1"]
+    )
+    with clean_environ():
+        job = executor.submit(rank)
+    assert job.results() == [("node1", 3.0), ("node2", 3.0)]
+
+    (row,) = _finished(job.job_id, since_s)
+    assert row.state.is_success
+    assert (row.exit_code, row.nodes, row.node_list, row.alloc_gpus) == (0, 2, "node[1-2]", 2)
+    assert row.max_rss_bytes is not None
+    assert row.max_rss_bytes > 50e6  # torch alone takes more
+    assert row.queue_wait_s is not None
+    assert row.elapsed_s is not None
+    assert row.gpu_hours == 2 * row.elapsed_s / 3600
+
+
+def _finished(job_id: str, since_s: float) -> tuple[AccountingRow, ...]:
+    """sacct's rows, once it knows of the end: the results are there a moment before.
+
+    And once the job's last node is free: until then Slurm may name only some of the nodes of a job that has ended.
+    """
+    for _ in range(60):
+        rows = query_sacct([job_id], environ=os.environ, since_s=since_s)
+        if rows and rows[-1].state.is_finished and rows[-1].node_list == "node[1-2]":
+            break
+        time.sleep(0.5)
+    return rows

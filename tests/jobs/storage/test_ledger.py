@@ -1,0 +1,104 @@
+"""The ledger: what a sequence of events leads to, and that neither a crash nor a rival spoils the file."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from disttrain.errors import UserError
+from jobs.storage.ledger import (
+    LEDGER_NAME,
+    Job,
+    Ledger,
+    QueueProcess,
+    append_lines,
+    give_up,
+    intend,
+    read_ledger,
+    read_lines,
+    record,
+    submission_lock,
+)
+
+QUEUE = QueueProcess("laptop", 123, 1700000000.25)
+
+
+def test_nothing_was_submitted(tmp_path: Path) -> None:
+    assert read_ledger(tmp_path) == Ledger({}, ())
+
+
+def test_replay(tmp_path: Path) -> None:
+    intend(tmp_path, ["a", "b"], 1.0)
+    record(tmp_path, {"a": "7_0", "b": "7_1"}, 2.0)
+    intend(tmp_path, ["c"], 3.0)
+    give_up(tmp_path, ["c"], 4.0, "invalid account")
+    record(tmp_path, {"a": "local-5-0"}, 5.0, QUEUE)
+    intend(tmp_path, ["b", "d"], 6.0)
+    ledger = read_ledger(tmp_path)
+    assert ledger == Ledger(
+        {"a": (Job("a", "7_0", 2.0), Job("a", "local-5-0", 5.0, QUEUE)), "b": (Job("b", "7_1", 2.0),)}, ("b", "d")
+    )
+    assert [job.job_id for job in ledger.all_jobs()] == ["7_0", "local-5-0", "7_1"]
+    record(tmp_path, {"b": "9"}, 7.0)
+    assert read_ledger(tmp_path).unconfirmed == ("d",)
+
+
+@pytest.mark.parametrize("torn", [1, 10, 40])
+def test_a_line_that_a_crash_tore_is_left_out_and_spoils_no_other(torn: int, tmp_path: Path) -> None:
+    path = tmp_path / LEDGER_NAME
+    record(tmp_path, {"a": "1"}, 1.0)
+    whole = path.read_bytes()
+    record(tmp_path, {"b": "2"}, 2.0)
+    path.write_bytes(path.read_bytes()[: len(whole) + torn])
+    assert set(read_ledger(tmp_path).jobs) == {"a"}
+    record(tmp_path, {"c": "3"}, 3.0)
+    assert set(read_ledger(tmp_path).jobs) == {"a", "c"}
+
+
+def test_a_last_line_that_lacks_only_its_end_counts(tmp_path: Path) -> None:
+    path = tmp_path / LEDGER_NAME
+    record(tmp_path, {"a": "1"}, 1.0)
+    path.write_bytes(path.read_bytes().removesuffix(b"\n"))
+    record(tmp_path, {"b": "2"}, 2.0)
+    assert set(read_ledger(tmp_path).jobs) == {"a", "b"}
+
+
+def test_several_processes_append_whole_lines(tmp_path: Path) -> None:
+    path = tmp_path / "lines.jsonl"
+    code = (
+        "import json, sys; from pathlib import Path; from jobs.storage.ledger import append_lines\n"
+        "for i in range(25):\n"
+        "    lines = [json.dumps([sys.argv[2], i, j] + ['x' * 999]) for j in (0, 1)]\n"
+        "    append_lines(Path(sys.argv[1]), lines)"
+    )
+    writers = [subprocess.Popen([sys.executable, "-c", code, path, name]) for name in "abc"]
+    assert [writer.wait(timeout=60) for writer in writers] == [0, 0, 0]
+    found = [json.loads(line)[:3] for line in path.read_text().splitlines()]
+    assert sorted(found) == [[name, i, j] for name in "abc" for i in range(25) for j in (0, 1)]
+    assert [place for place, (_, _, j) in enumerate(found) if j == place % 2] == list(range(150))  # pairs stay together
+
+
+def test_lines_are_read_as_they_were_appended(tmp_path: Path) -> None:
+    values = [{"reason": "line\u2028separator\nand \U0001f600"}, {"reason": ""}]
+    append_lines(tmp_path / "x.jsonl", [json.dumps(value) for value in values])
+    assert read_lines(tmp_path / "x.jsonl") == values
+
+
+def test_a_second_submission_is_refused_while_the_first_is_at_work(tmp_path: Path) -> None:
+    with submission_lock(tmp_path), pytest.raises(UserError) as caught, submission_lock(tmp_path):
+        pass
+    told = f"another sweep submit is at work in {tmp_path} (wait until it has returned, then try again)"
+    assert str(caught.value) == told
+    with submission_lock(tmp_path):
+        pass  # the lock is free again
+
+
+def test_an_error_frees_the_lock(tmp_path: Path) -> None:
+    with pytest.raises(KeyboardInterrupt), submission_lock(tmp_path):
+        raise KeyboardInterrupt
+    with submission_lock(tmp_path):
+        pass
