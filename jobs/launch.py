@@ -10,15 +10,15 @@ from collections.abc import Callable, Collection
 
 from disttrain.config.train_config import LINK, PATH_FIELDS
 from disttrain.errors import UserError
+from jobs.local.debug import run_in_debugger, scratch_folder
 from jobs.local.local_queue import send_to_local
 from jobs.planning.cluster_profile import LOCAL
-from jobs.planning.plan import JobGroup, Plan, plan_json, run_json, with_runs
+from jobs.planning.plan import JobGroup, Plan, count_runs, plan_json, run_json, with_runs
 from jobs.planning.sweep_file import Sweep
 from jobs.results.status import Status, read_status
-from jobs.results.tables import count_runs
 from jobs.slurm.sacct import AccountingUnavailable, queued_jobs
 from jobs.slurm.states import Phase, State
-from jobs.slurm.submit import require_slurm, run_in_debugger, scratch_folder, send_to_slurm
+from jobs.slurm.submit import require_slurm, send_to_slurm
 from jobs.storage.ledger import Ledger, read_ledger, submission_lock
 from jobs.storage.sweep_folder import SweepFolder, prepare
 

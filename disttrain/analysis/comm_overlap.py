@@ -76,23 +76,3 @@ def union_ms(spans: Iterable[tuple[float, float]]) -> float:
         total += max(0.0, end - max(begin, reached))
         reached = max(reached, end)
     return total
-
-
-def algorithm_bandwidth(size_bytes: float, elapsed_ms: float) -> float:
-    """10^9 bytes a second: the size of the data over the time (nccl-tests, doc/PERFORMANCE.md: algbw = S / t).
-
-    Example:
-        >>> algorithm_bandwidth(1e9, 500.0)
-        2.0
-    """
-    return size_bytes / elapsed_ms / 1e6 if elapsed_ms else math.inf  # below what the clock tells apart
-
-
-def bus_bandwidth(size_bytes: float, elapsed_ms: float, world_size: int) -> float:
-    """10^9 bytes a second that the slowest link must carry: algbw x 2(n - 1)/n (nccl-tests, for an all-reduce).
-
-    Example:
-        >>> bus_bandwidth(1e9, 500.0, 4)
-        3.0
-    """
-    return algorithm_bandwidth(size_bytes, elapsed_ms) * 2 * (world_size - 1) / world_size

@@ -6,12 +6,9 @@ import statistics
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from disttrain.analysis.comm_overlap import Exchange, algorithm_bandwidth, bus_bandwidth, under_way, union_ms
+from disttrain.analysis.comm_overlap import Exchange
 from disttrain.records.record_types import ClockRecord, ExchangeRecord, Record, StartRecord, StepRecord
 
-# A rank is named as slow when its own work takes so many times that of the others, in the median and nearly always.
-SLOW, SLOWER, NEARLY_ALWAYS = 1.25, 1.1, 0.8
-ENOUGH_STEPS = 20  # of fewer chance makes one rank slow now and then, or what it does for all, as writing a checkpoint
 PHASES = (
     "data_ms",
     "forward_ms",
@@ -122,15 +119,6 @@ class Spread:
     minimum: float
 
 
-@dataclass(frozen=True)
-class Slowest:
-    """The rank whose own work takes longest."""
-
-    rank: int
-    ratio: float  # median over the steps of its own work over the median of the others'
-    is_slow: bool
-
-
 def spread(values: Sequence[float]) -> Spread:
     """Median, 95th percentile (nearest rank) and minimum.
 
@@ -146,86 +134,3 @@ def phases(steps: Sequence[Measured]) -> dict[str, Spread | None]:
     """Each phase of one rank; None where it was not watched."""
     found = {name: [getattr(step, name) for step in steps] for name in PHASES}
     return {name: None if not values or None in values else spread(values) for name, values in found.items()}
-
-
-def slowest(ranks: Sequence[Sequence[Measured]]) -> Slowest | None:
-    """Who does its own work slowest, and whether so much that it should be named; None for one rank.
-
-    Args:
-        ranks: The same measured steps of every rank.
-    """
-    return slowest_of([[step.own_ms for step in steps] for steps in ranks], ENOUGH_STEPS)
-
-
-def slowest_of(times: Sequence[Sequence[float]], enough: int) -> Slowest | None:
-    """The same of times.
-
-    Args:
-        times: Of the same pieces of work of every rank.
-        enough: So many pieces at least before a rank is named as slow.
-    """
-    if len(times) < 2 or not times[0]:
-        return None
-    best: Slowest | None = None
-    for rank, mine in enumerate(times):
-        others = [statistics.median(each) for each in zip(*times[:rank], *times[rank + 1 :], strict=True)]
-        ratios = [one / max(other, 1e-9) for one, other in zip(mine, others, strict=True)]
-        ratio = statistics.median(ratios)
-        often = sum(each >= SLOWER for each in ratios) / len(ratios)
-        if best is None or ratio > best.ratio:
-            is_slow = len(ratios) >= enough and ratio >= SLOW and often >= NEARLY_ALWAYS
-            best = Slowest(rank, ratio, is_slow)
-    return best
-
-
-@dataclass(frozen=True)
-class Bucket:
-    """One gradient bucket over the measured steps."""
-
-    size_bytes: int
-    all_reduce_ms: Spread  # from the last rank ready and an earlier bucket done, to done on every rank
-    algorithm_gb_per_s: float  # of the median
-    bus_gb_per_s: float  # of the median
-
-
-@dataclass(frozen=True)
-class Exchanges:
-    """All buckets over the measured steps."""
-
-    buckets: tuple[Bucket, ...]
-    all_reduce_ms: Spread  # of a whole step: while any bucket was under way
-    bus_gb_per_s: float  # of the median
-
-
-def exchanges(ranks: Sequence[Sequence[Measured]], at_once: int) -> Exchanges | None:
-    """The exchange over the link, bucket by bucket and as a whole; None where it was not watched or there is none.
-
-    Args:
-        ranks: The same measured steps of every rank, of the same buckets.
-        at_once: All-reduces that the backend works on at the same time.
-    """
-    world_size, spans = len(ranks), []
-    sizes: tuple[int, ...] = ()
-    for together in zip(*ranks, strict=True):
-        found = [step.exchange for step in together if step.exchange is not None]
-        if len(found) < world_size:
-            return None
-        sizes = found[0].bucket_bytes
-        spans.append(under_way(found, [step.start_ms for step in together], at_once))
-    if not spans:
-        return None
-    by_bucket = [spread([end - begin for begin, end in column]) for column in zip(*spans, strict=True)]
-    whole = spread([union_ms(step) for step in spans])
-    return Exchanges(
-        buckets=tuple(
-            Bucket(
-                size_bytes=size,
-                all_reduce_ms=times,
-                algorithm_gb_per_s=algorithm_bandwidth(size, times.median),
-                bus_gb_per_s=bus_bandwidth(size, times.median, world_size),
-            )
-            for size, times in zip(sizes, by_bucket, strict=True)
-        ),
-        all_reduce_ms=whole,
-        bus_gb_per_s=bus_bandwidth(sum(sizes), whole.median, world_size),
-    )

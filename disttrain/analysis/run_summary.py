@@ -8,17 +8,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from disttrain.analysis.measured_steps import (
-    Exchanges,
-    Measured,
-    Slowest,
-    exchanges,
-    measured,
-    measured_steps,
-    phases,
-    slowest,
-    starts,
-)
+from disttrain.analysis.bandwidth import Exchanges, exchanges
+from disttrain.analysis.measured_steps import Measured, measured, measured_steps, phases, starts
+from disttrain.analysis.straggler import Slowest, slowest
 from disttrain.records.record_types import (
     CheckpointRecord,
     CrossCheckRecord,

@@ -17,9 +17,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from disttrain.distributed.device import choose_device
 from disttrain.distributed.rendezvous import interface_towards, open_store
 from disttrain.environment.rank_env import RankEnv
-from disttrain.errors import UserError
 
 T = TypeVar("T")
 
@@ -189,31 +189,6 @@ def is_first(gpus: Sequence[str], rank: int) -> bool:
         [True, False, True, True]
     """
     return not gpus[rank] or gpus[rank] not in gpus[:rank]
-
-
-def choose_device(env: RankEnv, wanted: str) -> torch.device:
-    """The device of this rank.
-
-    Slurm shows a rank all GPUs of its job on the host (--gpus-per-node) or only its own (--gpus-per-task): the index is
-    that among the GPUs that torch sees.
-
-    Raises:
-        UserError: GPUs were asked for or allocated, and torch sees none.
-    """
-    if wanted == "cpu":
-        return torch.device("cpu")
-    visible = torch.cuda.device_count()
-    if visible == 0:
-        if wanted == "cuda" or env.gpus_allocated:
-            reason = "device is 'cuda'" if wanted == "cuda" else "GPUs were allocated"
-            raise UserError(
-                f"{reason}, but torch {torch.__version__} sees no GPU on {socket.gethostname()}",
-                hint="check the driver and the build of torch, or set device: cpu",
-            )
-        return torch.device("cpu")
-    device = torch.device("cuda", env.host_rank % visible)
-    torch.cuda.set_device(device)
-    return device
 
 
 def _exchange_places(store: dist.Store, env: RankEnv, device: torch.device) -> list[dict[str, str]]:

@@ -246,3 +246,30 @@ def _from_slurm(read: _Reader) -> RankEnv:
 
 def _gpus_allocated(environ: Mapping[str, str]) -> bool:
     return any(environ.get(name, "") not in _NO_GPU for name in _GPU_LISTS)
+
+
+def choose_threads(env: RankEnv, environ: Mapping[str, str], cores: int) -> int:
+    """Threads that torch computes with on a rank: its share of the cores of its host.
+
+    Args:
+        env: This rank's place.
+        environ: OMP_NUM_THREADS is obeyed, SLURM_CPUS_PER_TASK is the share that Slurm gave.
+        cores: That this process may run on.
+
+    Example:
+        >>> choose_threads(RankEnv(world_size=4, local_world_size=4), {}, 16)
+        4
+    """
+    asked = environ.get("OMP_NUM_THREADS", "")
+    # torchrun sets 1 for everyone where the user has set nothing, which would leave most cores idle.
+    by_torchrun = env.launcher == "torchrun" and env.local_world_size > 1 and asked == "1"
+    if asked.isdecimal() and not by_torchrun:
+        return max(1, int(asked))
+    of_task = environ.get("SLURM_CPUS_PER_TASK", "") if env.launcher == "slurm" else ""
+    if of_task.isdecimal():
+        return max(1, min(int(of_task), cores))
+    return max(1, cores // env.host_world_size)
+
+
+def shape(env: RankEnv) -> str:
+    return f"{env.num_nodes}x{env.local_world_size}"

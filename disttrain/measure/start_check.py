@@ -11,11 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from disttrain.analysis.comm_overlap import algorithm_bandwidth, bus_bandwidth
-from disttrain.analysis.measured_steps import slowest_of
+from disttrain.analysis.bandwidth import algorithm_bandwidth, bus_bandwidth
+from disttrain.analysis.straggler import slowest_of
 from disttrain.config.train_config import TrainConfig
+from disttrain.distributed.device import device_name, gpu_uuid
 from disttrain.distributed.group import Group
-from disttrain.distributed.start_record import device_name, gpu_uuid
 from disttrain.errors import BrokenNode
 from disttrain.measure.all_reduce import time_all_reduce, wait_for
 from disttrain.records.record_types import CheckRecord

@@ -9,11 +9,12 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+from disttrain.config.run_id import run_id
 from disttrain.config.train_config import TrainConfig
-from disttrain.distributed.start_record import run_info
-from disttrain.environment.rank_env import RankEnv
+from disttrain.environment.rank_env import RankEnv, shape
 from disttrain.records import record_files as recordfile
-from disttrain.records.summary_types import Summary
+from disttrain.records.summary_types import RunInfo, Summary
+from disttrain.records.versions import versions
 
 MODEL_NAME = "model"
 
@@ -79,3 +80,15 @@ def keep_model(output_dir: Path, save: Callable[[Path], object], check_owner: Ca
     check_owner()
     shutil.rmtree(folder, ignore_errors=True)
     temporary.rename(folder)
+
+
+def run_info(config: TrainConfig, env: RankEnv) -> RunInfo:
+    return RunInfo(
+        run_id=run_id(shape(env), config),
+        allocation=shape(env),
+        nodes=env.num_nodes,
+        gpus_per_node=env.local_world_size,
+        world_size=env.world_size,
+        train=dataclasses.asdict(config),
+        versions=versions(),
+    )

@@ -178,3 +178,13 @@ def run_json(run: RunSpec) -> dict[str, Any]:
         "point": dict(run.point),
         "train": dataclasses.asdict(run.config),
     }
+
+
+def count_runs(number: int) -> str:
+    """A number of runs in words.
+
+    Example:
+        >>> count_runs(1), count_runs(2)
+        ('1 run', '2 runs')
+    """
+    return "1 run" if number == 1 else f"{number} runs"

@@ -17,7 +17,7 @@ from rich.table import Table
 
 from disttrain.records.record_files import failure_name
 from jobs.planning.cluster_profile import DEBUG
-from jobs.planning.plan import Plan
+from jobs.planning.plan import Plan, count_runs
 from jobs.results.collect import COLUMNS, Result, read_run
 from jobs.slurm.states import State
 from jobs.storage.ledger import read_ledger
@@ -180,16 +180,6 @@ def to_json(results: Sequence[Result], sweep: str, cluster: str) -> str:
 
 def _finite(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def count_runs(number: int) -> str:
-    """A number of runs in words.
-
-    Example:
-        >>> count_runs(1), count_runs(2)
-        ('1 run', '2 runs')
-    """
-    return "1 run" if number == 1 else f"{number} runs"
 
 
 def _short(value: object) -> str:

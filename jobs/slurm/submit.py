@@ -5,9 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import shutil
-import tempfile
-from collections.abc import Callable, Sequence
-from pathlib import Path
+from collections.abc import Callable
 
 from disttrain.errors import UserError
 from jobs.entry import RankTask
@@ -89,24 +87,3 @@ def rank_task(plan: Plan, run: RunSpec) -> RankTask:
         nodes=run.allocation.nodes,
         gpus_per_node=run.allocation.gpus_per_node,
     )
-
-
-def run_in_debugger(plan: Plan, runs: Sequence[RunSpec]) -> None:
-    """Runs every run in this process, one after the other, as one rank each: a breakpoint works, an error opens pdb.
-
-    Args:
-        plan: Its folder is a scratch folder (`scratch_folder`).
-        runs: In order; an error ends the sequence.
-    """
-    from submitit import DebugExecutor
-
-    executor = DebugExecutor(folder=plan.log_folder)
-    with clean_environ():
-        for run in runs:
-            task = RankTask(run_dir=str(SweepFolder(plan.folder).run(run.run_id)), nodes=1, gpus_per_node=1)
-            executor.submit(task).results()
-
-
-def scratch_folder(sweep_name: str) -> Path:
-    """A new folder for one debug session: its records must not be taken for those of a real run."""
-    return Path(tempfile.mkdtemp(prefix=f"sweep-debug-{sweep_name}-")) / sweep_name / "debug"

@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import json
 import os
-import platform
-import subprocess
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from disttrain.errors import UserError
 from disttrain.records.record_files import CHECKPOINTS_NAME, SUMMARY_NAME, failure_name, metrics_name
+from jobs.storage.code_state import git_state, versions
 
 _LAST = ".last"  # in the root: the sweep submitted last, for commands that name none
 
@@ -155,33 +153,6 @@ def _newest(sweep_dir: Path, wanted: str, cluster: str | None) -> SweepFolder:
 
 def _existing(path: Path, cluster: str | None) -> SweepFolder:
     return _newest(path.parent, path.parent.name, cluster or path.name)
-
-
-def versions() -> dict[str, str]:
-    """Versions of Python and of the packages that decide a result, as installed where sweep runs."""
-    found = {"python": platform.python_version()}
-    for name in ("disttrain-sweeps", "torch", "torchvision", "transformers", "datasets", "submitit"):
-        try:
-            found[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue  # a login node without torch
-    return found
-
-
-def git_state(folder: Path) -> dict[str, Any] | None:
-    """Commit of the checkout that `folder` is in, and whether it has uncommitted changes; None outside of one."""
-    try:
-        commit = _git(folder, "rev-parse", "HEAD")
-        return {"commit": commit, "dirty": bool(_git(folder, "status", "--porcelain", "--untracked-files=no"))}
-    except (OSError, subprocess.SubprocessError):
-        return None
-
-
-def _git(folder: Path, *arguments: str) -> str:
-    done = subprocess.run(
-        ["git", "-C", str(folder), *arguments], capture_output=True, text=True, check=True, timeout=30
-    )
-    return done.stdout.strip()
 
 
 def write_text(path: Path, text: str) -> None:

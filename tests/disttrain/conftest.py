@@ -72,7 +72,7 @@ def forks() -> Any:
     """Processes forked from one that has imported everything and computed nothing: a rank then starts at once."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(
-        ["disttrain.models.bert", "disttrain.models.vit", "disttrain.training.loop", "disttrain.run"]
+        ["disttrain.models.bert", "disttrain.models.vit", "disttrain.training_run", "disttrain.run"]
     )
     return context
 

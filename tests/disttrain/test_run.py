@@ -16,8 +16,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from disttrain.config.train_config import TrainConfig
-from disttrain.distributed.start_record import choose_threads
-from disttrain.environment.rank_env import RankEnv
+from disttrain.environment.rank_env import RankEnv, choose_threads
 from disttrain.records.record_files import failure_name, from_json, metrics_name, read_records
 from disttrain.records.record_types import EndRecord, EvalRecord, StartRecord, StepRecord, TelemetryRecord
 from disttrain.records.summary_types import Failure

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from disttrain.analysis.comm_overlap import Exchange, bus_bandwidth, under_way, union_ms
+from disttrain.analysis.bandwidth import bus_bandwidth
+from disttrain.analysis.comm_overlap import Exchange, under_way, union_ms
 
 
 def test_one_bucket_hides_nothing() -> None:

@@ -6,8 +6,10 @@ import random
 
 import pytest
 
+from disttrain.analysis.bandwidth import exchanges
 from disttrain.analysis.comm_overlap import Exchange
-from disttrain.analysis.measured_steps import Measured, exchanges, phases, slowest
+from disttrain.analysis.measured_steps import Measured, phases
+from disttrain.analysis.straggler import slowest
 
 
 def step(start_ms: float = 0.0, own: float = 1.0, exchange: Exchange | None = None) -> Measured:

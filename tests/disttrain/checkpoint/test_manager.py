@@ -17,7 +17,8 @@ import torch
 import disttrain.checkpoint.manager
 import disttrain.training.loop
 from disttrain.checkpoint import files as checkpoint
-from disttrain.config.train_config import TrainConfig, run_id
+from disttrain.config.run_id import run_id
+from disttrain.config.train_config import TrainConfig
 from disttrain.data.batches import RankStep
 from disttrain.environment.rank_env import RankEnv
 from disttrain.records.record_files import metrics_name, read_records

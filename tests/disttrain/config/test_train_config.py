@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from disttrain.config.train_config import TrainConfig, absolute_paths, run_id
+from disttrain.config.run_id import run_id
+from disttrain.config.train_config import TrainConfig, absolute_paths
 from disttrain.config.validation import parse_value, validate
 from disttrain.errors import UserError
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 import disttrain.measure.all_reduce
-from disttrain.analysis.comm_overlap import bus_bandwidth
+from disttrain.analysis.bandwidth import bus_bandwidth
 from disttrain.config.train_config import TrainConfig
 from disttrain.distributed.group import Group, process_group
 from disttrain.environment.rank_env import RankEnv

@@ -10,7 +10,7 @@ from torch import nn
 from transformers import BartConfig, BartForSequenceClassification, GPT2Config, GPT2ForSequenceClassification
 
 from disttrain.models.compact_embedding import CompactEmbedding, compact
-from disttrain.training.loop import make_optimizer
+from disttrain.training.optimizer import make_optimizer
 
 
 def test_training_leads_to_the_weights_of_the_whole_embedding() -> None:

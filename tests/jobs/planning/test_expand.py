@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from disttrain.config.train_config import FAMILY_CHECKPOINT, FAMILY_DATASET, TrainConfig, run_id
+from disttrain.config.run_id import run_id
+from disttrain.config.train_config import FAMILY_CHECKPOINT, FAMILY_DATASET, TrainConfig
 from jobs.planning.expand import RunSpec, expand
 from jobs.planning.sweep_file import load_sweep, parse_sweep
 from jobs.planning.yaml_file import parse_yaml

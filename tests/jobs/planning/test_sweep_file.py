@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 import yaml
 
-from disttrain.config.train_config import NOT_IDENTITY, field_names
+from disttrain.config.run_id import NOT_IDENTITY
+from disttrain.config.train_config import field_names
 from disttrain.errors import UserError
 from jobs.planning.allocation import Allocation
 from jobs.planning.expand import expand

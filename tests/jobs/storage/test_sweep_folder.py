@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 
 from disttrain.errors import UserError
-from jobs.storage.sweep_folder import SweepFolder, find_folder, prepare, versions, write_text
+from jobs.storage.code_state import versions
+from jobs.storage.sweep_folder import SweepFolder, find_folder, prepare, write_text
 
 
 def run(run_id: str, world_size: int = 2) -> dict[str, Any]:

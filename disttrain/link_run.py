@@ -1,0 +1,51 @@
+"""A run of model `link`: it trains nothing and times all-reduces."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from disttrain.analysis.run_summary import own_sums, summarise
+from disttrain.distributed.group import Group
+from disttrain.distributed.start_record import start_record
+from disttrain.measure.all_reduce import measure_link
+from disttrain.records.record_files import SUMMARY_NAME, RecordWriter, metrics_name, write_json
+from disttrain.records.record_types import CheckRecord, EndRecord, Record
+from disttrain.records.summary_types import Summary
+
+
+def run_link(
+    group: Group, output_dir: Path, checks: Sequence[CheckRecord] = (), notices: tuple[str, ...] = ()
+) -> Summary:
+    """One rank's part of the run; rank 0 writes down what was measured.
+
+    Args:
+        group: The ranks.
+        output_dir: The run's folder.
+        checks: Of this rank at the start.
+        notices: What they gave rise to.
+    """
+    for notice in notices:
+        group.say(f"note: {notice}")
+    records: list[Record] = [start_record(group, notices=notices), *checks]
+    with RecordWriter(output_dir / metrics_name(group.env.rank)) as writer:
+        writer.write(records)
+        for link in measure_link(group):
+            group.say(f"all-reduce of {link.size_bytes} bytes  {link.median_ms:.3f} ms  {link.bus_gb_per_s:.3f} GB/s")
+            records.append(link)
+            if group.is_main:
+                writer.write([link])
+        records.append(EndRecord(time_s=time.time(), steps=0, train_s=0.0))
+        writer.write(records[-1:])
+    summary = summarise(
+        records,
+        own_sums(records, warmup_steps=0),
+        [[] for _ in group.hosts],
+        hosts=group.hosts,
+        num_nodes=group.env.num_nodes,
+        warmup_steps=0,
+    )
+    if group.is_main:
+        write_json(output_dir / SUMMARY_NAME, summary)
+    return summary
