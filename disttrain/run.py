@@ -14,7 +14,7 @@ from disttrain.config.flags import parse_flags
 from disttrain.config.run_id import run_id
 from disttrain.config.train_config import LINK, TrainConfig, absolute_paths
 from disttrain.distributed.process_exit import exit_soon, leave_without_teardown
-from disttrain.environment.rank_env import RankEnv, choose_threads, shape
+from disttrain.environment.rank_env import RankEnv, choose_threads
 from disttrain.errors import BrokenNode, NewerAttempt, UserError
 from disttrain.records import record_files
 from disttrain.records.run_folder import begin_run
@@ -48,7 +48,7 @@ def main(model: str, arguments: list[str]) -> None:
 
 def default_output_dir(config: TrainConfig, env: RankEnv, environ: Mapping[str, str]) -> Path:
     """Where a run that no sweep started puts its files: ``<root>/torchrun/<run_id>``."""
-    return Path(environ.get("SWEEP_ROOT") or "runs") / "torchrun" / run_id(shape(env), config)
+    return Path(environ.get("SWEEP_ROOT") or "runs") / "torchrun" / run_id(env.allocation, config)
 
 
 def run(config: TrainConfig, env: RankEnv, output_dir: Path) -> Summary:
@@ -103,7 +103,7 @@ def _run(config: TrainConfig, env: RankEnv, output_dir: Path) -> Summary:
     if config.deterministic:
         compute_deterministically()
     with process_group(env, config.device) as group:
-        finished = group.from_main(begin_run(config, env, output_dir) if group.is_main else None)
+        finished = group.broadcast_from_main(begin_run(config, env, output_dir) if group.is_main else None)
         if finished is not None:
             return finished
         checked = check_start(config, group)  # before an hour is spent on data, with ranks that cannot train

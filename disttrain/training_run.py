@@ -11,24 +11,24 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from disttrain.analysis.measured_steps import measured, starts
+from disttrain.analysis.measured_steps import measured_steps, split_by_start
 from disttrain.analysis.run_summary import Sums, own_sums, summarise
-from disttrain.checkpoint.manager import Checkpoints, Start
+from disttrain.checkpoint.manager import CheckpointManager, ResumePoint
 from disttrain.config.run_id import run_id
 from disttrain.config.train_config import TrainConfig, parse_cadence
 from disttrain.distributed.device import gpu_uuid
 from disttrain.distributed.group import Group
 from disttrain.distributed.start_record import start_record
-from disttrain.measure.gather_steps import gather_measured, recent
+from disttrain.measure.gather_steps import drop_old_exchanges, gather_measured_steps
 from disttrain.measure.start_check import StartCheck
 from disttrain.measure.telemetry import open_sampler
 from disttrain.models.compile import compile_model, why_not_compiled
-from disttrain.models.family import Built, Encoded, load_family
+from disttrain.models.family import BuiltModel, EncodedSplits, load_family
 from disttrain.records import record_files
 from disttrain.records.record_types import StartRecord
-from disttrain.records.run_folder import keep_model, remove_results
+from disttrain.records.run_folder import remove_results, save_model
 from disttrain.records.summary_types import Summary
-from disttrain.training.loop import Training, train
+from disttrain.training.loop import TrainingLoop
 from disttrain.training.optimizer import make_optimizer
 
 
@@ -38,8 +38,8 @@ class PreparedRun:
 
     model: nn.Module
     optimizer: torch.optim.Optimizer
-    encoded: Encoded
-    built: Built
+    encoded: EncodedSplits
+    built: BuiltModel
     notices: tuple[str, ...]
 
 
@@ -74,14 +74,14 @@ def prepare(config: TrainConfig, group: Group, output_dir: Path) -> PreparedRun:
     return PreparedRun(model, optimizer, encoded, built, notices)
 
 
-def open_checkpoints(config: TrainConfig, group: Group, output_dir: Path) -> Checkpoints | None:
+def open_checkpoints(config: TrainConfig, group: Group, output_dir: Path) -> CheckpointManager | None:
     """The checkpoints of the run; None if the config asks for none."""
     if config.checkpoint_every is None:
         return None
     # The id leaves out the number of ranks, because a run may resume with a different number.
     identity = run_id("run", config)
     folder = output_dir / record_files.CHECKPOINTS_NAME
-    return Checkpoints(folder, group, identity, parse_cadence(config.checkpoint_every))
+    return CheckpointManager(folder, group, identity, parse_cadence(config.checkpoint_every))
 
 
 def train_and_summarise(
@@ -90,7 +90,7 @@ def train_and_summarise(
     output_dir: Path,
     prepared: PreparedRun,
     checked: StartCheck,
-    checkpoints: Checkpoints | None,
+    checkpoints: CheckpointManager | None,
 ) -> Summary:
     """Trains from the latest checkpoint or from the beginning, and writes records, trained model and summary.
 
@@ -107,7 +107,7 @@ def train_and_summarise(
     """
     env, model, optimizer = group.env, prepared.model, prepared.optimizer
     path = output_dir / record_files.metrics_name(env.rank)
-    start = checkpoints.load(model, optimizer, len(prepared.encoded.train), path) if checkpoints else Start()
+    start = checkpoints.load(model, optimizer, len(prepared.encoded.train), path) if checkpoints else ResumePoint()
     if group.is_main:
         remove_results(output_dir, env.world_size)
     sampler, unsampled = open_sampler(config.telemetry_every_s, gpu_uuid(group.device))
@@ -119,9 +119,17 @@ def train_and_summarise(
         gc.freeze()  # a collection during training looks only at what training makes
         gc.enable()
         with sampler:
-            end = train(
-                Training(config, group, model, optimizer, prepared.encoded, writer, checkpoints, start, sampler.taken)
-            )
+            end = TrainingLoop(
+                config,
+                group,
+                model,
+                optimizer,
+                prepared.encoded,
+                writer,
+                checkpoints=checkpoints,
+                start=start,
+                take_samples=sampler.taken,
+            ).run()
         writer.write([*sampler.taken(), end])
     summary = _summarise(config, group, path)
     if group.is_main:
@@ -133,22 +141,22 @@ def train_and_summarise(
 
 
 def _summarise(config: TrainConfig, group: Group, path: Path) -> Summary:
-    own = recent(record_files.read_records(path))
+    own = drop_old_exchanges(record_files.read_records(path))
     warmup_steps = config.timing_warmup_steps
     sums = _sum_over_ranks(own_sums(own, warmup_steps, first_on_gpu=group.first_on_gpu), group)
     # Only the steps of this start: earlier ones may have run on other hosts.
-    ranks = gather_measured(measured(starts(own)[-1], warmup_steps), group)
+    ranks = gather_measured_steps(measured_steps(split_by_start(own)[-1], warmup_steps), group)
     return summarise(own, sums, ranks, hosts=group.hosts, num_nodes=group.env.num_nodes, warmup_steps=warmup_steps)
 
 
 def _save_results(
-    summary: Summary, save: Callable[[Path], object] | None, output_dir: Path, checkpoints: Checkpoints | None
+    summary: Summary, save: Callable[[Path], object] | None, output_dir: Path, checkpoints: CheckpointManager | None
 ) -> Summary:
     """Writes the trained model, and the summary last: a run with a summary is done."""
     check_owner = checkpoints.check_owner if checkpoints else lambda: None
     if save is not None:
         try:
-            keep_model(output_dir, save, check_owner)
+            save_model(output_dir, save, check_owner)
         except OSError as error:  # a full disk must not cost what was measured
             lost = f"the trained model could not be saved: {error}"
             summary = dataclasses.replace(summary, notices=(*summary.notices, lost))

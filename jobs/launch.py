@@ -17,7 +17,7 @@ from jobs.planning.plan import JobGroup, Plan, count_runs, plan_json, run_json, 
 from jobs.planning.sweep_file import Sweep
 from jobs.results.status import Status, read_status
 from jobs.slurm.sacct import AccountingUnavailable, queued_jobs
-from jobs.slurm.states import Phase, State
+from jobs.slurm.states import JobPhase, State
 from jobs.slurm.submit import require_slurm, send_to_slurm
 from jobs.storage.ledger import Ledger, read_ledger, submission_lock
 from jobs.storage.sweep_folder import SweepFolder, prepare
@@ -107,7 +107,7 @@ def _missing(folder: SweepFolder, plan: Plan, ledger: Ledger) -> frozenset[str]:
     known = {result.run_id: result for result in status.results}
     wanted = [run.run_id for run in plan.runs]
     done = {run_id for run_id in wanted if run_id in sent and known[run_id].state == State.COMPLETED}
-    under_way = {run_id for run_id in wanted if run_id in sent and known[run_id].phase is not Phase.FINISHED}
+    under_way = {run_id for run_id in wanted if run_id in sent and known[run_id].phase is not JobPhase.FINISHED}
     missing = frozenset(wanted) - done - under_way
     rest = f" ({len(done)} done, {len(under_way)} under way)" if done or under_way else ""
     print(

@@ -6,30 +6,30 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from disttrain.analysis.comm_overlap import under_way, union_ms
-from disttrain.analysis.measured_steps import Measured, Spread, spread
+from disttrain.analysis.comm_overlap import all_reduce_spans, covered_ms
+from disttrain.analysis.measured_steps import MeasuredStep, Percentiles, percentiles
 
 
 @dataclass(frozen=True)
-class Bucket:
+class BucketSummary:
     """One gradient bucket over the measured steps."""
 
     size_bytes: int
-    all_reduce_ms: Spread  # from the last rank ready and an earlier bucket done, to done on every rank
+    all_reduce_ms: Percentiles  # from the last rank ready and an earlier bucket done, to done on every rank
     algorithm_gb_per_s: float  # of the median
     bus_gb_per_s: float  # of the median
 
 
 @dataclass(frozen=True)
-class Exchanges:
+class ExchangeSummary:
     """All buckets over the measured steps."""
 
-    buckets: tuple[Bucket, ...]
-    all_reduce_ms: Spread  # of a whole step: while any bucket was under way
+    buckets: tuple[BucketSummary, ...]
+    all_reduce_ms: Percentiles  # of a whole step: while any bucket was under way
     bus_gb_per_s: float  # of the median
 
 
-def exchanges(ranks: Sequence[Sequence[Measured]], at_once: int) -> Exchanges | None:
+def summarise_exchanges(ranks: Sequence[Sequence[MeasuredStep]], at_once: int) -> ExchangeSummary | None:
     """The exchange over the link, bucket by bucket and as a whole; None where it was not watched or there is none.
 
     Args:
@@ -43,14 +43,14 @@ def exchanges(ranks: Sequence[Sequence[Measured]], at_once: int) -> Exchanges | 
         if len(found) < world_size:
             return None
         sizes = found[0].bucket_bytes
-        spans.append(under_way(found, [step.start_ms for step in together], at_once))
+        spans.append(all_reduce_spans(found, [step.start_ms for step in together], at_once))
     if not spans:
         return None
-    by_bucket = [spread([end - begin for begin, end in column]) for column in zip(*spans, strict=True)]
-    whole = spread([union_ms(step) for step in spans])
-    return Exchanges(
+    by_bucket = [percentiles([end - begin for begin, end in column]) for column in zip(*spans, strict=True)]
+    whole = percentiles([covered_ms(step) for step in spans])
+    return ExchangeSummary(
         buckets=tuple(
-            Bucket(
+            BucketSummary(
                 size_bytes=size,
                 all_reduce_ms=times,
                 algorithm_gb_per_s=algorithm_bandwidth(size, times.median),

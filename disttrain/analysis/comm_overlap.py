@@ -26,7 +26,7 @@ class Exchange:
         """When the backward pass had nothing more to compute: its last bucket was ready."""
         return max(self.ready_ms)
 
-    def exposed_ms(self, backward_end_ms: float) -> float:
+    def exposed_comm_ms(self, backward_end_ms: float) -> float:
         """What the step waits for: from its last gradient to the end of the backward pass, which the exchange ends.
 
         Args:
@@ -34,13 +34,13 @@ class Exchange:
         """
         return max(0.0, backward_end_ms - self.computed_ms)
 
-    def hidden_ms(self) -> float:
+    def overlapped_comm_ms(self) -> float:
         """How long buckets were under way while gradients were still computed; where two are, that time counts once."""
         spans = zip(self.ready_ms, self.done_ms, strict=True)
-        return union_ms((ready, min(done, self.computed_ms)) for ready, done in spans)
+        return covered_ms((ready, min(done, self.computed_ms)) for ready, done in spans)
 
 
-def under_way(
+def all_reduce_spans(
     ranks: Sequence[Exchange], starts_ms: Sequence[float], at_once: int = 1
 ) -> tuple[tuple[float, float], ...]:
     """When the all-reduce of each bucket of one step began and ended, the wait for a slow rank left out.
@@ -64,7 +64,7 @@ def under_way(
     return tuple(found)
 
 
-def union_ms(spans: Iterable[tuple[float, float]]) -> float:
+def covered_ms(spans: Iterable[tuple[float, float]]) -> float:
     """The time that is covered by spans, (begin, end); where they overlap it counts once.
 
     Example:

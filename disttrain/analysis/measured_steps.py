@@ -14,15 +14,15 @@ PHASES = (
     "forward_ms",
     "backward_ms",
     "backward_compute_ms",
-    "exposed_ms",
-    "hidden_ms",
+    "exposed_comm_ms",
+    "overlapped_comm_ms",
     "optimizer_ms",
     "step_ms",
 )
 
 
 @dataclass(frozen=True)
-class Measured:
+class MeasuredStep:
     """One measured step of one rank; milliseconds, on rank 0's clock what is on a clock."""
 
     start_ms: float
@@ -30,8 +30,8 @@ class Measured:
     forward_ms: float
     backward_ms: float
     optimizer_ms: float
-    exposed_ms: float | None
-    hidden_ms: float | None
+    exposed_comm_ms: float | None
+    overlapped_comm_ms: float | None
     exchange: Exchange | None
 
     @property
@@ -41,7 +41,7 @@ class Measured:
     @property
     def backward_compute_ms(self) -> float | None:
         """The backward pass without the exchange that it waits for."""
-        return None if self.exposed_ms is None else self.backward_ms - self.exposed_ms
+        return None if self.exposed_comm_ms is None else self.backward_ms - self.exposed_comm_ms
 
     @property
     def own_ms(self) -> float:
@@ -49,7 +49,7 @@ class Measured:
         return self.data_ms + self.forward_ms + (self.backward_compute_ms or 0.0) + self.optimizer_ms
 
 
-def starts(records: Sequence[Record]) -> list[list[Record]]:
+def split_by_start(records: Sequence[Record]) -> list[list[Record]]:
     """The records of each start of a rank: a run that goes on from a checkpoint starts again, maybe on another host."""
     found: list[list[Record]] = []
     for record in records:
@@ -59,39 +59,39 @@ def starts(records: Sequence[Record]) -> list[list[Record]]:
     return found
 
 
-def measured_steps(records: Sequence[Record], warmup_steps: int) -> list[StepRecord]:
+def steps_after_warmup(records: Sequence[Record], warmup_steps: int) -> list[StepRecord]:
     """The steps without the first ones of each start, in which it warms up."""
     return [
         step
-        for start in starts(records)
+        for start in split_by_start(records)
         for step in [record for record in start if isinstance(record, StepRecord)][warmup_steps:]
     ]
 
 
-def measured(records: Sequence[Record], warmup_steps: int) -> list[Measured]:
+def measured_steps(records: Sequence[Record], warmup_steps: int) -> list[MeasuredStep]:
     """The measured steps of one rank, with their exchange, on rank 0's clock.
 
     Args:
         records: All records of the rank.
         warmup_steps: First steps of each start, which no measurement counts.
     """
-    return [step for start in starts(records) for step in _measured(start, warmup_steps)]
+    return [step for start in split_by_start(records) for step in _measured_steps_of_start(start, warmup_steps)]
 
 
-def _measured(start: Sequence[Record], warmup_steps: int) -> Iterator[Measured]:
+def _measured_steps_of_start(start: Sequence[Record], warmup_steps: int) -> Iterator[MeasuredStep]:
     exchanges = {record.step: record for record in start if isinstance(record, ExchangeRecord)}
     clocks = [record for record in start if isinstance(record, ClockRecord)]
-    for step in measured_steps(start, warmup_steps):
+    for step in steps_after_warmup(start, warmup_steps):
         found = exchanges.get(step.step)
         start_s = step.start_s or 0.0  # of an earlier version's record, which had no exchange to lay on a clock
-        yield Measured(
+        yield MeasuredStep(
             start_ms=(start_s - offset_at(start_s, clocks)) * 1000,
             data_ms=step.data_ms,
             forward_ms=step.forward_ms,
             backward_ms=step.backward_ms,
             optimizer_ms=step.optimizer_ms,
-            exposed_ms=step.exposed_ms,
-            hidden_ms=step.hidden_ms,
+            exposed_comm_ms=step.exposed_comm_ms,
+            overlapped_comm_ms=step.overlapped_comm_ms,
             exchange=Exchange(found.bucket_bytes, found.ready_ms, found.done_ms) if found else None,
         )
 
@@ -111,7 +111,7 @@ def offset_at(time_s: float, clocks: Sequence[ClockRecord]) -> float:
 
 
 @dataclass(frozen=True)
-class Spread:
+class Percentiles:
     """Of one phase on one rank."""
 
     median: float
@@ -119,7 +119,7 @@ class Spread:
     minimum: float
 
 
-def spread(values: Sequence[float]) -> Spread:
+def percentiles(values: Sequence[float]) -> Percentiles:
     """Median, 95th percentile (nearest rank) and minimum.
 
     Example:
@@ -127,10 +127,10 @@ def spread(values: Sequence[float]) -> Spread:
         Spread(median=2.5, p95=10.0, minimum=1.0)
     """
     ordered = sorted(values)
-    return Spread(statistics.median(ordered), ordered[-(-95 * len(ordered) // 100) - 1], ordered[0])
+    return Percentiles(statistics.median(ordered), ordered[-(-95 * len(ordered) // 100) - 1], ordered[0])
 
 
-def phases(steps: Sequence[Measured]) -> dict[str, Spread | None]:
+def phase_percentiles(steps: Sequence[MeasuredStep]) -> dict[str, Percentiles | None]:
     """Each phase of one rank; None where it was not watched."""
     found = {name: [getattr(step, name) for step in steps] for name in PHASES}
-    return {name: None if not values or None in values else spread(values) for name, values in found.items()}
+    return {name: None if not values or None in values else percentiles(values) for name, values in found.items()}

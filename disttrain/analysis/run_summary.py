@@ -8,9 +8,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from disttrain.analysis.bandwidth import Exchanges, exchanges
-from disttrain.analysis.measured_steps import Measured, measured, measured_steps, phases, starts
-from disttrain.analysis.straggler import Slowest, slowest
+from disttrain.analysis.bandwidth import ExchangeSummary, summarise_exchanges
+from disttrain.analysis.measured_steps import (
+    MeasuredStep,
+    measured_steps,
+    phase_percentiles,
+    split_by_start,
+    steps_after_warmup,
+)
+from disttrain.analysis.straggler import Straggler, find_straggler
 from disttrain.records.record_types import (
     CheckpointRecord,
     CrossCheckRecord,
@@ -50,11 +56,11 @@ def own_sums(records: Sequence[Record], warmup_steps: int, *, first_on_gpu: bool
     steps = [record for record in records if isinstance(record, StepRecord)]
     last = steps[-1].step if steps else 0
     tail = [record for record in steps if record.step > last - math.ceil(last / 10) and record.loss is not None]
-    energies = [_energy(start) for start in starts(records)]
+    energies = [_energy(start) for start in split_by_start(records)]
     return Sums(
         tail_loss=sum((record.loss or 0.0) * record.examples for record in tail),
         tail_examples=sum(record.examples for record in tail),
-        measured_examples=sum(record.examples for record in measured_steps(records, warmup_steps)),
+        measured_examples=sum(record.examples for record in steps_after_warmup(records, warmup_steps)),
         energy_j=sum(filter(None, energies)) if first_on_gpu else 0.0,
         energy_ranks=float(energies[-1] is not None or not first_on_gpu),
     )
@@ -63,7 +69,7 @@ def own_sums(records: Sequence[Record], warmup_steps: int, *, first_on_gpu: bool
 def summarise(
     records: Sequence[Record],
     sums: Sums,
-    ranks: Sequence[Sequence[Measured]],
+    ranks: Sequence[Sequence[MeasuredStep]],
     *,
     hosts: tuple[str, ...],
     num_nodes: int,
@@ -80,11 +86,11 @@ def summarise(
         warmup_steps: First steps, which no measurement counts.
     """
     begun = [record for record in records if isinstance(record, StartRecord)]
-    start, slow = begun[-1], slowest(ranks)
+    start, slow = begun[-1], find_straggler(ranks)
     comparable = not (start.shared_gpu or start.folded)
     end = next(record for record in records if isinstance(record, EndRecord))
     last_eval = next((record for record in reversed(records) if isinstance(record, EvalRecord)), None)
-    steps = measured_steps(records, warmup_steps)
+    steps = steps_after_warmup(records, warmup_steps)
     measured_s = sum(record.step_ms for record in steps) / 1000
     samples_per_s = sums.measured_examples / measured_s if steps else None
     return Summary(
@@ -110,8 +116,8 @@ def summarise(
             *_unread(records),
             *(_slow(slow, hosts) if comparable else ()),
         ),
-        **_phases(measured(records, warmup_steps)),
-        **_exchange(exchanges(ranks, AT_ONCE.get(start.backend or "", 1))),
+        **_phases(measured_steps(records, warmup_steps)),
+        **_exchange(summarise_exchanges(ranks, AT_ONCE.get(start.backend or "", 1))),
         **_cross_check(records),
         **_slowest(slow, hosts),
         **_link(records),
@@ -147,7 +153,7 @@ def _energy(start: Sequence[Record]) -> float | None:
 
 def _samples(records: Sequence[Record]) -> list[TelemetryRecord]:
     """Of the last start: an earlier one may have been on another GPU."""
-    return [record for record in starts(records)[-1] if isinstance(record, TelemetryRecord)]
+    return [record for record in split_by_start(records)[-1] if isinstance(record, TelemetryRecord)]
 
 
 def _telemetry(samples: Sequence[TelemetryRecord]) -> dict[str, Any]:
@@ -175,10 +181,10 @@ def _peak(values: Sequence[float | None]) -> float | None:
     return max((value for value in values if value is not None), default=None)
 
 
-def _phases(steps: Sequence[Measured]) -> dict[str, Any]:
+def _phases(steps: Sequence[MeasuredStep]) -> dict[str, Any]:
     """Median, 95th percentile and minimum of each phase."""
     found: dict[str, Any] = {}
-    for name, values in phases(steps).items():
+    for name, values in phase_percentiles(steps).items():
         stem = name.removesuffix("_ms")
         found[name] = values.median if values else None
         found[f"{stem}_p95_ms"] = values.p95 if values else None
@@ -186,7 +192,7 @@ def _phases(steps: Sequence[Measured]) -> dict[str, Any]:
     return found
 
 
-def _exchange(exchanged: Exchanges | None) -> dict[str, Any]:
+def _exchange(exchanged: ExchangeSummary | None) -> dict[str, Any]:
     if exchanged is None:
         return {}
     return {
@@ -212,15 +218,15 @@ def _cross_check(records: Sequence[Record]) -> dict[str, Any]:
     if check is None:
         return {}
     return {
-        "check_exposed_ms": check.exposed_ms,
+        "check_exposed_ms": check.exposed_comm_ms,
         "no_sync_exposed_ms": check.no_sync_exposed_ms,
-        "no_sync_difference": check.no_sync_exposed_ms / check.exposed_ms - 1 if check.exposed_ms else None,
+        "no_sync_difference": check.no_sync_exposed_ms / check.exposed_comm_ms - 1 if check.exposed_comm_ms else None,
         "no_sync_is_check": check.is_check,
         "ddp_exposed_ms": check.ddp_exposed_ms,
     }
 
 
-def _slowest(slow: Slowest | None, hosts: tuple[str, ...]) -> dict[str, Any]:
+def _slowest(slow: Straggler | None, hosts: tuple[str, ...]) -> dict[str, Any]:
     return (
         {}
         if slow is None
@@ -237,7 +243,7 @@ def _link(records: Sequence[Record]) -> dict[str, Any]:
     }
 
 
-def _slow(slow: Slowest | None, hosts: tuple[str, ...]) -> tuple[str, ...]:
+def _slow(slow: Straggler | None, hosts: tuple[str, ...]) -> tuple[str, ...]:
     if slow is None or not slow.is_slow:
         return ()
     return (

@@ -96,7 +96,7 @@ def remove(folder: Path, manifest: Path) -> None:
 
 
 @dataclass(frozen=True)
-class Found:
+class FoundCheckpoint:
     """The checkpoint to go on from, and what was wrong with those that were passed over."""
 
     manifest: Manifest | None
@@ -105,7 +105,7 @@ class Found:
     unreadable: bool = False  # there are some that may be whole, but none that can be read now
 
 
-def find(folder: Path) -> Found:
+def find(folder: Path) -> FoundCheckpoint:
     """The latest whole checkpoint of a folder.
 
     Each is read and compared with its checksum; one that does not match is passed over for the one before.
@@ -125,10 +125,10 @@ def find(folder: Path) -> Found:
         except (ValueError, TypeError) as error:
             problem = f"its manifest cannot be read: {error}"
         if problem is None:
-            return Found(manifest, tuple(notices), tuple(damaged))
+            return FoundCheckpoint(manifest, tuple(notices), tuple(damaged))
         damaged.append(path)
         notices.append(f"checkpoint {path.stem} is passed over: {problem}")
-    return Found(None, tuple(notices), tuple(damaged), unreadable)
+    return FoundCheckpoint(None, tuple(notices), tuple(damaged), unreadable)
 
 
 def _damage(path: Path, manifest: Manifest) -> str | None:
@@ -150,7 +150,7 @@ def load(folder: Path, manifest: Manifest) -> dict[str, Any]:
     return state
 
 
-def tidy(folder: Path, attempt: int, damaged: tuple[Path, ...] = ()) -> None:
+def remove_leftovers(folder: Path, attempt: int, damaged: tuple[Path, ...] = ()) -> None:
     """Removes what is of no use to anyone: damaged checkpoints, and what attempts before this one left half written."""
     for manifest in damaged:
         remove(folder, manifest)
@@ -171,4 +171,4 @@ def clear(folder: Path, attempt: int) -> None:
         match = _NAME.fullmatch(manifest.name)
         if match and int(match["attempt"]) <= attempt:
             remove(folder, manifest)
-    tidy(folder, attempt + 1)
+    remove_leftovers(folder, attempt + 1)

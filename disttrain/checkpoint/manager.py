@@ -12,30 +12,30 @@ import torch
 from torch import Tensor, nn
 
 from disttrain.checkpoint import files as checkpoint
-from disttrain.checkpoint.files import Claim, Found, Manifest
+from disttrain.checkpoint.files import Claim, FoundCheckpoint, Manifest
 from disttrain.checkpoint.schedule import SaveSchedule
 from disttrain.checkpoint.writer import CheckpointWriter
 from disttrain.config.train_config import Cadence
 from disttrain.data.batches import BEGINNING, Position
 from disttrain.distributed.group import Group
 from disttrain.errors import UserError
-from disttrain.records.record_files import RecordWriter, Written, is_intact, records_behind
+from disttrain.records.record_files import RecordPosition, RecordWriter, is_intact, records_after
 from disttrain.records.record_types import CheckpointRecord
 from disttrain.records.versions import versions
 
 
 @dataclass(frozen=True)
-class Start:
+class ResumePoint:
     """Where training begins: at the beginning, or behind the last step of a checkpoint."""
 
     position: Position = BEGINNING
-    records: Written = Written()  # noqa: RUF009 - immutable; of this rank, those of the steps before
+    records: RecordPosition = RecordPosition()  # noqa: RUF009 - immutable; of this rank, those of the steps before
     saved: tuple[CheckpointRecord, ...] = ()  # of checkpoints up to this one, that were written down behind those
     train_s: float = 0.0  # that the steps before took
     notices: tuple[str, ...] = ()
 
 
-class Checkpoints:
+class CheckpointManager:
     """The checkpoints of one run, seen from one rank: rank 0 writes, all go on from the same."""
 
     def __init__(self, folder: Path, group: Group, identity: str, cadence: Cadence) -> None:
@@ -49,7 +49,7 @@ class Checkpoints:
             claim = Claim(folder)
             on_gpu = group.device.type == "cuda"
             self._writer = CheckpointWriter(claim, folder, identity, group.env.world_size, on_gpu=on_gpu)
-        self._attempt = group.from_main(claim.attempt if group.is_main else 0)
+        self._attempt = group.broadcast_from_main(claim.attempt if group.is_main else 0)
         self._due = 0
         self.saves_at_due = True
 
@@ -65,7 +65,7 @@ class Checkpoints:
         """
         checkpoint.check_owner(self._folder, self._attempt)
 
-    def load(self, model: nn.Module, optimizer: torch.optim.Optimizer, examples: int, records: Path) -> Start:
+    def load(self, model: nn.Module, optimizer: torch.optim.Optimizer, examples: int, records: Path) -> ResumePoint:
         """Puts the latest whole checkpoint into model, optimizer and random generators.
 
         Args:
@@ -81,15 +81,16 @@ class Checkpoints:
             UserError: The folder holds the checkpoints of another run, or the data are no longer the same.
         """
         # Rank 0 alone reads and checks the files, and decides for all.
-        found = self._group.from_main(checkpoint.find(self._folder) if self._group.is_main else Found(None, ()))
+        found = checkpoint.find(self._folder) if self._group.is_main else FoundCheckpoint(None, ())
+        found = self._group.broadcast_from_main(found)
         if self._group.is_main:
-            checkpoint.tidy(self._folder, self._attempt, found.damaged)
+            checkpoint.remove_leftovers(self._folder, self._attempt, found.damaged)
         manifest, notices = found.manifest, found.notices
         if found.unreadable and manifest is None:
             # To begin anew would put other checkpoints in their place.
             raise UserError(f"no checkpoint can be read: {'; '.join(notices)}", hint="try again, or remove the folder")
         if manifest is None:
-            return Start(notices=notices)
+            return ResumePoint(notices=notices)
         if manifest.identity != self._identity:
             raise UserError(
                 f"{str(self._folder)!r} holds checkpoints of another run, {manifest.identity}",
@@ -97,14 +98,14 @@ class Checkpoints:
             )
         state = checkpoint.load(self._folder, manifest)
         _restore(state, model, optimizer, examples)
-        start = Start(Position(**state["position"]), train_s=state["train_s"])
+        start = ResumePoint(Position(**state["position"]), train_s=state["train_s"])
         notices = (*notices, *_other_versions(state.get("versions", {}), self._versions))
         notices = (*notices, f"goes on behind step {manifest.step}, from attempt {manifest.attempt}")
         return self._restore_rank(start, state["ranks"], manifest, notices, records)
 
     def _restore_rank(
-        self, start: Start, ranks: list[Tensor], manifest: Manifest, notices: tuple[str, ...], records: Path
-    ) -> Start:
+        self, start: ResumePoint, ranks: list[Tensor], manifest: Manifest, notices: tuple[str, ...], records: Path
+    ) -> ResumePoint:
         env = self._group.env
         if manifest.world_size != env.world_size:
             lost = (
@@ -121,7 +122,7 @@ class Checkpoints:
             return dataclasses.replace(start, notices=(*notices, gone))
         saved = tuple(
             record
-            for record in records_behind(records, written)
+            for record in records_after(records, written)
             if isinstance(record, CheckpointRecord) and record.step <= manifest.step
         )
         return dataclasses.replace(start, records=written, saved=saved, notices=notices)
@@ -173,7 +174,7 @@ class Checkpoints:
         """Settles when to save next, behind a step that was due."""
         decision = self._schedule.next(step, time.monotonic(), saved=self.saves_at_due)
         # Rank 0's clock decides for all: a message that each waits for, a GPU's host too, in few of the steps.
-        steps, self.saves_at_due = self._group.from_main(decision)
+        steps, self.saves_at_due = self._group.broadcast_from_main(decision)
         self._due = step + steps
 
     def outcomes(self) -> list[CheckpointRecord]:
@@ -231,7 +232,7 @@ def _other_versions(before: dict[str, str], now: dict[str, str]) -> tuple[str, .
     return (f"since its checkpoint {', '.join(changed)}: losses need not be those of an uninterrupted run",)
 
 
-def _pack(written: Written, device: torch.device) -> Tensor:
+def _pack(written: RecordPosition, device: torch.device) -> Tensor:
     """The state of one rank alone, as bytes: how far its records are written, and its random generators."""
     numbers = torch.tensor([written.size_bytes, written.crc32], dtype=torch.int64)
     parts = [numbers.view(torch.uint8), torch.get_rng_state()]
@@ -240,11 +241,11 @@ def _pack(written: Written, device: torch.device) -> Tensor:
     return torch.cat(parts)
 
 
-def _unpack(state: Tensor, device: torch.device) -> Written:
+def _unpack(state: Tensor, device: torch.device) -> RecordPosition:
     """Restores the random generators; gives how far the records were written."""
     head, size = 16, torch.get_rng_state().numel()
     torch.set_rng_state(state[head : head + size].clone())
     if device.type == "cuda" and state.numel() > head + size:
         torch.cuda.set_rng_state(state[head + size :].clone(), device)
     size_bytes, crc32 = state[:head].clone().view(torch.int64).tolist()
-    return Written(size_bytes, crc32)
+    return RecordPosition(size_bytes, crc32)

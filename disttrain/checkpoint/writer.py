@@ -17,13 +17,13 @@ from torch import Tensor
 
 from disttrain.checkpoint.files import KEPT, Claim, Manifest, list_manifests, remove
 from disttrain.errors import NewerAttempt
-from disttrain.records.atomic_write import durable
+from disttrain.records.atomic_write import atomic_write
 
 _CopyEvents = tuple[torch.cuda.Event, torch.cuda.Event]  # before and behind the copies from a GPU
 
 
 @dataclass(frozen=True)
-class Outcome:
+class CheckpointOutcome:
     """What became of one checkpoint, and what it cost."""
 
     step: int
@@ -44,7 +44,7 @@ class CheckpointWriter:
         self._world_size = world_size
         self._buffers: dict[str, Tensor] = {}
         self._thread: threading.Thread | None = None
-        self._done: queue.SimpleQueue[Outcome | NewerAttempt] = queue.SimpleQueue()
+        self._done: queue.SimpleQueue[CheckpointOutcome | NewerAttempt] = queue.SimpleQueue()
 
     def save(self, step: int, state: Mapping[str, Any], began_s: float) -> None:
         """Copies the state, and writes the copy while training goes on.
@@ -67,13 +67,13 @@ class CheckpointWriter:
             self._thread.join()
             self._thread = None
 
-    def done(self) -> list[Outcome]:
+    def done(self) -> list[CheckpointOutcome]:
         """What became of checkpoints since the last call; one that failed is told, and the run goes on without it.
 
         Raises:
             NewerAttempt: Another attempt owns the run.
         """
-        found: list[Outcome] = []
+        found: list[CheckpointOutcome] = []
         while not self._done.empty():
             outcome = self._done.get()
             if isinstance(outcome, NewerAttempt):
@@ -122,13 +122,13 @@ class CheckpointWriter:
             return
         except Exception as failed:  # noqa: BLE001 - a full disk, say, of which torch makes errors of its own
             error = next(iter(str(failed).splitlines()), type(failed).__name__)
-        self._done.put(Outcome(step, blocked_ms, time.perf_counter() - start, size, error))
+        self._done.put(CheckpointOutcome(step, blocked_ms, time.perf_counter() - start, size, error))
 
     def _write_files(self, step: int, state: Any) -> int:
         name = f"attempt-{self._claim.attempt:05d}-step-{step:09d}"
         path = self._folder / f"{name}.pt"
         self._claim.check()
-        with durable(path) as file:
+        with atomic_write(path) as file:
             hashing = _HashingFile(file)
             torch.save(state, hashing)  # type: ignore[arg-type]
         self._claim.check()
@@ -141,7 +141,7 @@ class CheckpointWriter:
             identity=self._identity,
             world_size=self._world_size,
         )
-        with durable(self._folder / f"{name}.json") as file:
+        with atomic_write(self._folder / f"{name}.json") as file:
             file.write(json.dumps(asdict(manifest), indent=2).encode())
         for old in list_manifests(self._folder)[KEPT:]:
             remove(self._folder, old)

@@ -43,12 +43,12 @@ def content_key(parts: Iterable[bytes]) -> str:
 
 
 def mapped_arrays(key: str, make: Callable[[Append], None]) -> Arrays:
-    """The arrays of a key as `kept_arrays` gives them, or else in memory: of each process its own copy."""
-    kept = kept_arrays(key, make)
+    """The arrays of a key as `cached_arrays` gives them, or else in memory: of each process its own copy."""
+    kept = cached_arrays(key, make)
     return arrays_in_memory(make) if kept is None else kept
 
 
-def kept_arrays(key: str, make: Callable[[Append], None]) -> Arrays | None:
+def cached_arrays(key: str, make: Callable[[Append], None]) -> Arrays | None:
     """The arrays of a key: found in the cache, or made and kept there.
 
     The processes of a host that map them share one copy in the page cache.

@@ -134,7 +134,7 @@ class GlobalBatches:
                 yield self._step(end, epoch, order[at:consumed], rank)
 
     def _step(self, end: Position, epoch: int, together: Indices, rank: int) -> RankStep:
-        mine = share(together, rank, self.world_size)
+        mine = rank_slice(together, rank, self.world_size)
         batches = tuple(mine[start : start + self.rank_batch] for start in range(0, len(mine), self.rank_batch))
         return RankStep(
             step=end.step,
@@ -148,7 +148,7 @@ class GlobalBatches:
         )
 
 
-def share(together: Indices, rank: int, world_size: int) -> Indices:
+def rank_slice(together: Indices, rank: int, world_size: int) -> Indices:
     """One rank's contiguous part of a global batch; parts differ by one at most.
 
     Example:

@@ -20,7 +20,15 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from disttrain.data.array_cache import Append, Arrays, content_key, find_arrays, free_bytes, kept_arrays, mapped_arrays
+from disttrain.data.array_cache import (
+    Append,
+    Arrays,
+    cached_arrays,
+    content_key,
+    find_arrays,
+    free_bytes,
+    mapped_arrays,
+)
 from disttrain.data.batches import Batch, Indices
 from disttrain.data.pixels import BrokenImageError, Value, content, read_pixels, resize
 from disttrain.data.splits import Split
@@ -98,14 +106,16 @@ class ImageFiles:
 
 
 @dataclass(frozen=True)
-class Opened:
+class DecodedSplit:
     """The images of a split that can be decoded."""
 
     examples: DecodedImages | ImageFiles
     notices: tuple[str, ...]
 
 
-def open_images(split: Split, column: str, size: int, on_broken: Literal["refuse", "skip"], group: Group) -> Opened:
+def open_images(
+    split: Split, column: str, size: int, on_broken: Literal["refuse", "skip"], group: Group
+) -> DecodedSplit:
     """The images of a split, decoded here and now where there is room for their pixels.
 
     Args:
@@ -130,12 +140,12 @@ def open_images(split: Split, column: str, size: int, on_broken: Literal["refuse
             arrays = decoder.arrays(key, shapes)
     # None: no room here, and nobody has looked at all images.
     found = arrays["broken"] if arrays is not None else None
-    if group.from_main(found is None) and on_broken == "skip":
+    if group.broadcast_from_main(found is None) and on_broken == "skip":
         with group.main_first():  # it may look for an hour
             if group.is_main:
                 found = decoder.find_broken()
     # A host without room leaves out what rank 0 does.
-    broken = group.from_main(found)
+    broken = group.broadcast_from_main(found)
     if broken is None:
         broken = found
     elif found is not None and not np.array_equal(broken, found):
@@ -146,7 +156,7 @@ def open_images(split: Split, column: str, size: int, on_broken: Literal["refuse
         notices = (_left_out(split, column, broken, on_broken),)
         split = split.select(np.delete(np.arange(len(split)), broken))
     examples = ImageFiles(split, column, size) if arrays is None else DecodedImages(arrays["pixels"], split.labels)
-    return Opened(examples, notices)
+    return DecodedSplit(examples, notices)
 
 
 def _left_out(split: Split, column: str, broken: Indices, on_broken: str) -> str:
@@ -223,7 +233,7 @@ class _Decoder:
                 return None
             with suppress(_AnotherSizeError):
                 # Never in memory: a disk that fills up, or a quota that nobody told of, would cost each rank 4 GB.
-                return kept_arrays(key, functools.partial(self._append_pixels, shape))
+                return cached_arrays(key, functools.partial(self._append_pixels, shape))
         return None
 
     def find_broken(self) -> Indices:

@@ -89,7 +89,7 @@ class TextExamples:
 
 
 @dataclasses.dataclass(frozen=True)
-class Tokenised:
+class TokenizedSplit:
     """The texts, or pairs of texts, of one split as token ids."""
 
     tokens: NDArray[np.int32]
@@ -99,7 +99,9 @@ class Tokenised:
     first_lengths: NDArray[np.int64] | None  # of pairs: tokens before those of the second text
 
 
-def tokenise(tokenizer: Tokenizer, splits: Mapping[str, Texts], max_length: int, group: Group) -> dict[str, Tokenised]:
+def tokenize(
+    tokenizer: Tokenizer, splits: Mapping[str, Texts], max_length: int, group: Group
+) -> dict[str, TokenizedSplit]:
     """The token ids of each split; those of a large one are found where they were made before, or else kept there.
 
     Args:
@@ -117,17 +119,17 @@ def tokenise(tokenizer: Tokenizer, splits: Mapping[str, Texts], max_length: int,
     characters = {name: sum(len(text) for column in texts.columns for text in column) for name, texts in splits.items()}
     keys = {name: _key(tokenizer, texts) for name, texts in splits.items() if characters[name] >= _KEPT_FROM}
     with group.main_first() if keys else nullcontext():
-        return {name: _tokenise_split(tokenizer, name, texts, keys.get(name), group) for name, texts in splits.items()}
+        return {name: _tokenize_split(tokenizer, name, texts, keys.get(name), group) for name, texts in splits.items()}
 
 
-def _tokenise_split(tokenizer: Tokenizer, name: str, texts: Texts, key: str | None, group: Group) -> Tokenised:
+def _tokenize_split(tokenizer: Tokenizer, name: str, texts: Texts, key: str | None, group: Group) -> TokenizedSplit:
     def make(append: Append) -> None:
         parts = group.parts(len(texts), _CHUNK, f"tokenising {{}} of {{}} texts of {name}")
         _append_tokens(tokenizer, texts, parts, append)
 
     found: Arrays = arrays_in_memory(make) if key is None else mapped_arrays(key, make)
     cut = int(found["cut"][0])
-    return Tokenised(found["tokens"], found["offsets"], found["occurring"], cut, found.get("first_lengths"))
+    return TokenizedSplit(found["tokens"], found["offsets"], found["occurring"], cut, found.get("first_lengths"))
 
 
 def _check_room(tokenizer: Tokenizer, splits: Iterable[Texts], max_length: int) -> None:

@@ -65,7 +65,7 @@ class Group:
         dist.all_gather(received, sent)
         return [each.cpu() for each in received]
 
-    def from_main(self, value: T) -> T:
+    def broadcast_from_main(self, value: T) -> T:
         """What rank 0 gave; what the other ranks give is not looked at."""
         if self.backend is None:
             return value

@@ -89,9 +89,9 @@ class RankEnv:
         return self.world_size if self.folded else self.local_world_size
 
     @property
-    def shape(self) -> tuple[int, int]:
-        """(nodes, ranks per node)."""
-        return self.num_nodes, self.local_world_size
+    def allocation(self) -> str:
+        """The allocation as ``<nodes>x<ranks per node>``, for example ``2x2``."""
+        return f"{self.num_nodes}x{self.local_world_size}"
 
     def fold(self, nodes: int) -> RankEnv:
         """The same ranks, told that they stand for `nodes` logical nodes on this one host.
@@ -124,19 +124,21 @@ class RankEnv:
         return f"{self.job_id}.{self.step_id}/{self.restart_count}"
 
     def check_setup(self, setup: str) -> None:
-        """Checks ``--setup`` (``2_2`` or ``2x2``) against the shape that the run really has.
+        """Checks ``--setup`` (``2_2`` or ``2x2``) against the allocation that the run really has.
 
         Raises:
-            UserError: It is not a shape, or another one.
+            UserError: It is not an allocation, or not that of the run.
         """
         nodes, _, per_node = setup.replace("x", "_").partition("_")
         if not (nodes.isdecimal() and per_node.isdecimal()):
-            raise UserError(f"setup {setup!r} is not a shape", hint="write <nodes>_<GPUs per node>, as 2_2 or 2x2")
-        if (int(nodes), int(per_node)) != self.shape:
+            raise UserError(
+                f"setup {setup!r} is not an allocation", hint="write <nodes>_<GPUs per node>, as 2_2 or 2x2"
+            )
+        if f"{int(nodes)}x{int(per_node)}" != self.allocation:
             raise UserError(
                 f"setup {setup!r} says {int(nodes)}x{int(per_node)} (nodes x ranks per node), but the run has"
-                f" {self.num_nodes}x{self.local_world_size}",
-                hint="mend --setup or how the ranks are started",
+                f" {self.allocation}",
+                hint="correct --setup, or the way in which the ranks are started",
             )
 
     def _checked(self) -> RankEnv:
@@ -269,7 +271,3 @@ def choose_threads(env: RankEnv, environ: Mapping[str, str], cores: int) -> int:
     if of_task.isdecimal():
         return max(1, min(int(of_task), cores))
     return max(1, cores // env.host_world_size)
-
-
-def shape(env: RankEnv) -> str:
-    return f"{env.num_nodes}x{env.local_world_size}"

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 import torch
 
 from disttrain.analysis.bandwidth import algorithm_bandwidth, bus_bandwidth
-from disttrain.analysis.measured_steps import spread
+from disttrain.analysis.measured_steps import percentiles
 from disttrain.distributed.group import Group
 from disttrain.records.record_types import LinkRecord
 
@@ -44,7 +44,7 @@ def measure_link(
         repeats = _repeats(warm_ms / 1000, 0, deadline_s, group)
         if not repeats:
             return
-        times = spread(_slowest(values, repeats, group))
+        times = percentiles(_slowest(values, repeats, group))
         expected_s, before_bytes = times.median / 1000, size_bytes
         yield LinkRecord(
             size_bytes=size_bytes,
@@ -64,7 +64,7 @@ def _repeats(one_s: float, warm_up: int, deadline_s: float, group: Group) -> int
     """
     affordable = (deadline_s - time.monotonic()) / max(one_s, 1e-9) - warm_up
     repeats = 0 if affordable < AT_LEAST else int(min(REPEATS, max(AT_LEAST, affordable / SHARE)))
-    return group.from_main(repeats)
+    return group.broadcast_from_main(repeats)
 
 
 def _slowest(values: torch.Tensor, repeats: int, group: Group) -> list[float]:
@@ -77,14 +77,14 @@ def _slowest(values: torch.Tensor, repeats: int, group: Group) -> list[float]:
 def time_all_reduce(values: torch.Tensor, group: Group) -> float:
     """Milliseconds of one all-reduce on this rank, from a barrier; all ranks call this."""
     group.barrier()
-    wait_for(values.device)
+    synchronize(values.device)
     start_s = time.perf_counter()
     group.sum(values)
-    wait_for(values.device)  # what is timed is the link, from edge to edge
+    synchronize(values.device)  # what is timed is the link, from edge to edge
     return (time.perf_counter() - start_s) * 1000
 
 
-def wait_for(device: torch.device) -> None:
+def synchronize(device: torch.device) -> None:
     """Waits until the device has done all that it was given."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)

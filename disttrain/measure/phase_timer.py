@@ -10,7 +10,7 @@ import torch
 
 from disttrain.analysis.comm_overlap import Exchange
 
-Phase = Literal["data", "forward", "backward", "optimizer"]
+StepPhase = Literal["data", "forward", "backward", "optimizer"]
 Mark = float | torch.cuda.Event
 
 
@@ -23,8 +23,8 @@ class StepTimes:
     forward_ms: float
     backward_ms: float  # the exchange that it waits for included
     optimizer_ms: float
-    exposed_ms: float | None = None  # of the backward pass; None: the exchange is not watched
-    hidden_ms: float | None = None  # beside the backward pass
+    exposed_comm_ms: float | None = None  # of the backward pass; None: the exchange is not watched
+    overlapped_comm_ms: float | None = None  # beside the backward pass
     exchange: Exchange | None = None
 
     @property
@@ -44,7 +44,7 @@ class BucketMarks:
 
 @dataclass(frozen=True)
 class _Step:
-    laps: list[tuple[Phase, Mark, Mark]]
+    laps: list[tuple[StepPhase, Mark, Mark]]
     buckets: list[BucketMarks]
 
 
@@ -62,7 +62,7 @@ class PhaseTimer:
     def __init__(self, device: torch.device, alone: bool = False) -> None:
         self._device = device
         self._alone = alone
-        self._laps: list[tuple[Phase, Mark, Mark]] = []
+        self._laps: list[tuple[StepPhase, Mark, Mark]] = []
         self._buckets: list[BucketMarks] = []
         self._steps: list[_Step] = []
         self._last = self.mark()
@@ -72,7 +72,7 @@ class PhaseTimer:
         self._laps, self._buckets = [], []
         self._last = self.mark()
 
-    def lap(self, phase: Phase) -> None:
+    def lap(self, phase: StepPhase) -> None:
         """The time since the last lap belongs to this phase."""
         now = self.mark()
         self._laps.append((phase, self._last, now))
@@ -109,7 +109,7 @@ class PhaseTimer:
 
     def _step_times(self, step: _Step, now: Mark, now_s: float) -> StepTimes:
         """Its times, told from a moment after it on both clocks: of hours a GPU's event would tell milliseconds."""
-        sums: dict[Phase, float] = {"data": 0.0, "forward": 0.0, "backward": 0.0, "optimizer": 0.0}
+        sums: dict[StepPhase, float] = {"data": 0.0, "forward": 0.0, "backward": 0.0, "optimizer": 0.0}
         for phase, start, end in step.laps:
             sums[phase] += _elapsed_ms(start, end)
         begin = step.laps[0][1]
@@ -118,16 +118,16 @@ class PhaseTimer:
         if step.buckets:
             exchange = _exchange(begin, step.buckets)
             backward_end = [end for phase, _, end in step.laps if phase == "backward"][-1]
-            exposed = exchange.exposed_ms(_elapsed_ms(begin, backward_end))
-            hidden = exchange.hidden_ms()
+            exposed = exchange.exposed_comm_ms(_elapsed_ms(begin, backward_end))
+            hidden = exchange.overlapped_comm_ms()
         return StepTimes(
             start_s=now_s - _elapsed_ms(begin, now) / 1000,
             data_ms=sums["data"],
             forward_ms=sums["forward"],
             backward_ms=sums["backward"],
             optimizer_ms=sums["optimizer"],
-            exposed_ms=exposed,
-            hidden_ms=hidden,
+            exposed_comm_ms=exposed,
+            overlapped_comm_ms=hidden,
             exchange=exchange,
         )
 

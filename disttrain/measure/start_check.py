@@ -12,12 +12,12 @@ import torch
 from torch import Tensor
 
 from disttrain.analysis.bandwidth import algorithm_bandwidth, bus_bandwidth
-from disttrain.analysis.straggler import slowest_of
+from disttrain.analysis.straggler import find_slowest
 from disttrain.config.train_config import TrainConfig
 from disttrain.distributed.device import device_name, gpu_uuid
 from disttrain.distributed.group import Group
 from disttrain.errors import BrokenNode
-from disttrain.measure.all_reduce import time_all_reduce, wait_for
+from disttrain.measure.all_reduce import synchronize, time_all_reduce
 from disttrain.records.record_types import CheckRecord
 
 # A slow rank is found as in training (analysis/straggler.py). Measured in these rounds, on two cores: two equal ranks
@@ -44,7 +44,7 @@ class StartCheck:
 
 
 @dataclass(frozen=True)
-class Found:
+class RankCheck:
     """What one rank found, as it tells the others."""
 
     place: str  # rank, host and GPU
@@ -76,17 +76,17 @@ def check_start(config: TrainConfig, group: Group, multiply: Multiply = torch.mm
         ((), True) if alone else _time_all_reduces(group, config.start_check_s - ROUNDS * round_s)
     )
     wrong = [name for name, right in ((PRODUCT, product_right), (ALL_REDUCE, sum_right)) if not right]
-    found = group.gather_objects(Found(_place(group), product_ms, all_reduce_ms, tuple(wrong)))
+    found = group.gather_objects(RankCheck(_place(group), product_ms, all_reduce_ms, tuple(wrong)))
     if group.device.type == "cuda":
         torch.cuda.empty_cache()  # of the matrices, which training has no use for
-    if (complaint := broken(found)) is not None:
+    if (complaint := wrong_result_message(found)) is not None:
         raise BrokenNode(complaint)
     record = _record(found, group, time.perf_counter() - began_s)
     rivals = group.shared_gpu or group.env.folded  # ranks that take each other's time are slow by turns
     return StartCheck((record,), () if rivals else slow_notices(found, group.hosts))
 
 
-def broken(found: Sequence[Found]) -> str | None:
+def wrong_result_message(found: Sequence[RankCheck]) -> str | None:
     """Who has a wrong result, in one line; a wrong product first, since a wrong sum is seen by ranks that are whole."""
     for name in (PRODUCT, ALL_REDUCE):
         places = [each.place for each in found if name in each.wrong]
@@ -95,9 +95,9 @@ def broken(found: Sequence[Found]) -> str | None:
     return None
 
 
-def slow_notices(found: Sequence[Found], hosts: Sequence[str]) -> tuple[str, ...]:
+def slow_notices(found: Sequence[RankCheck], hosts: Sequence[str]) -> tuple[str, ...]:
     """Names the rank whose products take clearly and nearly always longer than the others'; mostly nobody."""
-    slow = slowest_of([each.product_ms for each in found], ROUNDS)
+    slow = find_slowest([each.product_ms for each in found], ROUNDS)
     if slow is None or not slow.is_slow:
         return ()
     return (
@@ -142,7 +142,7 @@ def _time_products(
     def once() -> None:
         for _ in range(burst):
             multiply(left, right, out=product)
-        wait_for(group.device)
+        synchronize(group.device)
 
     once()  # the first one makes threads and handles
     times, is_right = [], torch.equal(product, known)
@@ -173,13 +173,13 @@ def _time_all_reduces(group: Group, budget_s: float) -> tuple[tuple[float, ...],
         return elapsed_ms
 
     expected_ms = [once() for _ in range(WARM_UP)][-1]
-    repeats = group.from_main(int(min(MAX_REPEATS, max(1, budget_s * 1000 / expected_ms))))
+    repeats = group.broadcast_from_main(int(min(MAX_REPEATS, max(1, budget_s * 1000 / expected_ms))))
     return tuple(once() for _ in range(repeats)), is_right
 
 
-def _record(found: Sequence[Found], group: Group, elapsed_s: float) -> CheckRecord:
+def _record(found: Sequence[RankCheck], group: Group, elapsed_s: float) -> CheckRecord:
     own, on_gpu = found[group.env.rank], group.device.type == "cuda"
-    slow = slowest_of([each.product_ms for each in found], ROUNDS)
+    slow = find_slowest([each.product_ms for each in found], ROUNDS)
     reduced = [max(times) for times in zip(*(each.all_reduce_ms for each in found), strict=True)]
     reduced_ms = statistics.median(reduced) if reduced else None
     size = GPU_SIZE if on_gpu else CPU_SIZE

@@ -24,13 +24,19 @@ from transformers.models.bert.modeling_bert import BertForSequenceClassification
 from disttrain.config.train_config import TrainConfig
 from disttrain.data.batches import Batch
 from disttrain.data.splits import InputKind, Split, Splits
-from disttrain.data.texts import TextExamples, Texts, tokenise
+from disttrain.data.texts import TextExamples, Texts, tokenize
 from disttrain.distributed.group import Group
 from disttrain.errors import UserError
 from disttrain.models.compact_embedding import compact
-from disttrain.models.family import Built, Encoded
+from disttrain.models.family import BuiltModel, EncodedSplits
 from disttrain.models.first_token_layer import attend_from_first, trim
-from disttrain.models.pretrained import checkpoint_error, from_architecture, from_checkpoint, quiet, read_config
+from disttrain.models.pretrained import (
+    checkpoint_error,
+    from_architecture,
+    from_checkpoint,
+    read_config,
+    silence_transformers,
+)
 
 INPUT: InputKind = "text"
 # Of a tokenizer made from the training text, where the architecture names none: enough for some 10^5 sentences.
@@ -90,9 +96,9 @@ class TextReader:
     used: NDArray[np.int64] | None = None  # ids that occur, in order; None: all rows are trained
 
 
-def encode(config: TrainConfig, splits: Splits, group: Group, work_dir: Path) -> Encoded:
+def encode(config: TrainConfig, splits: Splits, group: Group, work_dir: Path) -> EncodedSplits:
     """Both splits as token ids, by the checkpoint's tokenizer or by one made from the training text."""
-    quiet()
+    silence_transformers()
     notices: list[str] = []
     texts = {"train": _texts(splits.train, splits, "train")}
     if splits.eval is not None:
@@ -103,7 +109,7 @@ def encode(config: TrainConfig, splits: Splits, group: Group, work_dir: Path) ->
         notices.append(f"made a tokenizer of {len(tokenizer)} tokens from {len(of_train)} training texts")
     else:
         tokenizer = _checkpoint_tokenizer(config.checkpoint)
-    tokenised = tokenise(tokenizer.backend_tokenizer, texts, config.max_length, group)
+    tokenised = tokenize(tokenizer.backend_tokenizer, texts, config.max_length, group)
     if cut := sum(split.cut for split in tokenised.values()):
         what = "texts" if splits.pair_column is None else "pairs of texts"
         notices.append(f"cut {cut} of {sum(map(len, texts.values()))} {what} to {config.max_length} tokens")
@@ -120,7 +126,7 @@ def encode(config: TrainConfig, splits: Splits, group: Group, work_dir: Path) ->
 
     train = examples("train", splits.train.labels)
     held_out = examples("eval", splits.eval.labels) if splits.eval is not None else None
-    return Encoded(train, held_out, splits.label_names, tuple(notices), TextReader(tokenizer, used))
+    return EncodedSplits(train, held_out, splits.label_names, tuple(notices), TextReader(tokenizer, used))
 
 
 def _pad_id(tokenizer: Any) -> int:
@@ -129,9 +135,9 @@ def _pad_id(tokenizer: Any) -> int:
     return next(token for token in ids if token is not None)
 
 
-def build(config: TrainConfig, encoded: Encoded) -> Built:
+def build(config: TrainConfig, encoded: EncodedSplits) -> BuiltModel:
     """The classifier, from the checkpoint or from the architecture."""
-    quiet()
+    silence_transformers()
     if config.checkpoint is not None:
         hf_config = read_config(AutoConfig, config.checkpoint)
         if hf_config.pad_token_id is None:
@@ -172,7 +178,7 @@ def build(config: TrainConfig, encoded: Encoded) -> Built:
         model.save_pretrained(folder, state_dict=state)
         reader.tokenizer.save_pretrained(folder)
 
-    return Built(TextClassifier(model), tuple(notices), save)
+    return BuiltModel(TextClassifier(model), tuple(notices), save)
 
 
 def _texts(split: Split, splits: Splits, name: str) -> Texts:

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Encoded:
+class EncodedSplits:
     """Both splits as a family's model takes them."""
 
     train: Examples
@@ -33,7 +33,7 @@ class Encoded:
 
 
 @dataclass(frozen=True)
-class Built:
+class BuiltModel:
     """A model whose forward takes a batch and gives class scores, (examples, classes)."""
 
     model: nn.Module
@@ -52,14 +52,14 @@ class Family(Protocol):
     def INPUT(self) -> InputKind:
         """What an example is made of: text or image."""
 
-    def encode(self, config: TrainConfig, splits: Splits, group: Group, work_dir: Path) -> Encoded:
+    def encode(self, config: TrainConfig, splits: Splits, group: Group, work_dir: Path) -> EncodedSplits:
         """The splits as tensors; `work_dir` is the run's folder, for what the ranks must share.
 
         What `Examples.batch` gives must depend on its indices alone: workers make batches in any order, and a run that
         goes on from a checkpoint draws no random numbers again but torch's, in the forward pass.
         """
 
-    def build(self, config: TrainConfig, encoded: Encoded) -> Built:
+    def build(self, config: TrainConfig, encoded: EncodedSplits) -> BuiltModel:
         """The model on the CPU, the same weights on every rank: torch has been seeded."""
 
 

@@ -17,7 +17,7 @@ from transformers import PretrainedConfig
 from transformers.utils import logging
 
 from disttrain.errors import UserError
-from disttrain.models.family import Built
+from disttrain.models.family import BuiltModel
 
 # Fields of a transformers config that a run settles itself.
 _NOT_ARCHITECTURE = {
@@ -45,7 +45,7 @@ _NO_MODEL = (
 )
 
 
-def quiet() -> None:
+def silence_transformers() -> None:
     """No progress bars and no advice from transformers: what matters of it becomes a notice of the run."""
     logging.set_verbosity_error()
     logging.disable_progress_bar()
@@ -54,7 +54,7 @@ def quiet() -> None:
 
 def from_checkpoint(
     model_class: Any, checkpoint: str, config: PretrainedConfig, label_names: Sequence[str], **options: Any
-) -> Built:
+) -> BuiltModel:
     """A classifier with the checkpoint's weights, and a new head where the checkpoint's does not fit.
 
     Raises:
@@ -88,7 +88,7 @@ def from_checkpoint(
             hint=f"is it a {config.model_type} model?",
         )
     notice = f"{checkpoint} has no head for {len(label_names)} classes: {', '.join(sorted(missing))} start at random"
-    return Built(model, (notice,) if missing else _order_classes(model, checkpoint, before, label_names))
+    return BuiltModel(model, (notice,) if missing else _order_classes(model, checkpoint, before, label_names))
 
 
 def _order_classes(model: nn.Module, checkpoint: str, before: Sequence[str], now: Sequence[str]) -> tuple[str, ...]:
@@ -135,7 +135,7 @@ def checkpoint_error(
 
 def from_architecture(
     config_class: Any, model_class: Any, architecture: Mapping[str, Any], label_names: Sequence[str], **settled: Any
-) -> Built:
+) -> BuiltModel:
     """A classifier with random weights.
 
     Args:
@@ -163,7 +163,7 @@ def from_architecture(
         config = config_class(**{**architecture, **settled}, **_classes(label_names))
         # The class's own constructor reads the attention from the config; "sdpa" is its default where it is set there.
         config._attn_implementation = "sdpa"
-        return Built(model_class(config))
+        return BuiltModel(model_class(config))
     except _NO_MODEL as error:
         reason = str(error) or type(error).__name__
         message = f"no {config_class.model_type} model has these values: {reason}"

@@ -15,14 +15,14 @@ from transformers.models.vit.modeling_vit import ViTForImageClassification, ViTL
 
 from disttrain.config.train_config import TrainConfig
 from disttrain.data.batches import Batch
-from disttrain.data.images import Opened, open_images
+from disttrain.data.images import DecodedSplit, open_images
 from disttrain.data.pixels import resize
 from disttrain.data.splits import InputKind, Split, Splits
 from disttrain.distributed.group import Group
 from disttrain.errors import UserError
-from disttrain.models.family import Built, Encoded
+from disttrain.models.family import BuiltModel, EncodedSplits
 from disttrain.models.first_token_layer import attend_from_first, trim
-from disttrain.models.pretrained import from_architecture, from_checkpoint, quiet, read_config
+from disttrain.models.pretrained import from_architecture, from_checkpoint, read_config, silence_transformers
 
 INPUT: InputKind = "image"
 # Pixels of [0, 1] to [-1, 1], as ViT was trained (Dosovitskiy et al. 2021), where a checkpoint says nothing else.
@@ -69,20 +69,20 @@ class FirstTokenLayer(ViTLayer):  # type: ignore[misc]  # transformers is Any to
         return output
 
 
-def encode(config: TrainConfig, splits: Splits, group: Group, work_dir: Path) -> Encoded:  # noqa: ARG001 - of Family
+def encode(config: TrainConfig, splits: Splits, group: Group, work_dir: Path) -> EncodedSplits:  # noqa: ARG001 - of Family
     """Both splits as pixels, of one size each, or as the files of a split that is too large."""
 
-    def opened(split: Split) -> Opened:
+    def opened(split: Split) -> DecodedSplit:
         return open_images(split, splits.input_column, config.image_size, config.broken_images, group)
 
     train, held_out = opened(splits.train), opened(splits.eval) if splits.eval is not None else None
     notices = (*train.notices, *(held_out.notices if held_out else ()))
-    return Encoded(train.examples, held_out.examples if held_out else None, splits.label_names, notices)
+    return EncodedSplits(train.examples, held_out.examples if held_out else None, splits.label_names, notices)
 
 
-def build(config: TrainConfig, encoded: Encoded) -> Built:
+def build(config: TrainConfig, encoded: EncodedSplits) -> BuiltModel:
     """The classifier, from the checkpoint or from the architecture."""
-    quiet()
+    silence_transformers()
     mean: Sequence[float] = _HALF
     std: Sequence[float] = _HALF
     if config.checkpoint is None:
@@ -99,10 +99,10 @@ def build(config: TrainConfig, encoded: Encoded) -> Built:
     if config.trim_last_layer:
         notices += trim(built.model, FirstTokenLayer)
     save = _saver(built.model, config.image_size, mean, std)
-    return Built(ImageClassifier(built.model, mean, std, config.image_size), tuple(notices), save)
+    return BuiltModel(ImageClassifier(built.model, mean, std, config.image_size), tuple(notices), save)
 
 
-def _from_architecture(config: TrainConfig, encoded: Encoded) -> Built:
+def _from_architecture(config: TrainConfig, encoded: EncodedSplits) -> BuiltModel:
     architecture = config.architecture or {}
     built = from_architecture(
         ViTConfig,
@@ -119,7 +119,7 @@ def _from_architecture(config: TrainConfig, encoded: Encoded) -> Built:
     return built
 
 
-def _from_checkpoint(config: TrainConfig, checkpoint: str, encoded: Encoded) -> Built:
+def _from_checkpoint(config: TrainConfig, checkpoint: str, encoded: EncodedSplits) -> BuiltModel:
     """The checkpoint's model, of the run's image size."""
     hf_config: Any = read_config(ViTConfig, checkpoint)
     found = ViTConfig.get_config_dict(checkpoint)[0].get("model_type")
@@ -132,7 +132,7 @@ def _from_checkpoint(config: TrainConfig, checkpoint: str, encoded: Encoded) -> 
         return built
     sizes = f"{hf_config.image_size} to {config.image_size} pixels"
     _take_size(built.model, config.image_size)
-    return Built(built.model, (*built.notices, f"position embeddings of {checkpoint} interpolated from {sizes}"))
+    return BuiltModel(built.model, (*built.notices, f"position embeddings of {checkpoint} interpolated from {sizes}"))
 
 
 def _take_size(model: Any, size: int) -> None:

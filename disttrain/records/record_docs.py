@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import typing
 from typing import Any
 
@@ -37,7 +38,7 @@ def _section(kind: type[Any], title: str) -> str:
         meaning = next(item.documentation for item in metadata if isinstance(item, DocInfo))
         source = next(item.text for item in metadata if isinstance(item, Source))
         rows.append(f"| `{field.name}` | {_type(plain)} | {unit} | {meaning} | {source} |")
-    return f"## {title}\n\n{kind.__doc__}\n\n" + "\n".join(rows) + "\n"
+    return f"## {title}\n\n{inspect.cleandoc(kind.__doc__ or '')}\n\n" + "\n".join(rows) + "\n"
 
 
 def _type(plain: Any) -> str:

@@ -17,11 +17,21 @@ from types import TracebackType
 from typing import Any, Self, TypeVar
 
 from disttrain.errors import UserError
-from disttrain.records.atomic_write import durable
+from disttrain.records.atomic_write import atomic_write
 from disttrain.records.record_types import KINDS, Record
 from disttrain.records.summary_types import Failure
 
 T = TypeVar("T")
+
+# Figures that an earlier release wrote under another name; records and summaries with the old names are still read.
+FORMER_NAMES = {
+    "exposed_ms": "exposed_comm_ms",
+    "exposed_p95_ms": "exposed_comm_p95_ms",
+    "exposed_min_ms": "exposed_comm_min_ms",
+    "hidden_ms": "overlapped_comm_ms",
+    "hidden_p95_ms": "overlapped_comm_p95_ms",
+    "hidden_min_ms": "overlapped_comm_min_ms",
+}
 
 SUMMARY_NAME = "summary.json"
 RUN_NAME = "run.json"
@@ -46,14 +56,14 @@ def failure_name(rank: int) -> str:
 
 
 @dataclass(frozen=True)
-class Written:
+class RecordPosition:
     """How far a rank's records are written, and what is written: enough to find out whether a file still begins so."""
 
     size_bytes: int = 0
     crc32: int = 0
 
 
-def is_intact(path: Path, written: Written) -> bool:
+def is_intact(path: Path, written: RecordPosition) -> bool:
     """Whether a file begins with exactly what was written."""
     if written.size_bytes == 0:
         return True
@@ -64,7 +74,7 @@ def is_intact(path: Path, written: Written) -> bool:
         return False
 
 
-def records_behind(path: Path, written: Written) -> Iterator[Record]:
+def records_after(path: Path, written: RecordPosition) -> Iterator[Record]:
     """The records behind what was written, up to the first that is torn or of another version."""
     if not path.exists():
         return
@@ -87,10 +97,10 @@ class RecordWriter:
         kept: Of an earlier attempt's records, the part to go on behind: the steps before its checkpoint.
     """
 
-    def __init__(self, path: Path, kept: Written = Written()) -> None:
+    def __init__(self, path: Path, kept: RecordPosition = RecordPosition()) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         # A file of its own: an older attempt that still lives writes into the one it has open, which is then nobody's.
-        with durable(path) as file:
+        with atomic_write(path) as file:
             if kept.size_bytes:
                 with path.open("rb") as earlier:
                     file.write(earlier.read(kept.size_bytes))
@@ -103,9 +113,9 @@ class RecordWriter:
         self._file.write(lines)
         self._file.flush()
         before = self._written
-        self._written = Written(before.size_bytes + len(lines), zlib.crc32(lines, before.crc32))
+        self._written = RecordPosition(before.size_bytes + len(lines), zlib.crc32(lines, before.crc32))
 
-    def sync(self) -> Written:
+    def sync(self) -> RecordPosition:
         """Waits until all records are on the disk, before a checkpoint counts on them."""
         os.fsync(self._file.fileno())
         return self._written
@@ -157,17 +167,23 @@ def read_records(path: Path) -> Iterator[Record]:
 
 
 def from_json(kind: type[T], values: dict[str, Any]) -> T:
-    """A dataclass of its JSON object: lists become tuples again, and fields this version does not know are left out."""
+    """A dataclass from its JSON object: lists become tuples again, and former names are understood.
+
+    Fields that this version does not have are left out.
+    """
     names = {field.name for field in dataclasses.fields(kind)}  # type: ignore[arg-type]
-    return kind(
-        **{name: tuple(value) if isinstance(value, list) else value for name, value in values.items() if name in names}
-    )
+    found = {}
+    for written, value in values.items():
+        name = FORMER_NAMES.get(written, written)
+        if name in names:
+            found[name] = tuple(value) if isinstance(value, list) else value
+    return kind(**found)
 
 
 def write_json(path: Path, value: Any) -> None:
     """Writes a dataclass as JSON, whole or not at all: a reader never sees half of it."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with durable(path) as file:  # a summary counts as the end of a run: its checkpoints are removed behind it
+    with atomic_write(path) as file:  # a summary counts as the end of a run: its checkpoints are removed behind it
         file.write((json.dumps(_plain(value), indent=2, allow_nan=False) + "\n").encode())
 
 

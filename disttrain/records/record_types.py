@@ -112,13 +112,13 @@ class StepRecord:
     ]
     optimizer_ms: Annotated[float, Unit("ms"), doc("the optimizer's step"), DEVICE_CLOCK]
     step_ms: Annotated[float, Unit("ms"), doc("data_ms + forward_ms + backward_ms + optimizer_ms"), DEVICE_CLOCK]
-    exposed_ms: Annotated[
+    exposed_comm_ms: Annotated[
         float | None,
         Unit("ms"),
         doc("of backward_ms: end of the backward pass - its last bucket ready; 0 of one rank; none: not watched"),
         HOOK,
     ] = None
-    hidden_ms: Annotated[
+    overlapped_comm_ms: Annotated[
         float | None,
         Unit("ms"),
         doc("union of [ready, done] of all buckets before the last is ready; beside backward_ms"),
@@ -162,7 +162,7 @@ class CrossCheckRecord:
     backward_ms: Annotated[float, Unit("ms"), doc("with the exchange"), DEVICE_CLOCK]
     no_sync_backward_ms: Annotated[float, Unit("ms"), doc("under DDP's no_sync"), DEVICE_CLOCK]
     no_sync_exposed_ms: Annotated[float, Unit("ms"), doc("backward_ms - no_sync_backward_ms"), DEVICE_CLOCK]
-    exposed_ms: Annotated[float, Unit("ms"), doc("of the same passes, as in the step records"), HOOK]
+    exposed_comm_ms: Annotated[float, Unit("ms"), doc("of the same passes, as in the step records"), HOOK]
     exchange_ms: Annotated[float, Unit("ms"), doc("exposed + hidden"), HOOK]
     is_check: Annotated[
         bool, doc("exchange_ms > 3 x the backward pass, with and without an exchange: only then must they agree"), HOOK

@@ -11,8 +11,8 @@ from pathlib import Path
 
 from disttrain.config.run_id import run_id
 from disttrain.config.train_config import TrainConfig
-from disttrain.environment.rank_env import RankEnv, shape
-from disttrain.records import record_files as recordfile
+from disttrain.environment.rank_env import RankEnv
+from disttrain.records import record_files
 from disttrain.records.summary_types import RunInfo, Summary
 from disttrain.records.versions import versions
 
@@ -26,32 +26,32 @@ def begin_run(config: TrainConfig, env: RankEnv, output_dir: Path) -> Summary | 
         The summary of this very run where it had ended when its job was started once more, because its node died just
         then; else None.
     """
-    about, path = run_info(config, env), output_dir / recordfile.RUN_NAME
+    about, path = run_info(config, env), output_dir / record_files.RUN_NAME
     written = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
     by_sweep = bool(written.keys() - {field.name for field in dataclasses.fields(about)})  # it has more to say
-    summary = output_dir / recordfile.SUMMARY_NAME
+    summary = output_dir / record_files.SUMMARY_NAME
     if env.restart_count > 0 and summary.exists() and (by_sweep or written.get("run_id") == about.run_id):
-        return recordfile.from_json(Summary, json.loads(summary.read_text(encoding="utf-8")))
+        return record_files.from_json(Summary, json.loads(summary.read_text(encoding="utf-8")))
     if not by_sweep:
         if written.get("run_id") != about.run_id:
             summary.unlink(missing_ok=True)  # of another run: a second start of this one must not take it for its own
-        recordfile.write_json(path, about)
+        record_files.write_json(path, about)
     return None
 
 
 def remove_results(output_dir: Path, world_size: int) -> None:
     """Removes what an earlier attempt left that this one may not write anew: results, and records of further ranks."""
-    (output_dir / recordfile.SUMMARY_NAME).unlink(missing_ok=True)
+    (output_dir / record_files.SUMMARY_NAME).unlink(missing_ok=True)
     for folder in (output_dir / MODEL_NAME, *output_dir.glob(f".{MODEL_NAME}.*")):  # of a kill while it was saved
         shutil.rmtree(folder, ignore_errors=True)
-    ours = {name(rank) for rank in range(world_size) for name in (recordfile.metrics_name, recordfile.failure_name)}
-    for pattern in (recordfile.METRICS_GLOB, recordfile.FAILURE_GLOB):
+    ours = {name(rank) for rank in range(world_size) for name in (record_files.metrics_name, record_files.failure_name)}
+    for pattern in (record_files.METRICS_GLOB, record_files.FAILURE_GLOB):
         for path in output_dir.glob(pattern):
             if path.name not in ours:
                 path.unlink(missing_ok=True)
 
 
-def keep_model(output_dir: Path, save: Callable[[Path], object], check_owner: Callable[[], None]) -> None:
+def save_model(output_dir: Path, save: Callable[[Path], object], check_owner: Callable[[], None]) -> None:
     """Keeps the trained model, whole and on the disk, or not at all.
 
     Args:
@@ -84,8 +84,8 @@ def keep_model(output_dir: Path, save: Callable[[Path], object], check_owner: Ca
 
 def run_info(config: TrainConfig, env: RankEnv) -> RunInfo:
     return RunInfo(
-        run_id=run_id(shape(env), config),
-        allocation=shape(env),
+        run_id=run_id(env.allocation, config),
+        allocation=env.allocation,
         nodes=env.num_nodes,
         gpus_per_node=env.local_world_size,
         world_size=env.world_size,

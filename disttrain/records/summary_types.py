@@ -83,10 +83,10 @@ class Summary:
     eval_accuracy: Annotated[float | None, Unit("share of 1"), doc("of the last evaluation"), EVALS]
     eval_examples: Annotated[int | None, doc("of the last evaluation"), EVALS]
     backward_compute_ms: Annotated[
-        float | None, Unit("ms"), doc("median of rank 0: backward_ms - exposed_ms"), HOOK
+        float | None, Unit("ms"), doc("median of rank 0: backward_ms - exposed_comm_ms"), HOOK
     ] = None
-    exposed_ms: Annotated[float | None, Unit("ms"), doc("median of rank 0"), HOOK] = None
-    hidden_ms: Annotated[float | None, Unit("ms"), doc("median of rank 0"), HOOK] = None
+    exposed_comm_ms: Annotated[float | None, Unit("ms"), doc("median of rank 0"), HOOK] = None
+    overlapped_comm_ms: Annotated[float | None, Unit("ms"), doc("median of rank 0"), HOOK] = None
     data_p95_ms: Annotated[float | None, Unit("ms"), doc("95th percentile of rank 0, by nearest rank"), STEPS] = None
     data_min_ms: Annotated[float | None, Unit("ms"), doc("minimum of rank 0"), STEPS] = None
     forward_p95_ms: Annotated[float | None, Unit("ms"), doc("95th percentile of rank 0, by nearest rank"), STEPS] = None
@@ -99,10 +99,14 @@ class Summary:
         float | None, Unit("ms"), doc("95th percentile of rank 0, by nearest rank"), HOOK
     ] = None
     backward_compute_min_ms: Annotated[float | None, Unit("ms"), doc("minimum of rank 0"), HOOK] = None
-    exposed_p95_ms: Annotated[float | None, Unit("ms"), doc("95th percentile of rank 0, by nearest rank"), HOOK] = None
-    exposed_min_ms: Annotated[float | None, Unit("ms"), doc("minimum of rank 0"), HOOK] = None
-    hidden_p95_ms: Annotated[float | None, Unit("ms"), doc("95th percentile of rank 0, by nearest rank"), HOOK] = None
-    hidden_min_ms: Annotated[float | None, Unit("ms"), doc("minimum of rank 0"), HOOK] = None
+    exposed_comm_p95_ms: Annotated[
+        float | None, Unit("ms"), doc("95th percentile of rank 0, by nearest rank"), HOOK
+    ] = None
+    exposed_comm_min_ms: Annotated[float | None, Unit("ms"), doc("minimum of rank 0"), HOOK] = None
+    overlapped_comm_p95_ms: Annotated[
+        float | None, Unit("ms"), doc("95th percentile of rank 0, by nearest rank"), HOOK
+    ] = None
+    overlapped_comm_min_ms: Annotated[float | None, Unit("ms"), doc("minimum of rank 0"), HOOK] = None
     optimizer_p95_ms: Annotated[float | None, Unit("ms"), doc("95th percentile of rank 0, by nearest rank"), STEPS] = (
         None
     )
@@ -127,7 +131,7 @@ class Summary:
         RANKS,
     ] = None
     check_exposed_ms: Annotated[
-        float | None, Unit("ms"), doc("rank 0's cross check: exposed_ms of its passes"), HOOK
+        float | None, Unit("ms"), doc("rank 0's cross check: exposed_comm_ms of its passes"), HOOK
     ] = None
     no_sync_exposed_ms: Annotated[
         float | None,

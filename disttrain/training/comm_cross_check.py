@@ -17,7 +17,7 @@ from disttrain.data.batches import Batch
 from disttrain.distributed.group import Group
 from disttrain.measure.phase_timer import PhaseTimer, StepTimes
 from disttrain.records.record_types import CrossCheckRecord
-from disttrain.training.ddp import no_exchange
+from disttrain.training.ddp import skip_gradient_sync
 
 WARM_UP, PAIRS = 2, 10
 _DDP_SAMPLES = 100  # DDP's own habit: of so many passes it looks at one
@@ -27,7 +27,7 @@ CHECKS_FROM = 3.0
 
 
 @contextlib.contextmanager
-def nothing_learnt(model: nn.Module, optimizer: torch.optim.Optimizer, device: torch.device) -> Iterator[None]:
+def preserve_training_state(model: nn.Module, optimizer: torch.optim.Optimizer, device: torch.device) -> Iterator[None]:
     """Leaves no trace of what the block computes: no gradients, no drawn random numbers, no running statistics."""
     random = torch.get_rng_state()
     device_random = torch.cuda.get_rng_state(device) if device.type == "cuda" else None
@@ -98,7 +98,7 @@ def _pass(
     if group.device.type == "cuda":
         torch.cuda.synchronize(group.device)  # an edge of what is measured: the queue must be empty
     timer.restart()
-    with no_exchange(trained, more_to_come=not exchanges):
+    with skip_gradient_sync(trained, more_to_come=not exchanges):
         loss = loss_of(batch)
         timer.lap("forward")
         loss.backward()  # type: ignore[no-untyped-call]
@@ -112,17 +112,17 @@ def _compared(times: Sequence[StepTimes], ddp_exposed_ms: float | None, elapsed_
     without = [each for each in times if each.exchange is None]
     backward_ms, alone_ms = (statistics.median(each.backward_ms for each in kind) for kind in (with_exchange, without))
     exchange_ms = statistics.median(
-        (each.exposed_ms or 0.0) + each.exchange.hidden_ms() for each in with_exchange if each.exchange
+        (each.exposed_comm_ms or 0.0) + each.exchange.overlapped_comm_ms() for each in with_exchange if each.exchange
     )
-    exposed_ms = statistics.median(each.exposed_ms or 0.0 for each in with_exchange)
+    exposed_comm_ms = statistics.median(each.exposed_comm_ms or 0.0 for each in with_exchange)
     return CrossCheckRecord(
         passes=len(without),
         backward_ms=backward_ms,
         no_sync_backward_ms=alone_ms,
         no_sync_exposed_ms=backward_ms - alone_ms,
-        exposed_ms=exposed_ms,
+        exposed_comm_ms=exposed_comm_ms,
         exchange_ms=exchange_ms,
-        is_check=exchange_ms > CHECKS_FROM * max(alone_ms, backward_ms - exposed_ms),
+        is_check=exchange_ms > CHECKS_FROM * max(alone_ms, backward_ms - exposed_comm_ms),
         ddp_exposed_ms=ddp_exposed_ms,
         elapsed_s=elapsed_s,
     )

@@ -29,7 +29,7 @@ _RENAMED = "forward_sync_buffers" in inspect.signature(DistributedDataParallel).
 _NO_BUFFERS: dict[str, Any] = {"forward_sync_buffers" if _RENAMED else "broadcast_buffers": False}
 
 
-def parallel(model: nn.Module, group: Group, config: TrainConfig, timer: PhaseTimer) -> nn.Module:
+def wrap_ddp(model: nn.Module, group: Group, config: TrainConfig, timer: PhaseTimer) -> nn.Module:
     """The model as it is trained: of one rank itself, since DDP would copy every gradient for nobody.
 
     Args:
@@ -52,7 +52,9 @@ def parallel(model: nn.Module, group: Group, config: TrainConfig, timer: PhaseTi
     hook = bf16_compress_hook if compressed else allreduce_hook
     try:
         if config.detailed_timing:
-            wrapped.register_comm_hook(None, _watched(hook, timer, sent=torch.bfloat16 if compressed else None))
+            wrapped.register_comm_hook(
+                None, _with_bucket_marks(hook, timer, sent=torch.bfloat16 if compressed else None)
+            )
         elif compressed:  # without a hook DDP does what allreduce_hook does
             wrapped.register_comm_hook(None, hook)
     except TypeError as error:  # of a torch without CUDA
@@ -60,7 +62,7 @@ def parallel(model: nn.Module, group: Group, config: TrainConfig, timer: PhaseTi
     return wrapped
 
 
-def _watched(
+def _with_bucket_marks(
     hook: Callable[..., Future[Tensor]], timer: PhaseTimer, sent: torch.dtype | None
 ) -> Callable[..., Future[Tensor]]:
     """The hook, with the beginning and the end of each bucket's exchange marked.
@@ -86,12 +88,12 @@ def _watched(
     return watched
 
 
-def no_exchange(model: nn.Module, more_to_come: bool) -> AbstractContextManager[None]:
+def skip_gradient_sync(model: nn.Module, more_to_come: bool) -> AbstractContextManager[None]:
     """Gradients add up locally until the last batch of an optimizer step, whose backward exchanges them all."""
     return model.no_sync() if more_to_come and isinstance(model, DistributedDataParallel) else nullcontext()
 
 
-def share_buffers(model: nn.Module, group: Group) -> None:
+def broadcast_buffers(model: nn.Module, group: Group) -> None:
     """Gives all ranks rank 0's running statistics, as batch norm keeps them, before they evaluate or are saved.
 
     Only buffers that are saved with a model can be such; those of BERT and ViT are constants, and are not.

@@ -29,7 +29,7 @@ class _Pending:
     loss: Tensor  # sum over this rank's examples
 
 
-class StepLog:
+class StepWriter:
     """Steps on their way to the records, handed over every few seconds.
 
     Args:
@@ -90,8 +90,8 @@ def _step_record(entry: _Pending, total: float, taken: StepTimes) -> StepRecord:
         backward_ms=taken.backward_ms,
         optimizer_ms=taken.optimizer_ms,
         step_ms=taken.step_ms,
-        exposed_ms=taken.exposed_ms,
-        hidden_ms=taken.hidden_ms,
+        exposed_comm_ms=taken.exposed_comm_ms,
+        overlapped_comm_ms=taken.overlapped_comm_ms,
     )
 
 

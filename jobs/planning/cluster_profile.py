@@ -1,4 +1,4 @@
-"""Where runs are sent: a cluster profile (`Cluster`), how it is found, and how a sweep's `slurm` overrides it."""
+"""The cluster profile: where runs are sent, how a profile is found, and how a sweep's `slurm` overrides it."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ _TIME = re.compile(r"(?:(?P<days>\d+)-)?(?P<rest>\d+(?::\d+){0,2})")
 Line = Annotated[str, Field(min_length=1)]
 
 
-class Cluster(BaseModel):
+class ClusterProfile(BaseModel):
     """One cluster as its users see it; every field is a key of a profile, and of a sweep's `slurm`."""
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
@@ -89,7 +89,7 @@ def parse_time_s(text: str) -> int:
     return seconds
 
 
-def load_cluster(path: Path) -> Cluster:
+def load_profile(path: Path) -> ClusterProfile:
     """The profile of a file.
 
     Raises:
@@ -99,12 +99,12 @@ def load_cluster(path: Path) -> Cluster:
     return _validate(document.value, lambda key: document.where(key))
 
 
-def override(cluster: Cluster, changes: Mapping[str, Any], where: Callable[[str], str]) -> Cluster:
+def override(cluster: ClusterProfile, changes: Mapping[str, Any], where: Callable[[str], str]) -> ClusterProfile:
     """The profile with a sweep's `slurm` laid over it.
 
     Args:
         cluster: The profile.
-        changes: Keys of `Cluster`; `sbatch` and nothing else is merged, key by key.
+        changes: Keys of `ClusterProfile`; `sbatch` and nothing else is merged, key by key.
         where: Gives the place of a key, for errors.
 
     Raises:
@@ -116,21 +116,23 @@ def override(cluster: Cluster, changes: Mapping[str, Any], where: Callable[[str]
     return _validate(values, where)
 
 
-def _validate(values: Mapping[str, Any], where: Callable[[str], str]) -> Cluster:
+def _validate(values: Mapping[str, Any], where: Callable[[str], str]) -> ClusterProfile:
     for key in values:
-        if key not in Cluster.model_fields:
-            raise UserError(f"unknown key {key!r}", where=where(key), hint=did_you_mean(key, Cluster.model_fields))
+        if key not in ClusterProfile.model_fields:
+            raise UserError(
+                f"unknown key {key!r}", where=where(key), hint=did_you_mean(key, ClusterProfile.model_fields)
+            )
     # Strict mode takes no list for a tuple, and YAML has no tuples.
     values = {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
     try:
-        cluster = Cluster.model_validate(values)
+        cluster = ClusterProfile.model_validate(values)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         key = str(first["loc"][0])
         told = first["msg"].replace("valid tuple", "list")
         message = f"{key} is {first['input']!r}: {told[:1].lower()}{told[1:]}"
         number = first["type"] == "string_type" and isinstance(first["input"], int | float)
-        hint = f'quote it: "{first["input"]}"' if number else Cluster.model_fields[key].description
+        hint = f'quote it: "{first["input"]}"' if number else ClusterProfile.model_fields[key].description
         raise UserError(message, where=where(key), hint=hint) from None
     for option in cluster.sbatch:
         if option.startswith("-"):
@@ -145,12 +147,12 @@ def _validate(values: Mapping[str, Any], where: Callable[[str], str]) -> Cluster
     return cluster
 
 
-def find_cluster(
+def find_profile(
     name: str | None,
     environ: Mapping[str, str],
     working_dir: Path,
     which: Callable[[str], str | None] = shutil.which,
-) -> tuple[str, Cluster | None]:
+) -> tuple[str, ClusterProfile | None]:
     """The cluster that ``--cluster`` means.
 
     Args:
@@ -173,12 +175,12 @@ def find_cluster(
         path = (working_dir / Path(wanted).expanduser()).resolve()
         if path.stem in (LOCAL, DEBUG):
             raise UserError(f"the profile {wanted!r} has the name of an executor", hint="rename the file")
-        return path.stem, load_cluster(path)
+        return path.stem, load_profile(path)
     folders = profile_folders(environ, working_dir)
     for folder in folders:
         path = folder / f"{wanted}.yaml"
         if path.is_file():
-            return wanted, load_cluster(path)
+            return wanted, load_profile(path)
     known = sorted({path.stem for folder in folders for path in folder.glob("*.yaml")})
     raise UserError(
         f"no cluster profile {wanted!r} in {', '.join(map(str, folders))}",
@@ -200,7 +202,7 @@ def profile_folders(environ: Mapping[str, str], working_dir: Path) -> Sequence[P
     ]
 
 
-def compute_python(cluster: Cluster | None) -> str:
+def compute_python(cluster: ClusterProfile | None) -> str:
     """The interpreter that runs the ranks, as a shell takes it.
 
     With -P, or a folder or file of the user's named `jobs` in the working directory would be imported in place of ours.

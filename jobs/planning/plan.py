@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from jobs.planning.allocation import Allocation
-from jobs.planning.cluster_profile import Cluster, compute_python
+from jobs.planning.cluster_profile import ClusterProfile, compute_python
 from jobs.planning.expand import RunSpec
 
 # srun ends the step this long after its first rank has ended well; the others are done at almost the same time.
@@ -46,7 +46,7 @@ class Plan:
     sweep_name: str
     cluster_name: str
     folder: Path  # of the sweep on this cluster; logs/ in it is submitit's
-    cluster: Cluster | None  # None: local and debug
+    cluster: ClusterProfile | None  # None: local and debug
     groups: tuple[JobGroup, ...]
 
     @property
@@ -75,7 +75,7 @@ class Plan:
 
 
 def make_plan(
-    sweep_name: str, runs: Sequence[RunSpec], cluster_name: str, cluster: Cluster | None, folder: Path
+    sweep_name: str, runs: Sequence[RunSpec], cluster_name: str, cluster: ClusterProfile | None, folder: Path
 ) -> Plan:
     """Groups runs by allocation, in the order of their first runs, and cuts groups at the array limit.
 
@@ -108,7 +108,7 @@ def with_runs(plan: Plan, run_ids: Collection[str]) -> Plan:
     return dataclasses.replace(plan, groups=tuple(group for group in groups if group.runs))
 
 
-def slurm_parameters(name: str, allocation: Allocation, cluster: Cluster) -> dict[str, Any]:
+def slurm_parameters(name: str, allocation: Allocation, cluster: ClusterProfile) -> dict[str, Any]:
     """The parameters of submitit's SlurmExecutor for one allocation.
 
     One task for each GPU: the ranks are started by srun, not by a launcher inside the job.
@@ -149,7 +149,7 @@ def slurm_parameters(name: str, allocation: Allocation, cluster: Cluster) -> dic
     return {key: value for key, value in parameters.items() if value is not None or key == "wckey"}
 
 
-def setup_lines(cluster: Cluster) -> list[str] | None:
+def setup_lines(cluster: ClusterProfile) -> list[str] | None:
     """Shell lines that the batch script runs before srun."""
     lines = list(cluster.setup)
     if cluster.network_interface:

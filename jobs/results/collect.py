@@ -17,7 +17,7 @@ from disttrain.records.record_files import FAILURE_GLOB, SUMMARY_NAME, from_json
 from disttrain.records.record_types import ExchangeRecord, StepRecord
 from disttrain.records.summary_types import Failure, Summary
 from jobs.slurm.attempts import AccountingRow
-from jobs.slurm.states import Phase, State
+from jobs.slurm.states import JobPhase, State
 from jobs.storage.ledger import Job, Ledger
 
 # How much of a file's end is read, one after the other, until it has a step.
@@ -83,8 +83,8 @@ class Result:
     optimizer_ms: float | None
     step_ms: float | None
     backward_compute_ms: float | None
-    exposed_ms: float | None
-    hidden_ms: float | None
+    exposed_comm_ms: float | None
+    overlapped_comm_ms: float | None
     data_p95_ms: float | None  # as the minimum: over the measured steps of rank 0
     data_min_ms: float | None
     forward_p95_ms: float | None
@@ -93,10 +93,10 @@ class Result:
     backward_min_ms: float | None
     backward_compute_p95_ms: float | None
     backward_compute_min_ms: float | None
-    exposed_p95_ms: float | None
-    exposed_min_ms: float | None
-    hidden_p95_ms: float | None
-    hidden_min_ms: float | None
+    exposed_comm_p95_ms: float | None
+    exposed_comm_min_ms: float | None
+    overlapped_comm_p95_ms: float | None
+    overlapped_comm_min_ms: float | None
     optimizer_p95_ms: float | None
     optimizer_min_ms: float | None
     step_p95_ms: float | None
@@ -127,7 +127,7 @@ class Result:
     hosts: str | None  # of each rank, by rank
 
     @property
-    def phase(self) -> Phase:
+    def phase(self) -> JobPhase:
         return State(self.state).phase
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from disttrain.analysis.comm_overlap import Exchange
-from disttrain.analysis.measured_steps import Measured, measured, measured_steps, starts
+from disttrain.analysis.measured_steps import MeasuredStep, measured_steps, split_by_start, steps_after_warmup
 from disttrain.errors import UserError
 from disttrain.records.record_files import RUN_NAME, from_json, metrics_name, read_records
 from disttrain.records.record_types import ClockRecord, ExchangeRecord, Record, StartRecord, StepRecord
@@ -53,7 +53,7 @@ class Lane:
 
     rank: int
     host: str
-    step: Measured
+    step: MeasuredStep
     exchange: Exchange
 
     @property
@@ -64,7 +64,7 @@ class Lane:
     def phases(self) -> Iterator[tuple[str, float, float]]:
         """(name, begin, end), on rank 0's clock."""
         step, begin = self.step, self.step.start_ms
-        exposed = step.exposed_ms or 0.0
+        exposed = step.exposed_comm_ms or 0.0
         lengths = (step.data_ms, step.forward_ms, step.backward_ms - exposed, exposed, step.optimizer_ms)
         for name, length in zip(_PHASES, lengths, strict=True):
             yield name, begin, begin + length
@@ -110,7 +110,7 @@ def read_timeline(run_dir: Path, step: int | None = None) -> Timeline:
 def _median_step(file: Path, warmup_steps: int) -> int:
     """Number of the measured step that takes as long as the median; of all steps where none is measured."""
     records = [record for record in read_records(file) if isinstance(record, StartRecord | StepRecord)]
-    steps = measured_steps(records, warmup_steps) or measured_steps(records, 0)
+    steps = steps_after_warmup(records, warmup_steps) or steps_after_warmup(records, 0)
     return sorted(steps, key=lambda record: record.step_ms)[(len(steps) - 1) // 2].step
 
 
@@ -122,9 +122,9 @@ def _lane(run: RunInfo, rank: int, file: Path, number: int) -> Lane:
             numbers.add(record.step)
         if _shows(record, number):
             kept.append(record)
-    for start in starts(kept):
+    for start in split_by_start(kept):
         host = next((record.host for record in start if isinstance(record, StartRecord)), "")
-        for step in measured(start, 0):
+        for step in measured_steps(start, 0):
             if step.exchange:
                 return Lane(rank, host, step, step.exchange)
     if number in numbers:
@@ -189,7 +189,7 @@ def _draw_lane(axes: Axes, lane: Lane, origin: float, top: float, bucket: float)
             _bar(axes, gid, (begin - origin, end - origin), row + 0.15 * bucket, 0.7 * bucket, {**look, **thin})
         if not thin:
             labels.append((row + bucket / 2, f"bucket {index + 1}, {binary_size(lane.exchange.bucket_bytes[index])}"))
-    hidden = f"hidden {_ms(lane.step.hidden_ms or 0.0)} "
+    hidden = f"hidden {_ms(lane.step.overlapped_comm_ms or 0.0)} "
     _emphasise(axes, hidden, lane.computed_ms - origin, bottom + _FOOT - 0.04, "right", _HIDDEN_TEXT)
     return labels
 
@@ -240,7 +240,8 @@ def _title(shown: Timeline) -> str:
     run, lanes = shown.run, shown.lanes
     some = f", ranks 0 to {len(lanes) - 1} of {run.world_size}" if len(lanes) < run.world_size else ""
     told = "; ".join(
-        f"rank {lane.rank}: exposed {_ms(lane.step.exposed_ms or 0.0)}, hidden {_ms(lane.step.hidden_ms or 0.0)}"
+        f"rank {lane.rank}: exposed {_ms(lane.step.exposed_comm_ms or 0.0)},"
+        f" overlapped {_ms(lane.step.overlapped_comm_ms or 0.0)}"
         for lane in lanes[:2]
     )
     return f"{run.train['model']}, run {run.run_id} on {run.allocation}, step {shown.number}{some}\n{told}"

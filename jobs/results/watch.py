@@ -13,7 +13,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from jobs.results.collect import Result
 from jobs.results.status import Status, read_status
-from jobs.slurm.states import Phase
+from jobs.slurm.states import JobPhase
 from jobs.storage.sweep_folder import SweepFolder
 
 
@@ -59,7 +59,7 @@ class Watch(AbstractContextManager["Watch"]):
     def finished(self) -> bool:
         """Whether every run had ended when last looked at."""
         results = self._status.results
-        return bool(results) and all(result.phase is Phase.FINISHED for result in results)
+        return bool(results) and all(result.phase is JobPhase.FINISHED for result in results)
 
     def tick(self) -> None:
         """Looks again, if it is time to."""
@@ -75,8 +75,8 @@ class Watch(AbstractContextManager["Watch"]):
             if self._states.get(result.run_id) != result.state:
                 self._states[result.run_id] = result.state
                 self.say(change_line(result))
-        running = [result for result in self._status.results if result.phase is Phase.RUNNING]
-        done = sum(result.phase is Phase.FINISHED for result in self._status.results)
+        running = [result for result in self._status.results if result.phase is JobPhase.RUNNING]
+        done = sum(result.phase is JobPhase.FINISHED for result in self._status.results)
         now = "  ".join(f"{result.run_id} step {result.steps or 0}" for result in running[:3])
         self._progress.update(self._bar, total=len(self._status.results), completed=done, now=now)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from enum import Enum, StrEnum
 
 
-class Phase(Enum):
+class JobPhase(Enum):
     """Where a job is in its life."""
 
     PENDING = "pending"
@@ -54,19 +54,19 @@ class State(StrEnum):
     UNKNOWN = "UNKNOWN"
 
     @property
-    def phase(self) -> Phase:
+    def phase(self) -> JobPhase:
         """Where a job in this state is in its life."""
         return _PHASES[self]
 
     @property
     def is_pending(self) -> bool:
         """Whether the job waits to start, for the first time or again."""
-        return self.phase is Phase.PENDING
+        return self.phase is JobPhase.PENDING
 
     @property
     def is_finished(self) -> bool:
         """Whether the attempt is over for good; where Slurm requeues by itself, another attempt may follow."""
-        return self.phase is Phase.FINISHED
+        return self.phase is JobPhase.FINISHED
 
     @property
     def is_success(self) -> bool:
@@ -74,41 +74,41 @@ class State(StrEnum):
         return self is State.COMPLETED
 
 
-_PHASES: dict[State, Phase] = {
-    State.PENDING: Phase.PENDING,
-    State.NOT_SUBMITTED: Phase.PENDING,
-    State.EXPEDITING: Phase.PENDING,
+_PHASES: dict[State, JobPhase] = {
+    State.PENDING: JobPhase.PENDING,
+    State.NOT_SUBMITTED: JobPhase.PENDING,
+    State.EXPEDITING: JobPhase.PENDING,
     # A requeue closes the record as REQUEUED; the new PENDING record comes seconds later, so this is not the end.
-    State.REQUEUED: Phase.PENDING,
-    State.REQUEUE_FED: Phase.PENDING,
+    State.REQUEUED: JobPhase.PENDING,
+    State.REQUEUE_FED: JobPhase.PENDING,
     # Held until somebody releases it: after a special exit, too many requeues, a lost reservation, a failed launch.
-    State.REQUEUE_HOLD: Phase.PENDING,
-    State.SPECIAL_EXIT: Phase.PENDING,
-    State.RESV_DEL_HOLD: Phase.PENDING,
-    State.LAUNCH_FAILED: Phase.PENDING,
-    State.RECONFIG_FAIL: Phase.PENDING,
-    State.RUNNING: Phase.RUNNING,
+    State.REQUEUE_HOLD: JobPhase.PENDING,
+    State.SPECIAL_EXIT: JobPhase.PENDING,
+    State.RESV_DEL_HOLD: JobPhase.PENDING,
+    State.LAUNCH_FAILED: JobPhase.PENDING,
+    State.RECONFIG_FAIL: JobPhase.PENDING,
+    State.RUNNING: JobPhase.RUNNING,
     # Nodes are allocated, and charged, while they boot and while the job's last processes and files are cleared away.
-    State.CONFIGURING: Phase.RUNNING,
-    State.POWER_UP_NODE: Phase.RUNNING,
-    State.COMPLETING: Phase.RUNNING,
-    State.STAGE_OUT: Phase.RUNNING,
-    State.RESIZING: Phase.RUNNING,
-    State.SIGNALING: Phase.RUNNING,
-    State.STOPPED: Phase.RUNNING,
-    State.SUSPENDED: Phase.RUNNING,
-    State.UPDATE_DB: Phase.RUNNING,
-    State.COMPLETED: Phase.FINISHED,
-    State.BOOT_FAIL: Phase.FINISHED,
-    State.CANCELLED: Phase.FINISHED,
-    State.DEADLINE: Phase.FINISHED,
-    State.FAILED: Phase.FINISHED,
-    State.NODE_FAIL: Phase.FINISHED,
-    State.OUT_OF_MEMORY: Phase.FINISHED,
-    State.PREEMPTED: Phase.FINISHED,
-    State.REVOKED: Phase.FINISHED,
-    State.TIMEOUT: Phase.FINISHED,
-    State.UNKNOWN: Phase.UNKNOWN,
+    State.CONFIGURING: JobPhase.RUNNING,
+    State.POWER_UP_NODE: JobPhase.RUNNING,
+    State.COMPLETING: JobPhase.RUNNING,
+    State.STAGE_OUT: JobPhase.RUNNING,
+    State.RESIZING: JobPhase.RUNNING,
+    State.SIGNALING: JobPhase.RUNNING,
+    State.STOPPED: JobPhase.RUNNING,
+    State.SUSPENDED: JobPhase.RUNNING,
+    State.UPDATE_DB: JobPhase.RUNNING,
+    State.COMPLETED: JobPhase.FINISHED,
+    State.BOOT_FAIL: JobPhase.FINISHED,
+    State.CANCELLED: JobPhase.FINISHED,
+    State.DEADLINE: JobPhase.FINISHED,
+    State.FAILED: JobPhase.FINISHED,
+    State.NODE_FAIL: JobPhase.FINISHED,
+    State.OUT_OF_MEMORY: JobPhase.FINISHED,
+    State.PREEMPTED: JobPhase.FINISHED,
+    State.REVOKED: JobPhase.FINISHED,
+    State.TIMEOUT: JobPhase.FINISHED,
+    State.UNKNOWN: JobPhase.UNKNOWN,
 }
 
 

@@ -1,23 +1,10 @@
-"""The state of the code that a sweep is submitted with: package versions and git commit."""
+"""The git commit that a sweep is submitted from."""
 
 from __future__ import annotations
 
-import platform
 import subprocess
-from importlib import metadata
 from pathlib import Path
 from typing import Any
-
-
-def versions() -> dict[str, str]:
-    """Versions of Python and of the packages that decide a result, as installed where sweep runs."""
-    found = {"python": platform.python_version()}
-    for name in ("disttrain-sweeps", "torch", "torchvision", "transformers", "datasets", "submitit"):
-        try:
-            found[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue  # a login node without torch
-    return found
 
 
 def git_state(folder: Path) -> dict[str, Any] | None:

@@ -10,8 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from disttrain.errors import UserError
+from disttrain.records.atomic_write import write_text
 from disttrain.records.record_files import CHECKPOINTS_NAME, SUMMARY_NAME, failure_name, metrics_name
-from jobs.storage.code_state import git_state, versions
+from disttrain.records.versions import versions
+from jobs.storage.code_state import git_state
 
 _LAST = ".last"  # in the root: the sweep submitted last, for commands that name none
 
@@ -153,10 +155,3 @@ def _newest(sweep_dir: Path, wanted: str, cluster: str | None) -> SweepFolder:
 
 def _existing(path: Path, cluster: str | None) -> SweepFolder:
     return _newest(path.parent, path.parent.name, cluster or path.name)
-
-
-def write_text(path: Path, text: str) -> None:
-    """Writes a file whole or not at all: a reader never sees half of it."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)

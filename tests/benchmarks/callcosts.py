@@ -15,14 +15,14 @@ from disttrain.config.train_config import TrainConfig
 from disttrain.data.batches import BEGINNING, RankStep
 from disttrain.distributed.group import Group
 from disttrain.environment.rank_env import RankEnv
-from disttrain.measure.phase_timer import Phase, PhaseTimer
+from disttrain.measure.phase_timer import PhaseTimer, StepPhase
 from disttrain.measure.telemetry import Sampler
 from disttrain.records.record_files import RecordWriter, encode
-from disttrain.training.ddp import parallel
-from disttrain.training.step_writer import StepLog
+from disttrain.training.ddp import wrap_ddp
+from disttrain.training.step_writer import StepWriter
 
 CPU = torch.device("cpu")
-PHASES: tuple[Phase, ...] = ("data", "forward", "backward", "optimizer")
+PHASES: tuple[StepPhase, ...] = ("data", "forward", "backward", "optimizer")
 _MANY, _SOME = 10_000, 200
 _PAIRS, _LAYERS, _WIDTH = 40, 40, 256  # of the passes that a hook is measured in
 
@@ -56,7 +56,7 @@ def record_us(folder: Path, steps: int, buckets: int) -> float:
         timer = _timer_of(steps, buckets)
         losses = [torch.ones(()) for _ in range(steps)]
         with RecordWriter(folder / "records.jsonl") as writer:
-            log = StepLog(writer, timer, steps, lambda line: None, list)
+            log = StepWriter(writer, timer, steps, lambda line: None, list)
             began = time.perf_counter()
             for number, loss in enumerate(losses, start=1):
                 log.add(RankStep(number, 0, False, (), 16, 32, BEGINNING), 1e-5, loss)
@@ -103,7 +103,7 @@ class _Wrapped:
         config = TrainConfig(model="bert", bucket_cap_mb=0.25, detailed_timing=detailed_timing, device="cpu")
         model = nn.Sequential(*(nn.Linear(_WIDTH, _WIDTH) for _ in range(_LAYERS)))
         self._timer = PhaseTimer(CPU)
-        self._trained = parallel(model, group, config, self._timer)
+        self._trained = wrap_ddp(model, group, config, self._timer)
         for _ in range(3):  # in the first DDP orders its buckets
             self.backward_s()
         self._timer.read()

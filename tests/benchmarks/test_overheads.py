@@ -11,7 +11,7 @@ from disttrain.config.train_config import TrainConfig
 from disttrain.environment.rank_env import RankEnv
 from disttrain.measure.phase_timer import PhaseTimer
 from disttrain.run import run
-from disttrain.training.step_writer import StepLog
+from disttrain.training.step_writer import StepWriter
 from tests.benchmarks.overheads import LAPS, Cost, Ran, Repetition, parts, tiny, totals
 
 
@@ -49,7 +49,7 @@ def test_the_calls_of_a_step(tmp_path: Path, repository: Path) -> None:
     with (
         patch.object(PhaseTimer, "lap", autospec=True, side_effect=PhaseTimer.lap) as laps,
         patch.object(PhaseTimer, "end_step", autospec=True, side_effect=PhaseTimer.end_step) as ends,
-        patch.object(StepLog, "add", autospec=True, side_effect=StepLog.add) as added,
+        patch.object(StepWriter, "add", autospec=True, side_effect=StepWriter.add) as added,
     ):
         run(config, RankEnv(), tmp_path)
     assert (laps.call_count, ends.call_count, added.call_count) == (LAPS * steps, steps, steps)

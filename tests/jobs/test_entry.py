@@ -56,7 +56,7 @@ def test_a_rank_of_slurm(
     ((config, env, folder),) = calls
     assert config == dataclasses.replace(CONFIG, setup="2x1")
     assert folder == run_dir
-    assert (env.rank, env.shape, env.folded, env.launcher) == (1, (2, 1), False, "slurm")
+    assert (env.rank, env.allocation, env.folded, env.launcher) == (1, "2x1", False, "slurm")
     assert os.environ["CUDA_VISIBLE_DEVICES"] == "3"
     assert "OMP_NUM_THREADS" not in os.environ
     # A rank ends when Slurm says so, and goes on when it only warns.
@@ -83,7 +83,7 @@ def test_a_rank_of_the_local_executor_is_folded(
     RankTask(str(run_dir), nodes=2, gpus_per_node=2, folded=True, visible_gpus="", threads=3)()
     ((config, env, _),) = calls
     assert config.setup == "2x2"
-    assert (env.rank, env.node_rank, env.local_rank, env.shape, env.folded) == (3, 1, 1, (2, 2), True)
+    assert (env.rank, env.node_rank, env.local_rank, env.allocation, env.folded) == (3, 1, 1, "2x2", True)
     assert (os.environ["CUDA_VISIBLE_DEVICES"], os.environ["OMP_NUM_THREADS"]) == ("", threads)
 
 

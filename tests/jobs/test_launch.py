@@ -14,7 +14,7 @@ import jobs.results.status
 import jobs.slurm.submit
 from disttrain.errors import UserError
 from jobs.launch import debug, launch
-from jobs.planning.cluster_profile import Cluster
+from jobs.planning.cluster_profile import ClusterProfile
 from jobs.planning.expand import expand
 from jobs.planning.plan import JobGroup, Plan, make_plan
 from jobs.planning.sweep_file import load_sweep, parse_sweep
@@ -31,7 +31,7 @@ LOADED = parse_sweep(parse_yaml(SWEEP, "s.yaml"), "/sweeps")
 
 def plan_of(root: Path, cluster: str = "site", text: str = SWEEP) -> Plan:
     runs = expand(parse_sweep(parse_yaml(text, "s.yaml"), "/nowhere"))
-    profile = None if cluster in ("local", "debug") else Cluster.model_validate({})
+    profile = None if cluster in ("local", "debug") else ClusterProfile.model_validate({})
     return make_plan("s", runs, cluster, profile, root / "s" / cluster)
 
 
@@ -196,7 +196,7 @@ def test_another_sweep_of_the_same_name_is_not_taken_for_this_one(slurm: Slurm, 
         (tmp_path / name / "s.yaml").write_text("name: s\nallocations: [1x1]\nbase: {model: bert, dataset: ./data}\n")
         sweep = load_sweep(tmp_path / name / "s.yaml")
         folder = tmp_path / "runs" / "s" / "site"
-        texts.append(make_plan("s", expand(sweep), "site", Cluster.model_validate({}), folder))
+        texts.append(make_plan("s", expand(sweep), "site", ClusterProfile.model_validate({}), folder))
     assert texts[0].runs[0].run_id == texts[1].runs[0].run_id
     launch(texts[0], LOADED, max_ranks=None)
     with pytest.raises(UserError, match=r"'s' was submitted with dataset '.*/a/data', this one has '.*/b/data'"):

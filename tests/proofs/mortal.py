@@ -21,7 +21,7 @@ from disttrain.data.batches import Batch, Examples, Indices
 from disttrain.data.splits import Splits
 from disttrain.distributed.group import Group
 from disttrain.models import bert, vit
-from disttrain.models.family import Built, Encoded
+from disttrain.models.family import BuiltModel, EncodedSplits
 from disttrain.records.record_files import metrics_name, read_records
 from disttrain.records.record_types import StartRecord
 
@@ -68,16 +68,16 @@ class _Mortal:
         self._family: Any = family
         self.INPUT = family.INPUT
 
-    def encode(self, config: TrainConfig, splits: Splits, group: Group, work_dir: Path) -> Encoded:
-        encoded: Encoded = self._family.encode(config, splits, group, work_dir)
+    def encode(self, config: TrainConfig, splits: Splits, group: Group, work_dir: Path) -> EncodedSplits:
+        encoded: EncodedSplits = self._family.encode(config, splits, group, work_dir)
         self._rank, self._folder = group.env.rank, work_dir
         self._noted = _Noted(encoded.train)
         return dataclasses.replace(encoded, train=self._noted)
 
-    def build(self, config: TrainConfig, encoded: Encoded) -> Built:
+    def build(self, config: TrainConfig, encoded: EncodedSplits) -> BuiltModel:
         assert config.grad_accum_steps == 1, "each forward pass is counted as a step"
         assert config.num_workers == 0, "the batch of a step is the last that was made"
-        built: Built = self._family.build(config, encoded)
+        built: BuiltModel = self._family.build(config, encoded)
         watch = _Watch(self._folder, self._rank, _own_event(self._folder, self._rank), self._noted)
         # Hooks, not a module around it: the names of its parameters stay, and DDP sees the same model.
         built.model.register_forward_pre_hook(watch.before)

@@ -37,7 +37,7 @@ class Seen:
 
     @property
     def detailed(self) -> bool:
-        return self.summary.exposed_ms is not None
+        return self.summary.exposed_comm_ms is not None
 
     @property
     def accusations(self) -> tuple[str, ...]:

@@ -13,7 +13,7 @@ from disttrain.config.train_config import TrainConfig
 from disttrain.data.batches import Batch, Indices
 from disttrain.data.splits import Split, Splits
 from disttrain.distributed.group import Group
-from disttrain.models.family import Built, Encoded
+from disttrain.models.family import BuiltModel, EncodedSplits
 
 
 class Words:
@@ -44,12 +44,12 @@ class Classifier(nn.Linear):
 class BagOfWords:
     INPUT = "text"
 
-    def encode(self, config: TrainConfig, splits: Splits, group: Group, work_dir: Path) -> Encoded:
+    def encode(self, config: TrainConfig, splits: Splits, group: Group, work_dir: Path) -> EncodedSplits:
         column = splits.input_column
         words = sorted({word for text in splits.train.rows[column][:] for word in text.split()})
         vocabulary = {word: index for index, word in enumerate(words)}
         held_out = Words(splits.eval, column, vocabulary) if splits.eval else None
-        return Encoded(Words(splits.train, column, vocabulary), held_out, splits.label_names, reader=vocabulary)
+        return EncodedSplits(Words(splits.train, column, vocabulary), held_out, splits.label_names, reader=vocabulary)
 
-    def build(self, config: TrainConfig, encoded: Encoded) -> Built:
-        return Built(Classifier(len(encoded.reader), len(encoded.label_names)))
+    def build(self, config: TrainConfig, encoded: EncodedSplits) -> BuiltModel:
+        return BuiltModel(Classifier(len(encoded.reader), len(encoded.label_names)))

@@ -5,42 +5,42 @@ from __future__ import annotations
 import pytest
 
 from disttrain.analysis.bandwidth import bus_bandwidth
-from disttrain.analysis.comm_overlap import Exchange, under_way, union_ms
+from disttrain.analysis.comm_overlap import Exchange, all_reduce_spans, covered_ms
 
 
 def test_one_bucket_hides_nothing() -> None:
     exchange = Exchange((1000,), (30.0,), (50.0,))
-    assert exchange.hidden_ms() == 0.0
-    assert exchange.exposed_ms(backward_end_ms=51.0) == 21.0
+    assert exchange.overlapped_comm_ms() == 0.0
+    assert exchange.exposed_comm_ms(backward_end_ms=51.0) == 21.0
 
 
 def test_buckets_hide_behind_what_is_still_computed() -> None:
     # One is done long before the last is ready; the second is under way when it is; the third is exposed.
     exchange = Exchange((1, 1, 1), (10.0, 20.0, 40.0), (15.0, 45.0, 60.0))
     assert exchange.computed_ms == 40.0
-    assert exchange.hidden_ms() == 5.0 + 20.0
-    assert exchange.exposed_ms(60.0) == 20.0
+    assert exchange.overlapped_comm_ms() == 5.0 + 20.0
+    assert exchange.exposed_comm_ms(60.0) == 20.0
 
 
 def test_buckets_that_overlap_count_once() -> None:
     exchange = Exchange((1, 1, 1), (10.0, 12.0, 40.0), (30.0, 20.0, 50.0))
-    assert exchange.hidden_ms() == 20.0
+    assert exchange.overlapped_comm_ms() == 20.0
 
 
 def test_an_all_reduce_begins_when_the_last_rank_is_ready_and_the_link_is_free() -> None:
     fast = Exchange((1, 1), (10.0, 20.0), (35.0, 50.0))
     slow = Exchange((1, 1), (25.0, 30.0), (35.5, 50.5))
-    assert under_way([fast, slow], [0.0, 0.0]) == ((25.0, 35.5), (35.5, 50.5))
+    assert all_reduce_spans([fast, slow], [0.0, 0.0]) == ((25.0, 35.5), (35.5, 50.5))
     # The same, where the slow rank's step began 5 ms later by the common clock, and its times count from there.
     late = Exchange((1, 1), (20.0, 25.0), (30.5, 45.5))
-    assert under_way([fast, late], [0.0, 5.0]) == ((25.0, 35.5), (35.5, 50.5))
+    assert all_reduce_spans([fast, late], [0.0, 5.0]) == ((25.0, 35.5), (35.5, 50.5))
 
 
 def test_all_reduces_that_the_link_carries_at_once() -> None:
     exchange = Exchange((1, 1, 1), (10.0, 12.0, 13.0), (30.0, 20.0, 40.0))
-    spans = under_way([exchange, exchange], [0.0, 0.0], at_once=2)
+    spans = all_reduce_spans([exchange, exchange], [0.0, 0.0], at_once=2)
     assert spans == ((10.0, 30.0), (12.0, 20.0), (20.0, 40.0))
-    assert union_ms(spans) == 30.0
+    assert covered_ms(spans) == 30.0
 
 
 @pytest.mark.parametrize(("world_size", "factor"), [(2, 1.0), (4, 1.5), (8, 1.75)])

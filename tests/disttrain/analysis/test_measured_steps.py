@@ -6,47 +6,47 @@ import random
 
 import pytest
 
-from disttrain.analysis.bandwidth import exchanges
+from disttrain.analysis.bandwidth import summarise_exchanges
 from disttrain.analysis.comm_overlap import Exchange
-from disttrain.analysis.measured_steps import Measured, phases
-from disttrain.analysis.straggler import slowest
+from disttrain.analysis.measured_steps import MeasuredStep, phase_percentiles
+from disttrain.analysis.straggler import find_straggler
 
 
-def step(start_ms: float = 0.0, own: float = 1.0, exchange: Exchange | None = None) -> Measured:
-    return Measured(
+def step(start_ms: float = 0.0, own: float = 1.0, exchange: Exchange | None = None) -> MeasuredStep:
+    return MeasuredStep(
         start_ms=start_ms,
         data_ms=1.0,
         forward_ms=10.0 * own,
         backward_ms=30.0,
         optimizer_ms=2.0,
-        exposed_ms=None if exchange is None else exchange.exposed_ms(41.0),
-        hidden_ms=None if exchange is None else exchange.hidden_ms(),
+        exposed_comm_ms=None if exchange is None else exchange.exposed_comm_ms(41.0),
+        overlapped_comm_ms=None if exchange is None else exchange.overlapped_comm_ms(),
         exchange=exchange,
     )
 
 
 def test_the_phases_add_up_to_the_step() -> None:
     one = step(exchange=Exchange((10,), (30.0,), (41.0,)))
-    found = {name: value.median for name, value in phases([one]).items() if value is not None}
-    parts = ("data_ms", "forward_ms", "backward_compute_ms", "exposed_ms", "optimizer_ms")
+    found = {name: value.median for name, value in phase_percentiles([one]).items() if value is not None}
+    parts = ("data_ms", "forward_ms", "backward_compute_ms", "exposed_comm_ms", "optimizer_ms")
     assert sum(found[name] for name in parts) == found["step_ms"] == 43.0
-    assert found["exposed_ms"] == 11.0
-    assert phases([step()])["exposed_ms"] is None, "not watched is not 0"
+    assert found["exposed_comm_ms"] == 11.0
+    assert phase_percentiles([step()])["exposed_comm_ms"] is None, "not watched is not 0"
 
 
 def test_buckets_over_the_steps() -> None:
     exchange = Exchange((4_000_000, 2_000_000), (10.0, 20.0), (18.0, 24.0))
     ranks = [[step(at, exchange=exchange) for at in (0.0, 100.0)]] * 2
-    found = exchanges(ranks, 1)
+    found = summarise_exchanges(ranks, 1)
     assert found is not None
     first, second = found.buckets
     assert (first.size_bytes, first.all_reduce_ms.median, first.bus_gb_per_s) == (4_000_000, 8.0, 0.5)
     assert (second.all_reduce_ms.median, second.bus_gb_per_s) == (4.0, 0.5)
     assert (found.all_reduce_ms.median, found.bus_gb_per_s) == (12.0, 0.5)
-    assert exchanges([[step()], [step()]], 1) is None
+    assert summarise_exchanges([[step()], [step()]], 1) is None
 
 
-def noisy(own: float, seed: int, steps: int = 50) -> list[Measured]:
+def noisy(own: float, seed: int, steps: int = 50) -> list[MeasuredStep]:
     drawn = random.Random(seed)
     return [step(own=own * drawn.uniform(0.9, 1.1)) for _ in range(steps)]
 
@@ -55,28 +55,28 @@ def noisy(own: float, seed: int, steps: int = 50) -> list[Measured]:
 def test_a_slow_rank_is_named_and_an_even_run_accuses_nobody(ranks: int) -> None:
     for seed in range(10):
         even = [noisy(1.0, seed * 10 + rank) for rank in range(ranks)]
-        found = slowest(even)
+        found = find_straggler(even)
         assert found is not None
         assert not found.is_slow
         even[1] = noisy(1.6, seed)
-        found = slowest(even)
+        found = find_straggler(even)
         assert found is not None
         assert (found.rank, found.is_slow) == (1, True)
 
 
 def test_a_rank_that_is_slow_now_and_then_is_not_accused() -> None:
     mostly_even = [step() for _ in range(60)] + [step(own=5.0) for _ in range(40)]
-    found = slowest([[step() for _ in range(100)], mostly_even])
+    found = find_straggler([[step() for _ in range(100)], mostly_even])
     assert found is not None
     assert not found.is_slow
 
 
 def test_one_rank_has_nobody_to_compare_with() -> None:
-    assert slowest([[step()]]) is None
-    assert slowest([[], []]) is None
+    assert find_straggler([[step()]]) is None
+    assert find_straggler([[], []]) is None
 
 
 def test_a_few_steps_accuse_nobody() -> None:
-    found = slowest([noisy(1.0, 1, steps=19), noisy(3.0, 2, steps=19)])
+    found = find_straggler([noisy(1.0, 1, steps=19), noisy(3.0, 2, steps=19)])
     assert found is not None
     assert (found.rank, found.is_slow) == (1, False)

@@ -73,7 +73,7 @@ def test_summary() -> None:
     assert summary.samples_per_s_per_gpu == pytest.approx(30 / 0.15)
     assert (summary.data_ms, summary.forward_ms, summary.backward_ms, summary.optimizer_ms) == (1, 2, 3, 4)
     assert (summary.step_ms, summary.step_p95_ms, summary.step_min_ms) == (10, 10, 10)
-    assert (summary.exposed_ms, summary.hidden_min_ms) == (None, None), "not watched"
+    assert (summary.exposed_comm_ms, summary.overlapped_comm_min_ms) == (None, None), "not watched"
     assert summary.train_loss == 13 / 4
     assert (summary.eval_loss, summary.eval_accuracy, summary.eval_examples) == (0.5, 0.75, 4)
     assert not summary.comparable

@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 import torch
 
-from disttrain.checkpoint.files import Claim, clear, find, load, tidy
+from disttrain.checkpoint.files import Claim, clear, find, load, remove_leftovers
 from disttrain.checkpoint.writer import CheckpointWriter
 from disttrain.errors import NewerAttempt
-from disttrain.records.record_files import RecordWriter, Written, is_intact, read_records
+from disttrain.records.record_files import RecordPosition, RecordWriter, is_intact, read_records
 from disttrain.records.record_types import EndRecord
 
 STATE = {"weights": torch.arange(6.0).view(2, 3), "nested": [{"numbers": torch.ones(2)}, "text", 3]}
@@ -93,7 +93,7 @@ def test_damaged_checkpoints_do_not_push_out_whole_ones(tmp_path: Path) -> None:
     assert found.manifest is not None
     assert found.manifest.step == 1
     newer = writer_of(tmp_path)
-    tidy(tmp_path, 2, found.damaged)
+    remove_leftovers(tmp_path, 2, found.damaged)
     save(newer, 3)
     (tmp_path / "attempt-00002-step-000000003.pt").write_bytes(b"")
     found = find(tmp_path)
@@ -118,7 +118,7 @@ def test_what_a_killed_attempt_left_half_written_is_removed(tmp_path: Path) -> N
     ):
         (tmp_path / name).write_bytes(b"half")
     newer = writer_of(tmp_path)
-    tidy(tmp_path, 2)
+    remove_leftovers(tmp_path, 2)
     assert sorted(os.listdir(tmp_path)) == [
         "attempt-00001",
         "attempt-00001-step-000000001.json",
@@ -137,7 +137,7 @@ def test_records_are_gone_on_behind_only_as_they_were_written(tmp_path: Path) ->
         written = writer.sync()
         writer.write([record])
     assert is_intact(path, written)
-    assert is_intact(path, Written())
+    assert is_intact(path, RecordPosition())
     assert not is_intact(tmp_path / "nothing", written)
     with RecordWriter(path, written) as writer:
         writer.write([record])

@@ -15,7 +15,6 @@ import pytest
 import torch
 
 import disttrain.checkpoint.manager
-import disttrain.training.loop
 from disttrain.checkpoint import files as checkpoint
 from disttrain.config.run_id import run_id
 from disttrain.config.train_config import TrainConfig
@@ -25,6 +24,7 @@ from disttrain.records.record_files import metrics_name, read_records
 from disttrain.records.record_types import CheckpointRecord, EvalRecord, StartRecord, StepRecord
 from disttrain.records.versions import versions
 from disttrain.run import run
+from disttrain.training.loop import TrainingLoop
 from tests.disttrain.ranks import from_files
 
 STEPS = 20
@@ -32,14 +32,14 @@ STEPS = 20
 
 def die_in(step: int, rank: int, config: TrainConfig, env: RankEnv, output_dir: Path) -> None:
     """Runs a rank; the one of this number is killed in the middle of this step."""
-    add_gradients = disttrain.training.loop._add_gradients
+    add_gradients = TrainingLoop._add_gradients
 
-    def until_then(trained: Any, at: RankStep, *rest: Any) -> Any:
+    def until_then(loop: TrainingLoop, at: RankStep, batches: Any) -> Any:
         if at.step == step and env.rank == rank:
             os.kill(os.getpid(), signal.SIGKILL)
-        return add_gradients(trained, at, *rest)
+        return add_gradients(loop, at, batches)
 
-    disttrain.training.loop._add_gradients = until_then  # type: ignore[assignment]
+    TrainingLoop._add_gradients = until_then  # type: ignore[method-assign, assignment]
     run(config, env, output_dir)
 
 

@@ -10,7 +10,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from disttrain.data.batches import BEGINNING, Batch, GlobalBatches, Indices, eval_batches, load_batches, share
+from disttrain.data.batches import BEGINNING, Batch, GlobalBatches, Indices, eval_batches, load_batches, rank_slice
 
 CPU = torch.device("cpu")
 
@@ -130,7 +130,7 @@ def test_evaluation_counts_every_example_once(examples: int, world_size: int, ba
 
 
 def test_share_is_contiguous() -> None:
-    assert [share(np.arange(7), rank, 3).tolist() for rank in range(3)] == [[0, 1], [2, 3], [4, 5, 6]]
+    assert [rank_slice(np.arange(7), rank, 3).tolist() for rank in range(3)] == [[0, 1], [2, 3], [4, 5, 6]]
 
 
 class Numbers:

@@ -26,7 +26,7 @@ from disttrain.data.splits import Splits, load_splits
 from disttrain.distributed.group import Group
 from disttrain.environment.rank_env import RankEnv
 from disttrain.errors import UserError
-from disttrain.models.family import Encoded
+from disttrain.models.family import EncodedSplits
 from disttrain.models.vit import encode
 from disttrain.run import run
 from tests.disttrain.ranks import ALONE
@@ -118,7 +118,7 @@ def room(request: pytest.FixtureRequest, cache: Path, monkeypatch: pytest.Monkey
     return str(request.param)
 
 
-def opened(config: TrainConfig, folder: Path, **fields: Any) -> tuple[Splits, Encoded]:
+def opened(config: TrainConfig, folder: Path, **fields: Any) -> tuple[Splits, EncodedSplits]:
     config = dataclasses.replace(config, dataset=str(folder), **fields).resolved()
     splits = load_splits(config, "image")
     return splits, encode(config, splits, ALONE, Path())
@@ -197,7 +197,7 @@ def test_of_a_large_split_they_end_the_run_when_they_are_met(
 def test_hosts_that_found_something_else(
     of_rank_0: Any, message: str, folder: Path, vit_config: TrainConfig, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(Group, "from_main", lambda _, own: own if isinstance(own, bool) else of_rank_0)
+    monkeypatch.setattr(Group, "broadcast_from_main", lambda _, own: own if isinstance(own, bool) else of_rank_0)
     config = dataclasses.replace(vit_config, dataset=str(folder)).resolved()
     second = dataclasses.replace(ALONE, hosts=("first", "second"))
     with pytest.raises(UserError, match=message):

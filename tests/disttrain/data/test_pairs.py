@@ -16,11 +16,11 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 from disttrain.config.train_config import TrainConfig
 from disttrain.data import texts as texts_module
 from disttrain.data.splits import load_splits
-from disttrain.data.texts import Texts, tokenise
+from disttrain.data.texts import Texts, tokenize
 from disttrain.environment.rank_env import RankEnv
 from disttrain.errors import UserError
 from disttrain.models.bert import TextClassifier, build, encode
-from disttrain.models.family import Encoded
+from disttrain.models.family import EncodedSplits
 from disttrain.run import run
 from tests.disttrain.ranks import ALONE
 
@@ -54,7 +54,7 @@ def pair_config(bert_config: TrainConfig, tmp_path: Path) -> TrainConfig:
     return dataclasses.replace(bert_config, dataset=str(write_pairs(tmp_path / "pairs")), text_pair_column="hypothesis")
 
 
-def encoded_with(config: TrainConfig, folder: Path) -> Encoded:
+def encoded_with(config: TrainConfig, folder: Path) -> EncodedSplits:
     return encode(config.resolved(), load_splits(config.resolved(), "text"), ALONE, folder)
 
 
@@ -107,7 +107,7 @@ def test_pairs_that_were_kept_differ_by_both_texts(minilm: str, cache: Path, mon
         ],
         start=1,
     ):
-        made = tokenise(tokenizer, {"train": texts}, 16, ALONE)["train"]
+        made = tokenize(tokenizer, {"train": texts}, 16, ALONE)["train"]
         assert (made.first_lengths is None) == (texts.second is None)
         assert len(list(cache.iterdir())) == count
 

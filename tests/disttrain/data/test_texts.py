@@ -13,7 +13,7 @@ from tokenizers import Tokenizer
 
 from disttrain.config.train_config import TrainConfig
 from disttrain.data import texts as texts_module
-from disttrain.data.texts import Texts, Tokenised, tokenise
+from disttrain.data.texts import Texts, TokenizedSplit, tokenize
 from disttrain.environment.rank_env import RankEnv
 from disttrain.models.bert import train_tokenizer
 from disttrain.run import run
@@ -27,15 +27,15 @@ def tokenizer() -> Tokenizer:
     return train_tokenizer([text.replace("\ud800", "") for text in SENTENCES[:50]], 120)
 
 
-def tokenised(tokenizer: Tokenizer, texts: list[str], max_length: int = 16) -> Tokenised:
-    return tokenise(tokenizer, {"train": Texts(texts)}, max_length, ALONE)["train"]
+def tokenised(tokenizer: Tokenizer, texts: list[str], max_length: int = 16) -> TokenizedSplit:
+    return tokenize(tokenizer, {"train": Texts(texts)}, max_length, ALONE)["train"]
 
 
 def nothing_is_tokenised(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(texts_module, "_append_tokens", None)
 
 
-def same(one: Tokenised, other: Tokenised) -> bool:
+def same(one: TokenizedSplit, other: TokenizedSplit) -> bool:
     return all(np.array_equal(*pair) for pair in zip(*map(dataclasses.astuple, (one, other)), strict=True))
 
 

@@ -77,7 +77,7 @@ def test_slurm_step_counts_win_over_the_jobs() -> None:
             "SLURM_STEP_NODELIST": "gpu09",
         }
     )
-    assert (env.world_size, env.shape, env.master_addr) == (1, (1, 1), "gpu09")
+    assert (env.world_size, env.allocation, env.master_addr) == (1, "1x1", "gpu09")
 
 
 def test_batch_shell_is_one_process() -> None:
@@ -94,7 +94,7 @@ def test_uneven_step_is_refused() -> None:
 
 def test_torchrun_inside_a_slurm_job() -> None:
     env = RankEnv.from_environ(SLURM | TORCHRUN)
-    assert (env.launcher, env.rank, env.shape, env.master_addr) == ("torchrun", 3, (2, 2), "10.77.0.11")
+    assert (env.launcher, env.rank, env.allocation, env.master_addr) == ("torchrun", 3, "2x2", "10.77.0.11")
     assert env.port_candidates() == (29500,)
 
 

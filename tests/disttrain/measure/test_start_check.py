@@ -24,12 +24,12 @@ from disttrain.measure.start_check import (
     ALL_REDUCE,
     PRODUCT,
     ROUNDS,
-    Found,
     Multiply,
-    broken,
+    RankCheck,
     check_start,
     known_product,
     slow_notices,
+    wrong_result_message,
 )
 from disttrain.records.record_files import failure_name, from_json, metrics_name, read_records, write_failure
 from disttrain.records.record_types import CheckRecord, StartRecord
@@ -42,8 +42,8 @@ if TYPE_CHECKING:
 HOSTS = ("node1", "node2", "node3", "node4")
 
 
-def found(*product_ms: list[float]) -> list[Found]:
-    return [Found(f"rank {rank} on {HOSTS[rank]}", tuple(times), ()) for rank, times in enumerate(product_ms)]
+def found(*product_ms: list[float]) -> list[RankCheck]:
+    return [RankCheck(f"rank {rank} on {HOSTS[rank]}", tuple(times), ()) for rank, times in enumerate(product_ms)]
 
 
 def slow_multiply(left: Tensor, right: Tensor, out: Tensor) -> None:
@@ -122,14 +122,14 @@ def test_a_wrong_result_is_refused_on_every_rank(fault: dict[str, Any], told: st
 
 def test_a_broken_rank_is_found_before_a_sum_that_it_spoils() -> None:
     spoilt = [dataclasses.replace(each, wrong=(ALL_REDUCE,)) for each in found([1.0], [1.0])]
-    told = broken(spoilt)
+    told = wrong_result_message(spoilt)
     assert told is not None
     assert "all-reduce of known values has a wrong result on rank 0 on node1, rank 1 on node2" in told
     spoilt[1] = dataclasses.replace(spoilt[1], wrong=(PRODUCT, ALL_REDUCE))
-    assert broken(spoilt) == (
+    assert wrong_result_message(spoilt) == (
         "a matrix product of known values has a wrong result on rank 1 on node2: leave that node out"
     )
-    assert broken(found([1.0], [9.0])) is None
+    assert wrong_result_message(found([1.0], [9.0])) is None
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

@@ -20,7 +20,7 @@ from disttrain.data.texts import TextExamples
 from disttrain.errors import UserError
 from disttrain.models import bert
 from disttrain.models.bert import build, encode, train_tokenizer
-from disttrain.models.family import Encoded
+from disttrain.models.family import EncodedSplits
 from tests.disttrain.ranks import ALONE
 
 SENTENCES = ["A dull film.", "Was it moving? It was!", "naïve, yet bright: a film of films", "« Ça va »"] * 5
@@ -30,7 +30,7 @@ def splits_of(config: TrainConfig) -> Splits:
     return load_splits(config.resolved(), "text")
 
 
-def encoded_with(config: TrainConfig, folder: Path) -> Encoded:
+def encoded_with(config: TrainConfig, folder: Path) -> EncodedSplits:
     return encode(config.resolved(), splits_of(config), ALONE, folder)
 
 
@@ -114,7 +114,7 @@ def test_mistakes_in_an_architecture_are_one_line(architecture: dict[str, Any], 
     config = TrainConfig(model="bert", architecture=architecture)
     examples = TextExamples(np.zeros(1, np.int32), np.array([0, 1]), np.array([0]), 0)
     with pytest.raises(UserError) as caught:
-        build(config, Encoded(examples, None, ("a", "b"), reader=bert.TextReader(range(20))))
+        build(config, EncodedSplits(examples, None, ("a", "b"), reader=bert.TextReader(range(20))))
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
 

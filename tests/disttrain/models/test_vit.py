@@ -13,12 +13,12 @@ import torch
 from disttrain.config.train_config import TrainConfig
 from disttrain.data.splits import load_splits
 from disttrain.errors import UserError
-from disttrain.models.family import Encoded
+from disttrain.models.family import EncodedSplits
 from disttrain.models.vit import ImageClassifier, build, encode
 from tests.disttrain.ranks import ALONE
 
 
-def encoded_with(config: TrainConfig) -> Encoded:
+def encoded_with(config: TrainConfig) -> EncodedSplits:
     return encode(config, load_splits(config.resolved(), "image"), ALONE, Path())
 
 

@@ -10,9 +10,9 @@ import pytest
 import torch
 
 from disttrain.analysis.comm_overlap import Exchange
-from disttrain.analysis.measured_steps import measured
+from disttrain.analysis.measured_steps import measured_steps
 from disttrain.config.train_config import TrainConfig
-from disttrain.measure.gather_steps import pack, recent, unpack
+from disttrain.measure.gather_steps import drop_old_exchanges, pack, unpack
 from disttrain.records.record_files import decode, encode, metrics_name, read_records
 from disttrain.records.record_types import ClockRecord, CrossCheckRecord, ExchangeRecord, StartRecord, StepRecord
 
@@ -50,9 +50,9 @@ def test_the_exchange_of_each_step(detailed: TrainConfig, run_ranks: RunRanks) -
             backward_end_ms = step.step_ms - step.optimizer_ms
             for ready, done in zip(exchange.ready_ms, exchange.done_ms, strict=True):
                 assert step.data_ms + step.forward_ms < ready < done <= backward_end_ms
-            assert step.exposed_ms == pytest.approx(backward_end_ms - max(exchange.ready_ms))
-            assert step.hidden_ms is not None
-            assert 0 <= step.hidden_ms <= max(exchange.ready_ms) - min(exchange.ready_ms)
+            assert step.exposed_comm_ms == pytest.approx(backward_end_ms - max(exchange.ready_ms))
+            assert step.overlapped_comm_ms is not None
+            assert 0 <= step.overlapped_comm_ms <= max(exchange.ready_ms) - min(exchange.ready_ms)
         # Neighbouring steps leave no gap; behind step 8 is an evaluation.
         for before, after in pairwise(steps):
             if before.epoch == after.epoch:
@@ -77,7 +77,7 @@ def test_clocks_of_one_host_agree_and_the_cross_check_has_all_its_estimates(
         (check,) = of_kind(finished, rank, CrossCheckRecord)
         assert check.no_sync_exposed_ms == pytest.approx(check.backward_ms - check.no_sync_backward_ms)
         assert check.passes == 10
-        assert 0 < check.exposed_ms <= check.exchange_ms
+        assert 0 < check.exposed_comm_ms <= check.exchange_ms
         assert check.ddp_exposed_ms is not None
 
 
@@ -85,15 +85,15 @@ def test_watching_changes_no_loss(detailed: TrainConfig, run_ranks: RunRanks) ->
     watched = run_ranks(detailed, 2)
     alone = run_ranks(dataclasses.replace(detailed, detailed_timing=False), 2)
     assert watched.losses() == alone.losses()
-    assert alone.summary.exposed_ms is None, "not watched is not 0"
+    assert alone.summary.exposed_comm_ms is None, "not watched is not 0"
     assert of_kind(alone, 0, ExchangeRecord) == []
 
 
 def test_one_rank_exchanges_nothing(detailed: TrainConfig, run_ranks: RunRanks) -> None:
     finished = run_ranks(detailed, 1)
-    assert {(step.exposed_ms, step.hidden_ms) for step in finished.steps(0)} == {(0.0, 0.0)}
+    assert {(step.exposed_comm_ms, step.overlapped_comm_ms) for step in finished.steps(0)} == {(0.0, 0.0)}
     summary = finished.summary
-    assert (summary.exposed_ms, summary.hidden_ms, summary.bucket_count) == (0.0, 0.0, None)
+    assert (summary.exposed_comm_ms, summary.overlapped_comm_ms, summary.bucket_count) == (0.0, 0.0, None)
     assert summary.backward_compute_ms == summary.backward_ms
     assert of_kind(finished, 0, CrossCheckRecord) == []
 
@@ -104,8 +104,8 @@ def test_accumulated_batches_are_exchanged_once(detailed: TrainConfig, run_ranks
     (start,) = of_kind(finished, 0, StartRecord)
     for step, exchange in zip(finished.steps(0), of_kind(finished, 0, ExchangeRecord), strict=True):
         assert sum(exchange.bucket_bytes) == 4 * start.parameters
-        assert step.exposed_ms is not None
-        assert step.exposed_ms < step.backward_ms
+        assert step.exposed_comm_ms is not None
+        assert step.exposed_comm_ms < step.backward_ms
 
 
 def test_a_bf16_exchange_sends_half_the_bytes(detailed: TrainConfig, run_ranks: RunRanks) -> None:
@@ -118,12 +118,12 @@ def test_a_step_on_its_way_to_the_other_ranks() -> None:
     steps = [
         StepRecord(
             step=1, epoch=0, start_s=3.0, loss=None, lr=0.1, examples=1, data_ms=1.0, forward_ms=2.0, backward_ms=5.0,
-            optimizer_ms=1.0, step_ms=9.0, exposed_ms=exposed, hidden_ms=exposed,
+            optimizer_ms=1.0, step_ms=9.0, exposed_comm_ms=exposed, overlapped_comm_ms=exposed,
         )
         for exposed in (None, 1.5)
     ]  # fmt: skip
     clock = ClockRecord(at_s=3.0, offset_s=1.0, error_s=0.1)
-    unwatched, without = (measured([clock, step], 0)[0] for step in steps)
+    unwatched, without = (measured_steps([clock, step], 0)[0] for step in steps)
     watched = dataclasses.replace(without, exchange=Exchange((8, 4), (1.0, 2.0), (2.0, 3.0)))
     assert unwatched.start_ms == 2000.0
     for step in (unwatched, watched):
@@ -133,14 +133,14 @@ def test_a_step_on_its_way_to_the_other_ranks() -> None:
 def test_records_of_an_earlier_version_are_read() -> None:
     line = encode(_step(1, start_s=3.0)).replace('"start_s": 3.0, ', "")
     assert "start_s" not in line
-    (step,) = measured([decode(line)], 0)
+    (step,) = measured_steps([decode(line)], 0)
     assert (step.step_ms, step.exchange) == (9.0, None)
 
 
 def test_of_many_steps_the_last_exchanges_are_kept() -> None:
     exchanges = [ExchangeRecord(step=n, bucket_bytes=(8,), ready_ms=(1.0,), done_ms=(2.0,)) for n in range(1, 1501)]
     steps = [_step(n) for n in range(1, 1501)]
-    kept = recent(record for pair in zip(steps, exchanges, strict=True) for record in pair)
+    kept = drop_old_exchanges(record for pair in zip(steps, exchanges, strict=True) for record in pair)
     assert [record.step for record in kept if isinstance(record, StepRecord)] == list(range(1, 1501))
     assert [record.step for record in kept if isinstance(record, ExchangeRecord)] == list(range(501, 1501))
 

@@ -17,7 +17,7 @@ from disttrain.environment.rank_env import RankEnv
 from disttrain.records.record_files import metrics_name, read_records
 from disttrain.records.record_types import EvalRecord
 from disttrain.run import run
-from disttrain.training.loop import eval_due
+from disttrain.training.evaluation import eval_due
 from disttrain.training.optimizer import lr_factor, make_optimizer
 
 if TYPE_CHECKING:

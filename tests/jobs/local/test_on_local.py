@@ -220,7 +220,7 @@ def typed(command: list[str], lines: list[str], sweeping: Sweeping, exit_code: i
 def test_breakpoint_works_in_the_debugger(debugged: tuple[Sweeping, Path]) -> None:
     sweeping, file = debugged
     command = [sys.executable, "-m", "pdb", "-m", "jobs", "submit", str(file), "--cluster", "debug"]
-    stop = ["import disttrain.training.loop", "b disttrain.training.loop.evaluate", "c"]
+    stop = ["import disttrain.training.evaluation", "b disttrain.training.evaluation.evaluate", "c"]
     said = typed(command, [*stop, "p group.env.shape, group.env.launcher, len(examples)", "c", "q"], sweeping, 0)
     # A 2x2 run, in this very process, as one rank.
     assert "debug: 1 run as one rank each, in " in said

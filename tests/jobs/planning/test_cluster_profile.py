@@ -10,7 +10,14 @@ from typing import Any
 import pytest
 
 from disttrain.errors import UserError
-from jobs.planning.cluster_profile import Cluster, compute_python, find_cluster, load_cluster, override, parse_time_s
+from jobs.planning.cluster_profile import (
+    ClusterProfile,
+    compute_python,
+    find_profile,
+    load_profile,
+    override,
+    parse_time_s,
+)
 from jobs.planning.sweep_file import parse_sweep
 from jobs.planning.yaml_file import parse_yaml
 
@@ -33,9 +40,9 @@ sbatch: {mail-type: END, exclusive: true, nice: 100}
 """
 
 
-def profile(text: str, folder: Path) -> Cluster:
+def profile(text: str, folder: Path) -> ClusterProfile:
     (folder / "site.yaml").write_text(text)
-    return load_cluster(folder / "site.yaml")
+    return load_profile(folder / "site.yaml")
 
 
 def test_every_key_is_read(tmp_path: Path) -> None:
@@ -114,19 +121,19 @@ def test_what_is_no_time_limit_is_refused(text: str) -> None:
 
 
 def test_time_is_rounded_up_to_minutes_as_slurm_does() -> None:
-    assert Cluster.model_validate({"time": "00:01:01"}).time_min == 2
+    assert ClusterProfile.model_validate({"time": "00:01:01"}).time_min == 2
 
 
-def overridden(slurm: str, cluster: Mapping[str, Any]) -> Cluster:
+def overridden(slurm: str, cluster: Mapping[str, Any]) -> ClusterProfile:
     text = f"name: s\nallocations: [1x1]\nbase: {{model: bert}}\nslurm:\n{slurm}"
     sweep = parse_sweep(parse_yaml(text, "s.yaml"), "/nowhere")
-    return override(Cluster.model_validate(cluster), sweep.slurm, lambda key: sweep.where("slurm", key))
+    return override(ClusterProfile.model_validate(cluster), sweep.slurm, lambda key: sweep.where("slurm", key))
 
 
 def test_a_sweep_overrides_the_profile_and_merges_sbatch_alone() -> None:
     site = {"partition": "gpu", "qos": "high", "setup": ("module load a",), "sbatch": {"nice": 1, "exclusive": True}}
     found = overridden("  qos: null\n  setup: [module load b]\n  sbatch: {exclusive: false, mail-type: END}\n", site)
-    assert found == Cluster.model_validate(
+    assert found == ClusterProfile.model_validate(
         {
             "partition": "gpu",
             "setup": ("module load b",),
@@ -162,23 +169,26 @@ def no_program(name: str) -> None:
 
 def test_a_name_is_looked_up_here_then_in_the_users_folder_then_among_those_shipped(tmp_path: Path) -> None:
     environ = {"XDG_CONFIG_HOME": str(tmp_path / "config")}
-    shipped = find_cluster("slurm", environ, tmp_path)
+    shipped = find_profile("slurm", environ, tmp_path)
     for folder, partition in ((tmp_path / "config/sweep/clusters", "user"), (tmp_path / "clusters", "here")):
         folder.mkdir(parents=True)
         (folder / "slurm.yaml").write_text(f"partition: {partition}\n")
-        name, found = find_cluster("slurm", environ, tmp_path)
+        name, found = find_profile("slurm", environ, tmp_path)
         assert (name, found and found.partition) == ("slurm", partition)
-    assert shipped == ("slurm", Cluster.model_validate({}))
+    assert shipped == ("slurm", ClusterProfile.model_validate({}))
 
 
 def test_without_a_name_it_is_the_environments_then_slurm_where_there_is_sbatch_then_local(tmp_path: Path) -> None:
     (tmp_path / "site.yaml").write_text("partition: gpu\n")
     named = {"SWEEP_CLUSTER": "./site.yaml"}
-    assert find_cluster(None, named, tmp_path, no_program) == ("site", Cluster.model_validate({"partition": "gpu"}))
-    assert find_cluster("local", named, tmp_path, no_program) == ("local", None)
-    assert find_cluster("debug", named, tmp_path, no_program) == ("debug", None)
-    assert find_cluster(None, {}, tmp_path, lambda name: f"/usr/bin/{name}")[0] == "slurm"
-    assert find_cluster(None, {"SWEEP_CLUSTER": ""}, tmp_path, no_program) == ("local", None)
+    assert find_profile(None, named, tmp_path, no_program) == (
+        "site",
+        ClusterProfile.model_validate({"partition": "gpu"}),
+    )
+    assert find_profile("local", named, tmp_path, no_program) == ("local", None)
+    assert find_profile("debug", named, tmp_path, no_program) == ("debug", None)
+    assert find_profile(None, {}, tmp_path, lambda name: f"/usr/bin/{name}")[0] == "slurm"
+    assert find_profile(None, {"SWEEP_CLUSTER": ""}, tmp_path, no_program) == ("local", None)
 
 
 def test_an_unknown_name_is_told_with_the_places_and_the_known_ones(tmp_path: Path) -> None:
@@ -187,7 +197,7 @@ def test_an_unknown_name_is_told_with_the_places_and_the_known_ones(tmp_path: Pa
     environ = {"XDG_CONFIG_HOME": str(tmp_path / "config"), "SWEEP_CLUSTER": "theirs"}
     for name, where in (("theirs", "--cluster"), (None, "$SWEEP_CLUSTER")):
         with pytest.raises(UserError) as caught:
-            find_cluster(name, environ, tmp_path)
+            find_profile(name, environ, tmp_path)
         told = f"{where}: no cluster profile 'theirs' in {tmp_path}/clusters, {tmp_path}/config/sweep/clusters, "
         assert str(caught.value).startswith(told)
         assert str(caught.value).endswith("slurm_templates (known: local, debug, mine, slurm)")
@@ -196,11 +206,13 @@ def test_an_unknown_name_is_told_with_the_places_and_the_known_ones(tmp_path: Pa
 def test_a_profile_cannot_pass_for_an_executor(tmp_path: Path) -> None:
     (tmp_path / "local.yaml").write_text("partition: gpu\n")
     with pytest.raises(UserError) as caught:
-        find_cluster("./local.yaml", {}, tmp_path)
+        find_profile("./local.yaml", {}, tmp_path)
     assert str(caught.value) == "the profile './local.yaml' has the name of an executor (rename the file)"
 
 
 def test_the_compute_sides_python(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", "/home/me")
-    assert compute_python(Cluster.model_validate({"python": "~/venv/bin/python"})) == "/home/me/venv/bin/python -P"
-    assert compute_python(Cluster.model_validate({})) == compute_python(None) == f"{sys.executable} -P"
+    assert (
+        compute_python(ClusterProfile.model_validate({"python": "~/venv/bin/python"})) == "/home/me/venv/bin/python -P"
+    )
+    assert compute_python(ClusterProfile.model_validate({})) == compute_python(None) == f"{sys.executable} -P"

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from disttrain.config.train_config import TrainConfig
-from jobs.planning.cluster_profile import Cluster
+from jobs.planning.cluster_profile import ClusterProfile
 from jobs.planning.expand import expand
 from jobs.planning.plan import Plan, make_plan, plan_json, with_runs
 from jobs.planning.sweep_file import parse_sweep
@@ -45,13 +45,13 @@ PROFILES: dict[str, dict[str, Any]] = {
 }
 
 
-def plan_of(cluster: Cluster | None, folder: Path = Path("/sweeps/my runs/s/site"), text: str = SWEEP) -> Plan:
+def plan_of(cluster: ClusterProfile | None, folder: Path = Path("/sweeps/my runs/s/site"), text: str = SWEEP) -> Plan:
     name = "site" if cluster else "local"
     return make_plan("s", expand(parse_sweep(parse_yaml(text, "s.yaml"), "/nowhere")), name, cluster, folder)
 
 
-def profile(**values: Any) -> Cluster:
-    return Cluster.model_validate({"python": "/opt/venv/bin/python", **values})
+def profile(**values: Any) -> ClusterProfile:
+    return ClusterProfile.model_validate({"python": "/opt/venv/bin/python", **values})
 
 
 def test_runs_are_grouped_by_allocation_and_cut_at_the_array_limit() -> None:
@@ -130,5 +130,5 @@ def test_the_json_of_a_plan() -> None:
 
 
 def test_the_interpreter_is_the_one_that_runs_sweep_unless_the_profile_names_one() -> None:
-    plan = plan_of(Cluster.model_validate({}))
+    plan = plan_of(ClusterProfile.model_validate({}))
     assert f" {sys.executable} -P -u -m submitit.core._submit " in plan.script(plan.groups[0])

@@ -43,7 +43,8 @@ SUMMARY = Summary(
     world_size=2, num_nodes=2, hosts=("n1", "n2"), device_name="H100", backend="nccl", comparable=True, steps=220,
     measured_steps=200, train_s=21.5, samples_per_s=300.0, samples_per_s_per_gpu=150.0, data_ms=1.0, forward_ms=20.0,
     backward_ms=40.0, optimizer_ms=3.0, step_ms=65.0, train_loss=0.5, eval_loss=0.6, eval_accuracy=0.75,
-    eval_examples=100, notices=(), backward_compute_ms=30.0, exposed_ms=10.0, hidden_ms=5.0, bucket_count=4,
+    eval_examples=100, notices=(), backward_compute_ms=30.0, exposed_comm_ms=10.0, overlapped_comm_ms=5.0,
+    bucket_count=4,
     exchange_ms=15.0, bus_gb_per_s=8.0, slowest_rank=1, slowest_host="n2", slowest_ratio=1.5,
     buckets=({"size_bytes": 8.0},), gpu_throttle=("power cap", "heat"), **SPREADS, **TELEMETRY, **CROSS_CHECK,
 )  # fmt: skip
@@ -85,7 +86,8 @@ OF_SUMMARY = {
     "backend": "nccl", "device_name": "H100", "comparable": True, "steps": 220, "train_s": 21.5,
     "samples_per_s": 300.0, "samples_per_s_per_gpu": 150.0, "train_loss": 0.5, "eval_loss": 0.6, "eval_accuracy": 0.75,
     "data_ms": 1.0, "forward_ms": 20.0, "backward_ms": 40.0, "optimizer_ms": 3.0, "step_ms": 65.0, "hosts": "n1,n2",
-    "backward_compute_ms": 30.0, "exposed_ms": 10.0, "hidden_ms": 5.0, "bucket_count": 4, "exchange_ms": 15.0,
+    "backward_compute_ms": 30.0, "exposed_comm_ms": 10.0, "overlapped_comm_ms": 5.0, "bucket_count": 4,
+    "exchange_ms": 15.0,
     "bus_gb_per_s": 8.0, "slowest_rank": 1, "slowest_host": "n2", "slowest_ratio": 1.5,
     "gpu_throttle": "power cap,heat", **SPREADS, **TELEMETRY, **CROSS_CHECK,
 }  # fmt: skip

@@ -44,7 +44,8 @@ def step_of(number: int, start_s: float, optimizer_ms: float) -> tuple[StepRecor
     """Data 5 ms, forward 20, backward 60 of which the last 25 are exposed: buckets from 30, 40 and 60 on."""
     step = StepRecord(
         step=number, epoch=0, start_s=start_s, loss=1.0, lr=1.0, examples=1, data_ms=5.0, forward_ms=20.0,
-        backward_ms=60.0, optimizer_ms=optimizer_ms, step_ms=85.0 + optimizer_ms, exposed_ms=25.0, hidden_ms=30.0,
+        backward_ms=60.0, optimizer_ms=optimizer_ms, step_ms=85.0 + optimizer_ms, exposed_comm_ms=25.0,
+        overlapped_comm_ms=30.0,
     )  # fmt: skip
     sizes = (4096, 2**20, 3 * 2**20)
     return step, ExchangeRecord(step=number, bucket_bytes=sizes, ready_ms=(30, 40, 60), done_ms=(35, 70, 85))

@@ -19,7 +19,7 @@ import pytest
 import jobs.results.status
 from disttrain.config.train_config import TrainConfig
 from jobs.planning.allocation import Allocation
-from jobs.planning.cluster_profile import Cluster
+from jobs.planning.cluster_profile import ClusterProfile
 from jobs.planning.expand import RunSpec
 from jobs.planning.plan import make_plan, plan_json, run_json
 from jobs.results.status import read_status
@@ -63,7 +63,7 @@ def lay_down(tmp_path: Path) -> Callable[..., SweepFolder]:
     def make(cluster: str = "site") -> SweepFolder:
         folder = SweepFolder(tmp_path / "s" / cluster)
         runs = [RunSpec(name, Allocation(1, 1), TrainConfig(model="bert").resolved(), {}, 0) for name in "ab"]
-        profile = None if cluster == "local" else Cluster.model_validate({})
+        profile = None if cluster == "local" else ClusterProfile.model_validate({})
         plan = make_plan("s", runs, cluster, profile, folder.path)
         prepare(folder, "name: s\n", plan_json(plan), [run_json(run) for run in runs])
         return folder

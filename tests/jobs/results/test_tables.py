@@ -11,7 +11,7 @@ from rich.console import Console, RenderableType
 
 from disttrain.records.record_files import failure_name, write_json
 from disttrain.records.summary_types import Failure
-from jobs.planning.cluster_profile import Cluster
+from jobs.planning.cluster_profile import ClusterProfile
 from jobs.planning.expand import expand
 from jobs.planning.plan import Plan, make_plan
 from jobs.planning.sweep_file import parse_sweep
@@ -38,7 +38,7 @@ def rendered(table: RenderableType, width: int) -> str:
     return "".join(line.rstrip() + "\n" for line in buffer.getvalue().splitlines())
 
 
-def plan_of(cluster: Cluster | None) -> Plan:
+def plan_of(cluster: ClusterProfile | None) -> Plan:
     runs = expand(parse_sweep(parse_yaml(SWEEP, "s.yaml"), "/nowhere"))
     return make_plan("s", runs, "site" if cluster else "local", cluster, Path("/sweeps/s/site"))
 
@@ -67,7 +67,7 @@ RESULTS = [
 
 
 def test_a_plan() -> None:
-    text = rendered(plan_table(plan_of(Cluster.model_validate({"time": "00:20:00"}))), 80)
+    text = rendered(plan_table(plan_of(ClusterProfile.model_validate({"time": "00:20:00"}))), 80)
     assert text + rendered(plan_table(plan_of(None)), 80) == (GOLDEN / "plan_table.txt").read_text(encoding="utf-8")
 
 

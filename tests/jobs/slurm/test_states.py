@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jobs.slurm.states import Phase, State, parse_state
+from jobs.slurm.states import JobPhase, State, parse_state
 
 
 @pytest.mark.parametrize(
@@ -36,11 +36,11 @@ def test_no_word_crashes(text: str) -> None:
 def test_every_state_reads_back_and_is_in_one_phase(state: State) -> None:
     assert parse_state(state.value) is state
     assert not (state.is_pending and state.is_finished)
-    assert state.phase in Phase
+    assert state.phase in JobPhase
 
 
 def test_only_unknown_is_in_no_phase_and_only_completed_is_success() -> None:
-    assert [state for state in State if state.phase is Phase.UNKNOWN] == [State.UNKNOWN]
+    assert [state for state in State if state.phase is JobPhase.UNKNOWN] == [State.UNKNOWN]
     assert [state for state in State if state.is_success] == [State.COMPLETED]
 
 

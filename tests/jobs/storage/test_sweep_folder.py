@@ -11,8 +11,9 @@ from typing import Any
 import pytest
 
 from disttrain.errors import UserError
-from jobs.storage.code_state import versions
-from jobs.storage.sweep_folder import SweepFolder, find_folder, prepare, write_text
+from disttrain.records.atomic_write import write_text
+from disttrain.records.versions import versions
+from jobs.storage.sweep_folder import SweepFolder, find_folder, prepare
 
 
 def run(run_id: str, world_size: int = 2) -> dict[str, Any]:
