@@ -28,7 +28,7 @@ RUN = {
 }  # fmt: skip
 SPREADS: dict[str, Any] = {
     f"{phase}_{part}_ms": value
-    for phase in ("data", "forward", "backward", "backward_compute", "exposed", "hidden", "optimizer", "step")
+    for phase in ("data", "forward", "backward", "backward_compute", "exposed_comm", "overlapped_comm", "optimizer", "step")
     for part, value in (("p95", 70.0), ("min", 0.5))
 }
 TELEMETRY: dict[str, Any] = {
