@@ -1,4 +1,4 @@
-"""A model family of one's own, `model: bag_of_words:BagOfWords`: which words occur decides, in whatever order."""
+"""A bag of words: a linear classifier over word counts."""
 
 from __future__ import annotations
 
@@ -9,14 +9,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from disttrain.config.train_config import TrainConfig
-from disttrain.data.batches import Batch, Indices
-from disttrain.data.splits import Split, Splits
-from disttrain.distributed.group import Group
-from disttrain.models.family import BuiltModel, EncodedSplits
+from disttrain.api import Batch, BuiltModel, EncodedSplits, Group, Indices, Split, Splits, TrainConfig
 
 
-class Words:
+class WordCounts:
+    """The examples of one split: counts, [examples, words], and labels, [examples]."""
+
     in_memory = True
     lengths = None
 
@@ -48,8 +46,10 @@ class BagOfWords:
         column = splits.input_column
         words = sorted({word for text in splits.train.rows[column][:] for word in text.split()})
         vocabulary = {word: index for index, word in enumerate(words)}
-        held_out = Words(splits.eval, column, vocabulary) if splits.eval else None
-        return EncodedSplits(Words(splits.train, column, vocabulary), held_out, splits.label_names, reader=vocabulary)
+        held_out = WordCounts(splits.eval, column, vocabulary) if splits.eval else None
+        return EncodedSplits(
+            WordCounts(splits.train, column, vocabulary), held_out, splits.label_names, reader=vocabulary
+        )
 
     def build(self, config: TrainConfig, encoded: EncodedSplits) -> BuiltModel:
         return BuiltModel(Classifier(len(encoded.reader), len(encoded.label_names)))
