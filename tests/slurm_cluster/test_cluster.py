@@ -1,4 +1,4 @@
-"""The test cluster itself: what the tests that submit real jobs to it rely on."""
+"""Tests of the properties of the test cluster on which other tests rely."""
 
 import os
 import subprocess
@@ -18,7 +18,7 @@ TIMEOUT_S = 90
 
 
 def run(slurm_cluster: Mapping[str, str], *command: str | Path) -> str:
-    """Standard output of a client command of the cluster, which must succeed."""
+    """The standard output of a client command, which must succeed."""
     done = subprocess.run(
         command,
         env={**os.environ, **slurm_cluster},
@@ -32,12 +32,12 @@ def run(slurm_cluster: Mapping[str, str], *command: str | Path) -> str:
 
 
 def submit(slurm_cluster: Mapping[str, str], folder: Path, *arguments: str) -> str:
-    """Id of a batch job just submitted; its output goes to <id>.out in the folder."""
+    """Submits a batch job and returns its id; its output is written to <id>.out in the folder."""
     return run(slurm_cluster, "sbatch", "--parsable", f"--output={folder}/%j.out", *arguments).strip()
 
 
 def accounting(slurm_cluster: Mapping[str, str], job_id: str) -> dict[str, dict[str, str]]:
-    """Rows of sacct by JobID, once the job has ended and slurmdbd knows of it."""
+    """The rows of sacct by JobID, when slurmdbd has recorded the end of the job."""
     fields = ("JobID", "State", "AllocTRES", "MaxRSS", "NodeList")
     command = ["sacct", "-n", "-P", "--noconvert", "-j", job_id, "-o", ",".join(fields)]
     end_s = time.monotonic() + TIMEOUT_S
@@ -54,7 +54,7 @@ def slurmctld_pid(slurm_cluster: Mapping[str, str]) -> str:
     return (Path(slurm_cluster["SLURM_CONF"]).parent.parent / "run" / "slurmctld.pid").read_text()
 
 
-def test_env_lines_lead_to_the_cluster(slurm_cluster: Mapping[str, str]) -> None:
+def test_env_prints_exports_for_clients(slurm_cluster: Mapping[str, str]) -> None:
     lines = run(slurm_cluster, CLUSTER, "env").splitlines()
     exported = dict(line.removeprefix("export ").split("=", 1) for line in lines)
     assert all(line.startswith("export ") for line in lines)
@@ -62,22 +62,22 @@ def test_env_lines_lead_to_the_cluster(slurm_cluster: Mapping[str, str]) -> None
     assert exported["SWEEP_CLUSTER"] == str(HERE / "two_nodes.yaml")
 
 
-def test_env_of_a_cluster_that_is_not_up(slurm_cluster: Mapping[str, str]) -> None:
+def test_env_fails_without_a_cluster(slurm_cluster: Mapping[str, str]) -> None:
     environ = {**os.environ, **slurm_cluster, "SLURM_CLUSTER_DIR": "/tmp/sweeptest-not-there"}
     done = subprocess.run([CLUSTER, "env"], env=environ, capture_output=True, text=True)
     expected = "cluster: not up in /tmp/sweeptest-not-there; start it with `cluster up`\n"
     assert (done.returncode, done.stdout, done.stderr) == (2, "", expected)
 
 
-def test_second_up_keeps_what_runs(slurm_cluster: Mapping[str, str]) -> None:
+def test_second_up_restarts_nothing(slurm_cluster: Mapping[str, str]) -> None:
     before = slurmctld_pid(slurm_cluster)
     run(slurm_cluster, CLUSTER, "up")
     assert slurmctld_pid(slurm_cluster) == before
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
-def test_up_as_an_ordinary_user_says_why_in_one_line(slurm_cluster: Mapping[str, str]) -> None:
-    # Import first: an ordinary user may not be able to read the checkout.
+def test_up_needs_root(slurm_cluster: Mapping[str, str]) -> None:
+    # The import comes first: an ordinary user may not be able to read the checkout.
     code = f"""
 import os, sys
 sys.path.insert(0, {str(HERE)!r})
@@ -91,7 +91,7 @@ sys.exit(main(["up"]))
     assert done.stderr == "cluster: cannot run here: not root: namespaces, a bridge and slurmd need root\n"
 
 
-def test_status_tells_of_two_nodes(slurm_cluster: Mapping[str, str]) -> None:
+def test_status_lists_both_nodes(slurm_cluster: Mapping[str, str]) -> None:
     status = run(slurm_cluster, CLUSTER, "status")
     assert status.startswith("healthy, in ")
     assert "proctrack/" in status
@@ -99,7 +99,7 @@ def test_status_tells_of_two_nodes(slurm_cluster: Mapping[str, str]) -> None:
         assert f"node {node} " in status
 
 
-def test_two_hosts_that_know_each_other_by_name(slurm_cluster: Mapping[str, str]) -> None:
+def test_hosts_resolve_each_other(slurm_cluster: Mapping[str, str]) -> None:
     script = 'for name in node1 node2; do echo "$(hostname) $(getent ahostsv4 $name | head -n1 | cut -d" " -f1)"; done'
     lines = run(slurm_cluster, "srun", "-N2", "--ntasks-per-node=1", "sh", "-c", script).splitlines()
     assert sorted(lines) == sorted(f"{host} {address}" for host in ADDRESSES for address in ADDRESSES.values())
@@ -108,8 +108,8 @@ def test_two_hosts_that_know_each_other_by_name(slurm_cluster: Mapping[str, str]
 def test_each_host_has_its_own_address(slurm_cluster: Mapping[str, str]) -> None:
     script = "echo $(hostname) $(ip -4 -o address show dev eth0)"
     lines = run(slurm_cluster, "srun", "-N2", "--ntasks-per-node=1", "sh", "-c", script).splitlines()
-    seen = {words[0]: words[words.index("inet") + 1] for words in map(str.split, lines)}
-    assert seen == {node: f"{address}/24" for node, address in ADDRESSES.items()}
+    addresses = {words[0]: words[words.index("inet") + 1] for words in map(str.split, lines)}
+    assert addresses == {node: f"{address}/24" for node, address in ADDRESSES.items()}
 
 
 def test_gpus_are_bound_and_counted(slurm_cluster: Mapping[str, str], tmp_path: Path) -> None:
@@ -122,9 +122,9 @@ def test_gpus_are_bound_and_counted(slurm_cluster: Mapping[str, str], tmp_path: 
         assert "gres/gpu=8" in row["AllocTRES"].split(",")
 
 
-def test_memory_of_a_short_step_is_seen(slurm_cluster: Mapping[str, str], tmp_path: Path) -> None:
-    held_bytes = 100_000_000
-    hold = f"import time; held = b'x' * {held_bytes}; time.sleep(2.5)"
-    job_id = submit(slurm_cluster, tmp_path, f'--wrap=srun /usr/bin/python3 -c "{hold}"')
+def test_a_short_step_has_a_memory_peak(slurm_cluster: Mapping[str, str], tmp_path: Path) -> None:
+    allocated_bytes = 100_000_000
+    program = f"import time; data = b'x' * {allocated_bytes}; time.sleep(2.5)"
+    job_id = submit(slurm_cluster, tmp_path, f'--wrap=srun /usr/bin/python3 -c "{program}"')
     rows = accounting(slurm_cluster, job_id)
-    assert int(rows[f"{job_id}.0"]["MaxRSS"]) > held_bytes
+    assert int(rows[f"{job_id}.0"]["MaxRSS"]) > allocated_bytes

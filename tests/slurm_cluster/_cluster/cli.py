@@ -11,16 +11,16 @@ from _cluster.layout import DAEMONS, SOURCE, STATE_VARIABLE, Layout
 from _cluster.lifecycle import down, problems, status_lines, up
 from _cluster.processes import daemon_pid, dead_daemons
 
-# Exit statuses, beside 0. On CANNOT_RUN_HERE the tests that need the cluster are skipped, with the line as reason.
+# The exit statuses other than 0. On CANNOT_RUN_HERE, tests that need the cluster are skipped, with the line as reason.
 FAILED = 1
 NOT_UP = 2
 CANNOT_RUN_HERE = 3
 INTERRUPTED = 130
 
-DESCRIPTION = "A real Slurm of two nodes with four pretended GPUs each, on this machine, for tests."
+DESCRIPTION = "A real Slurm for tests on this machine: two nodes with four fake GPUs each."
 EPILOG = f"""\
-Everything lives in ${STATE_VARIABLE} (default /tmp/sweeptest-slurm). Exit status: 0 done, 1 failed,
-2 not up (env), 3 this machine or user cannot host it (one line says why)."""
+All files are in ${STATE_VARIABLE} (default /tmp/sweeptest-slurm). Exit status: 0 done, 1 failed,
+2 not up (env), 3 this machine or user cannot run the cluster (one line gives the reason)."""
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -33,7 +33,7 @@ def main(arguments: list[str] | None = None) -> int:
         elif verb == "down":
             down(layout)
         else:
-            # For `status | head`. Not for `up`: a reader that went away must not end it halfway.
+            # For `status | head`. Not for `up`: a closed pipe must not stop it halfway.
             signal.signal(signal.SIGPIPE, signal.SIG_DFL)
             return _print_env(layout) if verb == "env" else _print_status(layout)
     except CannotRunHereError as error:
@@ -53,10 +53,10 @@ def _parser() -> argparse.ArgumentParser:
         prog="cluster", description=DESCRIPTION, epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="{up,down,env,status}")
-    verbs.add_parser("up", help="install what is missing and start it; quick when it is up and healthy")
-    verbs.add_parser("down", help="end it and remove everything but the installed packages")
-    verbs.add_parser("env", help='shell exports for its client commands: eval "$(cluster env)"')
-    verbs.add_parser("status", help="what runs, and whether it is healthy (exit status 0) or not (1)")
+    verbs.add_parser("up", help="install missing packages and start the cluster; quick when it is up and healthy")
+    verbs.add_parser("down", help="stop the cluster and remove everything except the installed packages")
+    verbs.add_parser("env", help='print shell exports for client commands: eval "$(cluster env)"')
+    verbs.add_parser("status", help="print the state of the cluster; exit status 0 healthy, 1 not healthy")
     return parser
 
 
@@ -70,7 +70,7 @@ def _print_env(layout: Layout) -> int:
 
 
 def client_variables(layout: Layout) -> dict[str, str]:
-    """What a client needs in its environment: Slurm's configuration names all the rest (addresses, munge's socket)."""
+    """The environment variables that a client needs; slurm.conf has the addresses and munge's socket."""
     return {
         "SLURM_CONF": str(layout.slurm_conf),
         STATE_VARIABLE: str(layout.state),
@@ -79,15 +79,15 @@ def client_variables(layout: Layout) -> dict[str, str]:
 
 
 def _print_status(layout: Layout) -> int:
-    found = problems(layout)
+    issues = problems(layout)
     if not layout.slurm_conf.exists():
         print(f"not up in {layout.state}")
         return FAILED
-    print(f"{'healthy' if not found else 'NOT healthy'}, in {layout.state}")
-    for problem in found:
+    print(f"{'NOT healthy' if issues else 'healthy'}, in {layout.state}")
+    for problem in issues:
         print(f"problem: {problem}")
     pids = {name: daemon_pid(layout, name) for name in DAEMONS}
     print("processes: " + ", ".join(f"{name} {pid if pid is not None else '-'}" for name, pid in pids.items()))
     if None not in pids.values():
         print("\n".join(status_lines(layout)))
-    return FAILED if found else 0
+    return FAILED if issues else 0

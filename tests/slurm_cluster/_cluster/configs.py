@@ -1,9 +1,10 @@
-"""Fills the templates in conf/ and lays them into the cluster's state folder."""
+"""Fills in the templates of conf/ and writes them to the cluster's state folder."""
 
 import hashlib
 from string import Template
 
 from _cluster.layout import (
+    ACCOUNTING_DATABASE,
     CLUSTER_NAME,
     CONTROLLER,
     NODES,
@@ -26,6 +27,7 @@ def write_configs(layout: Layout, release: Release, *, freezer: bool) -> None:
         "slurmctld_port": str(SLURMCTLD_PORT),
         "slurmd_port": str(SLURMD_PORT),
         "slurmdbd_port": str(SLURMDBD_PORT),
+        "accounting_database": ACCOUNTING_DATABASE,
         "node_lines": "\n".join(
             f"NodeName={node.name} NodeHostname={node.name} NodeAddr={node.address}" for node in NODES
         ),
@@ -39,7 +41,7 @@ def write_configs(layout: Layout, release: Release, *, freezer: bool) -> None:
 
 
 def fingerprint() -> str:
-    """A hash over the files that decide what the cluster is like: tells whether another checkout started it."""
+    """A hash of the files that define the cluster; another value means that another checkout started it."""
     digest = hashlib.sha256()
     for path in sorted([*(SOURCE / "conf").glob("*.conf"), *(SOURCE / "_cluster").glob("*.py")]):
         digest.update(path.name.encode() + path.read_bytes())

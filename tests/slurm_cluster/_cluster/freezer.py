@@ -1,7 +1,7 @@
-"""The v1 freezer, with which proctrack/cgroup finds every process of a job, orphans included.
+"""The v1 freezer: with it, proctrack/cgroup finds every process of a job, orphans included.
 
-The hierarchy is mounted in a mount namespace that lasts for one command, or for one node's slurmd: the machine's own
-mounts stay as they are, and a machine that runs on cgroup v2 alone can still have it.
+The hierarchy is mounted in a mount namespace that exists for one command, or for one node's slurmd. The machine's own
+mounts do not change, and a machine that uses only cgroup v2 can have the freezer too.
 """
 
 import subprocess
@@ -20,21 +20,21 @@ def can_mount(folder: Path) -> bool:
 
 
 def thaw(folder: Path) -> None:
-    """Let the cluster's frozen processes run: a frozen one does not even take SIGKILL."""
+    """Let the cluster's frozen processes run: a frozen process does not even react to SIGKILL."""
     _with_freezer(folder, f"find {_groups()} -name freezer.state 2>/dev/null | while read f; do echo THAWED >$f; done")
 
 
 def remove_groups(folder: Path, *, limit_s: float = 3) -> None:
-    """Remove the groups that the nodes' slurmd made; their processes must have ended before.
+    """Remove the groups that slurmd made on the nodes, after their processes have ended.
 
     Raises:
-        ClusterError: a group still has processes after `limit_s` seconds.
+        ClusterError: A group still has processes after `limit_s` seconds.
     """
     script = f"find {_groups()} -depth -type d -exec rmdir {{}} + 2>/dev/null; ls -d {_groups()} 2>/dev/null || true"
     end_s = time.monotonic() + limit_s
     while left := _with_freezer(folder, script).stdout.split():
         if time.monotonic() > end_s:
-            raise ClusterError(f"control groups of the freezer that are still in use: {left}")
+            raise ClusterError(f"control groups of the freezer are still in use: {left}")
         time.sleep(POLL_S)
 
 

@@ -13,11 +13,12 @@ DEFAULT_STATE = "/tmp/sweeptest-slurm"
 SOURCE = Path(__file__).resolve().parent.parent
 
 CLUSTER_NAME = "sweeptest"
+ACCOUNTING_DATABASE = "slurm_acct_db"
 BRIDGE = "sweeptest-br"
 NETWORK = "10.77.0.0/24"
 LOGIN_ADDRESS = "10.77.0.1"
 
-# Ports of Slurm itself (6817 to 6819) may be in use by the machine's own; these lie below Linux's ephemeral range.
+# The machine's own Slurm may use the default ports (6817 to 6819); these are below Linux's ephemeral range.
 SLURMCTLD_PORT = 27817
 SLURMD_PORT = 27818
 SLURMDBD_PORT = 27819
@@ -25,14 +26,14 @@ SLURMDBD_PORT = 27819
 
 @dataclass(frozen=True)
 class Host:
-    """One posed host: a network namespace with an address on the bridge and a host name of its own."""
+    """One simulated host: a network namespace with its own host name and an address on the bridge."""
 
     name: str
     address: str
 
     @property
     def netns(self) -> str:
-        """Name of the network namespace and of the bridge's end of its cable (at most 15 characters)."""
+        """Name of the network namespace and of its interface on the bridge (at most 15 characters)."""
         return f"sweeptest-{self.name}"
 
 
@@ -44,26 +45,27 @@ DAEMONS = ("munged", "mariadbd", "slurmdbd", "slurmctld", *(node.name for node i
 
 @dataclass(frozen=True)
 class Layout:
-    """Where the files of one cluster lie; everything is under `state`, except the hosts files in /etc/netns."""
+    """The paths of one cluster; all are under `state`, except the hosts files in /etc/netns."""
 
     state: Path
 
     @classmethod
     def from_environ(cls, environ: Mapping[str, str]) -> "Layout":
-        """The layout that SLURM_CLUSTER_DIR asks for, or the default one.
+        """The layout in the folder of SLURM_CLUSTER_DIR, or in the default folder.
 
         Raises:
-            ClusterError: slurm.conf cannot name the folder, or it leaves no room for a Unix socket's path (107 bytes).
+            ClusterError: The folder's name cannot stand in slurm.conf, or is too long for a Unix socket's path
+                (107 bytes).
         """
         text = environ.get(STATE_VARIABLE) or DEFAULT_STATE
         if not re.fullmatch(r"/[A-Za-z0-9._/-]{1,69}", text) or os.path.normpath(text) != text:
-            hint = "give an absolute path of at most 70 characters out of letters, digits and ._/-"
+            hint = "give an absolute path of at most 70 characters: letters, digits and ._/-"
             raise ClusterError(f"{STATE_VARIABLE}={text!r}: {hint}")
         return cls(Path(text))
 
     @property
     def stamp(self) -> Path:
-        """Marks the folder as ours, so that `down` never deletes one that only shares the name."""
+        """Marks the folder as the cluster's, so that `down` never deletes another folder of this name."""
         return self.state / ".sweeptest-cluster"
 
     @property
@@ -84,7 +86,7 @@ class Layout:
 
     @property
     def marker(self) -> str:
-        """An environment entry that only this cluster's daemons have: proof that a process may be ended."""
+        """An environment entry that only this cluster's daemons have; a process that has it may be ended."""
         return f"SWEEPTEST_DAEMON_OF={self.state}"
 
     def log(self, daemon: str) -> Path:
@@ -94,7 +96,7 @@ class Layout:
         return self.state / "run" / f"{daemon}.pid"
 
     def client_environ(self) -> dict[str, str]:
-        """A small environment for Slurm's commands: no SLURM_* or SINFO_* of the caller can bend their output."""
+        """A small environment for Slurm's commands: the caller's SLURM_* and SINFO_* cannot change their output."""
         return {
             "PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
             "HOME": "/root",

@@ -1,4 +1,4 @@
-"""Brings the cluster up and down as a whole, one command at a time, and tells what state it is in."""
+"""Starts and stops the complete cluster, one command at a time, and reports its state."""
 
 import contextlib
 import errno
@@ -16,7 +16,7 @@ from _cluster.errors import CannotRunHereError, ClusterError
 from _cluster.layout import NETWORK, NODES, STATE_VARIABLE, Layout
 from _cluster.network import bridge_owner, foreign_route, missing_parts, remove_network
 from _cluster.packages import install_missing, missing_packages, restore_policy
-from _cluster.processes import dead_daemons, inside_cluster, kill_ours, output_of, say, succeeds
+from _cluster.processes import dead_daemons, inside_cluster, kill_ours, output_of, say
 from _cluster.releases import installed_release
 
 LOCK_NAME = "\0sweeptest-slurm-cluster"
@@ -24,7 +24,7 @@ LOCK_LIMIT_S = 300
 
 
 def up(layout: Layout) -> None:
-    """Bring the cluster up; quick when it is up and healthy, else from scratch."""
+    """Start the cluster from scratch, unless it is up and healthy."""
     check_possible()
     with exclusive():
         refuse_foreign(layout)
@@ -32,17 +32,17 @@ def up(layout: Layout) -> None:
         if reason is None:
             say(f"already up in {layout.state}")
             if _stamp_text(layout) != fingerprint():
-                say("it was started from other files than these: `down` and `up` to have these")
+                say("it was started from other files than these; to use these: `down`, then `up`")
             return
         if layout.state.exists() or bridge_owner() is not None:
-            say(f"not healthy ({reason}): starting afresh")
+            say(f"not healthy ({reason}): starting again from scratch")
         clear_away(layout)
         install_missing()
         _start(layout)
 
 
 def down(layout: Layout) -> None:
-    """Remove every process, namespace, interface, control group and file of the cluster, also of half a one."""
+    """Remove every process, namespace, interface, control group and file of a complete or partial cluster."""
     check_possible()
     with exclusive():
         refuse_foreign(layout)
@@ -50,18 +50,22 @@ def down(layout: Layout) -> None:
 
 
 def check_possible() -> None:
-    """Raises CannotRunHereError where no cluster can be had."""
+    """Raise CannotRunHereError if the cluster cannot run on this machine or for this user."""
     if os.geteuid() != 0:
         raise CannotRunHereError("not root: namespaces, a bridge and slurmd need root")
     if inside_cluster():
         raise CannotRunHereError("this is one of the cluster's own nodes: call it on the login side")
-    if not succeeds(["unshare", "--net", "--mount", "--uts", "true"]):
-        raise CannotRunHereError("no right to make network namespaces (a container without CAP_SYS_ADMIN?)")
+    try:
+        output_of(["unshare", "--net", "--mount", "--uts", "true"])
+    except ClusterError as error:
+        # Reasons differ: a container without CAP_SYS_ADMIN, or a chroot whose root is no mount point.
+        message = " ".join(str(error).split())
+        raise CannotRunHereError(f"cannot make network namespaces and mounts: {message}") from error
     missing_packages()
 
 
 def refuse_foreign(layout: Layout) -> None:
-    """Leave alone a folder that is not a cluster's, and the network of a cluster that lives in another folder."""
+    """Raise ClusterError if the folder is not a cluster's, or if a cluster in another folder owns the network."""
     owner = bridge_owner()
     if owner and owner != str(layout.state):
         hint = f"set {STATE_VARIABLE}={owner} to use it or to take it down"
@@ -69,26 +73,24 @@ def refuse_foreign(layout: Layout) -> None:
     if layout.state.is_symlink() or (layout.state.exists() and layout.state.stat().st_uid != 0):
         raise ClusterError(f"{layout.state} is not root's own folder: remove it, or set {STATE_VARIABLE}")
     if layout.state.exists() and not layout.stamp.exists() and any(layout.state.iterdir()):
-        raise ClusterError(f"{layout.state} holds files of something else: set {STATE_VARIABLE} to another folder")
+        raise ClusterError(f"{layout.state} has files of another program: set {STATE_VARIABLE} to another folder")
 
 
 def problems(layout: Layout) -> list[str]:
-    """What keeps the cluster from being healthy, the most telling first; empty if nothing does."""
+    """The reasons why the cluster is not healthy, the most important first; empty if it is healthy."""
     if not layout.slurm_conf.exists() or bridge_owner() != str(layout.state):
         return ["it is not up"]
-    found = [f"{name} is gone" for name in dead_daemons(layout)] + [f"{part} is gone" for part in missing_parts()]
-    if found:
-        # Slurm's commands wait long for a daemon that is not there: ask them only when all are.
-        return found
+    missing = [f"{name} is gone" for name in dead_daemons(layout)] + [f"{part} is gone" for part in missing_parts()]
+    if missing:
+        # Slurm's commands wait long for a missing daemon: run them only if all daemons run.
+        return missing
     states = node_states(layout)
-    found += [
+    bad_states = [
         f"{node.name} is {states.get(node.name, 'unknown to slurmctld')}"
         for node in NODES
         if states.get(node.name) not in GOOD_STATES
     ]
-    if not accounting_answers(layout):
-        found.append("slurmdbd does not answer")
-    return found
+    return bad_states if accounting_answers(layout) else [*bad_states, "slurmdbd does not answer"]
 
 
 def clear_away(layout: Layout) -> None:
@@ -97,7 +99,7 @@ def clear_away(layout: Layout) -> None:
     if not layout.state.exists():
         return
     for path in layout.state.iterdir():
-        # The stamp goes last: a folder that was emptied halfway is still known as ours.
+        # The stamp is deleted last: it still marks a folder that was only partly emptied.
         if path.is_dir():
             shutil.rmtree(path)
         elif path != layout.stamp:
@@ -119,14 +121,14 @@ def _start(layout: Layout) -> None:
     try:
         start_all(layout, freezer=has_freezer)
     except BaseException:
-        # The folder stays, with the logs; the next `up` or `down` removes it.
+        # The folder and its logs stay; the next `up` or `down` removes them.
         _stop(layout)
         raise
     say(f"up after {time.monotonic() - began_s:.1f} s")
 
 
 def _stop(layout: Layout) -> None:
-    # Any folder does to mount on: it is covered for the one command only.
+    # Any folder can be the mount point: the mount exists for one command only.
     probe = layout.cgroup_mount if layout.cgroup_mount.is_dir() else Path("/run")
     freezer.thaw(probe)
     kill_ours(layout)
@@ -148,20 +150,20 @@ def _stamp_text(layout: Layout) -> str:
 
 @contextlib.contextmanager
 def exclusive() -> Iterator[None]:
-    """Let one `up` or `down` run at a time.
+    """Let only one `up` or `down` run at a time.
 
-    An abstract socket is the lock: no file to leave behind, free as soon as its process ends, and, like the bridge,
-    one per network namespace.
+    The lock is an abstract socket: it leaves no file, it is free as soon as its process ends, and, like the bridge,
+    there is one in each network namespace.
     """
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as lock:
         end_s = time.monotonic() + LOCK_LIMIT_S
-        told = False
+        reported = False
         while not _take(lock):
             if time.monotonic() > end_s:
                 raise ClusterError(f"another `cluster` command still runs after {LOCK_LIMIT_S} s")
-            if not told:
+            if not reported:
                 say("waiting for another `cluster` command to end")
-                told = True
+                reported = True
             time.sleep(0.2)
         yield
 
@@ -177,7 +179,7 @@ def _take(lock: socket.socket) -> bool:
 
 
 def status_lines(layout: Layout) -> list[str]:
-    """What `status` shows of a cluster that is there."""
+    """The lines of `status` about a running cluster."""
     environ = layout.client_environ()
     settings = dict(line.split("=", 1) for line in layout.slurm_conf.read_text().splitlines() if "=" in line)
     nodes = output_of(["sinfo", "-h", "-N", "-p", "gpu", "-o", "%N %T, %c CPUs, %G"], env=environ).splitlines()

@@ -1,4 +1,4 @@
-"""Makes and removes the posed hosts: a bridge, and for each host a network namespace with its own names and address."""
+"""Makes and removes the simulated hosts: a bridge, and a network namespace with names and an address for each host."""
 
 import contextlib
 import shutil
@@ -13,7 +13,7 @@ HOSTS_FOLDER = Path("/etc/netns")
 
 
 def bridge_owner() -> str | None:
-    """State folder of the cluster that the bridge belongs to, "" for a half-made bridge, None if there is none."""
+    """State folder of the cluster that owns the bridge, "" for an incomplete bridge, None without a bridge."""
     with contextlib.suppress(FileNotFoundError):
         return Path(f"/sys/class/net/{BRIDGE}/ifalias").read_text().strip()
     return None
@@ -26,14 +26,14 @@ def foreign_route() -> str | None:
 
 
 def missing_parts() -> list[str]:
-    """The parts of the network that are not there."""
+    """The parts of the network that do not exist."""
     parts = [NETNS_FOLDER / host.netns for host in HOSTS] + [HOSTS_FOLDER / host.netns / "hosts" for host in HOSTS]
     return [str(part) for part in parts if not part.exists()]
 
 
 def create_network(layout: Layout) -> None:
     if not NETNS_FOLDER.exists():
-        # `ip netns add` makes this folder and mounts it on itself; whoever made it has to remove it (remove_network).
+        # `ip netns add` makes this folder and mounts it on itself. Then remove_network must remove both.
         (layout.state / "made-run-netns").touch()
     _ip(f"link add name {BRIDGE} type bridge")
     output_of(["ip", "link", "set", "dev", BRIDGE, "alias", str(layout.state)])
@@ -44,10 +44,10 @@ def create_network(layout: Layout) -> None:
 
 
 def _create_host(host: Host) -> None:
-    # A hosts file here is laid over /etc/hosts by `ip netns exec`: names resolve inside, the machine's file stays.
+    # `ip netns exec` mounts this hosts file over /etc/hosts: names resolve inside, the machine's file stays.
     folder = HOSTS_FOLDER / host.netns
     folder.mkdir(parents=True, exist_ok=True)
-    lines = ["127.0.0.1 localhost", f"{LOGIN_ADDRESS} login", *(f"{each.address} {each.name}" for each in HOSTS)]
+    lines = ["127.0.0.1 localhost", f"{LOGIN_ADDRESS} login", *(f"{peer.address} {peer.name}" for peer in HOSTS)]
     (folder / "hosts").write_text("\n".join(lines) + "\n")
     _ip(f"netns add {host.netns}")
     _ip(f"link add name {host.netns} type veth peer name eth0 netns {host.netns}")
@@ -58,10 +58,10 @@ def _create_host(host: Host) -> None:
 
 
 def remove_network(layout: Layout) -> None:
-    """Remove whatever is there of the network; processes in it must have ended before."""
+    """Remove all existing parts of the network, after the processes in it have ended."""
     for host in HOSTS:
         if (NETNS_FOLDER / host.netns).exists() and not succeeds(["ip", "netns", "delete", host.netns]):
-            # Half-made: the name is a plain file on which no namespace was mounted yet.
+            # An interrupted `up`: the name is a plain file on which no namespace was mounted yet.
             (NETNS_FOLDER / host.netns).unlink(missing_ok=True)
         _delete_link(host.netns)
         shutil.rmtree(HOSTS_FOLDER / host.netns, ignore_errors=True)
@@ -76,7 +76,7 @@ def remove_network(layout: Layout) -> None:
 
 
 def _delete_link(name: str) -> None:
-    # A cable also goes with its namespace, some moments later: one that vanishes under our hands is no mistake.
+    # The kernel also removes an interface some moments after its namespace: a missing interface is no error.
     if Path(f"/sys/class/net/{name}").exists():
         subprocess.run(["ip", "link", "delete", "dev", name], capture_output=True)
         if Path(f"/sys/class/net/{name}").exists():
@@ -84,16 +84,16 @@ def _delete_link(name: str) -> None:
 
 
 def on_host(host: Host, command: list[str]) -> list[str]:
-    """The command line that runs a command on a posed host, under its host name; each wrapper execs the next."""
+    """The command line that runs a command on a simulated host, under its host name; each wrapper execs the next."""
     script = 'hostname "$1" && shift && exec "$@"'
     return ["ip", "netns", "exec", host.netns, "unshare", "--uts", "sh", "-c", script, "sh", host.name, *command]
 
 
 def check_nodes_meet(python: str) -> None:
-    """Prove that the first node reaches the second by its name, as the ranks of a job have to.
+    """Check that the first node reaches the second by its name, as the ranks of a job must.
 
     Raises:
-        ClusterError: it does not; a machine whose firewall filters bridged packets is the usual reason.
+        ClusterError: It does not; the usual reason is a firewall that filters bridged packets.
     """
     first, second = NODES
     code = f"import socket; socket.create_connection(({second.name!r}, {SLURMD_PORT}), 3).close()"

@@ -1,4 +1,4 @@
-"""Installs the distribution's packages, and keeps apt from starting the services that come with them."""
+"""Installs the distribution's packages, and prevents apt from starting their services."""
 
 import contextlib
 import os
@@ -10,7 +10,7 @@ from pathlib import Path
 from _cluster.errors import CannotRunHereError, ClusterError
 from _cluster.processes import say
 
-# The -core packages of MariaDB have the server without its service, its user and its data folder.
+# The -core packages of MariaDB have the server and the client, but no service, no user and no data folder.
 PACKAGES = (
     "slurmctld",
     "slurmd",
@@ -33,10 +33,10 @@ def missing_packages() -> list[str]:
     """Packages that are not installed.
 
     Raises:
-        CannotRunHereError: this is no Debian-like system, or one that could not install them.
+        CannotRunHereError: The system has no dpkg or apt.
     """
     if shutil.which("dpkg-query") is None or shutil.which("apt-get") is None:
-        raise CannotRunHereError("no apt-get: the cluster is made of Debian's or Ubuntu's packages")
+        raise CannotRunHereError("no apt-get: the cluster needs the packages of Debian or Ubuntu")
     command = ["dpkg-query", "-W", "-f", "${Package} ${db:Status-Status}\n", *PACKAGES]
     lines = subprocess.run(command, capture_output=True, text=True).stdout.splitlines()
     installed = {line.split()[0] for line in lines if line.endswith(" installed")}
@@ -50,19 +50,19 @@ def install_missing() -> None:
     say(f"installing {' '.join(missing)}")
     with no_service_starts():
         if _apt("install", *missing).returncode != 0:
-            # Empty or old package lists, as in a fresh container: only then is the update worth its time.
+            # Package lists may be empty or old, as in a new container. An update takes time, so it runs only then.
             _apt("update")
             done = _apt("install", *missing)
             if done.returncode != 0:
                 raise ClusterError(f"apt-get could not install the packages:\n{done.stdout[-3000:]}")
     if shutil.which("systemctl") is not None:
-        # What was installed for tests has no business starting at the next boot.
+        # Services that were installed for tests must not start at the next boot.
         for service in sorted(SERVICES.intersection(missing)):
             subprocess.run(["systemctl", "disable", "--quiet", service], capture_output=True)
 
 
 def _apt(verb: str, *packages: str) -> "subprocess.CompletedProcess[str]":
-    # --no-remove: better no cluster than one that puts out a MySQL server that somebody needs.
+    # --no-remove: better no cluster than the removal of a MySQL server that someone needs.
     options = ["--yes", "--no-install-recommends", "--no-remove"] if verb == "install" else []
     return subprocess.run(
         ["apt-get", "--quiet=2", "-o", "DPkg::Lock::Timeout=120", verb, *options, *packages],
@@ -76,7 +76,7 @@ def _apt(verb: str, *packages: str) -> "subprocess.CompletedProcess[str]":
 
 @contextlib.contextmanager
 def no_service_starts() -> Iterator[None]:
-    """Lay a policy over the machine's own one that forbids starting services, and take it away again."""
+    """Replace the machine's policy by one that forbids starting services, and restore it at the end."""
     restore_policy()
     if POLICY.exists():
         POLICY.replace(SAVED_POLICY)
@@ -89,7 +89,7 @@ def no_service_starts() -> Iterator[None]:
 
 
 def restore_policy() -> None:
-    """Put the machine's policy back, also after a run that was ended before it could."""
+    """Restore the machine's policy, also after an earlier run that was killed before it could."""
     if POLICY.exists() and POLICY.read_text() == POLICY_TEXT:
         POLICY.unlink()
     if SAVED_POLICY.exists():

@@ -1,4 +1,4 @@
-"""Starts the cluster's daemons, proves which processes are the cluster's own, and ends those."""
+"""Starts the cluster's daemons, finds the processes that belong to the cluster, and ends them."""
 
 import contextlib
 import os
@@ -17,7 +17,7 @@ POLL_S = 0.05
 
 
 def say(message: str) -> None:
-    """One line of progress, on stderr: stdout belongs to `env` and `status`."""
+    """Print one line of progress to stderr; stdout is for the output of `env` and `status`."""
     print(f"cluster: {message}", file=sys.stderr, flush=True)
 
 
@@ -27,15 +27,15 @@ def output_of(
     """Standard output of a command that must succeed.
 
     Raises:
-        ClusterError: it is not there, failed or took too long; the message has the command and what it printed.
+        ClusterError: It does not exist, failed or took too long; the message has the command and its output.
     """
     try:
         done = subprocess.run(command, env=env, input=stdin, capture_output=True, text=True, timeout=timeout_s)
     except (FileNotFoundError, subprocess.TimeoutExpired) as error:
         raise ClusterError(str(error)) from error
     if done.returncode != 0:
-        said = (done.stderr.strip() or done.stdout.strip())[-2000:]
-        raise ClusterError(f"{' '.join(command)!r} ended with status {done.returncode}: {said}")
+        output = (done.stderr.strip() or done.stdout.strip())[-2000:]
+        raise ClusterError(f"{' '.join(command)!r} ended with status {done.returncode}: {output}")
     return done.stdout
 
 
@@ -55,9 +55,9 @@ def start_daemon(
     user: str | None = None,
     environ: Mapping[str, str] | None = None,
 ) -> "subprocess.Popen[bytes]":
-    """Start a daemon in the foreground mode it has, in a session of its own, with its output in its log.
+    """Start a daemon in its foreground mode, in its own session, with its output in its log.
 
-    The daemon keeps the process id that is noted here: every wrapper in `command` must exec the next one.
+    The pid file has the id of the process that is started: every wrapper in `command` must exec the next one.
     """
     mark, _, value = layout.marker.partition("=")
     with layout.log(name).open("ab") as log:
@@ -83,14 +83,14 @@ def wait_until(
     """Wait until a daemon answers.
 
     Raises:
-        ClusterError: it ended, or did not answer within `limit_s` seconds; the message ends with the tail of its log.
+        ClusterError: It ended, or did not answer within `limit_s` seconds; the message has the tail of its log.
     """
     end_s = time.monotonic() + limit_s
     while not ready():
         status = process.poll()
         if status is not None or time.monotonic() > end_s:
-            what = f"ended with status {status}" if status is not None else f"did not answer within {limit_s:.0f} s"
-            raise ClusterError(f"{name} {what}; the end of {layout.log(name)}:\n{log_tail(layout, name)}")
+            reason = f"ended with status {status}" if status is not None else f"did not answer within {limit_s:.0f} s"
+            raise ClusterError(f"{name} {reason}; the end of {layout.log(name)}:\n{log_tail(layout, name)}")
         time.sleep(POLL_S)
 
 
@@ -103,8 +103,8 @@ def log_tail(layout: Layout, name: str, lines: int = 15) -> str:
 def daemon_pid(layout: Layout, name: str) -> int | None:
     """Process id of a running daemon, None if it does not run.
 
-    The pid file also holds the start time that the kernel gave the process: an old file whose number another process
-    now has is told apart, by any user.
+    The pid file also has the start time of the process. So any user can detect an old file whose pid is now that of
+    another process.
     """
     try:
         pid, ticks = (int(word) for word in layout.pid_file(name).read_text().split())
@@ -118,26 +118,26 @@ def dead_daemons(layout: Layout) -> list[str]:
 
 
 def _start_ticks(pid: int) -> int | None:
-    """Start time of a process in clock ticks since boot (field 22 of /proc/PID/stat), None for a zombie or none."""
+    """Start time of a process in clock ticks since boot (field 22 of /proc/PID/stat), None for a zombie or no PID."""
     try:
         stat = Path(f"/proc/{pid}/stat").read_text()
     except OSError:
         return None
-    # The command's name, field 2, may hold blanks and brackets: count from the last bracket.
+    # The command's name, field 2, may contain spaces and brackets: count from the last bracket.
     fields = stat[stat.rindex(")") + 2 :].split()
     return None if fields[0] in "ZX" else int(fields[19])
 
 
 def kill_ours(layout: Layout, *, limit_s: float = 10) -> None:
-    """End every process of the cluster, jobs included, at once: its whole state is thrown away as well.
+    """Kill every process of the cluster, jobs included; the state of the cluster is deleted as well.
 
     Raises:
-        ClusterError: one of them is still there after `limit_s` seconds.
+        ClusterError: A process still exists after `limit_s` seconds.
     """
     end_s = time.monotonic() + limit_s
     while pids := list(_our_pids(layout)):
         if time.monotonic() > end_s:
-            raise ClusterError(f"processes that do not end: {pids}")
+            raise ClusterError(f"these processes do not end: {pids}")
         for pid in pids:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
@@ -145,7 +145,7 @@ def kill_ours(layout: Layout, *, limit_s: float = 10) -> None:
 
 
 def inside_cluster() -> bool:
-    """Whether this very process runs on one of the posed hosts, in a job for example."""
+    """Whether this process runs on one of the simulated hosts, for example in a job."""
     return _identity(Path("/proc/self/ns/net")) in _namespaces()
 
 
@@ -163,10 +163,10 @@ def _our_pids(layout: Layout) -> Iterator[int]:
 
 
 def _is_ours(proc: Path, layout: Layout, namespaces: set[tuple[int, int]], own: tuple[int, int] | None) -> bool:
-    """Whether a process is proven to be the cluster's: it lives in one of its namespaces, or carries its mark.
+    """Whether a process certainly belongs to the cluster: it runs in one of its namespaces, or has its mark.
 
-    A job's process whose namespace has lost its name is known by the job's environment; SLURM_CONF alone proves
-    nothing, since every client on the login side has it.
+    A process of a job whose namespace has no name any more is recognised by the job's environment. SLURM_CONF alone
+    is not enough, because every client on the login side has it.
     """
     network = _identity(proc / "ns" / "net")
     if network in namespaces:

@@ -1,6 +1,6 @@
-"""What differs between Slurm releases, all in one place: every other file holds for each of them.
+"""The differences between Slurm releases; every other file is the same for all releases.
 
-Proved on 22.05 (Debian 12) only; the rows for later releases are read from their documentation.
+Tested with 22.05 (Debian 12) and 24.11 (Debian 13); the other releases follow their documentation.
 """
 
 import re
@@ -26,7 +26,7 @@ def parse_release(version_line: str) -> Release:
     """
     match = re.search(r"\b((\d+)\.(\d+)\.\S+)", version_line)
     if match is None:
-        raise ClusterError(f"no release number in {version_line!r}, which `slurmctld -V` printed")
+        raise ClusterError(f"`slurmctld -V` printed no release number: {version_line!r}")
     return Release(match[1], (int(match[2]), int(match[3])))
 
 
@@ -38,16 +38,16 @@ def release_settings(release: Release, *, freezer: bool) -> dict[str, str]:
     """Values for the templates in conf/ that depend on the release.
 
     Args:
-        release: the installed release.
-        freezer: whether the nodes can mount the v1 freezer, which proctrack/cgroup needs.
+        release: The installed release.
+        freezer: Whether the nodes can mount the v1 freezer, which proctrack/cgroup needs.
     """
-    # The warning signal on preemption: a parameter of slurmctld at first, of preemption from 23.02 on.
+    # The warning signal on preemption is a parameter of slurmctld before 23.02, and of preemption since then.
     if release.series < (23, 2):
         preemption = "SlurmctldParameters=preempt_send_user_signal"
     else:
         preemption = "PreemptParameters=send_user_signal"
-    # Without the freezer: 22.05 ends at once unless a plugin is named, though nothing then uses it; "disabled" is
-    # documented from 24.05 on.
+    # Without the freezer, no daemon uses the cgroup plugin. But 22.05 ends immediately if none is named; the value
+    # "disabled" is documented since 24.05.
     disabled = not freezer and release.series >= (24, 5)
     return {
         "release_lines": preemption,
