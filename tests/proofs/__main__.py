@@ -1,4 +1,4 @@
-"""``make proofs``: runs every proof, or those that are named, and writes what came out to docs/proofs.md."""
+"""`make proofs`: runs all proofs, or the named ones, and writes the results to docs/proofs.md."""
 
 from __future__ import annotations
 
@@ -24,16 +24,16 @@ PROOFS = {
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "proofs.md"
 HEAD = """# Proofs
 
-What takes too long for `make test`, which has a short cut of each. Written by `make proofs`, or
-`python -m tests.proofs NAME` for one.
+These checks take too long for `make test`, which runs a short version of each. `make proofs` writes this page;
+`python -m tests.proofs NAME` writes the section of one proof.
 """
 
 
 def main(names: list[str]) -> None:
-    """Runs the proofs; a failed one is written down as such, and the exit status is 1."""
+    """Runs the proofs. A failed proof is written to the page too, and the exit status is 1."""
     unknown = sorted(set(names) - set(PROOFS))
     if unknown:
-        sys.exit(f"no proof {unknown[0]!r}; there are: {', '.join(PROOFS)}")
+        sys.exit(f"unknown proof {unknown[0]!r}; known proofs: {', '.join(PROOFS)}")
     sections = read_sections(PAGE.read_text(encoding="utf-8") if PAGE.exists() else "")
     failed = False
     for name in names or PROOFS:
@@ -44,14 +44,14 @@ def main(names: list[str]) -> None:
         except AssertionError as error:
             failed = True
             outcome = f"FAILED: {error}"
-        sections[name] = f"{outcome.strip()}\n\n{made(time.monotonic() - start)}"
+        sections[name] = f"{outcome.strip()}\n\n{environment_line(time.monotonic() - start)}"
         PAGE.write_text(render(sections), encoding="utf-8")
         print(outcome, flush=True)
     sys.exit(failed)
 
 
-def made(elapsed_s: float) -> str:
-    """When, where and with what: a figure without them says nothing."""
+def environment_line(elapsed_s: float) -> str:
+    """The date, the duration, the machine and the versions; a figure is only valid for these."""
     packages = ", ".join(f"{name} {metadata.version(name)}" for name in ("torch", "transformers", "submitit"))
     cores = len(os.sched_getaffinity(0))
     return (
@@ -61,7 +61,7 @@ def made(elapsed_s: float) -> str:
 
 
 def read_sections(page: str) -> dict[str, str]:
-    """The text of each proof of a page, by name."""
+    """The sections of a page, by the name of the proof."""
     parts = re.split(r"^## (.+)$", page, flags=re.MULTILINE)[1:]
     return {name.strip(): text.strip() for name, text in zip(parts[::2], parts[1::2], strict=True)}
 

@@ -12,7 +12,7 @@ VIT_ABOVE = 0.25  # ten classes: chance is 0.1
 
 
 def prove() -> str:
-    """Both sweeps on the test cluster; the accuracy of each above its bound."""
+    """Runs both sweeps on the test cluster; the accuracy of each must be above its bound."""
     environ = cluster_environ()
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
@@ -24,10 +24,10 @@ def prove() -> str:
     assert bert[0]["eval_accuracy"] > MINILM_ABOVE, f"MiniLM on SST-2: {bert[0]['eval_accuracy']}"
     assert vit[0]["eval_accuracy"] > VIT_ABOVE, f"ViT on CIFAR-10: {vit[0]['eval_accuracy']}"
     return f"""\
-`sweeps/sst2_minilm.yaml` and `sweeps/cifar10_vit.yaml` on the two-node test cluster, one rank on each node, on a CPU:
-the pretrained MiniLM fine-tuned on 2,400 sentences of SST-2 must classify more than {MINILM_ABOVE} of the 872
-development sentences, a ViT from scratch on 1,400 images of CIFAR-10 more than {VIT_ABOVE} of 300 test images (chance:
-0.1). As `sweep collect` printed them:
+`sweeps/sst2_minilm.yaml` and `sweeps/cifar10_vit.yaml` run on the two-node test cluster, with one rank on each node, on
+a CPU. The pretrained MiniLM is fine-tuned on 2,400 sentences of SST-2 and must classify more than {MINILM_ABOVE} of the
+872 development sentences correctly. A ViT is trained from scratch on 1,400 images of CIFAR-10 and must classify more
+than {VIT_ABOVE} of 300 test images correctly (chance: 0.1). The tables are the output of `sweep collect`:
 
 ```
 {bert_table.strip()}

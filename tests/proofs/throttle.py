@@ -1,4 +1,4 @@
-"""A slow link between the nodes of the test cluster: what leaves either of them is held to a rate, by the kernel."""
+"""A slow link between the nodes of the test cluster: the kernel limits the rate at which each node sends."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ DEVICE = "eth0"
 
 @contextlib.contextmanager
 def throttled(rate_mbit_per_s: float, burst: str) -> Iterator[None]:
-    """Holds the link to a rate as long as the block runs (tc-tbf, a token bucket); also a failed block gives it back.
+    """Limits the link's rate while the block runs (tc-tbf, a token bucket); the limit is removed even after an error.
 
     Args:
-        rate_mbit_per_s: In each direction, 10^6 bits a second.
-        burst: What may pass at once, as tc takes it. Too small and the link falls short of its rate, too large and it
-            shows only behind that much data: 64kb is right for 200 Mbit/s, 1mb for 400 Mbit/s.
+        rate_mbit_per_s: The rate in each direction, in 10^6 bits per second.
+        burst: The size of the token bucket, in tc's notation. With a small bucket the link does not reach its rate;
+            with a large one the limit only acts after that amount of data. 64kb suits 200 Mbit/s, and 1mb 400 Mbit/s.
 
     Raises:
-        subprocess.CalledProcessError: The cluster is not up, this is not root, or the link is throttled already.
+        subprocess.CalledProcessError: The cluster is not up, the user is not root, or the link already has a limit.
     """
-    with contextlib.ExitStack() as held:
+    with contextlib.ExitStack() as limits:
         for node in NODES:
             _tc(node, f"add dev {DEVICE} root tbf rate {rate_mbit_per_s:g}mbit burst {burst} latency 50ms")
-            held.callback(_tc, node, f"del dev {DEVICE} root")
+            limits.callback(_tc, node, f"del dev {DEVICE} root")
         yield
 
 

@@ -1,4 +1,4 @@
-"""Proof: the figures of docs/propagation.md, of real runs: what of an exchange is hidden, and a link's bandwidth."""
+"""Proof: draws the figures of docs/measurements.md from real runs: a step's timeline, and a link's bandwidth."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from tests.proofs.throttle import throttled
 
 FIGURES = REPOSITORY / "docs" / "figures"
 RATE, BURST = 200, "64kb"
-VISIBLE = 0.1  # of the step
-# Of what a link of that rate carries, whose packets of 1514 bytes have 1448 that are not headers (Ethernet, IP, TCP).
-TOLERANCE, PAYLOAD = 0.1, 1448 / 1514
+VISIBLE = 0.1  # share of the step that can be seen in the figure
+TOLERANCE = 0.1  # relative error of the measured bandwidth
+PAYLOAD = 1448 / 1514  # bytes of a packet without and with its headers (Ethernet, IP, TCP)
 
 
 def prove() -> str:
-    """Two ranks on two nodes, a link of 200 Mbit/s; what `sweep figures` draws of it goes into the docs."""
+    """Runs two ranks on two nodes over a link of 200 Mbit/s; copies the figures of `sweep figures` to the docs."""
     environ = cluster_environ()
     with tempfile.TemporaryDirectory() as folder:
         with throttled(RATE, BURST):
@@ -32,25 +32,25 @@ def prove() -> str:
         assert step.overlapped_comm_ms is not None
         shortest = min(step.exposed_comm_ms, step.overlapped_comm_ms)
         assert shortest > VISIBLE * step.step_ms, (
-            f"exposed {step.exposed_comm_ms} ms, hidden {step.overlapped_comm_ms} ms: not to be seen"
+            f"exposed {step.exposed_comm_ms} ms, overlapped {step.overlapped_comm_ms} ms: too short to be seen"
         )
-        carried = link["link_bus_gb_per_s"] * 8000 / (RATE * PAYLOAD)
-        assert abs(carried - 1) <= TOLERANCE, f"the link carries {carried:.2f} times what it can"
+        share = link["link_bus_gb_per_s"] * 8000 / (RATE * PAYLOAD)
+        assert abs(share - 1) <= TOLERANCE, f"the bandwidth is {share:.2f} times that of the link"
         FIGURES.mkdir(exist_ok=True)
         for drawn, name in ((f"timeline-{run['run_id']}", "timeline"), ("bus-bandwidth-2x1", "bus-bandwidth")):
             shutil.copyfile(runs.parent / "figures" / f"{drawn}.svg", FIGURES / f"{name}.svg")
-    told = f"{step.exposed_comm_ms:.0f} ms of the exchange are exposed and {step.overlapped_comm_ms:.0f} ms hidden"
+    parts = f"{step.exposed_comm_ms:.0f} ms of the exchange are exposed and {step.overlapped_comm_ms:.0f} ms overlapped"
     return f"""\
 ![a step's timeline](figures/timeline.svg)
 
-`tests/proofs/timeline.yaml` on the two-node test cluster, its link held to {RATE} Mbit/s by the kernel (tc-tbf): step
-{shown.number}, the measured step that takes as long as the median, drawn by `sweep figures`. Of a step of
-{step.step_ms:.0f} ms, {told} on rank 0.
-How to read it is in [propagation.md](propagation.md).
+`tests/proofs/timeline.yaml` runs on the two-node test cluster. The kernel limits its link to {RATE} Mbit/s (tc-tbf).
+`sweep figures` drew step {shown.number}, the measured step that takes as long as the median. The step takes
+{step.step_ms:.0f} ms; {parts} on rank 0.
+[measurements.md](measurements.md) explains the figure.
 
 ![bus bandwidth over message size](figures/bus-bandwidth.svg)
 
-The same link alone (`measure_link: true`): a latency of {link["link_latency_ms"]:.2f} ms, and of its largest message
-a bus bandwidth of {carried:.2f} times the {RATE * PAYLOAD:.0f} Mbit/s that headers leave of the rate;
-{TOLERANCE:.0%} off is allowed. A message that fits into the kernel's bucket of {BURST} passes faster. The run's
-exchange is {run["link_share"]:.0%} of what the link carries."""
+The link run (`measure_link: true`) measured the same link: its latency is {link["link_latency_ms"]:.2f} ms. The bus
+bandwidth of its largest message is {share:.2f} times {RATE * PAYLOAD:.0f} Mbit/s, the rate without packet headers; an
+error of {TOLERANCE:.0%} is allowed. A message that fits into the kernel's bucket of {BURST} passes faster. The bus
+bandwidth of the run's exchange is {run["link_share"]:.0%} of that of the link."""

@@ -11,8 +11,8 @@ import pytest
 
 pytestmark = pytest.mark.slurm
 
-HERE = Path(__file__).resolve().parent
-CLUSTER = HERE / "cluster"
+FOLDER = Path(__file__).resolve().parent
+CLUSTER = FOLDER / "cluster"
 ADDRESSES = {"node1": "10.77.0.11", "node2": "10.77.0.12"}
 TIMEOUT_S = 90
 
@@ -59,7 +59,7 @@ def test_env_prints_exports_for_clients(slurm_cluster: Mapping[str, str]) -> Non
     exported = dict(line.removeprefix("export ").split("=", 1) for line in lines)
     assert all(line.startswith("export ") for line in lines)
     assert exported["SLURM_CONF"] == slurm_cluster["SLURM_CONF"]
-    assert exported["SWEEP_CLUSTER"] == str(HERE / "two_nodes.yaml")
+    assert exported["SWEEP_CLUSTER"] == str(FOLDER / "two_nodes.yaml")
 
 
 def test_env_fails_without_a_cluster(slurm_cluster: Mapping[str, str]) -> None:
@@ -80,7 +80,7 @@ def test_up_needs_root(slurm_cluster: Mapping[str, str]) -> None:
     # The import comes first: an ordinary user may not be able to read the checkout.
     code = f"""
 import os, sys
-sys.path.insert(0, {str(HERE)!r})
+sys.path.insert(0, {str(FOLDER)!r})
 from _cluster.cli import main
 os.setuid(65534)
 sys.exit(main(["up"]))
