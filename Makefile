@@ -1,13 +1,19 @@
-# make demo   installs into .venv, then runs the main job: a sweep on this machine, and its results table
-# make test   installs, then runs every check; as root also on a real Slurm of two nodes
-# make proofs what takes longer; writes docs/proofs.md
+# make demo    installs into .venv, then runs a sweep on this machine and prints its results table
+# make test    installs, then runs every check; as root also on a real Slurm of two nodes
+# make fast    the tests that start no process
+# make proofs  what takes longer; writes docs/proofs.md
+# make docs    builds docs/ into a site in build/site; a broken link fails
 
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: demo test lint types layers unit proofs clean
+# Where Slurm must run (.ci/run), the tests cover at least this share of the code.
+COVERAGE_FLOOR := 80
+COVERAGE := $(if $(REQUIRE_SLURM),--cov --cov-report=term --cov-fail-under=$(COVERAGE_FLOOR))
+
+.PHONY: demo test fast lint types layers light unit slurm proofs docs pages clean
 
 demo: $(VENV)/.installed
 	$(BIN)/sweep submit sweeps/quickstart.yaml --cluster local --wait
@@ -23,28 +29,59 @@ types: $(VENV)/.installed-test
 	$(BIN)/mypy
 
 layers: $(VENV)/.installed-test
-	$(BIN)/lint-imports --no-logo --config setup.cfg
+	$(BIN)/lint-imports setup.cfg
 
-unit: $(VENV)/.installed-test
-	$(BIN)/pytest
+unit: $(VENV)/.installed-test compiler
+	$(BIN)/pytest $(COVERAGE)
 
-proofs: $(VENV)/.installed-test
+fast: $(VENV)/.installed-test
+	$(BIN)/pytest -m "not process and not slurm"
+
+# All tests but those on a real Slurm, and those alone: the two jobs of a hosted CI.
+light: $(VENV)/.installed-test
+	$(BIN)/pytest -m "not slurm" --ignore=tests/proofs --ignore=tests/benchmarks
+
+slurm: $(VENV)/.installed-test
+	REQUIRE_SLURM=1 $(BIN)/pytest -m slurm
+
+proofs: $(VENV)/.installed-test compiler
 	$(BIN)/python -m tests.proofs
 
-# Without Debian's python3-venv a venv comes without pip: pip is what says that it is whole. An installation that was
-# interrupted has no stamp, and pip goes on from where it was.
+docs: $(VENV)/.installed-docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	@echo "the site is in build/site"
+
+# The pages that are generated from the code; tests compare them.
+pages: $(VENV)/.installed-test
+	$(BIN)/python -m disttrain.config.field_docs > docs/config.md
+	$(BIN)/python -m disttrain.records.record_docs > docs/records.md
+	$(BIN)/python -m jobs.cli.command_docs > docs/commands.md
+	$(BIN)/python docs/figures/flow.py > docs/figures/flow.svg
+
+# torch.compile needs a C++ compiler on a CPU. As root on Debian it is installed; elsewhere its tests are skipped.
+.PHONY: compiler
+compiler:
+	@if ! command -v g++ >/dev/null && [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+	    apt-get update -qq && apt-get install -y -qq g++ >/dev/null; fi
+
+# Without Debian's python3-venv a venv comes without pip: pip shows that it is complete. An installation that was
+# interrupted has no stamp, and pip resumes it.
 $(VENV)/bin/pip:
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or later is needed: make PYTHON=python3.12")'
 	$(PYTHON) -m venv --clear $(VENV)
 
 $(VENV)/.installed: setup.cfg pyproject.toml | $(VENV)/bin/pip
 	@echo "installing into $(VENV): some 5 GB, mostly torch; once"
-	$(BIN)/pip install --quiet --editable .
+	$(BIN)/pip install --quiet --editable '.[train]'
 	touch $@
 
 $(VENV)/.installed-test: setup.cfg pyproject.toml | $(VENV)/bin/pip
 	$(BIN)/pip install --quiet --editable '.[test]'
 	touch $(VENV)/.installed $@
 
+$(VENV)/.installed-docs: setup.cfg pyproject.toml | $(VENV)/bin/pip
+	$(BIN)/pip install --quiet --editable '.[docs]'
+	touch $@
+
 clean:
-	rm -rf $(VENV) build *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
+	rm -rf $(VENV) build *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis .coverage
