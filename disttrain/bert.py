@@ -1,4 +1,4 @@
-"""The command that torchrun starts to train BERT on texts: `torchrun ... bert.py --per_gpu_batch=4`."""
+"""The script that trains BERT on texts: `torchrun ... bert.py --per_gpu_batch=4`."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 if __name__ == "__main__":
-    # The parent folder replaces this one in the path, so that `disttrain` is importable without installation.
+    # Makes `disttrain` importable without installation: the parent folder replaces this folder in the path.
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
     from disttrain.run import main
 

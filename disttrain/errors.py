@@ -1,15 +1,18 @@
-"""The errors that are the user's to mend: told in one line, never as a traceback."""
+"""The errors that a run reports in one line, without a traceback."""
 
 from __future__ import annotations
+
+import difflib
+from collections.abc import Sequence
 
 
 class UserError(Exception):
     """A mistake in what the user gave: a value, a file, an environment.
 
     Args:
-        message: What is wrong, naming the value with ``!r``.
-        where: Where it came from (``sweep.yaml:7: base.lr``, ``--lr``), put before the message.
-        hint: How to mend it, put behind the message in parentheses.
+        message: What is wrong; names the value with ``!r``.
+        where: The source of the value (``sweep.yaml:7: base.lr``, ``--lr``), printed before the message.
+        hint: How to fix it, printed after the message in parentheses.
 
     Example:
         >>> print(UserError("lr is 'fast', not a number", where="sweep.yaml:7", hint="write lr: 2e-5"))
@@ -20,9 +23,12 @@ class UserError(Exception):
         self.message = message
         self.where = where
         self.hint = hint
-        # One line whatever the parts hold: messages of other libraries that we quote may span several.
-        text = f"{where}: {message}" if where else message
-        text = f"{text} ({hint})" if hint else text
+        text = message
+        if where:
+            text = f"{where}: {text}"
+        if hint:
+            text = f"{text} ({hint})"
+        # Always one line: quoted messages of other libraries may span several.
         super().__init__(" ".join(text.split()))
 
     def __reduce__(self) -> tuple[object, ...]:
@@ -31,7 +37,7 @@ class UserError(Exception):
 
 
 class FieldsError(UserError):
-    """A mistake in fields of a config, alone or together: `fields` names them, so that a caller can say where."""
+    """A mistake in one field of a config or in a combination; `fields` names them, so that a caller can say where."""
 
     def __init__(self, fields: tuple[str, ...], message: str, *, hint: str | None = None) -> None:
         super().__init__(message, hint=hint)
@@ -39,11 +45,24 @@ class FieldsError(UserError):
 
 
 class NewerAttempt(RuntimeError):
-    """Another process has started this run again: what this one still does must not be kept."""
+    """Another process has started this run again: this one must not write any more results."""
 
 
 class BrokenNode(RuntimeError):
-    """A rank computes wrongly: what it trains is worth nothing, and the fault is its machine's, not the user's."""
+    """A rank computes wrong results: its training is worthless, and the fault is in its machine, not the user's."""
+
+
+def suggest_name(name: str, known: Sequence[str], otherwise: str) -> str:
+    """A hint for an unknown name: the known name that is closest to it, or another hint if none is close.
+
+    Example:
+        >>> suggest_name("epoch", ["epochs", "lr"], "the fields are: epochs, lr")
+        'did you mean epochs?'
+    """
+    close = difflib.get_close_matches(name, known, n=1)
+    if close:
+        return f"did you mean {close[0]}?"
+    return otherwise
 
 
 def _rebuild(message: str, where: str | None, hint: str | None) -> UserError:

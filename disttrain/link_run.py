@@ -1,4 +1,4 @@
-"""A run of model `link`: it trains nothing and times all-reduces."""
+"""A run of model `link`: it trains nothing, and times all-reduces between its ranks."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from disttrain.records.summary_types import Summary
 def run_link(
     group: Group, output_dir: Path, checks: Sequence[CheckRecord] = (), notices: tuple[str, ...] = ()
 ) -> Summary:
-    """One rank's part of the run; rank 0 writes down what was measured.
+    """Runs one rank; rank 0 writes the measurements and the summary.
 
     Args:
         group: The ranks.
         output_dir: The run's folder.
-        checks: Of this rank at the start.
-        notices: What they gave rise to.
+        checks: This rank's records of the start check.
+        notices: The notices of the start check.
     """
     for notice in notices:
         group.say(f"note: {notice}")

@@ -1,4 +1,4 @@
-"""One rank from its environment to the run's summary: what RankTask, bert.py and vit.py call."""
+"""One rank of a run, from its environment to the summary; RankTask, bert.py and vit.py call it."""
 
 from __future__ import annotations
 
@@ -8,11 +8,12 @@ import os
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 from disttrain.config.flags import parse_flags
+from disttrain.config.paths import absolute_paths
 from disttrain.config.run_id import run_id
-from disttrain.config.train_config import LINK, TrainConfig, absolute_paths
+from disttrain.config.train_config import LINK, TrainConfig
 from disttrain.distributed.process_exit import exit_soon, leave_without_teardown
 from disttrain.environment.rank_env import RankEnv, choose_threads
 from disttrain.errors import BrokenNode, NewerAttempt, UserError
@@ -20,17 +21,19 @@ from disttrain.records import record_files
 from disttrain.records.run_folder import begin_run
 from disttrain.records.summary_types import Summary
 
-# torch, and every module that needs it, is imported inside `_run`: --help and a wrong flag load none of it.
+# `_run` imports torch and every module that needs it: --help and a wrong flag must not wait for that.
 if TYPE_CHECKING:
     from disttrain.distributed.group import Group
     from disttrain.measure.start_check import StartCheck
 
 
 def main(model: str, arguments: list[str]) -> None:
-    """The command ``bert.py`` or ``vit.py``: one rank of a run; exits with 2 on a mistake of the user's.
+    """The command ``bert.py`` or ``vit.py``: one rank of a run.
+
+    The exit status is 2 for a user's mistake, and 1 for a broken node or a newer attempt of the run.
 
     Args:
-        model: The family.
+        model: The model family.
         arguments: The flags.
     """
     try:
@@ -38,40 +41,46 @@ def main(model: str, arguments: list[str]) -> None:
         env = RankEnv.from_environ(os.environ)
         output_dir = Path(config.output_dir or default_output_dir(config, env, os.environ))
         run(config, env, output_dir)
-    except (UserError, BrokenNode, NewerAttempt) as error:
-        # In one write, the line's end with it: ranks share this stream, and print would let another's line in between.
-        sys.stderr.write(f"error: {error}\n")
-        sys.exit(2 if isinstance(error, UserError) else 1)
+    except UserError as error:
+        _exit_with_error(error, status=2)
+    except (BrokenNode, NewerAttempt) as error:
+        _exit_with_error(error, status=1)
     if env.rank == 0:
         print(f"results: {output_dir}")
 
 
+def _exit_with_error(error: Exception, status: int) -> NoReturn:
+    # One write includes the line's end: ranks share this stream, and with print another rank's line may come between.
+    sys.stderr.write(f"error: {error}\n")
+    sys.exit(status)
+
+
 def default_output_dir(config: TrainConfig, env: RankEnv, environ: Mapping[str, str]) -> Path:
-    """Where a run that no sweep started puts its files: ``<root>/torchrun/<run_id>``."""
+    """The results folder of a run outside a sweep: ``<root>/torchrun/<run_id>``."""
     return Path(environ.get("SWEEP_ROOT") or "runs") / "torchrun" / run_id(env.allocation, config)
 
 
 def run(config: TrainConfig, env: RankEnv, output_dir: Path) -> Summary:
-    """Does one rank's part of a run, and leaves its records, and rank 0's summary, in `output_dir`.
+    """Runs one rank, and writes its records to `output_dir`; rank 0 also writes the summary.
 
     Args:
-        config: As asked for.
+        config: The run's config, not yet resolved.
         env: This rank's place.
-        output_dir: The run's folder, on a file system that all ranks see.
+        output_dir: The run's folder, on a file system that all ranks share.
 
     Raises:
-        UserError: The config or the data are wrong, in one line.
-        Exception: Whatever else went wrong; either way the rank has written its failure record.
+        UserError: The config or the data are wrong.
+        Exception: Any other failure. For each error except NewerAttempt the rank has written its failure record.
     """
     output_dir = output_dir.absolute()
     try:
         output_dir.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UserError(f"output_dir {str(output_dir)!r} cannot be made: {error.strerror}") from error
-    # What an earlier attempt left must not be taken for this one's.
+        raise UserError(f"output_dir {str(output_dir)!r} cannot be created: {error.strerror}") from error
+    # The failure record of an earlier attempt must not count as this attempt's.
     (output_dir / record_files.failure_name(env.rank)).unlink(missing_ok=True)
-    # What is imported and built on the way to the first step stays: collecting garbage meanwhile looks through it again
-    # and again and finds none, for 17 % of that time.
+    # Objects made before the first step stay alive. Garbage collection would scan them repeatedly and free nothing,
+    # which took 17 % of that time.
     gc.disable()
     try:
         summary = _run(config.resolved(), env, output_dir)
@@ -79,7 +88,7 @@ def run(config: TrainConfig, env: RankEnv, output_dir: Path) -> Summary:
             leave_without_teardown()
         return summary
     except Exception as error:
-        # One that has been overtaken leaves no word: the folder is the newer attempt's.
+        # After a NewerAttempt the folder belongs to the newer attempt: this one writes nothing.
         if not isinstance(error, NewerAttempt):
             record_files.write_failure(output_dir, env.rank, error)
         if env.world_size > 1:
@@ -103,10 +112,13 @@ def _run(config: TrainConfig, env: RankEnv, output_dir: Path) -> Summary:
     if config.deterministic:
         compute_deterministically()
     with process_group(env, config.device) as group:
-        finished = group.broadcast_from_main(begin_run(config, env, output_dir) if group.is_main else None)
-        if finished is not None:
-            return finished
-        checked = check_start(config, group)  # before an hour is spent on data, with ranks that cannot train
+        earlier_summary: Summary | None = None
+        if group.is_main:
+            earlier_summary = begin_run(config, env, output_dir)
+        earlier_summary = group.broadcast_from_main(earlier_summary)
+        if earlier_summary is not None:
+            return earlier_summary
+        checked = check_start(config, group)  # first: preparing data may take an hour, and broken ranks waste it
         if config.model == LINK:
             from disttrain.link_run import run_link
 
@@ -122,7 +134,7 @@ def _train(config: TrainConfig, group: Group, output_dir: Path, checked: StartCh
     try:
         return train_and_summarise(config, group, output_dir, prepared, checked, checkpoints)
     except Exception as error:
-        # The ranks of an attempt that was overtaken lose each other; their errors would mislead the newer attempt.
+        # The ranks of an overtaken attempt lose their connections; such errors would mislead the newer attempt.
         overtaken = False
         with contextlib.suppress(OSError):  # the first error is the one to report
             overtaken = checkpoints is not None and checkpoints.is_overtaken()

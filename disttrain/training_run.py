@@ -1,10 +1,9 @@
-"""A run that trains: prepares data, model and optimizer, trains from where the run stands, and writes the summary."""
+"""A run that trains: it prepares data and model, trains from the latest checkpoint, and writes the summary."""
 
 from __future__ import annotations
 
 import dataclasses
 import gc
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,8 +13,9 @@ from torch import nn
 from disttrain.analysis.measured_steps import measured_steps, split_by_start
 from disttrain.analysis.run_summary import Sums, own_sums, summarise
 from disttrain.checkpoint.manager import CheckpointManager, ResumePoint
+from disttrain.config.cadence import parse_cadence
 from disttrain.config.run_id import run_id
-from disttrain.config.train_config import TrainConfig, parse_cadence
+from disttrain.config.train_config import TrainConfig
 from disttrain.distributed.device import gpu_uuid
 from disttrain.distributed.group import Group
 from disttrain.distributed.start_record import start_record
@@ -34,7 +34,7 @@ from disttrain.training.optimizer import make_optimizer
 
 @dataclass(frozen=True)
 class PreparedRun:
-    """The model that a rank trains, its optimizer and its examples."""
+    """The model that a rank trains, with its optimizer and examples."""
 
     model: nn.Module
     optimizer: torch.optim.Optimizer
@@ -47,21 +47,23 @@ def prepare(config: TrainConfig, group: Group, output_dir: Path) -> PreparedRun:
     """Loads and encodes the data, and builds the model and its optimizer.
 
     Args:
-        config: A resolved config.
+        config: The resolved config.
         group: The ranks.
         output_dir: The run's folder.
 
     Raises:
-        UserError: The config and the data or the checkpoint do not fit.
+        UserError: The config does not fit the data or the checkpoint.
     """
     family = load_family(config.model)
     # After the family's own imports: see disttrain.models.family.
     from disttrain.data.splits import load_splits
 
-    with group.main_first():  # `datasets` caches what it has read
+    with group.main_first():  # rank 0 fills the cache of `datasets`
         splits = load_splits(config, family.INPUT)
-    uncompiled = why_not_compiled(group) if config.compile else ()
-    config = dataclasses.replace(config, compile=config.compile and not uncompiled)
+    uncompiled: tuple[str, ...] = ()
+    if config.compile:
+        uncompiled = why_not_compiled(group)
+        config = dataclasses.replace(config, compile=not uncompiled)
     encoded = family.encode(config, splits, group, output_dir)
     torch.manual_seed(config.seed)
     built = family.build(config, encoded)
@@ -69,13 +71,13 @@ def prepare(config: TrainConfig, group: Group, output_dir: Path) -> PreparedRun:
     if config.compile:
         compile_model(model, dynamic=encoded.train.lengths is not None)
     optimizer = make_optimizer(model, config.weight_decay)
-    torch.manual_seed(config.seed + 1 + group.env.rank)  # dropout: each rank drops its own units
+    torch.manual_seed(config.seed + 1 + group.env.rank)  # each rank draws its own dropout
     notices = (*splits.notices, *encoded.notices, *built.notices, *uncompiled)
     return PreparedRun(model, optimizer, encoded, built, notices)
 
 
 def open_checkpoints(config: TrainConfig, group: Group, output_dir: Path) -> CheckpointManager | None:
-    """The checkpoints of the run; None if the config asks for none."""
+    """The checkpoints of the run; None if it saves none."""
     if config.checkpoint_every is None:
         return None
     # The id leaves out the number of ranks, because a run may resume with a different number.
@@ -95,35 +97,55 @@ def train_and_summarise(
     """Trains from the latest checkpoint or from the beginning, and writes records, trained model and summary.
 
     Args:
-        config: A resolved config.
+        config: The resolved config.
         group: The ranks.
         output_dir: The run's folder.
-        prepared: What `prepare` returned.
-        checked: The outcome of the start check.
-        checkpoints: Of the run; None if it saves none.
+        prepared: The model and the data.
+        checked: The result of the start check.
+        checkpoints: The run's checkpoints; None if it saves none.
 
     Returns:
         The summary, the same on every rank.
     """
-    env, model, optimizer = group.env, prepared.model, prepared.optimizer
-    path = output_dir / record_files.metrics_name(env.rank)
-    start = checkpoints.load(model, optimizer, len(prepared.encoded.train), path) if checkpoints else ResumePoint()
+    path = output_dir / record_files.metrics_name(group.env.rank)
+    start = ResumePoint()
+    if checkpoints is not None:
+        start = checkpoints.load(prepared.model, prepared.optimizer, len(prepared.encoded.train), path)
     if group.is_main:
-        remove_results(output_dir, env.world_size)
-    sampler, unsampled = open_sampler(config.telemetry_every_s, gpu_uuid(group.device))
+        remove_results(output_dir, group.env.world_size)
+    _train(config, group, prepared, path, checked, checkpoints, start)
+    summary = _summarise(config, group, path)
+    if group.is_main:
+        summary = _save_results(summary, config, prepared.built, output_dir, checkpoints)
+    if checkpoints is not None:
+        checkpoints.clear()
+    return summary
+
+
+def _train(
+    config: TrainConfig,
+    group: Group,
+    prepared: PreparedRun,
+    path: Path,
+    checked: StartCheck,
+    checkpoints: CheckpointManager | None,
+    start: ResumePoint,
+) -> None:
+    """Trains to the last step, and writes this rank's records to `path`."""
+    sampler, telemetry_notices = open_sampler(config.telemetry_every_s, gpu_uuid(group.device))
+    notices = (*checked.notices, *prepared.notices, *start.notices, *telemetry_notices)
     with record_files.RecordWriter(path, start.records) as writer:
-        notices = (*checked.notices, *prepared.notices, *start.notices, *unsampled)
         writer.write([_start_record(group, prepared, start.position.step + 1, notices), *start.saved, *checked.records])
         for notice in notices:
             group.say(f"note: {notice}")
-        gc.freeze()  # a collection during training looks only at what training makes
+        gc.freeze()  # collections during training then scan only the objects that training makes
         gc.enable()
         with sampler:
             end = TrainingLoop(
                 config,
                 group,
-                model,
-                optimizer,
+                prepared.model,
+                prepared.optimizer,
                 prepared.encoded,
                 writer,
                 checkpoints=checkpoints,
@@ -131,36 +153,33 @@ def train_and_summarise(
                 take_samples=sampler.taken,
             ).run()
         writer.write([*sampler.taken(), end])
-    summary = _summarise(config, group, path)
-    if group.is_main:
-        save = prepared.built.save if config.save_model else None
-        summary = _save_results(summary, save, output_dir, checkpoints)
-    if checkpoints:
-        checkpoints.clear()
-    return summary
 
 
 def _summarise(config: TrainConfig, group: Group, path: Path) -> Summary:
     own = drop_old_exchanges(record_files.read_records(path))
     warmup_steps = config.timing_warmup_steps
     sums = _sum_over_ranks(own_sums(own, warmup_steps, first_on_gpu=group.first_on_gpu), group)
-    # Only the steps of this start: earlier ones may have run on other hosts.
+    # Only the steps since the latest start: earlier ones may have run on other hosts.
     ranks = gather_measured_steps(measured_steps(split_by_start(own)[-1], warmup_steps), group)
     return summarise(own, sums, ranks, hosts=group.hosts, num_nodes=group.env.num_nodes, warmup_steps=warmup_steps)
 
 
 def _save_results(
-    summary: Summary, save: Callable[[Path], object] | None, output_dir: Path, checkpoints: CheckpointManager | None
+    summary: Summary,
+    config: TrainConfig,
+    built: BuiltModel,
+    output_dir: Path,
+    checkpoints: CheckpointManager | None,
 ) -> Summary:
-    """Writes the trained model, and the summary last: a run with a summary is done."""
-    check_owner = checkpoints.check_owner if checkpoints else lambda: None
-    if save is not None:
+    """Writes the trained model, and the summary last: a run with a summary counts as complete."""
+    check_owner = checkpoints.check_owner if checkpoints is not None else lambda: None
+    if config.save_model and built.save is not None:
         try:
-            save_model(output_dir, save, check_owner)
-        except OSError as error:  # a full disk must not cost what was measured
-            lost = f"the trained model could not be saved: {error}"
-            summary = dataclasses.replace(summary, notices=(*summary.notices, lost))
-            print(f"note: {lost}", flush=True)
+            save_model(output_dir, built.save, check_owner)
+        except OSError as error:  # a full disk must not cost the measurements
+            notice = f"the trained model could not be saved: {error}"
+            summary = dataclasses.replace(summary, notices=(*summary.notices, notice))
+            print(f"note: {notice}", flush=True)
     check_owner()
     record_files.write_json(output_dir / record_files.SUMMARY_NAME, summary)
     return summary
@@ -173,7 +192,7 @@ def _start_record(group: Group, prepared: PreparedRun, first_step: int, notices:
         first_step=first_step,
         parameters=sum(parameter.numel() for parameter in prepared.built.model.parameters()),
         train_examples=len(encoded.train),
-        eval_examples=len(encoded.eval) if encoded.eval else 0,
+        eval_examples=len(encoded.eval or ()),
         notices=notices,
     )
 

@@ -1,4 +1,4 @@
-"""The pages: every relative link leads somewhere, and nothing is left to be filled in."""
+"""The Markdown pages: every relative link has a target, and no placeholder is left."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ PAGES = [*REPOSITORY.glob("*.md"), *REPOSITORY.glob("docs/*.md"), REPOSITORY / "
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_page(page: Path) -> None:
+def test_page_is_complete(page: Path) -> None:
     text = page.read_text(encoding="utf-8")
     assert not re.search(r"@[A-Z]+@|TODO|FIXME", text)
     for link in re.findall(r"\]\(([^)#:]+)\)", text):

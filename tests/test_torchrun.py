@@ -1,4 +1,4 @@
-"""The study's own commands: torchrun on bert.py and vit.py, in their folder, on one node and on two, without Slurm."""
+"""The commands of the study: torchrun on bert.py and vit.py in their folder, on one and two nodes, without Slurm."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tests.jobs.sweeping import DATA, records
 SCRIPTS = Path(__file__).resolve().parents[1] / "disttrain"
 LIMIT_S = 120.0
 _LAYERS = "hidden_size: 32, num_hidden_layers: 1, num_attention_heads: 2, intermediate_size: 64"
-# What makes the study's commands small enough for a test; everything before it is as written.
+# Flags that make the study's commands small enough for a test; the rest of each command is as in the study.
 SMALL = ["--max_steps", "3", "--device", "cpu", "--num_workers=0", "--max_train_examples=200", "--max_eval_examples=40"]
 SMALL_BERT = [*SMALL, "--dataset", str(DATA / "sst2"), "--architecture", f"{{{_LAYERS}, vocab_size: 1000}}"]
 SMALL_VIT = [
@@ -27,7 +27,7 @@ SMALL_VIT = [
 
 
 def in_folder(*command: str, environ: Mapping[str, str] | None = None) -> subprocess.Popen[str]:
-    """Starts a command in the folder of the scripts, with nothing of a job around it."""
+    """Starts a command in the folder of the scripts, without the environment variables of a job."""
     clean = {name: value for name, value in os.environ.items() if not name.startswith(("SLURM_", "SWEEP_"))}
     return subprocess.Popen(
         command, cwd=SCRIPTS, env={**clean, **(environ or {})}, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
@@ -36,7 +36,7 @@ def in_folder(*command: str, environ: Mapping[str, str] | None = None) -> subpro
 
 
 def end(process: subprocess.Popen[str]) -> tuple[int, str, str]:
-    """Exit status, stdout and stderr of a command, killed when it takes too long."""
+    """Exit status, stdout and stderr of a command, which is killed after LIMIT_S."""
     try:
         stdout, stderr = process.communicate(timeout=LIMIT_S)
     finally:
@@ -53,16 +53,16 @@ def read(output_dir: Path, name: str) -> Any:
 
 
 @pytest.mark.parametrize("script", ["bert.py", "vit.py"])
-def test_help_without_torch(script: str, tmp_path: Path) -> None:
+def test_help_needs_no_torch(script: str, tmp_path: Path) -> None:
     for name in ("torch", "transformers", "datasets", "submitit", "numpy"):
-        (tmp_path / f"{name}.py").write_text(f"raise ImportError('{name} is not here')")
+        (tmp_path / f"{name}.py").write_text(f"raise ImportError('{name} is not installed')")
     code, stdout, stderr = end(in_folder(sys.executable, script, "--help", environ={"PYTHONPATH": str(tmp_path)}))
     assert (code, stderr) == (0, "")
     assert stdout.startswith(f"usage: {script} ")
     assert all(f"--{flag} VALUE" in stdout for flag in ("per_gpu_batch", "setup", "lr", "architecture", "dataset"))
 
 
-def test_script_without_a_launcher_is_one_rank(tmp_path: Path) -> None:
+def test_script_alone_is_one_rank(tmp_path: Path) -> None:
     command = [sys.executable, "bert.py", "--per_gpu_batch=4", "--lr", "0.0002", *SMALL_BERT]
     code, stdout, stderr = end(in_folder(*command, environ={"SWEEP_ROOT": str(tmp_path)}))
     assert code == 0, stderr
@@ -76,8 +76,8 @@ def test_script_without_a_launcher_is_one_rank(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("script", "small"), [("bert.py", SMALL_BERT), ("vit.py", SMALL_VIT)], ids=["bert", "vit"])
 def test_experiment_1_on_one_gpu(script: str, small: list[str], tmp_path: Path) -> None:
-    written = ["--standalone", "--nnodes=1", "--nproc_per_node=1", script, "--per_gpu_batch=1", "--setup", "1_1"]
-    code, stdout, stderr = end(in_folder(*torchrun(*written, *small, "--output_dir", str(tmp_path / "out"))))
+    flags = ["--standalone", "--nnodes=1", "--nproc_per_node=1", script, "--per_gpu_batch=1", "--setup", "1_1"]
+    code, stdout, stderr = end(in_folder(*torchrun(*flags, *small, "--output_dir", str(tmp_path / "out"))))
     assert code == 0, stderr
     assert stdout.splitlines()[-1] == f"results: {tmp_path / 'out'}"
     summary = read(tmp_path / "out", "summary.json")
@@ -86,9 +86,9 @@ def test_experiment_1_on_one_gpu(script: str, small: list[str], tmp_path: Path) 
 
 
 def test_experiment_2_on_four_gpus(tmp_path: Path) -> None:
-    written = ["--standalone", "--nnodes=1", "--nproc_per_node=4", "bert.py", "--per_gpu_batch=16", "--setup", "1_4"]
+    flags = ["--standalone", "--nnodes=1", "--nproc_per_node=4", "bert.py", "--per_gpu_batch=16", "--setup", "1_4"]
     rates = ["--lr", "0.00002", "--epochs=5"]
-    command = torchrun(*written, *rates, *SMALL_BERT, "--output_dir", str(tmp_path))
+    command = torchrun(*flags, *rates, *SMALL_BERT, "--output_dir", str(tmp_path))
     code, _, stderr = end(in_folder(*command))
     assert code == 0, stderr
     starts = [records(tmp_path, rank, "start")[0] for rank in range(4)]
@@ -101,17 +101,17 @@ def test_experiment_2_on_four_gpus(tmp_path: Path) -> None:
 
 
 @pytest.mark.slurm
-def test_two_nodes_with_a_launcher_on_each(slurm_cluster: Mapping[str, str], tmp_path: Path) -> None:
-    """In the network namespaces of the test cluster's nodes, and without its Slurm."""
+def test_two_nodes_with_two_launchers(slurm_cluster: Mapping[str, str], tmp_path: Path) -> None:
+    """Runs in the network namespaces of the test cluster's nodes, without its Slurm."""
     launchers = []
     for node_rank in range(2):
         enter = ["ip", "netns", "exec", f"sweeptest-node{node_rank + 1}", "unshare", "--uts", "sh", "-c"]
-        written = torchrun(
+        command = torchrun(
             "--nnodes=2", "--nproc_per_node=2", f"--node_rank={node_rank}", "--master_addr=10.77.0.11",
             "--master_port=29500", "bert.py", "--per_gpu_batch=1", "--setup", "2_2",
         )  # fmt: skip
         rename = f'hostname node{node_rank + 1} && exec "$@"'
-        launchers.append(in_folder(*enter, rename, "sh", *written, *SMALL_BERT, "--output_dir", str(tmp_path)))
+        launchers.append(in_folder(*enter, rename, "sh", *command, *SMALL_BERT, "--output_dir", str(tmp_path)))
     try:
         for code, _, stderr in [end(launcher) for launcher in launchers]:
             assert code == 0, stderr
@@ -126,20 +126,20 @@ def test_two_nodes_with_a_launcher_on_each(slurm_cluster: Mapping[str, str], tmp
     assert (summary["world_size"], summary["num_nodes"], summary["backend"]) == (4, 2, "gloo")
     assert summary["hosts"] == ["node1", "node1", "node2", "node2"]
     assert read(tmp_path, "run.json")["allocation"] == "2x2"
-    # One step is one example on each rank, and every rank saw the same averaged weights: one evaluation for all.
+    # Every rank has the same averaged weights, so all ranks report the same evaluation.
     evals = [records(tmp_path, rank, "eval")[-1] for rank in range(4)]
     assert len({(record["loss"], record["accuracy"], record["examples"]) for record in evals}) == 1
 
 
 @pytest.mark.parametrize("setup", ["2_2", "2x2"])
-def test_setup_that_is_not_the_real_shape(setup: str, tmp_path: Path) -> None:
-    written = ["--standalone", "--nnodes=1", "--nproc_per_node=2", "bert.py", "--per_gpu_batch=1", "--setup", setup]
-    code, _, stderr = end(in_folder(*torchrun(*written, *SMALL_BERT, "--output_dir", str(tmp_path))))
+def test_wrong_setup_is_an_error(setup: str, tmp_path: Path) -> None:
+    flags = ["--standalone", "--nnodes=1", "--nproc_per_node=2", "bert.py", "--per_gpu_batch=1", "--setup", setup]
+    code, _, stderr = end(in_folder(*torchrun(*flags, *SMALL_BERT, "--output_dir", str(tmp_path))))
     assert code == 1
-    # Once from each rank; the rest is torchrun's own.
+    # Each rank writes the error once; the other lines are torchrun's.
     errors = [line for line in stderr.splitlines() if line.startswith("error: ")]
     assert set(errors) == {
         f"error: setup '{setup}' says 2x2 (nodes x ranks per node), but the run has 1x2"
-        " (mend --setup or how the ranks are started)"
+        " (correct --setup or the way the ranks are started)"
     }
     assert not (tmp_path / "summary.json").exists()

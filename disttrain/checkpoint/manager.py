@@ -15,7 +15,7 @@ from disttrain.checkpoint import files as checkpoint
 from disttrain.checkpoint.files import Claim, FoundCheckpoint, Manifest
 from disttrain.checkpoint.schedule import SaveSchedule
 from disttrain.checkpoint.writer import CheckpointWriter
-from disttrain.config.train_config import Cadence
+from disttrain.config.cadence import Cadence
 from disttrain.data.batches import BEGINNING, Position
 from disttrain.distributed.group import Group
 from disttrain.errors import UserError

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from disttrain.config.train_config import Cadence
+from disttrain.config.cadence import Cadence
 
 # The first steps of a process take longer, and are not timed; of fewer than so many behind them nothing is concluded.
 _WARM_UP, _TIMED = 5, 5

@@ -1,1 +1,1 @@
-"""What is asked of a run: the fields, their checks and documentation, and the run's id. Loads no torch."""
+"""The config of a run: its fields, their checks and documentation, and the run's id. Loads no torch."""

@@ -7,22 +7,20 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
-from disttrain.config.field_docs import describe_field, takes_text
+from disttrain.config.field_docs import default_text, describe_field, is_string_field
 from disttrain.config.train_config import TrainConfig, field_names
 from disttrain.errors import UserError
 
 
 def parse_flags(model: str, arguments: Sequence[str]) -> TrainConfig:
-    """The config of one run from the flags behind ``bert.py``.
-
-    Values are read as YAML, those of text fields as they stand.
+    """The config of one run from the flags after ``bert.py``; `read_value` reads their values.
 
     Args:
-        model: The family whose script was started.
+        model: The family of the script.
         arguments: ``sys.argv[1:]``; both ``--lr 2e-5`` and ``--lr=2e-5``.
 
     Raises:
-        UserError: An unknown flag, or a value that its field does not take.
+        UserError: An unknown flag, or a value that its field does not accept.
 
     Example:
         >>> parse_flags("bert", ["--lr=2e-5", "--max_steps", "3"]).max_steps
@@ -39,7 +37,7 @@ def parse_flags(model: str, arguments: Sequence[str]) -> TrainConfig:
 
 
 def read_value(name: str, text: str) -> Any:
-    """The value of a field as a command line gives it: YAML, but of a text field the text as it stands.
+    """The value of a field from the command line: the text itself for a string field, else the text parsed as YAML.
 
     Raises:
         UserError: The text is not YAML.
@@ -50,7 +48,9 @@ def read_value(name: str, text: str) -> Any:
     """
     from disttrain.config.validation import parse_value
 
-    return text if name in field_names() and takes_text(name) else parse_value(text)
+    if name in field_names() and is_string_field(name):
+        return text
+    return parse_value(text)
 
 
 class _Parser(argparse.ArgumentParser):
@@ -61,14 +61,14 @@ class _Parser(argparse.ArgumentParser):
 def _parser(model: str) -> argparse.ArgumentParser:
     parser = _Parser(
         prog=f"{model}.py",
-        description=f"Train {model} on this rank. Started once for each rank by torchrun, srun or the sweep command.",
+        description=f"Train {model} on this rank. torchrun, srun or the sweep command starts it once for each rank.",
         allow_abbrev=False,
         argument_default=argparse.SUPPRESS,
     )
     for field in dataclasses.fields(TrainConfig):
         if field.name != "model":
             help_text = describe_field(field.name).replace("%", "%%")
-            if field.default is not None:
-                help_text += f" (default {field.default})"
+            if default := default_text(field):
+                help_text += f" (default {default})"
             parser.add_argument(f"--{field.name}", metavar="VALUE", help=help_text)
     return parser

@@ -10,33 +10,35 @@ from typing import Any
 
 from disttrain.config.train_config import PATH_FIELDS, TrainConfig
 
-# Fields that say where or how fast, never what is computed: they do not change a run's identity. With checkpoints DDP's
-# buckets are settled beforehand, which on three ranks or more may move a last bit of a sum.
+# Fields that change where or how fast a run computes, but not what: they are not part of its id. One exception is
+# accepted: checkpoints fix the order of DDP's buckets early, which on three or more ranks may change a sum's last bit.
 NOT_IDENTITY = frozenset(
     {"num_workers", "setup", "output_dir", "checkpoint_every", "save_model", "telemetry_every_s", "start_check_s"}
 )
 
 
-def run_id(shape: str, config: TrainConfig) -> str:
-    """The identity of a run: ``<shape>-<12 hex digits>``.
+def run_id(allocation: str, config: TrainConfig) -> str:
+    """The identity of a run: ``<allocation>-<12 hex digits>``.
 
-    The digits are a SHA-256 over the shape and those fields of the resolved config that differ from their defaults,
-    without the fields that cannot change results. So a new field whose default changes nothing changes no id.
+    The digits are a SHA-256 over the allocation and the fields of the resolved config that differ from their defaults,
+    without the fields that cannot change results. A new field whose default keeps the behaviour thus changes no id.
 
     Args:
-        shape: The allocation, as ``2x2``.
-        config: The run's config, paths as they were written.
+        allocation: The allocation, for example ``2x2``.
+        config: The run's config, with paths as they were written.
 
     Example:
         >>> run_id("1x1", TrainConfig(model="bert"))[:4]
         '1x1-'
     """
     resolved = config.resolved()
-    identity: dict[str, Any] = {"allocation": shape}
+    identity: dict[str, Any] = {"allocation": allocation}
     for field in dataclasses.fields(TrainConfig):
         value = getattr(resolved, field.name)
         if field.name in NOT_IDENTITY or value == field.default:
             continue
-        identity[field.name] = os.path.normpath(value) if field.name in PATH_FIELDS else value
+        if field.name in PATH_FIELDS:
+            value = os.path.normpath(value)
+        identity[field.name] = value
     text = json.dumps(identity, sort_keys=True, separators=(",", ":"))
-    return f"{shape}-{hashlib.sha256(text.encode()).hexdigest()[:12]}"
+    return f"{allocation}-{hashlib.sha256(text.encode()).hexdigest()[:12]}"

@@ -1,9 +1,8 @@
-"""The edge where a `TrainConfig` comes from outside: strict validation of plain values, and how YAML scalars read."""
+"""Strict validation of the plain values of a `TrainConfig`, and the YAML scalars that they are read from."""
 
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import json
 import re
 import typing
@@ -16,13 +15,13 @@ from pydantic import BaseModel, ConfigDict, ValidationError, create_model
 
 from disttrain.config.field_docs import describe_field
 from disttrain.config.train_config import TrainConfig, field_names
-from disttrain.errors import FieldsError, UserError
+from disttrain.errors import FieldsError, UserError, suggest_name
 
 
 class ScalarLoader(yaml.SafeLoader):
     """SafeLoader in which 2e-5 is a number, and only true and false are booleans (YAML 1.2's core schema).
 
-    YAML 1.1 takes 2e-5 for a string, and yes, no, on, off for booleans.
+    YAML 1.1 reads 2e-5 as a string, and yes, no, on and off as booleans.
     """
 
 
@@ -31,26 +30,27 @@ _INT = re.compile(r"^[-+]?[0-9]+$")
 
 
 def _resolvers() -> dict[str, list[tuple[str, re.Pattern[str]]]]:
-    dropped = ("float", "int", "bool", "timestamp")
-    kept = {
-        first: [(tag, pattern) for tag, pattern in pairs if tag.rsplit(":", 1)[-1] not in dropped]
+    """SafeLoader's resolvers by first character, with those of YAML 1.1's scalars replaced."""
+    replaced = ("float", "int", "bool", "timestamp")
+    resolvers = {
+        first: [(tag, pattern) for tag, pattern in pairs if tag.rsplit(":", 1)[-1] not in replaced]
         for first, pairs in yaml.SafeLoader.yaml_implicit_resolvers.items()
     }
-    for tag, pattern, firsts in (
+    for tag, pattern, first_characters in (
         ("bool", re.compile(r"^(true|True|TRUE|false|False|FALSE)$"), "tTfF"),
         ("int", _INT, "-+0123456789"),
         ("float", _FLOAT, "-+0123456789."),
     ):
-        for first in firsts:
-            kept.setdefault(first, []).append((f"tag:yaml.org,2002:{tag}", pattern))
-    return kept
+        for first in first_characters:
+            resolvers.setdefault(first, []).append((f"tag:yaml.org,2002:{tag}", pattern))
+    return resolvers
 
 
 ScalarLoader.yaml_implicit_resolvers = _resolvers()
 
 
 def _construct_int(loader: yaml.SafeLoader, node: yaml.ScalarNode) -> int:
-    # SafeLoader's own reads 010 as octal 8, which nobody who writes a batch size means.
+    # SafeLoader's own constructor reads 010 as octal 8, which is wrong for a batch size.
     return int(loader.construct_scalar(node))
 
 
@@ -58,7 +58,7 @@ ScalarLoader.add_constructor("tag:yaml.org,2002:int", _construct_int)
 
 
 def parse_value(text: str) -> Any:
-    """One YAML value, as a flag or ``--set`` gives it.
+    """The YAML value in the text of a flag or of ``--set``.
 
     Raises:
         UserError: The text is not YAML.
@@ -75,7 +75,7 @@ def parse_value(text: str) -> Any:
 
 @cache
 def _fields_model() -> type[BaseModel]:
-    """A pydantic model with the fields of `TrainConfig`: in strict mode a dataclass itself takes no mapping."""
+    """A pydantic model with the fields of `TrainConfig`: in strict mode pydantic builds no dataclass from a mapping."""
     hints = typing.get_type_hints(TrainConfig, include_extras=True)
     fields: dict[str, Any] = {
         field.name: (hints[field.name], ... if field.default is dataclasses.MISSING else field.default)
@@ -86,18 +86,17 @@ def _fields_model() -> type[BaseModel]:
 
 
 def validate(values: Mapping[str, Any]) -> TrainConfig:
-    """A `TrainConfig` of plain values, as YAML or flags give them.
+    """A `TrainConfig` from the plain values of YAML or flags.
 
     Args:
-        values: Field name to value. No coercion: ``true`` is not 1 and ``"4"`` is not 4.
+        values: The value of each field by name. Nothing is coerced: ``true`` is not 1 and ``"4"`` is not 4.
 
     Raises:
-        FieldError: The first mistake, with the field it is in.
+        FieldError: The first mistake, with the name of its field.
     """
     for name in values:
         if name not in field_names():
-            close = difflib.get_close_matches(name, field_names(), n=1)
-            hint = f"did you mean {close[0]}?" if close else f"the fields are: {', '.join(field_names())}"
+            hint = suggest_name(name, field_names(), f"the fields are: {', '.join(field_names())}")
             raise FieldError(name, f"unknown field {name!r}", hint=hint)
     try:
         checked = _fields_model().model_validate(dict(values))
@@ -105,17 +104,19 @@ def validate(values: Mapping[str, Any]) -> TrainConfig:
         first = error.errors(include_url=False)[0]
         name = str(first["loc"][0]) if first["loc"] else ""
         if first["type"] == "missing":
-            raise FieldError(name, f"{name} is missing", hint="every run needs it") from None
-        raise FieldError(name, f"{name} is {first['input']!r}: {_plain(first['msg'])}", hint=_expected(name)) from None
+            raise FieldError(name, f"{name} is missing", hint="this field is required") from None
+        raise FieldError(
+            name, f"{name} is {first['input']!r}: {_lower_first(first['msg'])}", hint=_expected(name)
+        ) from None
     for name, value in values.items():
         if isinstance(value, Mapping) and not _is_json(value):
-            hint = "texts, finite numbers, true, false, null, lists and mappings can be kept in a record"
-            raise FieldError(name, f"{name} is {value!r}, which JSON cannot hold", hint=hint)
+            hint = "use strings, finite numbers, true, false, null, lists and mappings"
+            raise FieldError(name, f"{name} is {value!r}, which cannot be written as JSON", hint=hint)
     return TrainConfig(**{name: getattr(checked, name) for name in values})
 
 
 class FieldError(FieldsError):
-    """A mistake in one field of a config: `field` names it, so that the caller can say where the value came from."""
+    """A mistake in one field of a config; `field` names it, so that the caller can name the source of the value."""
 
     def __init__(self, field: str, message: str, *, hint: str | None = None) -> None:
         super().__init__((field,), message, hint=hint)
@@ -130,7 +131,7 @@ def _is_json(value: Any) -> bool:
     return True
 
 
-def _plain(message: str) -> str:
+def _lower_first(message: str) -> str:
     return message[:1].lower() + message[1:]
 
 

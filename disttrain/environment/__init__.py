@@ -1,1 +1,1 @@
-"""Who this rank is, from the launcher's environment. Loads no torch."""
+"""The place of a rank in its run, read from the environment of the launcher. Loads no torch."""

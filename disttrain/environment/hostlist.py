@@ -1,4 +1,4 @@
-"""Expands what Slurm abbreviates in its environment: hostlists and per-node counts."""
+"""Expands the abbreviated lists in Slurm's environment: hostlists and per-node counts."""
 
 from __future__ import annotations
 
@@ -9,33 +9,33 @@ from collections.abc import Iterator
 
 from disttrain.errors import UserError
 
-# Slurm's own cap on one range (MAX_RANGE), applied here to everything one name stands for: rack[0-65535]n[0-65535]
-# would otherwise fill the memory before anyone sees the typo, and no cluster has more nodes than this.
+# Slurm's own cap on one range (MAX_RANGE), applied here to all hosts of one name: rack[0-65535]n[0-65535] would
+# otherwise fill the memory before the user sees the typo, and no cluster has more nodes than this.
 MAX_HOSTS_PER_NAME = 65536
 
 _NAME = re.compile(r"(?:[^\s,\[\]]|\[[^\[\]]*\])+")
 _GROUP = re.compile(r"\[([^\]]*)\]")
-# 18 digits hold every id that exists, and keep int() below its limit on the length of a text.
+# 18 digits are enough for every id, and stay below int()'s limit on the length of a text.
 _RANGE = re.compile(r"([0-9]{1,18})(?:-([0-9]{1,18}))?")
 _COUNT = re.compile(r"([0-9]{1,18})(?:\(x([0-9]{1,18})\))?")
 
 
 def expand_hostlist(text: str, *, where: str | None = None) -> tuple[str, ...]:
-    """Expand a Slurm hostlist, in its own order and with its duplicates, without scontrol.
+    """Expands a Slurm hostlist without scontrol, in its own order and with its duplicates.
 
-    The first host of a step's list is node 0 and holds rank 0, so nothing is sorted. Names are separated by commas or
-    blanks; a name holds any number of bracket groups, and text may follow them. Numbers keep the width of the range's
-    low bound. A name without brackets, an IPv6 address included, stays as it is.
+    The first host of a step's list is node 0 and runs rank 0, so nothing is sorted. Names are separated by commas or
+    blanks. A name contains any number of bracket groups, and text may follow them. Numbers are padded to the width of
+    their range's low bound. A name without brackets, for example an IPv6 address, stays unchanged.
 
     Args:
-        text: ``SLURM_STEP_NODELIST``, ``SLURM_JOB_NODELIST`` or sacct's NodeList.
-        where: Where the text came from, for the error.
+        text: The value of ``SLURM_STEP_NODELIST``, ``SLURM_JOB_NODELIST`` or sacct's NodeList.
+        where: The source of the text, for the error.
 
     Returns:
-        The host names; none for an empty text.
+        The host names; empty for an empty text.
 
     Raises:
-        UserError: If a bracket is not paired, a range is no number, runs backwards, or stands for too many hosts.
+        UserError: A bracket is not paired, or a range is not a number, is descending, or has too many hosts.
 
     Example:
         >>> expand_hostlist("gpu[08-10],rack[0-1]n[2,1]-ib,login")
@@ -50,69 +50,70 @@ def expand_hostlist(text: str, *, where: str | None = None) -> tuple[str, ...]:
 
 
 def expand_counts(text: str, *, where: str | None = None) -> tuple[int, ...]:
-    """Expand Slurm's run-length list of counts, one count for each node in the nodelist's order.
+    """Expands Slurm's run-length list of counts.
 
     Args:
-        text: ``SLURM_TASKS_PER_NODE`` or ``SLURM_JOB_CPUS_PER_NODE``.
-        where: Where the text came from, for the error.
+        text: The value of ``SLURM_TASKS_PER_NODE`` or ``SLURM_JOB_CPUS_PER_NODE``.
+        where: The source of the text, for the error.
 
     Returns:
-        One count for each node; none for an empty text.
+        One count for each node, in the nodelist's order; empty for an empty text.
 
     Raises:
-        UserError: If an entry is neither a count nor ``count(xrepeats)``, or repeats it never or too often.
+        UserError: An entry is neither a count nor ``count(xrepeats)``, or its repeats are 0 or too many.
 
     Example:
         >>> expand_counts("2(x3),1")
         (2, 2, 2, 1)
     """
+    if not text.strip():
+        return ()
     counts: list[int] = []
-    for item in text.strip().split(",") if text.strip() else []:
+    for item in text.strip().split(","):
         match = _COUNT.fullmatch(item)
-        repeats = int(match[2] or 1) if match else 0
-        if not match or not 1 <= repeats <= MAX_HOSTS_PER_NAME:
+        if match is None or not 1 <= int(match[2] or 1) <= MAX_HOSTS_PER_NAME:
             raise UserError(
                 f"{text!r} is not a Slurm list of counts: cannot read {item!r}",
                 where=where,
-                hint="such a list looks like 2(x3),1",
+                hint="a list of counts looks like 2(x3),1",
             )
-        counts.extend([int(match[1])] * repeats)
+        counts.extend([int(match[1])] * int(match[2] or 1))
     return tuple(counts)
 
 
 def _split_names(text: str) -> list[str]:
-    """Split at the commas and blanks outside brackets.
+    """Splits a hostlist at the commas and blanks outside brackets.
 
     Args:
         text: A hostlist.
 
     Returns:
-        The names, still abbreviated. Empty ones are skipped, as Slurm does.
+        The names, still abbreviated. Empty names are skipped, as Slurm does.
 
     Raises:
-        ValueError: If a bracket is not paired, or stands inside another pair.
+        ValueError: A bracket is not paired, or is inside another pair.
 
     Example:
         >>> _split_names("n[1-2,4],m")
         ['n[1-2,4]', 'm']
     """
     if re.search(r"[\[\]]", _NAME.sub("", text)):
-        raise ValueError("its brackets do not pair")
+        raise ValueError("its brackets are not paired")
     return _NAME.findall(text)
 
 
 def _expand_name(name: str) -> Iterator[str]:
-    """Expand every bracket group of one name.
+    """Expands every bracket group of one name.
 
     Args:
         name: One name with paired brackets.
 
     Returns:
-        Its hosts in the order of ``scontrol show hostnames``: the last group varies fastest, then the first, the second
-        and so on, so that of three groups it is the middle one that varies slowest.
+        The hosts in the order of ``scontrol show hostnames``: the last group varies fastest, then the first, then the
+        second and so on. With three groups the middle one thus varies slowest.
 
     Raises:
-        ValueError: If a group is malformed or the groups multiply to more than the cap.
+        ValueError: A group is malformed, or the groups multiply to more hosts than the cap.
 
     Example:
         >>> list(_expand_name("n[1-2]-ib[0-1]"))
@@ -121,23 +122,26 @@ def _expand_name(name: str) -> Iterator[str]:
     texts = _GROUP.split(name)  # text, group, text, group, ..., text
     groups = [_expand_group(group) for group in texts[1::2]]
     if math.prod(map(len, groups)) > MAX_HOSTS_PER_NAME:
-        raise ValueError(f"{name!r} stands for more than {MAX_HOSTS_PER_NAME} hosts")
-    for *others, last in itertools.product(*reversed(groups[:-1]), groups[-1] if groups else [""]):
+        raise ValueError(f"{name!r} has more than {MAX_HOSTS_PER_NAME} hosts")
+    if not groups:
+        yield name
+        return
+    for *others, last in itertools.product(*reversed(groups[:-1]), groups[-1]):
         numbers = [*reversed(others), last]
         yield "".join(itertools.chain.from_iterable(itertools.zip_longest(texts[::2], numbers, fillvalue="")))
 
 
 def _expand_group(group: str) -> list[str]:
-    """Expand the inside of one pair of brackets.
+    """Expands the text inside one pair of brackets.
 
     Args:
         group: Numbers and ranges, separated by commas.
 
     Returns:
-        The numbers as text, padded with zeros to the width of their range's low bound.
+        The numbers as text, padded with zeros to the width of the range's low bound.
 
     Raises:
-        ValueError: If an entry is no number or range, runs backwards, or the group exceeds the cap.
+        ValueError: An entry is neither a number nor a range, a range is descending, or the group exceeds the cap.
 
     Example:
         >>> _expand_group("08-10,3")
@@ -150,9 +154,9 @@ def _expand_group(group: str) -> list[str]:
             raise ValueError(f"{item!r} in [{group}] is neither a number nor a range")
         low, high = int(match[1]), int(match[2] or match[1])
         if high < low:
-            raise ValueError(f"the range {item!r} runs backwards")
-        # Counted before anything is built: the range may be a typo of a hundred million.
+            raise ValueError(f"the range {item!r} is descending")
+        # Counted before anything is built: a typo may make a range of a hundred million.
         if len(numbers) + high - low + 1 > MAX_HOSTS_PER_NAME:
-            raise ValueError(f"[{group}] stands for more than {MAX_HOSTS_PER_NAME} hosts")
+            raise ValueError(f"[{group}] has more than {MAX_HOSTS_PER_NAME} hosts")
         numbers.extend(f"{number:0{len(match[1])}d}" for number in range(low, high + 1))
     return numbers

@@ -8,8 +8,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
+from disttrain.config.paths import absolute_paths
 from disttrain.config.run_id import NOT_IDENTITY, run_id
-from disttrain.config.train_config import LINK, TrainConfig, absolute_paths
+from disttrain.config.train_config import LINK, TrainConfig
 from disttrain.errors import FieldsError, UserError
 from jobs.planning.allocation import Allocation
 from jobs.planning.sweep_file import Pattern, Sweep, canonical

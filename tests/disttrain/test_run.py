@@ -1,4 +1,4 @@
-"""A rank from environment to summary: the scripts under torchrun, failures and their records, threads."""
+"""One rank from environment to summary: the scripts under torchrun, failure records, threads."""
 
 from __future__ import annotations
 
@@ -56,10 +56,10 @@ def flags_of(config: TrainConfig) -> list[str]:
     ]
 
 
-def test_torchrun_starts_a_script_in_its_own_folder(bert_config: TrainConfig, tmp_path: Path) -> None:
+def test_torchrun_starts_bert_in_its_folder(bert_config: TrainConfig, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nnodes=1", "--nproc_per_node=2"]
     flags = flags_of(dataclasses.replace(bert_config, per_gpu_batch=1, max_steps=4))
-    done = subprocess.run(
+    completed = subprocess.run(
         [*command, "bert.py", *flags, "--setup", "1_2"],
         cwd=SCRIPTS,
         env={**os.environ, "SWEEP_ROOT": str(tmp_path)},
@@ -67,11 +67,11 @@ def test_torchrun_starts_a_script_in_its_own_folder(bert_config: TrainConfig, tm
         text=True,
         check=False,
     )
-    assert done.returncode == 0, done.stderr
+    assert completed.returncode == 0, completed.stderr
     (folder,) = (tmp_path / "torchrun").iterdir()
     assert folder.name.startswith("1x2-")
-    assert f"results: {folder}" in done.stdout
-    assert "step 4/4  eval loss" in done.stdout
+    assert f"results: {folder}" in completed.stdout
+    assert "step 4/4  eval loss" in completed.stdout
     info = json.loads((folder / "run.json").read_text())
     assert (info["run_id"], info["allocation"], info["world_size"]) == (folder.name, "1x2", 2)
     assert info["train"]["per_gpu_batch"] == 1
@@ -86,17 +86,17 @@ def test_torchrun_starts_a_script_in_its_own_folder(bert_config: TrainConfig, tm
         assert isinstance(evaluation, EvalRecord)
         assert isinstance(end, EndRecord)
         assert (start.rank, start.world_size, len(steps), end.steps) == (rank, 2, 4, 4)
-        assert len(samples) >= 2  # when training begins and when it has ended
+        assert len(samples) >= 2  # one when training begins, one after it
         assert summary["process_memory_peak_mib"] > 0
         assert start.notices == tuple(summary["notices"])
 
 
-def test_help_and_a_wrong_setup_load_no_torch(tmp_path: Path) -> None:
+def test_help_and_wrong_setup_skip_torch(tmp_path: Path) -> None:
     (tmp_path / "torch.py").write_text("raise AssertionError('torch was loaded')")
     hide_torch = {"PYTHONPATH": str(tmp_path), "SWEEP_ROOT": str(tmp_path)}
-    asked = script("vit.py", "--help", **hide_torch)
-    assert asked.returncode == 0
-    assert "--per_gpu_batch" in asked.stdout
+    help_page = script("vit.py", "--help", **hide_torch)
+    assert help_page.returncode == 0
+    assert "--per_gpu_batch" in help_page.stdout
     wrong = script("vit.py", "--setup=2_2", **hide_torch, **ONE_OF_TWO)
     message = "error: setup '2_2' says 2x2 (nodes x ranks per node), but the run has 1x2 "
     assert wrong.returncode == 2
@@ -104,19 +104,19 @@ def test_help_and_a_wrong_setup_load_no_torch(tmp_path: Path) -> None:
     assert wrong.stderr.count("\n") == 1
 
 
-def test_a_mistake_found_while_running_is_one_line_and_a_record(bert_config: TrainConfig, tmp_path: Path) -> None:
-    """Of one rank alone, started by nobody."""
+def test_late_mistake_is_one_line_and_record(bert_config: TrainConfig, tmp_path: Path) -> None:
+    """One rank without a launcher has a mistake that only the dataset shows."""
     flags = flags_of(dataclasses.replace(bert_config, label_column="stars", output_dir=str(tmp_path)))
-    done = script("bert.py", *flags)
+    completed = script("bert.py", *flags)
     message = "label_column: column 'stars' is not in the dataset (it has: sentence, label)"
-    assert (done.returncode, done.stderr) == (2, f"error: {message}\n")
+    assert (completed.returncode, completed.stderr) == (2, f"error: {message}\n")
     failure = from_json(Failure, json.loads((tmp_path / failure_name(0)).read_text()))
     assert (failure.rank, failure.error, failure.message, failure.user_error) == (0, "UserError", message, True)
     assert failure.traceback.startswith("Traceback")
 
 
-def test_the_first_failure_in_time_is_the_reason(bert_config: TrainConfig, run_ranks: RunRanks) -> None:
-    """Rank 1 alone has a mistake; rank 0 fails for want of rank 1, soon and later."""
+def test_earliest_failure_is_the_cause(bert_config: TrainConfig, run_ranks: RunRanks) -> None:
+    """Only rank 1 has a mistake; rank 0 fails soon after, because it has lost rank 1."""
     wrong = dataclasses.replace(bert_config, architecture={"hidden_sise": 3})
     start = time.monotonic()
     finished = run_ranks([bert_config, wrong], 2)
@@ -131,18 +131,18 @@ def test_the_first_failure_in_time_is_the_reason(bert_config: TrainConfig, run_r
     assert not (finished.output_dir / "summary.json").exists()
 
 
-def test_a_rank_s_error_is_one_write(monkeypatch: pytest.MonkeyPatch) -> None:
-    written: list[str] = []
-    monkeypatch.setattr(sys, "stderr", SimpleNamespace(write=written.append))
-    with pytest.raises(SystemExit) as ended:
+def test_error_line_is_one_write(monkeypatch: pytest.MonkeyPatch) -> None:
+    writes: list[str] = []
+    monkeypatch.setattr(sys, "stderr", SimpleNamespace(write=writes.append))
+    with pytest.raises(SystemExit) as exited:
         main("bert", ["--per_gpu_batch=0"])
-    assert ended.value.code == 2
-    (line,) = written
+    assert exited.value.code == 2
+    (line,) = writes
     assert line.startswith("error: ")
-    assert line.endswith("\n"), "ranks share their stderr: another's line must not come before the end of this one"
+    assert line.endswith("\n"), "ranks share stderr: no other text may come before the end of this line"
 
 
-def test_what_an_earlier_attempt_left_is_removed(bert_config: TrainConfig, run_ranks: RunRanks, tmp_path: Path) -> None:
+def test_old_results_are_removed(bert_config: TrainConfig, run_ranks: RunRanks, tmp_path: Path) -> None:
     config = dataclasses.replace(bert_config, max_steps=1)
     folder = tmp_path / "again"
     folder.mkdir()
@@ -156,16 +156,16 @@ def test_what_an_earlier_attempt_left_is_removed(bert_config: TrainConfig, run_r
     assert len(finished.steps(0)) == 1
 
 
-def test_images_by_workers_give_the_same_losses(vit_config: TrainConfig, run_ranks: RunRanks) -> None:
-    # With dropout: workers must draw none of its numbers.
+def test_losses_do_not_depend_on_workers(vit_config: TrainConfig, run_ranks: RunRanks) -> None:
+    # Dropout is on: workers must not draw random numbers from its generator.
     architecture = {**(vit_config.architecture or {}), "hidden_dropout_prob": 0.1}
     config = dataclasses.replace(vit_config, max_steps=9, architecture=architecture)
-    alone, helped = (
+    without_workers, with_workers = (
         run_ranks(dataclasses.replace(config, num_workers=workers), 1, target=functools.partial(from_files, run))
         for workers in (0, 2)
     )
-    assert helped.losses() == alone.losses()
-    assert helped.summary.eval_loss == alone.summary.eval_loss
+    assert with_workers.losses() == without_workers.losses()
+    assert with_workers.summary.eval_loss == without_workers.summary.eval_loss
 
 
 def test_bf16_trains(vit_config: TrainConfig, run_ranks: RunRanks) -> None:
@@ -184,7 +184,7 @@ def test_bf16_trains(vit_config: TrainConfig, run_ranks: RunRanks) -> None:
         (RankEnv(launcher="slurm", world_size=2, local_world_size=2), {"SLURM_CPUS_PER_TASK": "6"}, 6),
         (RankEnv(launcher="slurm", world_size=2, local_world_size=2), {"SLURM_CPUS_PER_TASK": "99"}, 16),
         (RankEnv(), {"SLURM_CPUS_PER_TASK": "6"}, 16),
-        # torchrun's own default, which is not the user's wish
+        # torchrun's default, which the user did not choose
         (RankEnv(launcher="torchrun", world_size=2, local_world_size=2), {"OMP_NUM_THREADS": "1"}, 8),
         (RankEnv(launcher="torchrun"), {"OMP_NUM_THREADS": "1"}, 1),
     ],
@@ -193,7 +193,7 @@ def test_threads_are_a_share_of_the_cores(env: RankEnv, environ: dict[str, str],
     assert choose_threads(env, environ, 16) == threads
 
 
-def test_the_default_folder_is_named_after_the_run() -> None:
+def test_default_folder_has_the_run_id() -> None:
     config = TrainConfig(model="bert", lr=0.1)
     folder = default_output_dir(config, RankEnv(), {"SWEEP_ROOT": "/results"})
     assert folder.parent == Path("/results/torchrun")

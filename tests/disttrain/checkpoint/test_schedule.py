@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from disttrain.checkpoint.schedule import SaveSchedule
-from disttrain.config.train_config import Cadence, parse_cadence
+from disttrain.config.cadence import Cadence, parse_cadence
 
 COPY_S = 0.01
 

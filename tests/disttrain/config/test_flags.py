@@ -19,7 +19,7 @@ def test_values_are_read_as_in_yaml() -> None:
     )
 
 
-def test_text_fields_stay_text() -> None:
+def test_string_fields_stay_strings() -> None:
     assert parse_flags("bert", ["--text_column", "1", "--eval_split", "no"]).text_column == "1"
 
 
@@ -32,24 +32,24 @@ def test_text_fields_stay_text() -> None:
         (["--max_st", "3"], "unrecognized arguments: --max_st 3"),
     ],
 )
-def test_mistakes(arguments: list[str], message: str) -> None:
+def test_mistakes_name_the_flag(arguments: list[str], message: str) -> None:
     with pytest.raises(UserError) as caught:
         parse_flags("bert", arguments)
     assert str(caught.value).startswith(message)
 
 
-def test_every_field_says_what_it_is() -> None:
+def test_every_field_has_a_meaning() -> None:
     for name in field_names():
         assert "; " in describe_field(name), name
 
 
-def test_help(capsys: pytest.CaptureFixture[str]) -> None:
+def test_help_lists_the_flags(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as caught:
         parse_flags("vit", ["--help"])
     assert caught.value.code == 0
     assert "--warmup_ratio" in capsys.readouterr().out
 
 
-def test_the_table_in_the_docs(repository: Path) -> None:
-    written = (repository / "docs" / "config.md").read_text(encoding="utf-8")
-    assert written.endswith(fields_table()), "python -m disttrain.config.field_docs > docs/config.md"
+def test_config_page_is_up_to_date(repository: Path) -> None:
+    page = (repository / "docs" / "config.md").read_text(encoding="utf-8")
+    assert page.endswith(fields_table()), "python -m disttrain.config.field_docs > docs/config.md"

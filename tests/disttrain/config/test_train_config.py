@@ -1,4 +1,4 @@
-"""TrainConfig: strict values, defaults of a family, batch and learning rate over ranks, identity."""
+"""TrainConfig: strict validation, family defaults, batch size and learning rate over ranks, run ids, paths."""
 
 from __future__ import annotations
 
@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 
+from disttrain.config.paths import absolute_paths
 from disttrain.config.run_id import run_id
-from disttrain.config.train_config import TrainConfig, absolute_paths
+from disttrain.config.train_config import TrainConfig
 from disttrain.config.validation import parse_value, validate
 from disttrain.errors import UserError
 
@@ -27,7 +28,7 @@ from disttrain.errors import UserError
         ({"model": "bert", "per_gpu_batch": 1, "global_batch": 4}, "per_gpu_batch 1 and global_batch 4 are both set"),
     ],
 )
-def test_mistakes(values: dict[str, Any], message: str) -> None:
+def test_mistakes_name_the_field(values: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError) as caught:
         validate(values)
     assert str(caught.value).startswith(message)
@@ -47,12 +48,12 @@ def test_mistakes(values: dict[str, Any], message: str) -> None:
         (".5", 0.5),
     ],
 )
-def test_scalars(text: str, value: object) -> None:
+def test_yaml_scalars_have_types(text: str, value: object) -> None:
     assert parse_value(text) == value
     assert type(parse_value(text)) is type(value)
 
 
-def test_resolved_names_the_familys_own() -> None:
+def test_resolved_fills_in_family_defaults() -> None:
     config = TrainConfig(model="vit").resolved()
     assert (config.checkpoint, config.dataset) == ("google/vit-base-patch16-224-in21k", "uoft-cs/cifar10")
     assert config.per_gpu_batch == 16
@@ -60,14 +61,14 @@ def test_resolved_names_the_familys_own() -> None:
     assert TrainConfig(model="bert", architecture={}).resolved().checkpoint is None
 
 
-def test_rank_batch() -> None:
+def test_rank_batch_divides_global_batch() -> None:
     assert TrainConfig(model="bert", per_gpu_batch=4).rank_batch(4) == 4
     assert TrainConfig(model="bert", global_batch=16, grad_accum_steps=2).rank_batch(4) == 2
     with pytest.raises(UserError, match=r"global_batch 6 does not divide over 4 ranks x 1 .*multiple of 4"):
         TrainConfig(model="bert", global_batch=6).rank_batch(4)
 
 
-def test_peak_lr() -> None:
+def test_peak_lr_scales_with_ranks() -> None:
     assert [TrainConfig(model="bert", lr=1.0, lr_scaling=kind).peak_lr(4) for kind in ("none", "linear", "sqrt")] == [
         1,
         4,
@@ -76,7 +77,7 @@ def test_peak_lr() -> None:
 
 
 def test_run_ids_are_frozen() -> None:
-    """A change here parts results from their sweeps: ids change only when what a run computes does."""
+    """A changed id separates old results from their sweep: ids may change only with the computation."""
     assert {
         run_id("1x1", TrainConfig(model="bert")),
         run_id("2x2", TrainConfig(model="bert", lr=2e-4, per_gpu_batch=4)),
@@ -87,7 +88,7 @@ def test_run_ids_are_frozen() -> None:
 GOLDEN = {"1x1-7201b99ee663", "2x2-bfccd74b7a29", "1x4-401fa92bb6a6"}
 
 
-def test_run_id_takes_what_changes_results_and_nothing_else() -> None:
+def test_run_id_covers_only_result_fields() -> None:
     plain = run_id("1x1", TrainConfig(model="bert"))
     assert plain == run_id("1x1", TrainConfig(model="bert", num_workers=7, setup="1_1", output_dir="/tmp/x"))
     assert plain == run_id("1x1", TrainConfig(model="bert", dataset="stanfordnlp/imdb", per_gpu_batch=16))
@@ -98,10 +99,10 @@ def test_run_id_takes_what_changes_results_and_nothing_else() -> None:
     )
 
 
-def test_paths(tmp_path: Path) -> None:
+def test_relative_paths_become_absolute(tmp_path: Path) -> None:
     (tmp_path / "data").mkdir()
     config = TrainConfig(model="bert", dataset="./data", checkpoint="org/name")
-    found = absolute_paths(config, str(tmp_path))
-    assert (found.dataset, found.checkpoint) == (str(tmp_path / "data"), "org/name")
-    with pytest.raises(UserError, match=r"dataset './nowhere' is not there"):
+    absolute = absolute_paths(config, str(tmp_path))
+    assert (absolute.dataset, absolute.checkpoint) == (str(tmp_path / "data"), "org/name")
+    with pytest.raises(UserError, match=r"dataset './nowhere' does not exist"):
         absolute_paths(TrainConfig(model="bert", dataset="./nowhere"), str(tmp_path))

@@ -1,4 +1,4 @@
-"""Hostlists and counts: Slurm's grammar by example and against an independent expansion."""
+"""Hostlists and counts: examples of Slurm's grammar, and comparison with an independent expansion."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from disttrain.errors import UserError
         ("rack[0-1]n[0-2]", "rack0n0 rack0n1 rack0n2 rack1n0 rack1n1 rack1n2"),
         ("n[1-2,4]-ib[0-1]", "n1-ib0 n1-ib1 n2-ib0 n2-ib1 n4-ib0 n4-ib1"),
         ("n[0-1][0-1]", "n00 n01 n10 n11"),
-        # As scontrol show hostnames prints it.
+        # The order of scontrol show hostnames.
         ("a[0-1]b[2,1]c[9-10]", "a0b2c9 a0b2c10 a1b2c9 a1b2c10 a0b1c9 a0b1c10 a1b1c9 a1b1c10"),
         ("node-[1-3].cluster.local", "node-1.cluster.local node-2.cluster.local node-3.cluster.local"),
         ("n[1-03]", "n1 n2 n3"),
@@ -42,14 +42,14 @@ from disttrain.errors import UserError
         ("", ""),
     ],
 )
-def test_expand_hostlist(text: str, hosts: str) -> None:
+def test_hostlist_expands_in_order(text: str, hosts: str) -> None:
     assert expand_hostlist(text) == tuple(hosts.split())
 
 
 @pytest.mark.parametrize(
     ("text", "reason"),
     [
-        ("n[3-1]", "the range '3-1' runs backwards"),
+        ("n[3-1]", "the range '3-1' is descending"),
         ("n[]", "'' in [] is neither a number nor a range"),
         ("n[1,]", "'' in [1,] is neither a number nor a range"),
         ("n[a-c]", "'a-c' in [a-c] is neither a number nor a range"),
@@ -58,15 +58,15 @@ def test_expand_hostlist(text: str, hosts: str) -> None:
         ("n[1 -2]", "'1 -2' in [1 -2] is neither a number nor a range"),
         ("n[\u0661]", "'\u0661' in [\u0661] is neither a number nor a range"),
         ("[fe80::1]", "'fe80::1' in [fe80::1] is neither a number nor a range"),
-        ("n[1-2", "its brackets do not pair"),
-        ("n1-2]", "its brackets do not pair"),
-        ("n[[1]]", "its brackets do not pair"),
-        ("n[1-100000000]", "[1-100000000] stands for more than 65536 hosts"),
-        ("n[0-65536]", "[0-65536] stands for more than 65536 hosts"),
-        ("a[0-999]b[0-999]", "'a[0-999]b[0-999]' stands for more than 65536 hosts"),
+        ("n[1-2", "its brackets are not paired"),
+        ("n1-2]", "its brackets are not paired"),
+        ("n[[1]]", "its brackets are not paired"),
+        ("n[1-100000000]", "[1-100000000] has more than 65536 hosts"),
+        ("n[0-65536]", "[0-65536] has more than 65536 hosts"),
+        ("a[0-999]b[0-999]", "'a[0-999]b[0-999]' has more than 65536 hosts"),
     ],
 )
-def test_a_malformed_hostlist_is_named_with_its_reason(text: str, reason: str) -> None:
+def test_malformed_hostlist_has_a_reason(text: str, reason: str) -> None:
     with pytest.raises(UserError) as caught:
         expand_hostlist(text, where="SLURM_JOB_NODELIST")
     assert caught.value.where == "SLURM_JOB_NODELIST"
@@ -74,12 +74,12 @@ def test_a_malformed_hostlist_is_named_with_its_reason(text: str, reason: str) -
     assert caught.value.hint == "a hostlist looks like node[01-03,7],login1"
 
 
-def test_a_number_too_long_for_int_is_a_user_error() -> None:
+def test_too_long_number_is_refused() -> None:
     with pytest.raises(UserError, match="neither a number nor a range"):
         expand_hostlist(f"n[{'9' * 5000}]")
 
 
-def test_the_cap_itself_is_allowed() -> None:
+def test_cap_itself_is_allowed() -> None:
     hosts = expand_hostlist(f"n[1-{MAX_HOSTS_PER_NAME}]")
     assert (len(hosts), hosts[0], hosts[-1]) == (65536, "n1", "n65536")
 
@@ -89,7 +89,7 @@ LITERALS = st.text(alphabet="abz019.-_:", min_size=1, max_size=4)
 
 @st.composite
 def groups(draw: st.DrawFn) -> tuple[str, list[str]]:
-    """One bracket group as text, with the numbers it stands for."""
+    """One bracket group as text, and its numbers."""
     items: list[str] = []
     numbers: list[str] = []
     for _ in range(draw(st.integers(1, 2))):
@@ -104,11 +104,11 @@ def groups(draw: st.DrawFn) -> tuple[str, list[str]]:
 
 
 def in_slurm_order(pieces: list[str | list[str]]) -> list[str]:
-    """Slurm's own recursion over the groups: the last one is the innermost loop, the one before it the outermost."""
-    at = [index for index, piece in enumerate(pieces) if isinstance(piece, list)]
-    if not at:
+    """Slurm's recursion over the groups: the last group is the innermost loop, the one before it the outermost."""
+    group_indices = [index for index, piece in enumerate(pieces) if isinstance(piece, list)]
+    if not group_indices:
         return ["".join(str(piece) for piece in pieces)]
-    outer = at[-2] if len(at) > 1 else at[-1]
+    outer = group_indices[-2] if len(group_indices) > 1 else group_indices[-1]
     return [
         host for number in pieces[outer] for host in in_slurm_order([*pieces[:outer], number, *pieces[outer + 1 :]])
     ]
@@ -116,13 +116,13 @@ def in_slurm_order(pieces: list[str | list[str]]) -> list[str]:
 
 @st.composite
 def names(draw: st.DrawFn) -> tuple[str, list[str]]:
-    """One name of literals and groups as text, with its hosts."""
+    """One name of literals and groups as text, and its hosts."""
     drawn = draw(st.lists(LITERALS.map(lambda text: (text, text)) | groups(), min_size=1, max_size=4))
     return "".join(text for text, _ in drawn), in_slurm_order([piece for _, piece in drawn])
 
 
 @given(st.lists(names(), max_size=4), st.sampled_from([",", ", ", ",\n", " "]))
-def test_every_hostlist_expands_as_built(parts: list[tuple[str, list[str]]], separator: str) -> None:
+def test_random_hostlist_expands_as_built(parts: list[tuple[str, list[str]]], separator: str) -> None:
     text = separator.join(name for name, _ in parts)
     assert expand_hostlist(text) == tuple(host for _, hosts in parts for host in hosts)
 
@@ -139,18 +139,18 @@ def test_every_hostlist_expands_as_built(parts: list[tuple[str, list[str]]], sep
         "n1,,n[1-2],n1 n3",
     ],
 )
-def test_real_scontrol_agrees(text: str, tmp_path: Path) -> None:
+def test_scontrol_expands_the_same_hosts(text: str, tmp_path: Path) -> None:
     conf = tmp_path / "slurm.conf"
     conf.write_text("ClusterName=any\nSlurmctldHost=localhost\nNodeName=n1\nPartitionName=any Nodes=n1\n")
     command = ["scontrol", "show", "hostnames", text]
-    shown = subprocess.run(
+    completed = subprocess.run(
         command, env={**os.environ, "SLURM_CONF": str(conf)}, capture_output=True, check=True, text=True
     )
-    assert expand_hostlist(text) == tuple(shown.stdout.split())
+    assert expand_hostlist(text) == tuple(completed.stdout.split())
 
 
 @given(st.text(alphabet="n01-,[] ", max_size=12))
-def test_any_text_expands_or_is_a_user_error(text: str) -> None:
+def test_any_text_expands_or_is_refused(text: str) -> None:
     try:
         hosts = expand_hostlist(text)
     except UserError:
@@ -169,7 +169,7 @@ def test_any_text_expands_or_is_a_user_error(text: str) -> None:
         ("2(x2)\n", (2, 2)),
     ],
 )
-def test_expand_counts(text: str, counts: tuple[int, ...]) -> None:
+def test_counts_expand_in_order(text: str, counts: tuple[int, ...]) -> None:
     assert expand_counts(text) == counts
 
 
@@ -184,7 +184,7 @@ def test_expand_counts(text: str, counts: tuple[int, ...]) -> None:
         ("2(x99999999)", "2(x99999999)"),
     ],
 )
-def test_malformed_counts_are_named(text: str, item: str) -> None:
+def test_malformed_counts_name_the_item(text: str, item: str) -> None:
     with pytest.raises(UserError) as caught:
         expand_counts(text, where="SLURM_TASKS_PER_NODE")
     assert caught.value.where == "SLURM_TASKS_PER_NODE"

@@ -39,7 +39,7 @@ LOCAL = {
 }
 
 
-def test_slurm() -> None:
+def test_slurm_environment_gives_the_rank() -> None:
     env = RankEnv.from_environ(SLURM)
     assert env == RankEnv(
         rank=3,
@@ -56,15 +56,15 @@ def test_slurm() -> None:
     )
 
 
-def test_slurm_array_task_and_requeue() -> None:
+def test_slurm_token_has_task_and_requeue() -> None:
     env = RankEnv.from_environ(
         SLURM | {"SLURM_ARRAY_JOB_ID": "4570", "SLURM_ARRAY_TASK_ID": "1", "SLURM_RESTART_COUNT": "2"}
     )
     assert (env.job_id, env.restart_count, env.token) == ("4570_1", 2, "4570_1.0/2")
 
 
-def test_slurm_step_counts_win_over_the_jobs() -> None:
-    """A step on a part of the job: its own node list, tasks and nodes count."""
+def test_slurm_step_overrides_the_job() -> None:
+    """A step on a part of the job uses its own node list, tasks and nodes."""
     env = RankEnv.from_environ(
         SLURM
         | {
@@ -81,14 +81,14 @@ def test_slurm_step_counts_win_over_the_jobs() -> None:
 
 
 def test_batch_shell_is_one_process() -> None:
-    """The batch script's own shell has SLURM_PROCID and SLURM_NTASKS, but no step: it must not wait for other ranks."""
+    """The batch script's own shell has SLURM_PROCID and SLURM_NTASKS, but no step: it waits for no other ranks."""
     environ = {name: value for name, value in SLURM.items() if name != "SLURM_STEP_ID"}
     env = RankEnv.from_environ(environ)
     assert (env.launcher, env.world_size, env.job_id) == ("single", 1, "4571")
 
 
 def test_uneven_step_is_refused() -> None:
-    with pytest.raises(UserError, match=r"the nodes of this step have 2, 1 tasks \(ask for --ntasks-per-node\)"):
+    with pytest.raises(UserError, match=r"different numbers of tasks: 2, 1 \(set --ntasks-per-node\)"):
         RankEnv.from_environ(SLURM | {"SLURM_TASKS_PER_NODE": "2,1"})
 
 
@@ -103,14 +103,14 @@ def test_local_executor_inside_an_allocation() -> None:
     assert (env.launcher, env.rank, env.world_size, env.master_addr) == ("submitit-local", 3, 4, "127.0.0.1")
 
 
-def test_fold_keeps_logical_nodes() -> None:
+def test_fold_makes_logical_nodes() -> None:
     env = RankEnv.from_environ(LOCAL).fold(2)
     assert (env.node_rank, env.num_nodes, env.local_rank, env.local_world_size) == (1, 2, 1, 2)
     assert (env.host_rank, env.host_world_size, env.folded) == (3, 4, True)
     assert not RankEnv.from_environ(LOCAL).fold(1).folded
 
 
-def test_nothing_is_one_rank() -> None:
+def test_no_launcher_means_one_rank() -> None:
     assert RankEnv.from_environ({}) == RankEnv()
 
 
@@ -126,21 +126,21 @@ def test_nothing_is_one_rank() -> None:
         ({}, False),
     ],
 )
-def test_gpus_allocated(environ: dict[str, str], allocated: bool) -> None:
+def test_gpu_lists_show_allocated_gpus(environ: dict[str, str], allocated: bool) -> None:
     assert RankEnv.from_environ(environ).gpus_allocated is allocated
 
 
-def test_a_missing_or_wrong_variable_is_named() -> None:
+def test_wrong_variable_is_named() -> None:
     with pytest.raises(UserError, match="environment: SLURM_LOCALID is not set"):
         RankEnv.from_environ({name: value for name, value in SLURM.items() if name != "SLURM_LOCALID"})
     with pytest.raises(UserError, match="environment: RANK is 'x', not a number"):
         RankEnv.from_environ(TORCHRUN | {"RANK": "x"})
-    with pytest.raises(UserError, match="rank 4 of 4"):
+    with pytest.raises(UserError, match="rank 4 of 4, local rank 1 of 2 is out of range"):
         RankEnv.from_environ(TORCHRUN | {"RANK": "4"})
 
 
 @pytest.mark.parametrize("setup", ["2_2", "2x2"])
-def test_setup_that_fits(setup: str) -> None:
+def test_matching_setup_is_accepted(setup: str) -> None:
     RankEnv.from_environ(SLURM).check_setup(setup)
 
 
@@ -148,16 +148,16 @@ def test_setup_that_fits(setup: str) -> None:
     ("setup", "message"),
     [
         ("1_4", r"setup '1_4' says 1x4 \(nodes x ranks per node\), but the run has 2x2"),
-        ("2", "setup '2' is not a shape"),
-        ("two_2", "setup 'two_2' is not a shape"),
+        ("2", "setup '2' is not an allocation"),
+        ("two_2", "setup 'two_2' is not an allocation"),
     ],
 )
-def test_setup_that_does_not(setup: str, message: str) -> None:
+def test_other_setup_is_refused(setup: str, message: str) -> None:
     with pytest.raises(UserError, match=message):
         RankEnv.from_environ(SLURM).check_setup(setup)
 
 
-def test_ports_lie_outside_the_ephemeral_range_and_off_slurms_own() -> None:
+def test_ports_avoid_reserved_ranges() -> None:
     for job in range(2000):
         for port in port_candidates(f"{job}.0/0"):
             assert port in PORT_RANGE
@@ -165,7 +165,7 @@ def test_ports_lie_outside_the_ephemeral_range_and_off_slurms_own() -> None:
             assert port > 6819
 
 
-def test_another_attempt_has_other_ports() -> None:
+def test_each_attempt_has_different_ports() -> None:
     first = RankEnv.from_environ(SLURM)
     assert first.port_candidates() != RankEnv.from_environ(SLURM | {"SLURM_RESTART_COUNT": "1"}).port_candidates()
     assert first.port_candidates() != RankEnv.from_environ(SLURM | {"SLURM_STEP_ID": "1"}).port_candidates()

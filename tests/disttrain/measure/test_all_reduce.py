@@ -97,6 +97,6 @@ def unplugged(group: Group) -> Iterator[LinkRecord]:
 
 
 def test_one_rank_has_no_link(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"^model 'link' on one rank, which exchanges nothing \(give it") as caught:
+    with pytest.raises(UserError, match=r"^model 'link' needs two or more ranks: it times all-reduces \(choose") as caught:
         run(CONFIG, RankEnv(), tmp_path)
     assert "\n" not in str(caught.value)
