@@ -1,1 +1,1 @@
-"""The ranks together: rendezvous, process group, device, and how a rank's process ends."""
+"""What connects the ranks: rendezvous, process group and device, and how the process of a rank ends."""

@@ -1,4 +1,4 @@
-"""The process group of a run as a context manager: device, backend, and what the ranks tell each other."""
+"""The process group of a run as a context manager: device, backend, and communication between the ranks."""
 
 from __future__ import annotations
 
@@ -23,58 +23,60 @@ from disttrain.environment.rank_env import RankEnv
 
 T = TypeVar("T")
 
-# How long a collective may wait for a rank before the run is given up.
+# How long a collective may wait for a rank before the run fails.
 COLLECTIVE_TIMEOUT = timedelta(minutes=30)
+# The interval between two progress lines of `Group.parts`.
 SAY_EVERY_S = 5.0
 
 
 @dataclass(frozen=True)
 class Group:
-    """The ranks of a run, seen from one of them."""
+    """The ranks of a run, as one of them sees them."""
 
     env: RankEnv
     device: torch.device
-    backend: str | None  # None for one rank, which has nobody to talk to
-    hosts: tuple[str, ...]  # of each rank, by rank
-    shared_gpu: bool
-    store: dist.Store | None = None  # None for one rank
-    first_on_gpu: bool = True  # no rank before this one has the same board
-    turns: Iterator[int] = field(default_factory=count, compare=False, repr=False)  # numbers those of main_first
+    backend: str | None  # None for a single rank, which does not communicate
+    hosts: tuple[str, ...]  # the host of each rank, by rank
+    shared_gpu: bool  # several ranks use the same GPU
+    store: dist.Store | None = None  # None for a single rank
+    first_on_gpu: bool = True  # no lower rank uses the same GPU board
+    turns: Iterator[int] = field(default_factory=count, compare=False, repr=False)  # numbers the uses of main_first
 
     @property
     def is_main(self) -> bool:
         return self.env.rank == 0
 
     def sum(self, values: Tensor) -> Tensor:
-        """The sum over all ranks, on each of them."""
+        """The sum over all ranks, on every rank; it is written into `values`."""
         if self.backend is not None:
             dist.all_reduce(values)
         return values
 
     def barrier(self) -> None:
-        """Waits for every rank."""
+        """Waits until every rank is at the barrier."""
         if self.backend is not None:
             dist.barrier()
 
     def gather(self, values: Tensor) -> list[Tensor]:
-        """The values of every rank, by rank, on the CPU; of one shape."""
+        """The values of every rank, by rank, on the CPU; all ranks pass the same shape."""
         if self.backend is None:
             return [values]
-        sent = values.to(self.device) if self.backend == "nccl" else values  # gloo gathers from memory alone
-        received = [torch.empty_like(sent) for _ in range(self.env.world_size)]
-        dist.all_gather(received, sent)
-        return [each.cpu() for each in received]
+        if self.backend == "nccl":
+            values = values.to(self.device)  # gloo gathers CPU tensors only
+        received = [torch.empty_like(values) for _ in range(self.env.world_size)]
+        dist.all_gather(received, values)
+        return [gathered.cpu() for gathered in received]
 
     def broadcast_from_main(self, value: T) -> T:
-        """What rank 0 gave; what the other ranks give is not looked at."""
+        """The value of rank 0, on every rank; the values of the other ranks are ignored."""
         if self.backend is None:
             return value
-        box = [value]
-        dist.broadcast_object_list(box, src=0)
-        return box[0]
+        values = [value]
+        dist.broadcast_object_list(values, src=0)
+        return values[0]
 
     def gather_objects(self, value: T) -> list[T]:
-        """The value of every rank, by rank, on each of them; by pickle."""
+        """The value of every rank, by rank, on every rank; sent with pickle."""
         if self.backend is None:
             return [value]
         values = [value] * self.env.world_size
@@ -83,47 +85,55 @@ class Group:
 
     @contextmanager
     def main_first(self) -> Iterator[None]:
-        """Rank 0 runs the block before the others do, which then find its files: a cache is made once, not n times.
+        """Runs the block on rank 0 before the other ranks: they find its files, so a cache is made once.
 
-        Behind it the first rank of every other host, which may see other disks, and then that one's neighbours. It may
-        take hours: no collective waits meanwhile, which would give up.
+        After rank 0 comes the first rank of every other host, because a host may see other disks. The other ranks of a
+        host follow its first rank. The block may take hours, so no rank waits in a collective, which would time out.
         """
         if self.store is None:
             yield
             return
-        turn, host = f"turn/{next(self.turns)}", self.hosts[self.env.rank]
-        leads = self.env.host_rank == 0
+        host = self.hosts[self.env.rank]
+        main_done = f"turn/{next(self.turns)}"
+        host_done = f"{main_done}/{host}"
+        is_first_of_host = self.env.host_rank == 0
         if not self.is_main:
-            _await(self.store, turn if leads or host == self.hosts[0] else f"{turn}/{host}")
+            awaited = host_done
+            if is_first_of_host or host == self.hosts[0]:
+                awaited = main_done
+            _wait_for_key(self.store, awaited)
         yield
         if self.is_main:
-            self.store.set(turn, "")
-        elif leads:
-            self.store.set(f"{turn}/{host}", "")
+            self.store.set(main_done, "")
+        elif is_first_of_host:
+            self.store.set(host_done, "")
 
     def say(self, line: str) -> None:
-        """Prints a line on rank 0, at once: Slurm and torchrun hand on what is flushed."""
+        """Prints a line on rank 0 and flushes it, because Slurm and torchrun forward only flushed output."""
         if self.is_main:
             print(line, flush=True)
 
     def parts(self, total: int, size: int, doing: str) -> Iterator[slice]:
-        """The parts of something long, one after the other; every few seconds rank 0 says how far it has come.
+        """Cuts long work into parts, and prints progress on rank 0 every `SAY_EVERY_S` seconds.
 
         Args:
-            total: Its length.
-            size: Of a part.
-            doing: What is said, with places for what is done and for the total: ``decoding {} of {} images``.
+            total: The number of items.
+            size: The number of items of a part; the last part may be smaller.
+            doing: The progress line, with placeholders for done and total: ``decoding {} of {} images``.
+
+        Yields:
+            The parts, as slices of the items.
         """
-        said_s = time.monotonic()
+        printed_s = time.monotonic()
         for start in range(0, total, size):
-            if time.monotonic() - said_s >= SAY_EVERY_S:
-                said_s = time.monotonic()
+            if time.monotonic() - printed_s >= SAY_EVERY_S:
+                printed_s = time.monotonic()
                 self.say(doing.format(start, total))
             yield slice(start, min(start + size, total))
 
 
-def _await(store: dist.Store, key: str) -> None:
-    """Waits for a key by looking: a blocking wait would hold the store's connection, which NCCL's threads share."""
+def _wait_for_key(store: dist.Store, key: str) -> None:
+    """Polls for a key: a blocking wait would occupy the store's connection, which NCCL's threads share."""
     pause_s = 0.001
     while not store.check([key]):
         time.sleep(pause_s)
@@ -135,11 +145,11 @@ def process_group(env: RankEnv, wanted: str) -> Iterator[Group]:
     """Opens the process group of a run, and closes it.
 
     Args:
-        env: This rank's place.
+        env: The environment of this rank.
         wanted: The config's device: auto, cuda or cpu.
 
     Yields:
-        The group; gloo without a GPU and where ranks share one, else NCCL.
+        The group. Its backend is gloo if a rank has no GPU or ranks share one, else NCCL.
     """
     device = choose_device(env, wanted)
     if env.world_size == 1:
@@ -147,42 +157,54 @@ def process_group(env: RankEnv, wanted: str) -> Iterator[Group]:
         return
     store = open_store(env)
     places = _exchange_places(store, env, device)
-    # This store is ours, so init_process_group leaves its time limit alone: NCCL's first collective waits on it.
+    # init_process_group does not change the time limit of a store that it did not create, and NCCL's first collective
+    # waits on the store.
     store.set_timeout(COLLECTIVE_TIMEOUT)
-    gpus = [place["gpu"] for place in places if place["gpu"]]
-    # NCCL refuses two ranks on one GPU; such a run is a rehearsal, which gloo can carry.
-    shared_gpu = len(set(gpus)) < len(gpus)
-    backend = "nccl" if len(gpus) == env.world_size and not shared_gpu else "gloo"
-    others = [place["host"] for place in places if place["host"] != socket.gethostname()]
-    name = interface_towards(others[0]) if others else None
-    if name is not None:
-        # gloo otherwise takes the address that this host's own name resolves to, on Debian 127.0.1.1.
-        os.environ.setdefault("GLOO_SOCKET_IFNAME", name)
+    hosts, gpus = tuple(place["host"] for place in places), [place["gpu"] for place in places]
+    used_gpus = [gpu for gpu in gpus if gpu]
+    shared_gpu = len(set(used_gpus)) < len(used_gpus)
+    backend, nccl_device = "gloo", None
+    # NCCL refuses two ranks on one GPU. A run that shares GPUs is a rehearsal, and gloo can do it.
+    if len(used_gpus) == env.world_size and not shared_gpu:
+        backend, nccl_device = "nccl", device
+    _set_gloo_interface(hosts)
     dist.init_process_group(
         backend,
         store=store,
         rank=env.rank,
         world_size=env.world_size,
         timeout=COLLECTIVE_TIMEOUT,
-        # NCCL then connects here and now, while all ranks are there, and fails early where it cannot.
-        device_id=device if backend == "nccl" else None,
+        # With a device, NCCL connects now, while all ranks are running, so a failure to connect shows early.
+        device_id=nccl_device,
     )
     try:
-        first = is_first([place["gpu"] for place in places], env.rank)
-        yield Group(env, device, backend, tuple(place["host"] for place in places), shared_gpu, store, first)
+        yield Group(env, device, backend, hosts, shared_gpu, store, is_first(gpus, env.rank))
     except BaseException:
-        # No goodbye to ranks that may never answer: NCCL's destroy waits for them. The process ends anyway.
+        # The group is not destroyed: NCCL's destroy waits for ranks that may never answer. The process ends anyway.
         raise
     else:
         dist.destroy_process_group()
 
 
+def _set_gloo_interface(hosts: Sequence[str]) -> None:
+    """Makes gloo use the interface towards another host of the run.
+
+    By default gloo uses the address of this host's own name, which is 127.0.1.1 on Debian.
+    """
+    other_host = next((host for host in hosts if host != socket.gethostname()), None)
+    if other_host is None:
+        return
+    interface = interface_towards(other_host)
+    if interface is not None:
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", interface)
+
+
 def is_first(gpus: Sequence[str], rank: int) -> bool:
-    """Whether no rank before this one has its GPU.
+    """Whether no lower rank uses the GPU of this rank.
 
     Args:
-        gpus: Of every rank, by rank; empty: it has none.
-        rank: This one.
+        gpus: The GPU of every rank, by rank; empty for a rank without a GPU.
+        rank: The rank in question.
 
     Example:
         >>> [is_first(["n1 0:3b:0", "n1 0:3b:0", "n2 0:3b:0", ""], rank) for rank in range(4)]
@@ -192,12 +214,14 @@ def is_first(gpus: Sequence[str], rank: int) -> bool:
 
 
 def _exchange_places(store: dist.Store, env: RankEnv, device: torch.device) -> list[dict[str, str]]:
-    """Host and GPU of every rank, by rank, through the store: it must be known before a backend is chosen."""
+    """The host and the GPU of every rank, by rank.
+
+    They are sent through the store, because the choice of the backend depends on them.
+    """
     host, gpu = socket.gethostname(), ""
     if device.type == "cuda":
-        found: Any = torch.cuda.get_device_properties(device)
-        # Its place on the bus, as NCCL knows it: two MIG slices of one GPU have two UUIDs, and NCCL refuses them.
-        gpu = f"{host} {found.pci_domain_id:x}:{found.pci_bus_id:x}:{found.pci_device_id:x}"
-    mine = {"host": host, "gpu": gpu}
-    store.set(f"place/{env.rank}", json.dumps(mine))
+        properties: Any = torch.cuda.get_device_properties(device)
+        # NCCL compares PCI addresses, and refuses two MIG slices of one GPU although their UUIDs differ.
+        gpu = f"{host} {properties.pci_domain_id:x}:{properties.pci_bus_id:x}:{properties.pci_device_id:x}"
+    store.set(f"place/{env.rank}", json.dumps({"host": host, "gpu": gpu}))
     return [json.loads(store.get(f"place/{rank}")) for rank in range(env.world_size)]

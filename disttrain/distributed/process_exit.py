@@ -1,4 +1,4 @@
-"""How the process of a rank ends, whatever its threads and its peers are still about."""
+"""How the process of a rank ends, even while its threads or other ranks are still busy."""
 
 from __future__ import annotations
 
@@ -8,37 +8,38 @@ import sys
 import threading
 from typing import Any
 
-_EXIT_S = 15.0  # that a rank which has failed takes to end, at most
+_EXIT_S = 15.0  # the most time that a failed rank takes to end
 
 
 def leave_without_teardown() -> None:
-    """Lets a rank that has done its work end without the interpreter's tear-down, unless something fails behind it.
+    """Lets a finished rank exit without the interpreter's teardown, unless an exception follows.
 
-    There a thread of torch's may outlive what it belongs to ("terminate called without an active exception"): seen now
-    and then with four gloo ranks. The rank then counts as failed, and the launcher ends the others before their end.
+    During teardown, a thread of torch may outlive its owner ("terminate called without an active exception"). This
+    happened occasionally with four gloo ranks. The rank then counts as failed, and the launcher ends the
+    other ranks before they have finished.
     """
-    failed, hook = False, sys.excepthook
+    failed, original_hook = False, sys.excepthook
 
-    def remember(*error: Any) -> None:
+    def note_failure(*error: Any) -> None:
         nonlocal failed
         failed = True
-        hook(*error)
+        original_hook(*error)
 
-    def leave() -> None:
+    def exit_now() -> None:
         if not failed:
             sys.stdout.flush()
             sys.stderr.flush()
             os._exit(0)
 
-    sys.excepthook = remember
-    atexit.register(leave)
+    sys.excepthook = note_failure
+    atexit.register(exit_now)
 
 
 def exit_soon() -> None:
-    """Ends this process even where its end would wait for ranks that cannot answer.
+    """Ends this process within a time limit, even if its teardown waits for ranks that cannot answer.
 
-    The launcher ends the other ranks once this process is gone; NCCL's own tear-down may wait for a collective that
-    will never be done until its time limit.
+    The launcher ends the other ranks after this process has ended. NCCL's own teardown may wait for a collective that
+    never completes, until the collective's time limit.
     """
     timer = threading.Timer(_EXIT_S, os._exit, (1,))
     timer.daemon = True

@@ -1,4 +1,4 @@
-"""The start record of a rank: its place, device, versions and threads."""
+"""The start record of a rank: its position among the ranks, device, versions and threads."""
 
 from __future__ import annotations
 
@@ -23,6 +23,16 @@ def start_record(
     eval_examples: int = 0,
     notices: tuple[str, ...] = (),
 ) -> StartRecord:
+    """The start record of this rank.
+
+    Args:
+        group: The ranks.
+        first_step: The first step that this attempt trains.
+        parameters: The number of parameters of the model.
+        train_examples: The number of training examples.
+        eval_examples: The number of evaluation examples.
+        notices: The notices so far.
+    """
     env = group.env
     return StartRecord(
         time_s=time.time(),

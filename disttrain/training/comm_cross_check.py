@@ -1,4 +1,4 @@
-"""Passes that nothing is learnt from: one that settles DDP's buckets, and some that check what the exchange costs."""
+"""Passes before training that check the measured cost of the gradient exchange, and do not change the training."""
 
 from __future__ import annotations
 
@@ -20,17 +20,19 @@ from disttrain.records.record_types import CrossCheckRecord
 from disttrain.training.ddp import skip_gradient_sync
 
 WARM_UP, PAIRS = 2, 10
-_DDP_SAMPLES = 100  # DDP's own habit: of so many passes it looks at one
-# How many times the backward pass an exchange must take for the passes without it to be a check: on a CPU a shorter one
-# takes the cores that the backward pass would have, and ranks drift apart without it.
-CHECKS_FROM = 3.0
+_DDP_SAMPLE_RATE = 100  # DDP's default: its logger measures one pass in 100
+# The passes without an exchange are a check only if the exchange takes this many times the backward pass. On a CPU a
+# shorter exchange takes cores from the backward pass, and without it the ranks drift apart.
+MIN_EXCHANGE_RATIO = 3.0
 
 
 @contextlib.contextmanager
 def preserve_training_state(model: nn.Module, optimizer: torch.optim.Optimizer, device: torch.device) -> Iterator[None]:
-    """Leaves no trace of what the block computes: no gradients, no drawn random numbers, no running statistics."""
-    random = torch.get_rng_state()
-    device_random = torch.cuda.get_rng_state(device) if device.type == "cuda" else None
+    """Undoes what the block changes: gradients, random generators, running statistics and the training mode."""
+    rng_state = torch.get_rng_state()
+    device_rng_state: Tensor | None = None
+    if device.type == "cuda":
+        device_rng_state = torch.cuda.get_rng_state(device)
     buffers = [buffer.clone() for buffer in model.buffers()]
     was_training = model.training
     model.train()
@@ -39,53 +41,59 @@ def preserve_training_state(model: nn.Module, optimizer: torch.optim.Optimizer, 
     optimizer.zero_grad(set_to_none=True)
     for buffer, before in zip(model.buffers(), buffers, strict=True):
         buffer.copy_(before)
-    torch.set_rng_state(random)
-    if device_random is not None:
-        torch.cuda.set_rng_state(device_random, device)
+    torch.set_rng_state(rng_state)
+    if device_rng_state is not None:
+        torch.cuda.set_rng_state(device_rng_state, device)
 
 
 def cross_check(
-    trained: nn.Module,
+    ddp_model: nn.Module,
     batches: Iterator[Batch],
     loss_of: Callable[[Batch], Tensor],
     optimizer: torch.optim.Optimizer,
     group: Group,
     timer: PhaseTimer,
 ) -> CrossCheckRecord | None:
-    """The exchange that the backward pass waits for, estimated a second time: by passes without any exchange.
+    """Estimates the exposed communication of the backward pass a second time, by passes without a gradient exchange.
 
-    Each batch goes through both kinds of pass, in turn, all ranks starting together.
+    Each batch is used in both kinds of pass. The order of the two alternates, and all ranks start a pass together.
 
     Args:
-        trained: The model in DDP's wrapper; of one rank there is nothing to check.
-        batches: Some of this rank's.
-        loss_of: The forward pass.
-        optimizer: Of the model.
+        ddp_model: The model in DDP's wrapper, or the model itself in a run of one rank.
+        batches: Training batches of this rank.
+        loss_of: The forward pass: the loss of a batch.
+        optimizer: The optimizer of the model.
         group: The ranks.
-        timer: That the wrapper's hook tells of its buckets.
+        timer: The timer that the wrapper's communication hook reports buckets to.
+
+    Returns:
+        The record of all estimates; None with one rank, which exchanges nothing.
     """
-    if not isinstance(trained, DistributedDataParallel):
+    if not isinstance(ddp_model, DistributedDataParallel):
         return None
     began_s = time.perf_counter()
     by_ddp: list[float | None] = []
-    _let_ddp_look(trained, every=1)
+    _set_ddp_sample_rate(ddp_model, 1)
     for number, batch in enumerate(islice(batches, WARM_UP + PAIRS)):
         if number == WARM_UP:
             timer.read()
             by_ddp.clear()
-        for exchanges in (True, False) if number % 2 else (False, True):
-            _pass(trained, batch, loss_of, optimizer, group, timer, exchanges=exchanges)
+        exchange_first = number % 2 == 1
+        for exchanges in (exchange_first, not exchange_first):
+            _time_pass(ddp_model, batch, loss_of, optimizer, group, timer, exchanges=exchanges)
             if exchanges:
-                by_ddp.append(_logged(trained))
-    _let_ddp_look(trained, every=_DDP_SAMPLES)
-    # DDP tells of a pass in the next one that exchanges: the first figure is of a pass that warmed up.
-    logged = [each for each in by_ddp[1:] if each is not None]
-    ddp_exposed_ms = statistics.median(logged) if logged else None
-    return _compared(timer.read(), ddp_exposed_ms, time.perf_counter() - began_s)
+                by_ddp.append(_ddp_exposed_ms(ddp_model))
+    _set_ddp_sample_rate(ddp_model, _DDP_SAMPLE_RATE)
+    # DDP reports a pass during the next pass with an exchange, so the first figure belongs to a warm-up pass.
+    logged = [exposed_ms for exposed_ms in by_ddp[1:] if exposed_ms is not None]
+    ddp_exposed_ms: float | None = None
+    if logged:
+        ddp_exposed_ms = statistics.median(logged)
+    return _cross_check_record(timer.read(), ddp_exposed_ms, time.perf_counter() - began_s)
 
 
-def _pass(
-    trained: DistributedDataParallel,
+def _time_pass(
+    ddp_model: DistributedDataParallel,
     batch: Batch,
     loss_of: Callable[[Batch], Tensor],
     optimizer: torch.optim.Optimizer,
@@ -96,9 +104,9 @@ def _pass(
 ) -> None:
     group.barrier()
     if group.device.type == "cuda":
-        torch.cuda.synchronize(group.device)  # an edge of what is measured: the queue must be empty
+        torch.cuda.synchronize(group.device)  # the measured pass must start with an empty queue
     timer.restart()
-    with skip_gradient_sync(trained, more_to_come=not exchanges):
+    with skip_gradient_sync(ddp_model, more_to_come=not exchanges):
         loss = loss_of(batch)
         timer.lap("forward")
         loss.backward()  # type: ignore[no-untyped-call]
@@ -107,38 +115,44 @@ def _pass(
     optimizer.zero_grad(set_to_none=True)
 
 
-def _compared(times: Sequence[StepTimes], ddp_exposed_ms: float | None, elapsed_s: float) -> CrossCheckRecord:
-    with_exchange = [each for each in times if each.exchange is not None]
-    without = [each for each in times if each.exchange is None]
-    backward_ms, alone_ms = (statistics.median(each.backward_ms for each in kind) for kind in (with_exchange, without))
-    exchange_ms = statistics.median(
-        (each.exposed_comm_ms or 0.0) + each.exchange.overlapped_comm_ms() for each in with_exchange if each.exchange
+def _cross_check_record(
+    passes: Sequence[StepTimes], ddp_exposed_ms: float | None, elapsed_s: float
+) -> CrossCheckRecord:
+    synced = [times for times in passes if times.exchange is not None]
+    no_sync = [times for times in passes if times.exchange is None]
+    backward_ms, no_sync_backward_ms = (
+        statistics.median(times.backward_ms for times in kind) for kind in (synced, no_sync)
     )
-    exposed_comm_ms = statistics.median(each.exposed_comm_ms or 0.0 for each in with_exchange)
+    exchange_ms = statistics.median(
+        (times.exposed_comm_ms or 0.0) + times.exchange.overlapped_comm_ms() for times in synced if times.exchange
+    )
+    exposed_comm_ms = statistics.median(times.exposed_comm_ms or 0.0 for times in synced)
     return CrossCheckRecord(
-        passes=len(without),
+        passes=len(no_sync),
         backward_ms=backward_ms,
-        no_sync_backward_ms=alone_ms,
-        no_sync_exposed_ms=backward_ms - alone_ms,
+        no_sync_backward_ms=no_sync_backward_ms,
+        no_sync_exposed_ms=backward_ms - no_sync_backward_ms,
         exposed_comm_ms=exposed_comm_ms,
         exchange_ms=exchange_ms,
-        is_check=exchange_ms > CHECKS_FROM * max(alone_ms, backward_ms - exposed_comm_ms),
+        is_check=exchange_ms > MIN_EXCHANGE_RATIO * max(no_sync_backward_ms, backward_ms - exposed_comm_ms),
         ddp_exposed_ms=ddp_exposed_ms,
         elapsed_s=elapsed_s,
     )
 
 
-def _let_ddp_look(trained: DistributedDataParallel, every: int) -> None:
-    """Has DDP's logger look at one of so many passes, where this torch has one."""
-    if hasattr(trained, "_set_ddp_runtime_logging_sample_rate"):
-        trained._set_ddp_runtime_logging_sample_rate(every)  # type: ignore[no-untyped-call]
+def _set_ddp_sample_rate(ddp_model: DistributedDataParallel, every: int) -> None:
+    """Makes DDP's logger measure one pass in `every`, if this torch has the setting."""
+    if hasattr(ddp_model, "_set_ddp_runtime_logging_sample_rate"):
+        ddp_model._set_ddp_runtime_logging_sample_rate(every)  # type: ignore[no-untyped-call]
 
 
-def _logged(trained: DistributedDataParallel) -> float | None:
-    """What DDP's own logger says of the pass before; None where this torch says nothing, in milliseconds."""
-    logged: Callable[[], dict[str, Any]] | None = getattr(trained, "_get_ddp_logging_data", None)
-    data = logged() if logged else {}
-    taken, hidden = (data.get(name) for name in ("backward_comm_time", "backward_compute_comm_overlap_time"))
-    if taken is None or hidden is None:
+def _ddp_exposed_ms(ddp_model: DistributedDataParallel) -> float | None:
+    """The exposed communication of the previous pass by DDP's own logger; None if this torch does not report it."""
+    get_data: Callable[[], dict[str, Any]] | None = getattr(ddp_model, "_get_ddp_logging_data", None)
+    if get_data is None:
         return None
-    return (float(taken) - float(hidden)) / 1e6  # of nanoseconds
+    data = get_data()
+    comm_ns, overlap_ns = (data.get(name) for name in ("backward_comm_time", "backward_compute_comm_overlap_time"))
+    if comm_ns is None or overlap_ns is None:
+        return None
+    return (float(comm_ns) - float(overlap_ns)) / 1e6

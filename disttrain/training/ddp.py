@@ -1,4 +1,4 @@
-"""DDP of a run: the wrapper that exchanges gradients, and when it does not."""
+"""DDP: the wrapper that all-reduces gradients, and the passes in which it does not."""
 
 from __future__ import annotations
 
@@ -22,81 +22,86 @@ from disttrain.distributed.group import Group
 from disttrain.errors import UserError
 from disttrain.measure.phase_timer import PhaseTimer
 
-# Most buffers are constants (positions, mean pixels), the same on every rank. Sending rank 0's to the others at each
-# forward pass would make them wait for it, in what is measured as the forward pass: see share_buffers.
+# Most buffers are constants (positions, mean pixels) and equal on every rank. If rank 0 sent them at each forward pass,
+# the other ranks would wait for them in the time of the forward pass. `broadcast_buffers` sends them when needed.
 # torch 2.14 renamed the argument.
-_RENAMED = "forward_sync_buffers" in inspect.signature(DistributedDataParallel).parameters
-_NO_BUFFERS: dict[str, Any] = {"forward_sync_buffers" if _RENAMED else "broadcast_buffers": False}
+_ARGUMENTS = inspect.signature(DistributedDataParallel).parameters
+_BUFFERS_ARGUMENT = next(name for name in ("forward_sync_buffers", "broadcast_buffers") if name in _ARGUMENTS)
+_NO_BUFFERS: dict[str, Any] = {_BUFFERS_ARGUMENT: False}
 
 
 def wrap_ddp(model: nn.Module, group: Group, config: TrainConfig, timer: PhaseTimer) -> nn.Module:
-    """The model as it is trained: of one rank itself, since DDP would copy every gradient for nobody.
+    """The model in DDP's wrapper; with one rank the model itself, because DDP would copy every gradient for nothing.
 
     Args:
-        model: On its device.
+        model: The model on its device.
         group: The ranks.
-        config: The run's.
-        timer: Told of every bucket where the config asks for detailed timing.
+        config: The run's config.
+        timer: The timer that gets the marks of every bucket if the config sets detailed_timing.
 
     Raises:
-        UserError: This build of torch cannot exchange gradients in the precision asked for.
+        UserError: This build of torch cannot exchange gradients in the configured precision.
     """
     if group.backend is None:
         return model
-    # With one example, gradients of embeddings that all positions share have odd strides in dimensions of size 1.
+    # With one example, gradients of embeddings that all positions share have unusual strides in dimensions of size 1.
     warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides")
     wrapped = DistributedDataParallel(
         model, bucket_cap_mb=config.bucket_cap_mb, gradient_as_bucket_view=True, **_NO_BUFFERS
     )
     compressed = config.grad_compression == "bf16"
-    hook = bf16_compress_hook if compressed else allreduce_hook
+    hook: Callable[..., Future[Tensor]] = allreduce_hook
+    sent_dtype: torch.dtype | None = None
+    if compressed:
+        hook, sent_dtype = bf16_compress_hook, torch.bfloat16
+    if config.detailed_timing:
+        hook = _with_bucket_marks(hook, timer, sent_dtype)
     try:
-        if config.detailed_timing:
-            wrapped.register_comm_hook(
-                None, _with_bucket_marks(hook, timer, sent=torch.bfloat16 if compressed else None)
-            )
-        elif compressed:  # without a hook DDP does what allreduce_hook does
+        if config.detailed_timing or compressed:  # without a hook DDP does the same as allreduce_hook
             wrapped.register_comm_hook(None, hook)
-    except TypeError as error:  # of a torch without CUDA
+    except TypeError as error:  # from a torch without CUDA
         raise UserError(f"this torch cannot exchange bf16: {error}", where="grad_compression") from error
     return wrapped
 
 
 def _with_bucket_marks(
-    hook: Callable[..., Future[Tensor]], timer: PhaseTimer, sent: torch.dtype | None
+    hook: Callable[..., Future[Tensor]], timer: PhaseTimer, sent_dtype: torch.dtype | None
 ) -> Callable[..., Future[Tensor]]:
-    """The hook, with the beginning and the end of each bucket's exchange marked.
+    """The hook, with marks at the start and at the end of each bucket's all-reduce.
 
     Args:
-        hook: That exchanges a bucket.
-        timer: Keeps the marks.
-        sent: As what gradients are exchanged; None: as what they are.
+        hook: The communication hook, which all-reduces a bucket.
+        timer: The timer that stores the marks.
+        sent_dtype: The dtype in which gradients are sent; None for their own dtype.
     """
 
-    @functools.wraps(hook)  # DDP looks at a hook's name and types
-    def watched(_: None, bucket: GradBucket) -> Future[Tensor]:
+    @functools.wraps(hook)  # DDP reads a hook's name and types
+    def marking_hook(_: None, bucket: GradBucket) -> Future[Tensor]:
         gradients = bucket.buffer()
-        marks = timer.bucket_ready(gradients.numel() * (sent or gradients.dtype).itemsize)
+        marks = timer.bucket_ready(gradients.numel() * (sent_dtype or gradients.dtype).itemsize)
 
         def done(future: Future[Tensor]) -> Tensor:
-            # On a GPU this runs with a stream as the current one that has waited for the exchange.
+            # On a GPU, the current stream of this callback has waited for the all-reduce.
             marks.done = timer.mark()
             return future.value()
 
         return hook(None, bucket).then(done)
 
-    return watched
+    return marking_hook
 
 
 def skip_gradient_sync(model: nn.Module, more_to_come: bool) -> AbstractContextManager[None]:
-    """Gradients add up locally until the last batch of an optimizer step, whose backward exchanges them all."""
-    return model.no_sync() if more_to_come and isinstance(model, DistributedDataParallel) else nullcontext()
+    """Adds gradients up locally while more batches of the optimizer step follow; the last batch all-reduces them."""
+    if more_to_come and isinstance(model, DistributedDataParallel):
+        return model.no_sync()
+    return nullcontext()
 
 
 def broadcast_buffers(model: nn.Module, group: Group) -> None:
-    """Gives all ranks rank 0's running statistics, as batch norm keeps them, before they evaluate or are saved.
+    """Copies rank 0's running statistics, such as those of batch norm, to all ranks before an evaluation or a save.
 
-    Only buffers that are saved with a model can be such; those of BERT and ViT are constants, and are not.
+    Only buffers that are saved with the model can be running statistics. The buffers of BERT and ViT are constants,
+    which are not saved.
     """
     if group.backend is not None:
         parameters = {name for name, _ in model.named_parameters(remove_duplicate=False)}

@@ -30,7 +30,9 @@ def loss_sum(logits: Tensor, labels: Tensor) -> Tensor:
 
 def autocast(config: TrainConfig, device: torch.device) -> AbstractContextManager[None]:
     """The precision of forward passes: bf16 autocast, or none."""
-    return torch.autocast(device.type, torch.bfloat16) if config.precision == "bf16" else nullcontext()
+    if config.precision == "bf16":
+        return torch.autocast(device.type, torch.bfloat16)
+    return nullcontext()
 
 
 def eval_due(step: RankStep, steps: int, eval_every: int | None) -> bool:
@@ -70,7 +72,7 @@ def evaluate(model: nn.Module, examples: Examples, step: int, config: TrainConfi
             sums[0] += loss_sum(logits, labels)
             sums[1] += (logits.argmax(dim=-1) == labels).sum()
             sums[2] += len(labels)
-    loss, correct, count = group.sum(sums).tolist()  # the one wait for the GPU of an evaluation
+    loss, correct, count = group.sum(sums).tolist()  # the only wait for the GPU in an evaluation
     assert count == len(examples)
     return EvalRecord(
         step=step,

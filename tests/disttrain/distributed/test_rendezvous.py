@@ -1,4 +1,4 @@
-"""Ranks find their own rank 0, whoever else holds the ports that they try."""
+"""Ranks find their own rank 0, even if other processes use the ports that they try."""
 
 from __future__ import annotations
 
@@ -24,35 +24,35 @@ def ports() -> tuple[int, ...]:
 
 
 @pytest.fixture
-def silent_stranger(ports: tuple[int, ...]) -> Iterator[socket.socket]:
-    """Somebody else's server on the first port: it takes connections, and never answers."""
-    with closing(bind_first(ports[:1])) as stranger:
-        yield stranger
+def silent_server(ports: tuple[int, ...]) -> Iterator[socket.socket]:
+    """A foreign server on the first port, which accepts connections and never answers."""
+    with closing(bind_first(ports[:1])) as server:
+        yield server
 
 
-def test_a_taken_port_is_passed_over(ports: tuple[int, ...], silent_stranger: socket.socket) -> None:
+def test_skips_a_port_in_use(ports: tuple[int, ...], silent_server: socket.socket) -> None:
     with closing(bind_first(ports)) as listener:
         assert listener.getsockname()[1] == ports[1]
 
 
-def test_no_port_left(ports: tuple[int, ...], silent_stranger: socket.socket) -> None:
+def test_all_ports_in_use(ports: tuple[int, ...], silent_server: socket.socket) -> None:
     with pytest.raises(OSError, match="is free"):
         bind_first(ports[:1])
 
 
-def test_ranks_reach_rank_0_past_a_stranger(ports: tuple[int, ...], silent_stranger: socket.socket) -> None:
+def test_ranks_find_rank_0_past_foreign_server(ports: tuple[int, ...], silent_server: socket.socket) -> None:
     with closing(bind_first(ports)) as listener:
         answering = threading.Thread(target=answer_ranks, args=(listener, TOKEN, 2, 30.0))
         answering.start()
         with ThreadPoolExecutor() as pool:
-            found = list(pool.map(lambda rank: find_port("127.0.0.1", ports, TOKEN, rank, 30.0), (1, 2)))
+            used_ports = list(pool.map(lambda rank: find_port("127.0.0.1", ports, TOKEN, rank, 30.0), (1, 2)))
         answering.join(30)
-        assert found == [ports[1], ports[1]]
+        assert used_ports == [ports[1], ports[1]]
         assert not answering.is_alive()
 
 
-def test_two_jobs_that_try_the_same_ports_never_meet(ports: tuple[int, ...]) -> None:
-    """The worst case: two jobs on one host with the same order of ports; each rank finds its own rank 0."""
+def test_two_jobs_on_the_same_ports(ports: tuple[int, ...]) -> None:
+    """The worst case: two jobs on one host try the same ports in the same order. Each rank finds its own rank 0."""
     with closing(bind_first(ports)) as first, closing(bind_first(ports)) as second:
         threads = [
             threading.Thread(target=answer_ranks, args=(listener, token, 1, 30.0))
@@ -67,14 +67,14 @@ def test_two_jobs_that_try_the_same_ports_never_meet(ports: tuple[int, ...]) -> 
             assert not thread.is_alive()
 
 
-def test_a_missing_rank_is_named(ports: tuple[int, ...]) -> None:
+def test_names_missing_ranks(ports: tuple[int, ...]) -> None:
     with (
         closing(bind_first(ports)) as listener,
-        pytest.raises(TimeoutError, match=r"ranks 1, 2 did not come within 0 s"),
+        pytest.raises(TimeoutError, match=r"ranks 1, 2 did not connect within 0 s"),
     ):
         answer_ranks(listener, TOKEN, 2, 0.2)
 
 
-def test_rank_0_that_never_comes(ports: tuple[int, ...]) -> None:
+def test_rank_0_never_answers(ports: tuple[int, ...]) -> None:
     with pytest.raises(TimeoutError, match=r"rank 0 did not answer on 127.0.0.1 within 0 s"):
         find_port("127.0.0.1", ports, TOKEN, 1, 0.3)

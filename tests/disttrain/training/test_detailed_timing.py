@@ -1,4 +1,4 @@
-"""Detailed timing on real gloo ranks: what it writes down, that it adds up, and that it changes nothing else."""
+"""Detailed timing on real gloo ranks: its records are consistent, and it does not change the training."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def of_kind(finished: Finished, rank: int, kind: type[Kind]) -> list[Kind]:
 
 @pytest.fixture
 def detailed(vit_config: TrainConfig) -> TrainConfig:
-    """Gradients of 3 MB in several buckets: DDP's first one takes up to 1 MiB, whatever the cap."""
+    """A config with 3 MB of gradients in several buckets; DDP's first bucket takes up to 1 MiB in any case."""
     size = {"hidden_size": 128, "intermediate_size": 512, "num_hidden_layers": 4}
     architecture = {**(vit_config.architecture or {}), **size}
     return dataclasses.replace(
@@ -37,7 +37,7 @@ def detailed(vit_config: TrainConfig) -> TrainConfig:
     )
 
 
-def test_the_exchange_of_each_step(detailed: TrainConfig, run_ranks: RunRanks) -> None:
+def test_times_the_exchange_of_each_step(detailed: TrainConfig, run_ranks: RunRanks) -> None:
     finished = run_ranks(detailed, 2)
     assert finished.exit_codes == (0, 0)
     (start,) = of_kind(finished, 0, StartRecord)
@@ -53,7 +53,7 @@ def test_the_exchange_of_each_step(detailed: TrainConfig, run_ranks: RunRanks) -
             assert step.exposed_comm_ms == pytest.approx(backward_end_ms - max(exchange.ready_ms))
             assert step.overlapped_comm_ms is not None
             assert 0 <= step.overlapped_comm_ms <= max(exchange.ready_ms) - min(exchange.ready_ms)
-        # Neighbouring steps leave no gap; behind step 8 is an evaluation.
+        # Consecutive steps have no gap between them, except after step 8, where an evaluation follows.
         for before, after in pairwise(steps):
             if before.epoch == after.epoch:
                 assert before.start_s is not None
@@ -66,9 +66,7 @@ def test_the_exchange_of_each_step(detailed: TrainConfig, run_ranks: RunRanks) -
     assert summary.slowest_rank in (0, 1)
 
 
-def test_clocks_of_one_host_agree_and_the_cross_check_has_all_its_estimates(
-    detailed: TrainConfig, run_ranks: RunRanks
-) -> None:
+def test_clock_and_cross_check_records(detailed: TrainConfig, run_ranks: RunRanks) -> None:
     finished = run_ranks(detailed, 2)
     for rank in range(2):
         clocks = of_kind(finished, rank, ClockRecord)
@@ -81,15 +79,15 @@ def test_clocks_of_one_host_agree_and_the_cross_check_has_all_its_estimates(
         assert check.ddp_exposed_ms is not None
 
 
-def test_watching_changes_no_loss(detailed: TrainConfig, run_ranks: RunRanks) -> None:
-    watched = run_ranks(detailed, 2)
-    alone = run_ranks(dataclasses.replace(detailed, detailed_timing=False), 2)
-    assert watched.losses() == alone.losses()
-    assert alone.summary.exposed_comm_ms is None, "not watched is not 0"
-    assert of_kind(alone, 0, ExchangeRecord) == []
+def test_detailed_timing_changes_no_loss(detailed: TrainConfig, run_ranks: RunRanks) -> None:
+    timed = run_ranks(detailed, 2)
+    untimed = run_ranks(dataclasses.replace(detailed, detailed_timing=False), 2)
+    assert timed.losses() == untimed.losses()
+    assert untimed.summary.exposed_comm_ms is None, "not measured is None, not 0"
+    assert of_kind(untimed, 0, ExchangeRecord) == []
 
 
-def test_one_rank_exchanges_nothing(detailed: TrainConfig, run_ranks: RunRanks) -> None:
+def test_one_rank_has_no_exchange(detailed: TrainConfig, run_ranks: RunRanks) -> None:
     finished = run_ranks(detailed, 1)
     assert {(step.exposed_comm_ms, step.overlapped_comm_ms) for step in finished.steps(0)} == {(0.0, 0.0)}
     summary = finished.summary
@@ -108,13 +106,13 @@ def test_accumulated_batches_are_exchanged_once(detailed: TrainConfig, run_ranks
         assert step.exposed_comm_ms < step.backward_ms
 
 
-def test_a_bf16_exchange_sends_half_the_bytes(detailed: TrainConfig, run_ranks: RunRanks) -> None:
+def test_bf16_halves_the_sent_bytes(detailed: TrainConfig, run_ranks: RunRanks) -> None:
     finished = run_ranks(dataclasses.replace(detailed, grad_compression="bf16", max_steps=3), 2)
     (start,) = of_kind(finished, 0, StartRecord)
     assert sum(of_kind(finished, 0, ExchangeRecord)[-1].bucket_bytes) == 2 * start.parameters
 
 
-def test_a_step_on_its_way_to_the_other_ranks() -> None:
+def test_unpack_reverses_pack() -> None:
     steps = [
         StepRecord(
             step=1, epoch=0, start_s=3.0, loss=None, lr=0.1, examples=1, data_ms=1.0, forward_ms=2.0, backward_ms=5.0,
@@ -123,26 +121,26 @@ def test_a_step_on_its_way_to_the_other_ranks() -> None:
         for exposed in (None, 1.5)
     ]  # fmt: skip
     clock = ClockRecord(at_s=3.0, offset_s=1.0, error_s=0.1)
-    unwatched, without = (measured_steps([clock, step], 0)[0] for step in steps)
-    watched = dataclasses.replace(without, exchange=Exchange((8, 4), (1.0, 2.0), (2.0, 3.0)))
-    assert unwatched.start_ms == 2000.0
-    for step in (unwatched, watched):
+    untimed, without_exchange = (measured_steps([clock, step], 0)[0] for step in steps)
+    timed = dataclasses.replace(without_exchange, exchange=Exchange((8, 4), (1.0, 2.0), (2.0, 3.0)))
+    assert untimed.start_ms == 2000.0
+    for step in (untimed, timed):
         assert unpack(torch.tensor(pack(step), dtype=torch.float64).tolist()) == step
 
 
-def test_records_of_an_earlier_version_are_read() -> None:
+def test_reads_records_of_earlier_versions() -> None:
     line = encode(_step(1, start_s=3.0)).replace('"start_s": 3.0, ', "")
     assert "start_s" not in line
     (step,) = measured_steps([decode(line)], 0)
     assert (step.step_ms, step.exchange) == (9.0, None)
 
 
-def test_of_many_steps_the_last_exchanges_are_kept() -> None:
+def test_drops_old_exchanges_of_long_runs() -> None:
     exchanges = [ExchangeRecord(step=n, bucket_bytes=(8,), ready_ms=(1.0,), done_ms=(2.0,)) for n in range(1, 1501)]
     steps = [_step(n) for n in range(1, 1501)]
-    kept = drop_old_exchanges(record for pair in zip(steps, exchanges, strict=True) for record in pair)
-    assert [record.step for record in kept if isinstance(record, StepRecord)] == list(range(1, 1501))
-    assert [record.step for record in kept if isinstance(record, ExchangeRecord)] == list(range(501, 1501))
+    remaining = drop_old_exchanges(record for pair in zip(steps, exchanges, strict=True) for record in pair)
+    assert [record.step for record in remaining if isinstance(record, StepRecord)] == list(range(1, 1501))
+    assert [record.step for record in remaining if isinstance(record, ExchangeRecord)] == list(range(501, 1501))
 
 
 def _step(number: int, start_s: float | None = 0.0) -> StepRecord:

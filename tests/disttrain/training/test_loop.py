@@ -1,4 +1,4 @@
-"""DDP on real gloo ranks: the same losses however the examples are shared, and evaluation that counts each once."""
+"""DDP on real gloo ranks: losses and gradients do not depend on the number of ranks, and evaluation is exact."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from disttrain.training.optimizer import lr_factor, make_optimizer
 if TYPE_CHECKING:
     from tests.disttrain.conftest import Finished, RunRanks
 
-# What another order of sums may make of 20 steps; measured: 6e-7.
+# The tolerance for another order of summation over 20 steps; the measured difference is 6e-7.
 SAME: dict[str, Any] = {"rel": 1e-5, "abs": 1e-6}
 
 
@@ -33,10 +33,8 @@ def evals(finished: Finished, rank: int) -> list[EvalRecord]:
 
 
 @pytest.mark.parametrize("family", ["bert", "vit"])
-def test_one_rank_with_batch_4_and_four_ranks_with_batch_1_train_alike(
-    family: str, request: pytest.FixtureRequest, run_ranks: RunRanks
-) -> None:
-    """20 steps over 30 examples: the third epoch begins, and the last batch of each has examples for two ranks only."""
+def test_one_and_four_ranks_train_alike(family: str, request: pytest.FixtureRequest, run_ranks: RunRanks) -> None:
+    """20 steps over 30 examples reach the third epoch; the last batch of an epoch has examples for two ranks only."""
     config: TrainConfig = request.getfixturevalue(f"{family}_config")
     one = run_ranks(dataclasses.replace(config, per_gpu_batch=4), 1)
     four = run_ranks(dataclasses.replace(config, per_gpu_batch=1), 4)
@@ -48,73 +46,71 @@ def test_one_rank_with_batch_4_and_four_ranks_with_batch_1_train_alike(
     ]
     assert [step.examples for step in one.steps(0)].count(2) == 2
     assert [step.lr for step in four.steps(3)] == [step.lr for step in one.steps(0)]
-    # The weights after 20 steps are the same too: 11 evaluation examples, which no four ranks share evenly.
+    # The weights after 20 steps are the same too. Four ranks cannot divide the 11 evaluation examples evenly.
     assert evals(one, 0)[-1].examples == evals(four, 3)[-1].examples == 11
     for name in ("loss", "accuracy"):
-        alone, first, last = (
+        single, first, last = (
             [getattr(record, name) for record in evals(run, rank)] for run, rank in ((one, 0), (four, 0), (four, 3))
         )
-        assert first == last == pytest.approx(alone, **SAME)
+        assert first == last == pytest.approx(single, **SAME)
     assert four.summary.train_loss == pytest.approx(one.summary.train_loss, **SAME)
     assert four.summary.eval_loss == pytest.approx(one.summary.eval_loss, **SAME)
-    # Losses that the gradients hardly move would agree even if the gradients did not.
+    # The gradients must change the losses: otherwise the losses would agree even with wrong gradients.
     frozen = run_ranks(dataclasses.replace(config, per_gpu_batch=4, lr=1e-12), 1)
     assert max(abs(a - b) for a, b in zip(frozen.losses(), one.losses(), strict=True)) > 0.05
 
 
 @pytest.mark.parametrize("family", ["bert", "vit"])
-def test_the_gradients_of_several_ranks_are_those_of_one(
-    family: str, request: pytest.FixtureRequest, run_ranks: RunRanks
-) -> None:
+def test_gradients_do_not_depend_on_ranks(family: str, request: pytest.FixtureRequest, run_ranks: RunRanks) -> None:
     config: TrainConfig = request.getfixturevalue(f"{family}_config")
     config = dataclasses.replace(config, per_gpu_batch=None, global_batch=4, max_steps=1, max_eval_examples=0)
-    (alone,), two, four = (
-        gradients(run_ranks(config, ranks, target=run_and_keep_gradients), ranks) for ranks in (1, 2, 4)
+    (single,), two, four = (
+        gradients(run_ranks(config, ranks, target=run_and_save_gradients), ranks) for ranks in (1, 2, 4)
     )
-    assert max(float(gradient.abs().max()) for gradient in alone) > 1e-3
+    assert max(float(gradient.abs().max()) for gradient in single) > 1e-3
     for rank in (*two, *four):
-        for found, expected in zip(rank, alone, strict=True):
-            torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-6)
+        for gradient, expected in zip(rank, single, strict=True):
+            torch.testing.assert_close(gradient, expected, rtol=1e-4, atol=1e-6)
 
 
 def gradients(finished: Finished, world_size: int) -> list[list[torch.Tensor]]:
     return [torch.load(finished.output_dir / f"gradients-{rank}.pt") for rank in range(world_size)]
 
 
-def run_and_keep_gradients(config: TrainConfig, env: RankEnv, output_dir: Path) -> None:
-    """A run that keeps what the optimizer is given in its step."""
+def run_and_save_gradients(config: TrainConfig, env: RankEnv, output_dir: Path) -> None:
+    """Runs a rank, and saves the gradients that the optimizer step uses."""
     update = torch.optim.AdamW.step
 
     def step(optimizer: torch.optim.AdamW) -> None:
-        given = [parameter.grad for group in optimizer.param_groups for parameter in group["params"]]
-        torch.save(given, output_dir / f"gradients-{env.rank}.pt")
+        step_gradients = [parameter.grad for group in optimizer.param_groups for parameter in group["params"]]
+        torch.save(step_gradients, output_dir / f"gradients-{env.rank}.pt")
         update(optimizer)
 
     torch.optim.AdamW.step = step  # type: ignore[method-assign, assignment]
     run(config, env, output_dir)
 
 
-def test_accumulation_gives_the_losses_of_one_large_batch(bert_config: TrainConfig, run_ranks: RunRanks) -> None:
+def test_accumulation_equals_one_large_batch(bert_config: TrainConfig, run_ranks: RunRanks) -> None:
     config = dataclasses.replace(bert_config, max_steps=None, epochs=2, max_eval_examples=0)
-    at_once = run_ranks(dataclasses.replace(config, per_gpu_batch=8), 1)
-    in_parts = run_ranks(dataclasses.replace(config, per_gpu_batch=None, global_batch=8, grad_accum_steps=2), 2)
-    assert at_once.exit_codes + in_parts.exit_codes == (0,) * 3
-    assert len(at_once.losses()) == 8
-    assert in_parts.losses() == pytest.approx(at_once.losses(), **SAME)
-    assert in_parts.summary.eval_accuracy is None
+    one_batch = run_ranks(dataclasses.replace(config, per_gpu_batch=8), 1)
+    accumulated = run_ranks(dataclasses.replace(config, per_gpu_batch=None, global_batch=8, grad_accum_steps=2), 2)
+    assert one_batch.exit_codes + accumulated.exit_codes == (0,) * 3
+    assert len(one_batch.losses()) == 8
+    assert accumulated.losses() == pytest.approx(one_batch.losses(), **SAME)
+    assert accumulated.summary.eval_accuracy is None
 
 
-def test_evaluations_come_after_each_epoch_or_every_so_many_steps() -> None:
+def test_evaluates_by_epoch_or_interval() -> None:
     def due(steps: int, eval_every: int | None) -> list[int]:
-        each = [RankStep(number, 0, number % 4 == 0, (), 1, 1, BEGINNING) for number in range(1, steps + 1)]
-        return [step.step for step in each if eval_due(step, steps, eval_every)]
+        rank_steps = [RankStep(number, 0, number % 4 == 0, (), 1, 1, BEGINNING) for number in range(1, steps + 1)]
+        return [step.step for step in rank_steps if eval_due(step, steps, eval_every)]
 
     assert due(10, None) == [4, 8, 10]
     assert due(10, 3) == [3, 6, 9, 10]
 
 
 @pytest.mark.parametrize("schedule", ["constant", "linear", "cosine"])
-def test_the_learning_rate_rises_to_its_peak_and_falls(schedule: str) -> None:
+def test_learning_rate_warms_up_and_decays(schedule: str) -> None:
     factors = [lr_factor(done, 40, 10, schedule) for done in range(40)]
     assert factors[0] == pytest.approx(0.1)
     assert max(factors) == factors[9] == 1.0
@@ -124,26 +120,26 @@ def test_the_learning_rate_rises_to_its_peak_and_falls(schedule: str) -> None:
 
 
 @pytest.mark.parametrize("warmup", [0, 1, 40])
-def test_any_share_of_warm_up_is_a_schedule(warmup: int) -> None:
+def test_learning_rate_with_extreme_warm_ups(warmup: int) -> None:
     assert all(0 < lr_factor(done, 40, warmup, "linear") <= 1 for done in range(40))
 
 
 def test_biases_and_norms_do_not_decay() -> None:
     model = nn.Sequential(nn.Linear(3, 3), nn.LayerNorm(3))
-    decayed, kept = make_optimizer(model, 0.1).param_groups
+    decayed, constant = make_optimizer(model, 0.1).param_groups
     assert [parameter.shape for parameter in decayed["params"]] == [torch.Size([3, 3])]
     assert decayed["weight_decay"] == 0.1
-    assert len(kept["params"]) == 3
-    assert kept["weight_decay"] == 0.0
+    assert len(constant["params"]) == 3
+    assert constant["weight_decay"] == 0.0
 
 
-def test_gradients_exchanged_as_bf16_learn_nearly_the_same(bert_config: TrainConfig, run_ranks: RunRanks) -> None:
+def test_bf16_gradients_train_nearly_alike(bert_config: TrainConfig, run_ranks: RunRanks) -> None:
     plain = run_ranks(bert_config, 2)
     rounded = run_ranks(dataclasses.replace(bert_config, grad_compression="bf16"), 2)
     assert rounded.losses() != plain.losses()
     assert rounded.losses() == pytest.approx(plain.losses(), rel=0.1)
 
 
-def test_deterministic_kernels_change_nothing_on_a_cpu(vit_config: TrainConfig, run_ranks: RunRanks) -> None:
+def test_deterministic_kernels_change_no_cpu_loss(vit_config: TrainConfig, run_ranks: RunRanks) -> None:
     config = dataclasses.replace(vit_config, max_steps=4)
     assert run_ranks(dataclasses.replace(config, deterministic=True), 2).losses() == run_ranks(config, 2).losses()
