@@ -1,1 +1,1 @@
-"""What a run saves to resume from: the files, when they are written, and how they are read."""
+"""The checkpoints of a run: their files, the schedule of saves, and how a run resumes."""

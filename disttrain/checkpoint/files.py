@@ -1,4 +1,4 @@
-"""The checkpoint files of a run: verified before they are trusted, owned by one attempt, cleared away in the end."""
+"""The checkpoint files of a run: written by one attempt, verified before use, removed at the end of the run."""
 
 from __future__ import annotations
 
@@ -15,31 +15,31 @@ import torch
 
 from disttrain.errors import NewerAttempt, UserError
 
-KEPT = 2
+MAX_CHECKPOINTS = 2  # older ones are removed
 _NAME = re.compile(r"attempt-(?P<attempt>\d{5})-step-(?P<step>\d{9})\.json")
-# A checkpoint's own file, and whatever is still under its temporary name.
+# The state file of a checkpoint, and temporary files of state and manifest.
 _PART = re.compile(r"\.?(?P<name>attempt-(?P<attempt>\d{5})-step-\d{9})\.(pt|(pt|json)\.\d+)")
 _CLAIM = re.compile(r"attempt-(\d{5})")
 
 
 @dataclass(frozen=True)
 class Manifest:
-    """What vouches for one checkpoint; written after it, so that a checkpoint without one is not whole."""
+    """Describes one checkpoint. It is written after the state file: a checkpoint without a manifest is incomplete."""
 
     attempt: int
     step: int
     file: str
     size_bytes: int
     sha256: str
-    identity: str  # of the run
+    identity: str  # the id of the run
     world_size: int
 
 
 class Claim:
     """The right of one attempt to write into a run's checkpoint folder, until a newer attempt claims it.
 
-    A requeued job's ranks can live on beyond a cut cable while the next attempt runs. Each attempt takes the next free
-    number; its files carry it, and it stops when it finds a higher one.
+    After a network failure, ranks of a requeued job may still run while the next attempt runs. Each attempt takes the
+    next free number, uses it in its file names, and stops when it finds a higher number.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -52,15 +52,15 @@ class Claim:
         while True:
             self.attempt += 1
             with contextlib.suppress(FileExistsError):
-                # Created or refused by the file system in one step, over NFS too.
+                # The file system creates or refuses the file in one atomic step, also over NFS.
                 os.close(os.open(folder / f"attempt-{self.attempt:05d}", os.O_CREAT | os.O_EXCL | os.O_WRONLY))
                 return
 
     def check(self) -> None:
-        """Makes sure that this attempt is the latest.
+        """Checks that this attempt is the latest.
 
         Raises:
-            NewerAttempt: It is not.
+            NewerAttempt: A newer attempt owns the run.
         """
         check_owner(self._folder, self.attempt)
 
@@ -71,10 +71,10 @@ def is_overtaken(folder: Path, attempt: int) -> bool:
 
 
 def check_owner(folder: Path, attempt: int) -> None:
-    """Makes sure that no newer attempt owns the run.
+    """Checks that no newer attempt owns the run.
 
     Raises:
-        NewerAttempt: One does.
+        NewerAttempt: A newer attempt owns the run.
     """
     if is_overtaken(folder, attempt):
         raise NewerAttempt(f"a newer attempt of this run has started; attempt {attempt} stops here")
@@ -85,30 +85,30 @@ def _last_claim(folder: Path) -> int:
 
 
 def list_manifests(folder: Path) -> list[Path]:
-    """The manifests in a folder, the one to go on from first: that of the latest attempt, and of its latest step."""
+    """The manifests in a folder, in the order to resume from: the latest attempt first, and its latest step first."""
     return sorted((path for path in folder.glob("attempt-*.json") if _NAME.fullmatch(path.name)), reverse=True)
 
 
 def remove(folder: Path, manifest: Path) -> None:
-    """Removes a checkpoint; the manifest first, so that nothing vouches for what is half gone."""
+    """Removes a checkpoint. The manifest is removed first, so that no manifest describes an incomplete checkpoint."""
     manifest.unlink(missing_ok=True)
     (folder / manifest.name).with_suffix(".pt").unlink(missing_ok=True)
 
 
 @dataclass(frozen=True)
 class FoundCheckpoint:
-    """The checkpoint to go on from, and what was wrong with those that were passed over."""
+    """The checkpoint to resume from, and the checkpoints that were skipped."""
 
     manifest: Manifest | None
-    notices: tuple[str, ...]
-    damaged: tuple[Path, ...] = ()  # manifests of those that no later look will find whole
-    unreadable: bool = False  # there are some that may be whole, but none that can be read now
+    notices: tuple[str, ...]  # why each skipped checkpoint was skipped
+    damaged: tuple[Path, ...] = ()  # the manifests of checkpoints that are damaged for good
+    unreadable: bool = False  # no checkpoint can be read now, but some may be intact
 
 
 def find(folder: Path) -> FoundCheckpoint:
-    """The latest whole checkpoint of a folder.
+    """The latest intact checkpoint of a folder.
 
-    Each is read and compared with its checksum; one that does not match is passed over for the one before.
+    Each checkpoint is read and compared with its checksum. If they do not match, the one before it is tried.
     """
     notices: list[str] = []
     damaged: list[Path] = []
@@ -118,8 +118,8 @@ def find(folder: Path) -> FoundCheckpoint:
             manifest = Manifest(**json.loads(path.read_text(encoding="utf-8")))
             problem = _damage(folder / manifest.file, manifest)
         except OSError as error:
-            # A file system that cannot be read now may be read again.
-            notices.append(f"checkpoint {path.stem} is passed over: {error.strerror or error}")
+            # The file system may be readable again later.
+            notices.append(f"checkpoint {path.stem} is skipped: {error.strerror or error}")
             unreadable = True
             continue
         except (ValueError, TypeError) as error:
@@ -127,15 +127,16 @@ def find(folder: Path) -> FoundCheckpoint:
         if problem is None:
             return FoundCheckpoint(manifest, tuple(notices), tuple(damaged))
         damaged.append(path)
-        notices.append(f"checkpoint {path.stem} is passed over: {problem}")
+        notices.append(f"checkpoint {path.stem} is skipped: {problem}")
     return FoundCheckpoint(None, tuple(notices), tuple(damaged), unreadable)
 
 
 def _damage(path: Path, manifest: Manifest) -> str | None:
+    """What is wrong with the state file of a checkpoint; None if it is intact."""
     try:
         size = path.stat().st_size
     except FileNotFoundError:
-        return "it is not there"
+        return "its file does not exist"
     if size != manifest.size_bytes:
         return f"it has {size} of {manifest.size_bytes} bytes"
     with path.open("rb") as file:
@@ -145,27 +146,33 @@ def _damage(path: Path, manifest: Manifest) -> str | None:
 
 
 def load(folder: Path, manifest: Manifest) -> dict[str, Any]:
-    """The state of a checkpoint, in memory: whoever takes it copies it to where it belongs."""
+    """The state of a checkpoint, in CPU memory."""
     state: dict[str, Any] = torch.load(folder / manifest.file, map_location="cpu", weights_only=True)
     return state
 
 
 def remove_leftovers(folder: Path, attempt: int, damaged: tuple[Path, ...] = ()) -> None:
-    """Removes what is of no use to anyone: damaged checkpoints, and what attempts before this one left half written."""
+    """Removes damaged checkpoints, and incomplete files of earlier attempts.
+
+    Args:
+        folder: The checkpoint folder.
+        attempt: The number of this attempt; files of this and of newer attempts stay.
+        damaged: The manifests of damaged checkpoints.
+    """
     for manifest in damaged:
         remove(folder, manifest)
-    whole = {path.stem for path in list_manifests(folder)}
+    complete = {path.stem for path in list_manifests(folder)}
     for path in folder.iterdir():
         match = _PART.fullmatch(path.name)
-        useless = match and (match["name"] not in whole or path.name.startswith("."))
-        if match and useless and int(match["attempt"]) < attempt:
+        incomplete = match and (match["name"] not in complete or path.name.startswith("."))
+        if match and incomplete and int(match["attempt"]) < attempt:
             path.unlink(missing_ok=True)
 
 
 def clear(folder: Path, attempt: int) -> None:
-    """Removes the checkpoints of a run that has ended well, except those of an attempt after this one.
+    """Removes the checkpoints of a successful run, except those of newer attempts.
 
-    The claims stay, since an older attempt may still live.
+    The claim files stay, because an older attempt may still run.
     """
     for manifest in list_manifests(folder):
         match = _NAME.fullmatch(manifest.name)

@@ -1,4 +1,4 @@
-"""What of a run is saved, and how it goes on: the state of training between two steps, on every rank."""
+"""Saves the training state between two steps, and restores it on every rank when a run resumes."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from disttrain.checkpoint import files as checkpoint
+from disttrain.checkpoint import files
 from disttrain.checkpoint.files import Claim, FoundCheckpoint, Manifest
 from disttrain.checkpoint.schedule import SaveSchedule
 from disttrain.checkpoint.writer import CheckpointWriter
@@ -26,17 +26,35 @@ from disttrain.records.versions import versions
 
 @dataclass(frozen=True)
 class ResumePoint:
-    """Where training begins: at the beginning, or behind the last step of a checkpoint."""
+    """Where training begins: at the first step, or after the last step of a checkpoint.
+
+    Attributes:
+        position: The position in the training data.
+        records: The part of this rank's record file that belongs to earlier steps.
+        saved: The records of checkpoints up to this one, which come after `records` in the file.
+        train_s: The training time of earlier steps.
+        notices: Notices about the checkpoint, such as differences from the run that wrote it.
+    """
 
     position: Position = BEGINNING
-    records: RecordPosition = RecordPosition()  # noqa: RUF009 - immutable; of this rank, those of the steps before
-    saved: tuple[CheckpointRecord, ...] = ()  # of checkpoints up to this one, that were written down behind those
-    train_s: float = 0.0  # that the steps before took
+    records: RecordPosition = RecordPosition()  # noqa: RUF009 - immutable
+    saved: tuple[CheckpointRecord, ...] = ()
+    train_s: float = 0.0
     notices: tuple[str, ...] = ()
 
 
 class CheckpointManager:
-    """The checkpoints of one run, seen from one rank: rank 0 writes, all go on from the same."""
+    """The checkpoints of one run, used by every rank: rank 0 writes them, and all ranks resume from the same one.
+
+    Args:
+        folder: The checkpoint folder.
+        group: The ranks.
+        identity: The id of the run, which a checkpoint must match.
+        cadence: How often to save.
+
+    Attributes:
+        saves_at_due: Whether to call `save` at the next due step, before `decide`.
+    """
 
     def __init__(self, folder: Path, group: Group, identity: str, cadence: Cadence) -> None:
         self._folder = folder
@@ -45,80 +63,85 @@ class CheckpointManager:
         self._schedule = SaveSchedule(cadence, on_gpu=group.device.type == "cuda")
         self._versions = versions()
         self._writer: CheckpointWriter | None = None
+        attempt = 0
         if group.is_main:
             claim = Claim(folder)
+            attempt = claim.attempt
             on_gpu = group.device.type == "cuda"
             self._writer = CheckpointWriter(claim, folder, identity, group.env.world_size, on_gpu=on_gpu)
-        self._attempt = group.broadcast_from_main(claim.attempt if group.is_main else 0)
+        self._attempt = group.broadcast_from_main(attempt)
         self._due = 0
         self.saves_at_due = True
 
     def is_overtaken(self) -> bool:
-        """Whether a newer attempt owns the run; all that is left to this one is to stop."""
-        return checkpoint.is_overtaken(self._folder, self._attempt)
+        """Whether a newer attempt owns the run, so that this one must stop."""
+        return files.is_overtaken(self._folder, self._attempt)
 
     def check_owner(self) -> None:
-        """Makes sure that this attempt still owns the run: before anything of it is put in its place.
+        """Checks that this attempt still owns the run; to be called before its results are written.
 
         Raises:
-            NewerAttempt: A newer one does.
+            NewerAttempt: A newer attempt owns the run.
         """
-        checkpoint.check_owner(self._folder, self._attempt)
+        files.check_owner(self._folder, self._attempt)
 
     def load(self, model: nn.Module, optimizer: torch.optim.Optimizer, examples: int, records: Path) -> ResumePoint:
-        """Puts the latest whole checkpoint into model, optimizer and random generators.
+        """Restores model, optimizer and random generators from the latest intact checkpoint.
 
         Args:
-            model: As built, on its device.
-            optimizer: Of the model.
-            examples: To train on.
-            records: The file of this rank's records, as the attempt before left it.
+            model: The model as it was built, on its device.
+            optimizer: The optimizer of the model.
+            examples: The number of training examples.
+            records: The path of this rank's record file from the previous attempt.
 
         Returns:
-            Where to go on; the beginning where there is no checkpoint.
+            Where to resume; the beginning if no checkpoint exists.
 
         Raises:
-            UserError: The folder holds the checkpoints of another run, or the data are no longer the same.
+            UserError: The folder holds checkpoints of another run, the data have changed, or no checkpoint can be read.
         """
-        # Rank 0 alone reads and checks the files, and decides for all.
-        found = checkpoint.find(self._folder) if self._group.is_main else FoundCheckpoint(None, ())
+        # Only rank 0 checks the files, and it decides for all ranks.
+        found = FoundCheckpoint(None, ())
+        if self._group.is_main:
+            found = files.find(self._folder)
         found = self._group.broadcast_from_main(found)
         if self._group.is_main:
-            checkpoint.remove_leftovers(self._folder, self._attempt, found.damaged)
+            files.remove_leftovers(self._folder, self._attempt, found.damaged)
         manifest, notices = found.manifest, found.notices
         if found.unreadable and manifest is None:
-            # To begin anew would put other checkpoints in their place.
+            # A new beginning would replace checkpoints that may be intact.
             raise UserError(f"no checkpoint can be read: {'; '.join(notices)}", hint="try again, or remove the folder")
         if manifest is None:
             return ResumePoint(notices=notices)
         if manifest.identity != self._identity:
             raise UserError(
                 f"{str(self._folder)!r} holds checkpoints of another run, {manifest.identity}",
-                hint="give another output_dir, or remove the folder",
+                hint="set another output_dir, or remove the folder",
             )
-        state = checkpoint.load(self._folder, manifest)
+        state = files.load(self._folder, manifest)
         _restore(state, model, optimizer, examples)
         start = ResumePoint(Position(**state["position"]), train_s=state["train_s"])
         notices = (*notices, *_other_versions(state.get("versions", {}), self._versions))
-        notices = (*notices, f"goes on behind step {manifest.step}, from attempt {manifest.attempt}")
+        notices = (*notices, f"resumes after step {manifest.step}, from attempt {manifest.attempt}")
         return self._restore_rank(start, state["ranks"], manifest, notices, records)
 
     def _restore_rank(
         self, start: ResumePoint, ranks: list[Tensor], manifest: Manifest, notices: tuple[str, ...], records: Path
     ) -> ResumePoint:
+        """Restores the state that belongs to this rank alone: its random generators and its records."""
         env = self._group.env
         if manifest.world_size != env.world_size:
             lost = (
-                f"the checkpoint is of {manifest.world_size} ranks, this run has {env.world_size}: dropout is drawn"
-                " anew, batch and learning rate are those of this number of ranks, and the records of the steps before"
-                " are left out; no example of the epoch is lost or repeated"
+                f"the checkpoint was written by {manifest.world_size} ranks, this run has {env.world_size}:"
+                " dropout uses other random numbers, batch size and learning rate are those of the new number of ranks,"
+                " and the records of earlier steps are dropped; no example of the epoch is lost or repeated"
             )
             return dataclasses.replace(start, notices=(*notices, lost))
         written = _unpack(ranks[env.rank], self._group.device)
-        # All keep them or none, so that the ranks' records are of the same steps.
+        # Either all ranks continue their records or none does, so that the records cover the same steps on every rank.
         broken = torch.tensor([not is_intact(records, written)], dtype=torch.int64, device=self._group.device)
         if int(self._group.sum(broken)):
-            gone = "the records of the steps before are not all there, or not as they were written: they are left out"
+            gone = "the records of earlier steps are incomplete or have changed: they are dropped"
             return dataclasses.replace(start, notices=(*notices, gone))
         saved = tuple(
             record
@@ -128,12 +151,12 @@ class CheckpointManager:
         return dataclasses.replace(start, records=written, saved=saved, notices=notices)
 
     def begin(self, start: Position, model: nn.Module) -> None:
-        """Starts counting towards the first checkpoint of the model."""
+        """Starts the schedule of saves at the first step of this attempt."""
         steps, self.saves_at_due = self._schedule.begin(start.step, time.monotonic(), _size_bytes(model))
         self._due = start.step + steps
 
     def is_due(self, step: int) -> bool:
-        """Whether to call `decide` after this step, behind `save` if `saves_at_due`; all ranks know it beforehand."""
+        """Whether to call `decide` after this step, and `save` before it if `saves_at_due`; the same on every rank."""
         return step == self._due
 
     def save(
@@ -145,15 +168,15 @@ class CheckpointManager:
         train_s: float,
         writer: RecordWriter,
     ) -> None:
-        """Copies the run's state and leaves it to be written.
+        """Copies the state of the run; a thread of rank 0 writes the copy while training continues.
 
         Args:
-            position: Behind the step just done.
-            model: Not DDP's wrapper.
-            optimizer: Of the model.
-            examples: That are trained on.
-            train_s: Spent so far.
-            writer: Of this rank's records, all steps so far among them.
+            position: The position in the training data after the last step.
+            model: The model itself, not DDP's wrapper.
+            optimizer: The optimizer of the model.
+            examples: The number of training examples.
+            train_s: The training time so far.
+            writer: The writer of this rank's records, which has the records of all steps so far.
         """
         began_s = time.perf_counter()
         writer.write(self.outcomes())
@@ -171,46 +194,49 @@ class CheckpointManager:
             self._writer.save(position.step, state, began_s)
 
     def decide(self, step: int) -> None:
-        """Settles when to save next, behind a step that was due."""
+        """Decides at a due step when the next one is due, and whether to save then."""
         decision = self._schedule.next(step, time.monotonic(), saved=self.saves_at_due)
-        # Rank 0's clock decides for all: a message that each waits for, a GPU's host too, in few of the steps.
+        # Rank 0's clock decides for all ranks. They wait for its message, on a GPU the host too, but only at due steps.
         steps, self.saves_at_due = self._group.broadcast_from_main(decision)
         self._due = step + steps
 
     def outcomes(self) -> list[CheckpointRecord]:
-        """What became of checkpoints since the last call.
+        """The records of the checkpoints that were written or failed since the last call.
 
         Raises:
-            NewerAttempt: Another attempt owns the run.
+            NewerAttempt: A newer attempt owns the run.
         """
-        done = self._writer.done() if self._writer else []
-        for each in done:
-            # On a CPU the writing takes cores from training; beside a GPU it only takes the copy.
-            beside = each.write_s if self._group.device.type == "cpu" else 0.0
-            self._schedule.note_cost(each.blocked_ms / 1000 + beside)
-        return [CheckpointRecord(**dataclasses.asdict(each)) for each in done]
+        if self._writer is None:
+            return []
+        outcomes = self._writer.done()
+        for outcome in outcomes:
+            cost_s = outcome.blocked_ms / 1000
+            if self._group.device.type == "cpu":
+                cost_s += outcome.write_s  # the writing takes cores from training; on a GPU only the copy costs time
+            self._schedule.note_cost(cost_s)
+        return [CheckpointRecord(**dataclasses.asdict(outcome)) for outcome in outcomes]
 
     def end(self, writer: RecordWriter) -> None:
-        """Waits for the last write, and makes sure that this attempt still owns the run."""
+        """Waits for the last write, and checks that this attempt still owns the run."""
         if self._writer is not None:
             self._writer.wait()
             self.check_owner()
         writer.write(self.outcomes())
 
     def clear(self) -> None:
-        """Removes the checkpoints of a run that has ended well."""
+        """Removes the checkpoints of a successful run."""
         if self._group.is_main:
-            checkpoint.clear(self._folder, self._attempt)
+            files.clear(self._folder, self._attempt)
 
 
 def _size_bytes(model: nn.Module) -> int:
-    """Of a checkpoint, about: the model, and AdamW's two moments of each weight."""
+    """The approximate size of a checkpoint: the model, and AdamW's two moments of each weight."""
     state: int = sum(tensor.numel() * tensor.element_size() for tensor in model.state_dict().values())
     return state + 2 * sum(weight.numel() * weight.element_size() for weight in model.parameters())
 
 
 def _restore(state: dict[str, Any], model: nn.Module, optimizer: torch.optim.Optimizer, examples: int) -> None:
-    changed = f"it was saved with {state['examples']} training examples, and now there are {examples}"
+    changed = f"it was saved with {state['examples']} training examples, and the data now have {examples}"
     if state["examples"] == examples:
         try:
             model.load_state_dict(state["model"])
@@ -219,21 +245,21 @@ def _restore(state: dict[str, Any], model: nn.Module, optimizer: torch.optim.Opt
         except (RuntimeError, ValueError) as error:
             changed = next(iter(str(error).splitlines()[1:2]), str(error)).strip()
     raise UserError(
-        f"the run cannot go on from its checkpoint, its data or checkpoint have changed since: {changed}",
-        hint="give another output_dir to start anew",
+        f"the run cannot resume from its checkpoint, because its data or the checkpoint have changed: {changed}",
+        hint="set another output_dir to start from the beginning",
     )
 
 
 def _other_versions(before: dict[str, str], now: dict[str, str]) -> tuple[str, ...]:
-    """What to say where a checkpoint was written by other versions of what a run computes with."""
-    changed = [f"{name} {before[name]} is now {now[name]}" for name in now if before.get(name, now[name]) != now[name]]
+    """A notice if the checkpoint was written with other versions of the packages that compute."""
+    changed = [f"{name} {before[name]} to {now[name]}" for name in now if before.get(name, now[name]) != now[name]]
     if not changed:
         return ()
-    return (f"since its checkpoint {', '.join(changed)}: losses need not be those of an uninterrupted run",)
+    return (f"since the checkpoint, {', '.join(changed)}: losses may differ from those of an uninterrupted run",)
 
 
 def _pack(written: RecordPosition, device: torch.device) -> Tensor:
-    """The state of one rank alone, as bytes: how far its records are written, and its random generators."""
+    """The state that belongs to one rank alone, as bytes: its position in the records, and its random generators."""
     numbers = torch.tensor([written.size_bytes, written.crc32], dtype=torch.int64)
     parts = [numbers.view(torch.uint8), torch.get_rng_state()]
     if device.type == "cuda":
@@ -242,7 +268,7 @@ def _pack(written: RecordPosition, device: torch.device) -> Tensor:
 
 
 def _unpack(state: Tensor, device: torch.device) -> RecordPosition:
-    """Restores the random generators; gives how far the records were written."""
+    """Restores the random generators, and returns the position in the records."""
     head, size = 16, torch.get_rng_state().numel()
     torch.set_rng_state(state[head : head + size].clone())
     if device.type == "cuda" and state.numel() > head + size:

@@ -1,4 +1,4 @@
-"""When a run is saved next, by the cadence that was asked for and by what saving has cost so far."""
+"""When to save next, from the configured cadence and the measured cost of a checkpoint."""
 
 from __future__ import annotations
 
@@ -6,20 +6,23 @@ import math
 
 from disttrain.config.cadence import Cadence
 
-# The first steps of a process take longer, and are not timed; of fewer than so many behind them nothing is concluded.
+# The first steps of a process take longer, and are not timed. The step time is a mean over at least `_TIMED` steps.
 _WARM_UP, _TIMED = 5, 5
-# What one checkpoint costs is known when the first is written; until then, bytes of it a second. On a CPU the writing
-# takes cores from training (390 MB/s, hashed and synced, on the two cores of docs/benchmarks.md); a GPU waits for the
-# copy alone, into memory that is made for it (not measured).
+# Until the first checkpoint is written, its cost is estimated from its size and this speed. On a CPU the writing takes
+# cores from training (390 MB/s, hashed and synced, on the two cores of docs/benchmarks.md). A GPU only waits for the
+# copy into newly allocated memory (not measured).
 _CPU_BYTES_PER_S, _GPU_BYTES_PER_S = 400e6, 2e9
 
 
 class SaveSchedule:
-    """Of one attempt, on rank 0, whose clock decides for all. A decision is (in how many steps, whether to save then).
+    """The schedule of saves of one attempt, on rank 0, whose clock decides for all ranks.
+
+    A decision is a pair: the number of steps until the next decision is due, and whether to save at that step.
 
     Args:
-        cadence: Asked for. A share holds for the time since the attempt's first step, from the first checkpoint on.
-        on_gpu: Where the run trains.
+        cadence: How often to save. With a share, the first and all later checkpoints together take at most this share
+            of the time since the first step of the attempt.
+        on_gpu: Whether the run trains on a GPU.
     """
 
     def __init__(self, cadence: Cadence, *, on_gpu: bool) -> None:
@@ -28,42 +31,44 @@ class SaveSchedule:
         self._size_bytes = 0
         self._warm_step = 0
         self._began_s = 0.0
-        self._mark = (0, 0.0)  # step and time from which on steps are timed
+        self._mark = (0, 0.0)  # the step and the time from which steps are timed
         self._saves = 0
-        self._saved_s = 0.0  # when the last one was made, or the attempt began
-        self._cost_s: float | None = None  # of the last checkpoint that was written
+        self._saved_s = 0.0  # when the last checkpoint was made, or the attempt began
+        self._cost_s: float | None = None  # the cost of the last checkpoint that was written
 
     def begin(self, step: int, now_s: float, size_bytes: int) -> tuple[int, bool]:
-        """The first decision, where the attempt begins.
+        """The first decision, at the beginning of the attempt.
 
         Args:
-            step: Behind which.
-            now_s: By any clock that runs evenly.
-            size_bytes: Of a checkpoint, about.
+            step: The last step before the attempt; 0 at the beginning of the run.
+            now_s: The time by a monotonic clock.
+            size_bytes: The approximate size of a checkpoint.
         """
         self._size_bytes = size_bytes
         self._warm_step = step + _WARM_UP
         self._began_s = self._saved_s = now_s
-        return (1, False) if self._cadence.steps is None else (self._cadence.steps, True)
+        if self._cadence.steps is None:
+            return 1, False
+        return self._cadence.steps, True
 
     def note_cost(self, cost_s: float) -> None:
-        """Takes down what a checkpoint has cost the run."""
+        """Notes the training time that a checkpoint has cost."""
         self._cost_s = cost_s
 
     def next(self, step: int, now_s: float, *, saved: bool) -> tuple[int, bool]:
         """The next decision.
 
         Args:
-            step: Just done.
-            now_s: By the clock that `begin` was told the time of.
-            saved: Whether a checkpoint was made of it.
+            step: The step just done.
+            now_s: The time by the clock that `begin` was called with.
+            saved: Whether a checkpoint was made after this step.
         """
         if self._cadence.steps is not None:
             return self._cadence.steps, True
         if saved:
             self._saves, self._saved_s, self._mark = self._saves + 1, now_s, (step, now_s)
         if self._saves and self._cost_s is None and self._cadence.share is not None:
-            return _TIMED, False  # the first one is still being written
+            return _TIMED, False  # the first checkpoint is still being written
         due_s = self._due_s()
         if due_s <= now_s:
             return 1, True
@@ -75,17 +80,21 @@ class SaveSchedule:
         step_s = max((now_s - self._mark[1]) / timed, 1e-9)
         self._mark = (step, now_s)
         steps = max(1, math.ceil((due_s - now_s) / step_s))
-        # Steps need not keep their pace: what is near is looked at again, which takes a message to all ranks.
-        return (max(1, steps * 9 // 10), False) if steps > 1 else (1, True)
+        if steps == 1:
+            return 1, True
+        # The step time may change, so decide again shortly before the save. That costs one message to all ranks.
+        return max(1, steps * 9 // 10), False
 
     def _due_s(self) -> float:
-        """When to save next."""
+        """The time at which to save next."""
         if self._cadence.seconds is not None:
             return self._saved_s + self._cadence.seconds
         assert self._cadence.share is not None
-        cost_s = self._size_bytes / self._bytes_per_s if self._cost_s is None else self._cost_s
-        # With the next one all of them may have taken their share of the time; what was not spent, behind a long
-        # evaluation say, is no reason to save twice in a row.
+        cost_s = self._cost_s
+        if cost_s is None:
+            cost_s = self._size_bytes / self._bytes_per_s
+        # The first bound keeps all checkpoints, the next one included, within their share of the time. The second keeps
+        # the interval: time that was not used, for example after a long evaluation, does not allow two saves in a row.
         return max(
             self._began_s + (self._saves + 1) * cost_s / self._cadence.share,
             self._saved_s + cost_s / self._cadence.share,

@@ -1,4 +1,4 @@
-"""Writes the checkpoints of a run beside its loop: complete, on the disk before they have a name, never half of one."""
+"""Writes the checkpoints of a run in a thread: a file gets its name only when all of it is on the disk."""
 
 from __future__ import annotations
 
@@ -15,26 +15,34 @@ from typing import Any, BinaryIO
 import torch
 from torch import Tensor
 
-from disttrain.checkpoint.files import KEPT, Claim, Manifest, list_manifests, remove
+from disttrain.checkpoint.files import MAX_CHECKPOINTS, Claim, Manifest, list_manifests, remove
 from disttrain.errors import NewerAttempt
 from disttrain.records.atomic_write import atomic_write
 
-_CopyEvents = tuple[torch.cuda.Event, torch.cuda.Event]  # before and behind the copies from a GPU
+_CopyEvents = tuple[torch.cuda.Event, torch.cuda.Event]  # before and after the copies from a GPU
 
 
 @dataclass(frozen=True)
 class CheckpointOutcome:
-    """What became of one checkpoint, and what it cost."""
+    """The result of one write, and its cost."""
 
     step: int
-    blocked_ms: float  # that training waited: the copy, and an earlier write that was not done
-    write_s: float  # beside the loop
-    size_bytes: int | None  # None: it has not reached the disk
-    error: str | None = None  # why
+    blocked_ms: float  # the time that training waited for the copy and for an earlier unfinished write
+    write_s: float  # the time of the write in its thread, while training continues
+    size_bytes: int | None  # None if the write failed
+    error: str | None = None  # the reason of the failure
 
 
 class CheckpointWriter:
-    """Writes checkpoints of one run in a thread of rank 0."""
+    """Writes checkpoints of one run in a thread of rank 0.
+
+    Args:
+        claim: This attempt's claim on the folder.
+        folder: The checkpoint folder.
+        identity: The id of the run.
+        world_size: The number of ranks.
+        on_gpu: Whether the run trains on a GPU.
+    """
 
     def __init__(self, claim: Claim, folder: Path, identity: str, world_size: int, *, on_gpu: bool) -> None:
         self._on_gpu = on_gpu
@@ -47,14 +55,14 @@ class CheckpointWriter:
         self._done: queue.SimpleQueue[CheckpointOutcome | NewerAttempt] = queue.SimpleQueue()
 
     def save(self, step: int, state: Mapping[str, Any], began_s: float) -> None:
-        """Copies the state, and writes the copy while training goes on.
+        """Copies the state, and writes the copy while training continues.
 
         Args:
-            step: The last one done.
-            state: What is saved: tensors, numbers and texts in mappings and lists.
-            began_s: By `time.perf_counter`, when the loop began to wait for this.
+            step: The last step done.
+            state: The state to save: tensors, numbers and texts in mappings and lists.
+            began_s: The `time.perf_counter` time at which the loop began to wait for this save.
         """
-        # The copy goes into the buffers that the thread reads; at intervals that keep the cost low it is long done.
+        # The thread still reads the buffers of the copy. At intervals that keep the cost low, it has long finished.
         self.wait()
         copied, events = self._copy(state)
         blocked_ms = (time.perf_counter() - began_s) * 1000
@@ -62,30 +70,30 @@ class CheckpointWriter:
         self._thread.start()
 
     def wait(self) -> None:
-        """Waits for the write under way."""
+        """Waits for the current write."""
         if self._thread is not None:
             self._thread.join()
             self._thread = None
 
     def done(self) -> list[CheckpointOutcome]:
-        """What became of checkpoints since the last call; one that failed is told, and the run goes on without it.
+        """The outcomes of writes since the last call; a failed write is reported, and the run continues without it.
 
         Raises:
-            NewerAttempt: Another attempt owns the run.
+            NewerAttempt: A newer attempt owns the run.
         """
-        found: list[CheckpointOutcome] = []
+        outcomes: list[CheckpointOutcome] = []
         while not self._done.empty():
             outcome = self._done.get()
             if isinstance(outcome, NewerAttempt):
                 raise outcome
-            found.append(outcome)
-        return found
+            outcomes.append(outcome)
+        return outcomes
 
     def _copy(self, state: Mapping[str, Any]) -> tuple[Any, _CopyEvents | None]:
-        """The state in memory of our own, kept from one checkpoint to the next.
+        """A copy of the state in buffers that are reused for the next checkpoint.
 
-        From a GPU into pinned memory, without waiting for it: the thread does, and reads from the events around the
-        copies how long they held up the steps behind them.
+        A copy from a GPU goes into pinned memory, and the loop does not wait for it. The thread waits for it, and reads
+        from the events around the copies how long they delayed the following steps.
         """
         events = None
         if self._on_gpu:
@@ -114,14 +122,14 @@ class CheckpointWriter:
         start, size, error = time.perf_counter(), None, None
         try:
             if events is not None:
-                events[1].synchronize()  # in this thread, so that no step waits
+                events[1].synchronize()  # in this thread, so that the training loop does not wait
                 blocked_ms += events[0].elapsed_time(events[1])
             size = self._write_files(step, state)
         except NewerAttempt as newer:
             self._done.put(newer)
             return
-        except Exception as failed:  # noqa: BLE001 - a full disk, say, of which torch makes errors of its own
-            error = next(iter(str(failed).splitlines()), type(failed).__name__)
+        except Exception as failure:  # noqa: BLE001 - torch turns a full disk, for example, into its own errors
+            error = next(iter(str(failure).splitlines()), type(failure).__name__)
         self._done.put(CheckpointOutcome(step, blocked_ms, time.perf_counter() - start, size, error))
 
     def _write_files(self, step: int, state: Any) -> int:
@@ -143,7 +151,7 @@ class CheckpointWriter:
         )
         with atomic_write(self._folder / f"{name}.json") as file:
             file.write(json.dumps(asdict(manifest), indent=2).encode())
-        for old in list_manifests(self._folder)[KEPT:]:
+        for old in list_manifests(self._folder)[MAX_CHECKPOINTS:]:
             remove(self._folder, old)
         return hashing.size_bytes
 
@@ -154,7 +162,7 @@ def _event() -> torch.cuda.Event:
 
 
 class _HashingFile:
-    """A file that is hashed as it is written, so that it need not be read again."""
+    """A file that is hashed while it is written, so that it is not read again for its checksum."""
 
     def __init__(self, file: BinaryIO) -> None:
         self._file = file

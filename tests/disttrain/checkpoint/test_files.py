@@ -1,4 +1,4 @@
-"""Checkpoint files: owned by one attempt, verified, never in the way; a write that fails costs no run."""
+"""Checkpoint files: owned by one attempt, verified before use, and removed; a failed write does not end the run."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ def save(writer: CheckpointWriter, *steps: int) -> None:
     writer.wait()
 
 
-def test_the_last_two_are_kept_and_the_latest_found(tmp_path: Path) -> None:
+def test_the_two_latest_checkpoints_stay(tmp_path: Path) -> None:
     writer = writer_of(tmp_path)
     save(writer, 1, 2, 3)
-    assert [done.step for done in writer.done()] == [1, 2, 3]
+    assert [outcome.step for outcome in writer.done()] == [1, 2, 3]
     manifest = find(tmp_path).manifest
     assert manifest is not None
     assert (manifest.step, manifest.attempt, manifest.world_size) == (3, 1, 2)
@@ -43,36 +43,36 @@ def test_the_last_two_are_kept_and_the_latest_found(tmp_path: Path) -> None:
     ]
 
 
-def test_the_copy_is_of_the_moment_it_was_asked_for(tmp_path: Path) -> None:
+def test_later_steps_do_not_change_the_copy(tmp_path: Path) -> None:
     writer, weights = writer_of(tmp_path), torch.zeros(1000)
     writer.save(1, {"weights": weights}, began_s=0.0)
-    weights += 1  # as the next step does, while the thread may still write
+    weights += 1  # like the next step, while the thread may still write
     writer.wait()
     manifest = find(tmp_path).manifest
     assert manifest is not None
     assert not load(tmp_path, manifest)["weights"].any()
 
 
-def test_a_write_that_fails_is_told_and_the_next_one_tried(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_reports_a_failed_write_and_continues(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     writer = writer_of(tmp_path)
     save(writer, 1)
 
-    def full(*_: Any) -> None:
+    def fail(*_: Any) -> None:
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patched:
-        patched.setattr(os, "fsync", full)
+        patched.setattr(os, "fsync", fail)
         save(writer, 2)
     save(writer, 3)
-    assert [(done.step, done.error) for done in writer.done()] == [
+    assert [(outcome.step, outcome.error) for outcome in writer.done()] == [
         (1, None),
         (2, "[Errno 28] No space left on device"),
         (3, None),
     ]
-    assert not list(tmp_path.glob(".*")), "nothing half written is left"
+    assert not list(tmp_path.glob(".*")), "no incomplete file remains"
 
 
-def test_an_older_attempt_writes_and_removes_nothing_of_a_newer_one(tmp_path: Path) -> None:
+def test_an_older_attempt_changes_no_newer_one(tmp_path: Path) -> None:
     older = writer_of(tmp_path)
     save(older, 1)
     newer = writer_of(tmp_path)
@@ -86,7 +86,7 @@ def test_an_older_attempt_writes_and_removes_nothing_of_a_newer_one(tmp_path: Pa
     assert manifest.attempt == 2
 
 
-def test_damaged_checkpoints_do_not_push_out_whole_ones(tmp_path: Path) -> None:
+def test_damaged_checkpoints_replace_no_intact_ones(tmp_path: Path) -> None:
     save(writer_of(tmp_path), 1, 2)
     (tmp_path / "attempt-00001-step-000000002.pt").write_bytes(b"")
     found = find(tmp_path)
@@ -101,20 +101,20 @@ def test_damaged_checkpoints_do_not_push_out_whole_ones(tmp_path: Path) -> None:
     assert found.manifest.step == 1
 
 
-def test_checkpoints_that_cannot_be_read_now_are_not_given_up(tmp_path: Path) -> None:
+def test_unreadable_is_not_damaged(tmp_path: Path) -> None:
     save(writer_of(tmp_path), 1)
     (tmp_path / "attempt-00001-step-000000001.json").unlink()
-    (tmp_path / "attempt-00001-step-000000001.json").mkdir()  # reading it is an error of the operating system
+    (tmp_path / "attempt-00001-step-000000001.json").mkdir()  # reading a folder is an error of the operating system
     found = find(tmp_path)
     assert (found.manifest, found.damaged, found.unreadable) == (None, (), True)
 
 
-def test_what_a_killed_attempt_left_half_written_is_removed(tmp_path: Path) -> None:
+def test_removes_incomplete_files_of_killed_attempts(tmp_path: Path) -> None:
     save(writer_of(tmp_path), 1)
     for name in (
         "attempt-00001-step-000000002.pt",  # killed before its manifest
-        ".attempt-00001-step-000000003.pt.77",  # in the middle
-        ".attempt-00001-step-000000001.json.77",
+        ".attempt-00001-step-000000003.pt.77",  # killed during the write of the state
+        ".attempt-00001-step-000000001.json.77",  # killed during the write of a manifest
     ):
         (tmp_path / name).write_bytes(b"half")
     newer = writer_of(tmp_path)
@@ -130,7 +130,7 @@ def test_what_a_killed_attempt_left_half_written_is_removed(tmp_path: Path) -> N
     assert sorted(os.listdir(tmp_path)) == ["attempt-00001", "attempt-00002"]
 
 
-def test_records_are_gone_on_behind_only_as_they_were_written(tmp_path: Path) -> None:
+def test_detects_changed_records(tmp_path: Path) -> None:
     path, record = tmp_path / "metrics.jsonl", EndRecord(time_s=1.0, steps=1, train_s=1.0)
     with RecordWriter(path) as writer:
         writer.write([record])
@@ -138,7 +138,7 @@ def test_records_are_gone_on_behind_only_as_they_were_written(tmp_path: Path) ->
         writer.write([record])
     assert is_intact(path, written)
     assert is_intact(path, RecordPosition())
-    assert not is_intact(tmp_path / "nothing", written)
+    assert not is_intact(tmp_path / "missing", written)
     with RecordWriter(path, written) as writer:
         writer.write([record])
         assert writer.sync().size_bytes == path.stat().st_size

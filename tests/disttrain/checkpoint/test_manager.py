@@ -1,4 +1,4 @@
-"""A run that was killed goes on as if it had not been: the same losses to the last bit, no example lost or repeated."""
+"""A killed run resumes as if it had not been killed: the same losses to the last bit, no example lost or repeated."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import pytest
 import torch
 
 import disttrain.checkpoint.manager
-from disttrain.checkpoint import files as checkpoint
+from disttrain.checkpoint.files import list_manifests
 from disttrain.config.run_id import run_id
 from disttrain.config.train_config import TrainConfig
 from disttrain.data.batches import RankStep
@@ -31,31 +31,31 @@ STEPS = 20
 
 
 def die_in(step: int, rank: int, config: TrainConfig, env: RankEnv, output_dir: Path) -> None:
-    """Runs a rank; the one of this number is killed in the middle of this step."""
+    """Runs a rank; the rank with this number is killed during this step."""
     add_gradients = TrainingLoop._add_gradients
 
-    def until_then(loop: TrainingLoop, at: RankStep, batches: Any) -> Any:
-        if at.step == step and env.rank == rank:
+    def add_or_die(loop: TrainingLoop, rank_step: RankStep, batches: Any) -> Any:
+        if rank_step.step == step and env.rank == rank:
             os.kill(os.getpid(), signal.SIGKILL)
-        return add_gradients(loop, at, batches)
+        return add_gradients(loop, rank_step, batches)
 
-    TrainingLoop._add_gradients = until_then  # type: ignore[method-assign, assignment]
+    TrainingLoop._add_gradients = add_or_die  # type: ignore[method-assign, assignment]
     run(config, env, output_dir)
 
 
 def die_in_save(step: int, config: TrainConfig, env: RankEnv, output_dir: Path) -> None:
-    """Runs a rank; rank 0 is killed when a part of the checkpoint behind this step is on its way to the disk."""
+    """Runs a rank; rank 0 is killed when it has written a part of the checkpoint after this step."""
     save = torch.save
 
-    def until_then(state: Any, file: Any) -> None:
-        save(state, _Doomed(file) if state["position"]["step"] == step else file)  # type: ignore[arg-type]
+    def save_or_die(state: Any, file: Any) -> None:
+        save(state, _KillingFile(file) if state["position"]["step"] == step else file)  # type: ignore[arg-type]
 
-    torch.save = until_then  # type: ignore[assignment]
+    torch.save = save_or_die  # type: ignore[assignment]
     run(config, env, output_dir)
 
 
-class _Doomed:
-    """A file that is never whole."""
+class _KillingFile:
+    """A file that kills the process when a part of it is written."""
 
     def __init__(self, file: Any) -> None:
         self.file = file
@@ -64,13 +64,13 @@ class _Doomed:
     def write(self, data: Any) -> int:
         written: int = self.file.write(data)
         self.flush()
-        if self.file._file.tell() > 50_000:  # of some 500 kB
+        if self.file._file.tell() > 50_000:  # of about 500 kB
             os.kill(os.getpid(), signal.SIGKILL)
         return written
 
 
 def saved_often(config: TrainConfig) -> TrainConfig:
-    """With dropout, so that the random generators matter."""
+    """The config with a checkpoint every 3 steps, and with dropout, so that the random generators matter."""
     architecture = {**(config.architecture or {}), "hidden_dropout_prob": 0.1, "attention_probs_dropout_prob": 0.1}
     return dataclasses.replace(
         config, architecture=architecture, max_steps=STEPS, checkpoint_every=3, per_gpu_batch=2, eval_every=7
@@ -78,7 +78,7 @@ def saved_often(config: TrainConfig) -> TrainConfig:
 
 
 def all_losses(folder: Path, ranks: int) -> list[list[tuple[int, float | None]]]:
-    """(step, loss) of every rank, as its records have them."""
+    """The pairs (step, loss) in the records of every rank."""
     return [
         [
             (record.step, record.loss)
@@ -90,98 +90,93 @@ def all_losses(folder: Path, ranks: int) -> list[list[tuple[int, float | None]]]
 
 
 def saved_steps(folder: Path) -> list[int]:
-    """Steps of the checkpoints that a run's records tell of."""
+    """The steps of the checkpoints in a run's records."""
     records = read_records(folder / metrics_name(0))
     return [record.step for record in records if isinstance(record, CheckpointRecord)]
 
 
 @pytest.mark.parametrize("ranks", [1, 4])
 @pytest.mark.parametrize("model", ["bert", "vit"])
-def test_a_killed_run_goes_on_to_the_last_bit(
+def test_resumes_to_the_same_bits(
     model: str, ranks: int, request: pytest.FixtureRequest, run_ranks: Callable[..., Any]
 ) -> None:
     config = saved_often(request.getfixturevalue(f"{model}_config"))
-    whole = run_ranks(config, ranks)
-    assert whole.exit_codes == (0,) * ranks
+    uninterrupted = run_ranks(config, ranks)
+    assert uninterrupted.exit_codes == (0,) * ranks
     killed = run_ranks(config, ranks, target=functools.partial(die_in, 11, ranks // 2))
     assert killed.exit_codes[ranks // 2] == -signal.SIGKILL
     assert not (killed.output_dir / "summary.json").exists()
     resumed = run_ranks(config, ranks, killed.output_dir)
     assert resumed.exit_codes == (0,) * ranks
-    assert all_losses(resumed.output_dir, ranks) == all_losses(whole.output_dir, ranks)
+    assert all_losses(resumed.output_dir, ranks) == all_losses(uninterrupted.output_dir, ranks)
     assert [step for step, _ in all_losses(resumed.output_dir, ranks)[0]] == list(range(1, STEPS + 1))
-    assert resumed.summary.eval_accuracy == whole.summary.eval_accuracy
-    assert resumed.summary.eval_loss == whole.summary.eval_loss
+    assert resumed.summary.eval_accuracy == uninterrupted.summary.eval_accuracy
+    assert resumed.summary.eval_loss == uninterrupted.summary.eval_loss
     records = list(read_records(resumed.output_dir / metrics_name(0)))
     starts = [record.first_step for record in records if isinstance(record, StartRecord)]
-    assert starts in ([1, 10], [1, 7]), "the write of step 9 may not have been done"
+    assert starts in ([1, 10], [1, 7]), "the write of step 9 may be unfinished"
     assert [record.step for record in records if isinstance(record, EvalRecord)] == [7, 14, 20]
-    assert f"goes on behind step {starts[1] - 1}, from attempt 1" in resumed.summary.notices
+    assert f"resumes after step {starts[1] - 1}, from attempt 1" in resumed.summary.notices
     left = sorted(path.name for path in (resumed.output_dir / "checkpoints").iterdir())
-    assert left == ["attempt-00001", "attempt-00002"], "the checkpoints of a run that has ended well are gone"
+    assert left == ["attempt-00001", "attempt-00002"], "a successful run removes its checkpoints"
 
 
-def test_a_killed_run_goes_on_with_another_number_of_workers(
-    vit_config: TrainConfig, run_ranks: Callable[..., Any]
-) -> None:
+def test_resumes_with_more_workers(vit_config: TrainConfig, run_ranks: Callable[..., Any]) -> None:
     config = saved_often(vit_config)
-    whole = run_ranks(config, 2, target=functools.partial(from_files, run))
+    uninterrupted = run_ranks(config, 2, target=functools.partial(from_files, run))
     with_one = dataclasses.replace(config, num_workers=1)
     killed = run_ranks(with_one, 2, target=functools.partial(from_files, functools.partial(die_in, 11, 1)))
     assert killed.exit_codes[1] == -signal.SIGKILL
     with_two = dataclasses.replace(config, num_workers=2)
     resumed = run_ranks(with_two, 2, killed.output_dir, target=functools.partial(from_files, run))
     assert resumed.exit_codes == (0, 0)
-    assert any("goes on behind step" in notice for notice in resumed.summary.notices)
-    assert all_losses(resumed.output_dir, 2) == all_losses(whole.output_dir, 2)
+    assert any("resumes after step" in notice for notice in resumed.summary.notices)
+    assert all_losses(resumed.output_dir, 2) == all_losses(uninterrupted.output_dir, 2)
 
 
-def damaged(path: Path) -> None:
-    """Cuts a file short."""
+def truncate(path: Path) -> None:
+    """Cuts a file to half its size."""
     with path.open("rb+") as file:
         file.truncate(path.stat().st_size // 2)
 
 
-def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(
-    bert_config: TrainConfig, run_ranks: Callable[..., Any]
-) -> None:
+def test_skips_a_damaged_checkpoint(bert_config: TrainConfig, run_ranks: Callable[..., Any]) -> None:
     config = saved_often(bert_config)
-    whole = run_ranks(config, 2)
+    uninterrupted = run_ranks(config, 2)
     killed = run_ranks(config, 2, target=functools.partial(die_in, 14, 1))
     folder = killed.output_dir / "checkpoints"
     before, latest = [path.stem for path in sorted(folder.glob("attempt*.json"))][-2:]
-    damaged(folder / f"{latest}.pt")
-    known = saved_steps(killed.output_dir)
+    truncate(folder / f"{latest}.pt")
+    saved_before = saved_steps(killed.output_dir)
     resumed = run_ranks(config, 2, killed.output_dir)
-    assert all_losses(resumed.output_dir, 2) == all_losses(whole.output_dir, 2)
-    passed_over, goes_on = resumed.summary.notices[-2:]
-    assert passed_over.startswith(f"checkpoint {latest} is passed over: it has ")
+    assert all_losses(resumed.output_dir, 2) == all_losses(uninterrupted.output_dir, 2)
+    skipped, resumes = resumed.summary.notices[-2:]
+    assert skipped.startswith(f"checkpoint {latest} is skipped: it has ")
     step = int(before.rpartition("-")[2])
-    assert goes_on == f"goes on behind step {step}, from attempt 1"
+    assert resumes == f"resumes after step {step}, from attempt 1"
     saved = saved_steps(resumed.output_dir)
     assert saved == sorted(set(saved))
-    assert {at for at in known if at <= step} <= set(saved), "what a run goes on from is written down behind its steps"
+    assert {saved_step for saved_step in saved_before if saved_step <= step} <= set(saved), "their records stay"
 
 
-def test_a_run_that_was_killed_while_it_was_saved_goes_on_from_the_checkpoint_before(
-    bert_config: TrainConfig, run_ranks: Callable[..., Any]
-) -> None:
+def test_resumes_after_a_kill_in_a_save(bert_config: TrainConfig, run_ranks: Callable[..., Any]) -> None:
+    """The run resumes from the checkpoint before the incomplete one."""
     config = saved_often(bert_config)
-    whole = run_ranks(config, 2)
+    uninterrupted = run_ranks(config, 2)
     killed = run_ranks(config, 2, target=functools.partial(die_in_save, 12))
     assert killed.exit_codes[0] == -signal.SIGKILL
     folder = killed.output_dir / "checkpoints"
     (part,) = folder.glob(".attempt-00001-step-000000012.pt.*")
     assert part.stat().st_size > 50_000
-    assert [path.stem for path in checkpoint.list_manifests(folder)] == [
+    assert [path.stem for path in list_manifests(folder)] == [
         "attempt-00001-step-000000009",
         "attempt-00001-step-000000006",
     ]
     resumed = run_ranks(config, 2, killed.output_dir)
     assert resumed.exit_codes == (0, 0)
-    assert all_losses(resumed.output_dir, 2) == all_losses(whole.output_dir, 2)
-    assert resumed.summary.eval_loss == whole.summary.eval_loss
-    assert resumed.summary.notices[-1] == "goes on behind step 9, from attempt 1"
+    assert all_losses(resumed.output_dir, 2) == all_losses(uninterrupted.output_dir, 2)
+    assert resumed.summary.eval_loss == uninterrupted.summary.eval_loss
+    assert resumed.summary.notices[-1] == "resumes after step 9, from attempt 1"
 
 
 def with_another_torch(config: TrainConfig, env: RankEnv, output_dir: Path) -> None:
@@ -190,19 +185,16 @@ def with_another_torch(config: TrainConfig, env: RankEnv, output_dir: Path) -> N
     run(config, env, output_dir)
 
 
-def test_a_run_that_goes_on_with_other_versions_says_so(
-    bert_config: TrainConfig, run_ranks: Callable[..., Any]
-) -> None:
+def test_reports_changed_versions(bert_config: TrainConfig, run_ranks: Callable[..., Any]) -> None:
     config = saved_often(bert_config)
     killed = run_ranks(config, 1, target=functools.partial(die_in, 8, 0))
     notices = run_ranks(config, 1, killed.output_dir, target=with_another_torch).summary.notices
     (notice,) = [notice for notice in notices if "uninterrupted" in notice]
-    assert notice.startswith(f"since its checkpoint torch {versions()['torch']} is now 1.0: ")
+    assert notice.startswith(f"since the checkpoint, torch {versions()['torch']} to 1.0: ")
 
 
-def test_another_number_of_ranks_goes_on_and_says_what_is_lost(
-    bert_config: TrainConfig, run_ranks: Callable[..., Any]
-) -> None:
+def test_resumes_with_fewer_ranks(bert_config: TrainConfig, run_ranks: Callable[..., Any]) -> None:
+    """No example is lost or repeated, and a notice says what differs."""
     config = dataclasses.replace(saved_often(bert_config), max_steps=None, epochs=1, eval_every=None)
     config = dataclasses.replace(config, checkpoint_every=1)
     killed = run_ranks(config, 4, target=functools.partial(die_in, 4, 1))
@@ -210,8 +202,8 @@ def test_another_number_of_ranks_goes_on_and_says_what_is_lost(
     assert resumed.exit_codes == (0, 0)
     examples = 0
     start = next(r for r in read_records(resumed.output_dir / metrics_name(0)) if isinstance(r, StartRecord))
-    assert start.first_step in (3, 4), "the write of step 3 may not have been done"
-    assert any("the checkpoint is of 4 ranks, this run has 2" in notice for notice in start.notices)
+    assert start.first_step in (3, 4), "the write of step 3 may be unfinished"
+    assert any("the checkpoint was written by 4 ranks, this run has 2" in notice for notice in start.notices)
     killed_examples = (start.first_step - 1) * 4 * 2  # the steps before the checkpoint
     for rank in range(2):
         for record in read_records(resumed.output_dir / metrics_name(rank)):
@@ -219,9 +211,9 @@ def test_another_number_of_ranks_goes_on_and_says_what_is_lost(
     assert killed_examples + examples == start.train_examples, "each example of the epoch once"
 
 
-def test_the_checkpoints_of_another_run_are_refused(bert_config: TrainConfig, run_ranks: Callable[..., Any]) -> None:
+def test_refuses_checkpoints_of_another_run(bert_config: TrainConfig, run_ranks: Callable[..., Any]) -> None:
     config = saved_often(bert_config)
-    killed = run_ranks(config, 1, target=functools.partial(die_in, 8, 0))  # behind the write of step 3
+    killed = run_ranks(config, 1, target=functools.partial(die_in, 8, 0))  # after the write of step 3
     other = run_ranks(dataclasses.replace(config, lr=1e-2), 1, killed.output_dir)
     assert other.exit_codes == (1,)
     failure = json.loads((other.output_dir / "failure-rank00000.json").read_text())
@@ -229,7 +221,7 @@ def test_the_checkpoints_of_another_run_are_refused(bert_config: TrainConfig, ru
     assert failure["user_error"]
 
 
-def test_what_checkpoints_cost_is_recorded(bert_config: TrainConfig, run_ranks: Callable[..., Any]) -> None:
+def test_records_the_cost_of_checkpoints(bert_config: TrainConfig, run_ranks: Callable[..., Any]) -> None:
     finished = run_ranks(dataclasses.replace(saved_often(bert_config), checkpoint_every="50%"), 2)
     saved = [r for r in read_records(finished.output_dir / metrics_name(0)) if isinstance(r, CheckpointRecord)]
     assert saved
@@ -237,41 +229,37 @@ def test_what_checkpoints_cost_is_recorded(bert_config: TrainConfig, run_ranks: 
     assert not [r for r in read_records(finished.output_dir / metrics_name(1)) if isinstance(r, CheckpointRecord)]
 
 
-def test_records_that_another_attempt_wrote_are_not_taken_for_those_of_the_checkpoint(
-    bert_config: TrainConfig, run_ranks: Callable[..., Any]
-) -> None:
+def test_drops_records_that_changed(bert_config: TrainConfig, run_ranks: Callable[..., Any]) -> None:
+    """The records of one rank no longer match the checkpoint, so all ranks drop the same steps."""
     config = saved_often(bert_config)
-    whole = run_ranks(config, 2)
+    uninterrupted = run_ranks(config, 2)
     killed = run_ranks(config, 2, target=functools.partial(die_in, 11, 1))
     metrics = killed.output_dir / metrics_name(1)
-    metrics.write_text(metrics.read_text()[50:])  # of rank 1 alone: rank 0 must leave out the same steps
+    metrics.write_text(metrics.read_text()[50:])  # rank 1 only: rank 0 must drop the same steps
     resumed = run_ranks(config, 2, killed.output_dir)
     assert resumed.exit_codes == (0, 0)
     losses = all_losses(resumed.output_dir, 2)
-    assert losses == [rank[-len(losses[0]) :] for rank in all_losses(whole.output_dir, 2)]
-    assert len(losses[0]) in (11, 14), "the write of step 9 may not have been done"
-    assert any("they are left out" in notice for notice in resumed.summary.notices)
+    assert losses == [rank[-len(losses[0]) :] for rank in all_losses(uninterrupted.output_dir, 2)]
+    assert len(losses[0]) in (11, 14), "the write of step 9 may be unfinished"
+    assert any("are incomplete or have changed: they are dropped" in notice for notice in resumed.summary.notices)
 
 
 def finish_again(config: TrainConfig, env: RankEnv, output_dir: Path) -> None:
-    """Runs a rank of a job that Slurm has started once more."""
+    """Runs a rank of a job that Slurm has requeued."""
     run(config, dataclasses.replace(env, restart_count=1), output_dir)
 
 
-def test_a_job_that_is_requeued_after_its_run_ended_does_nothing(
-    bert_config: TrainConfig, run_ranks: Callable[..., Any]
-) -> None:
+def test_a_requeued_finished_run_does_nothing(bert_config: TrainConfig, run_ranks: Callable[..., Any]) -> None:
     config = saved_often(bert_config)
-    whole = run_ranks(config, 2)
-    before = {path: path.stat().st_mtime_ns for path in whole.output_dir.rglob("*")}
-    again = run_ranks(config, 2, whole.output_dir, target=finish_again)
+    uninterrupted = run_ranks(config, 2)
+    before = {path: path.stat().st_mtime_ns for path in uninterrupted.output_dir.rglob("*")}
+    again = run_ranks(config, 2, uninterrupted.output_dir, target=finish_again)
     assert again.exit_codes == (0, 0)
-    assert {path: path.stat().st_mtime_ns for path in whole.output_dir.rglob("*")} == before
+    assert {path: path.stat().st_mtime_ns for path in uninterrupted.output_dir.rglob("*")} == before
 
 
-def test_a_second_start_does_not_take_another_run_s_results_for_its_own(
-    bert_config: TrainConfig, run_ranks: Callable[..., Any]
-) -> None:
+def test_a_requeued_run_ignores_other_results(bert_config: TrainConfig, run_ranks: Callable[..., Any]) -> None:
+    """The folder holds the results of a run with another config, so the requeued run trains."""
     config = dataclasses.replace(bert_config, max_steps=3)
     first = run_ranks(config, 1)
     other = dataclasses.replace(config, max_steps=5)
@@ -280,7 +268,7 @@ def test_a_second_start_does_not_take_another_run_s_results_for_its_own(
     assert json.loads((again.output_dir / "run.json").read_text())["train"]["max_steps"] == 5
 
 
-def test_data_that_have_changed_are_told(bert_config: TrainConfig, run_ranks: Callable[..., Any]) -> None:
+def test_refuses_changed_data(bert_config: TrainConfig, run_ranks: Callable[..., Any]) -> None:
     config = dataclasses.replace(saved_often(bert_config), max_steps=10)
     killed = run_ranks(config, 1, target=functools.partial(die_in, 8, 0))
     other = dataclasses.replace(config, dataset=str(killed.output_dir / "fewer"))
@@ -289,10 +277,10 @@ def test_data_that_have_changed_are_told(bert_config: TrainConfig, run_ranks: Ca
     for name in ("train.tsv", "dev.tsv"):
         lines = (Path(str(config.dataset)) / name).read_text().splitlines(keepends=True)
         (folder / name).write_text("".join(lines[:-2]))
-    # The same run by its name: what lies at a path can change.
+    # The id of the run names the path of the data, and does not change with their content.
     for manifest in (killed.output_dir / "checkpoints").glob("*.json"):
         values = json.loads(manifest.read_text())
         manifest.write_text(json.dumps({**values, "identity": run_id("run", other)}))
     assert run_ranks(other, 1, killed.output_dir).exit_codes == (1,)
     failure = json.loads((killed.output_dir / "failure-rank00000.json").read_text())
-    assert "saved with 30 training examples, and now there are 28" in failure["message"]
+    assert "saved with 30 training examples, and the data now have 28" in failure["message"]
