@@ -16,7 +16,7 @@ from rich.console import Console
 
 from tests.benchmarks import startup as starting
 from tests.benchmarks import store, tables
-from tests.benchmarks.cells import CELLS, CORE, QUICK, BenchmarkError, Cell, in_turn, parse_cells
+from tests.benchmarks.cells import CELLS, CORE, QUICK, BenchmarkError, Cell, parse_cells, run_order
 from tests.benchmarks.contenders import OURS, PEER_NAMES, REFERENCE, Contender, choose
 from tests.benchmarks.running import run_contender
 from tests.benchmarks.stats import disagreements, learn_less
@@ -24,9 +24,9 @@ from tests.benchmarks.work import Result, Work
 from tests.benchmarks.workdata import make_work
 
 console = Console()
-EVERYONE = ",".join((OURS, *PEER_NAMES))
+ALL_CONTENDERS = ",".join((OURS, *PEER_NAMES))
 NOT_RUN = "not yet run"
-QUICK_TOLERANCES = (0.3, 0.3)  # 32 examples after a few steps say next to nothing
+QUICK_TOLERANCES = (0.3, 0.3)  # after a few steps, 32 examples give almost no information
 PAGE = Path("docs/benchmarks.md")
 TITLE = "Ours and its peers on the same work"
 
@@ -55,30 +55,30 @@ class Plan:
 
 
 def benchmark(
-    cells: Annotated[str, typer.Option(help="names with commas between; core, all, gpu, none")] = "core",
-    contenders: Annotated[str, typer.Option(help="who takes part")] = EVERYONE,
-    repeat: Annotated[int, typer.Option(min=1, help="repetitions, each of all contenders in turn")] = 3,
-    scale: Annotated[float, typer.Option(min=0.001, help="times the examples of every cell")] = 1.0,
-    out: Annotated[Path, typer.Option(help="the Markdown file")] = PAGE,
-    title: Annotated[str, typer.Option(help="of the part of that file that is written")] = TITLE,
-    work: Annotated[Path, typer.Option(help="folder of data, logs and raw results")] = Path("runs/benchmarks"),
-    variant: Annotated[list[str] | None, typer.Option(help="of ours, name=flags; may be repeated")] = None,
-    ours_flags: Annotated[str, typer.Option(help="further flags of ours")] = "",
-    peer_workers: Annotated[int, typer.Option(min=0, help="data loading processes of the tuned peers")] = 0,
-    startup: Annotated[bool, typer.Option("--startup", help="the start-up table too; alone with --cells none")] = False,
-    gpu: Annotated[bool, typer.Option("--gpu", help="the cells of one GPU (not yet run anywhere)")] = False,
-    quick: Annotated[bool, typer.Option("--quick", help="some steps of one cell, once: does it work?")] = False,
-    list_cells: Annotated[bool, typer.Option("--list", help="show the cells and how long they take")] = False,
+    cells: Annotated[str, typer.Option(help="Comma-separated names of cells, or core, all, gpu, none.")] = "core",
+    contenders: Annotated[str, typer.Option(help="Comma-separated names of contenders.")] = ALL_CONTENDERS,
+    repeat: Annotated[int, typer.Option(min=1, help="Number of repetitions; each runs all contenders.")] = 3,
+    scale: Annotated[float, typer.Option(min=0.001, help="Factor for the number of examples of every cell.")] = 1.0,
+    out: Annotated[Path, typer.Option(help="The Markdown file to write.")] = PAGE,
+    title: Annotated[str, typer.Option(help="Title of the part of the file that is written.")] = TITLE,
+    work: Annotated[Path, typer.Option(help="Folder for data, logs and raw results.")] = Path("runs/benchmarks"),
+    variant: Annotated[list[str] | None, typer.Option(help="A variant of ours: name=flags; may be repeated.")] = None,
+    ours_flags: Annotated[str, typer.Option(help="More flags for ours.")] = "",
+    peer_workers: Annotated[int, typer.Option(min=0, help="Data loading processes of the tuned peers.")] = 0,
+    startup: Annotated[bool, typer.Option("--startup", help="Add the start-up table.")] = False,
+    gpu: Annotated[bool, typer.Option("--gpu", help="Use the cells for one GPU (not yet run).")] = False,
+    quick: Annotated[bool, typer.Option("--quick", help="Run a few steps of one cell once, as a test.")] = False,
+    list_cells: Annotated[bool, typer.Option("--list", help="List the cells and their estimated times.")] = False,
 ) -> None:
-    """Trains the same work by ours, HF Trainer, accelerate and Fabric, in turn, and writes a table of their speeds."""
+    """Trains the same work with ours, HF Trainer, accelerate and Fabric, and writes a table of their speeds."""
     try:
         if quick:
             cells, repeat, scale = (QUICK if cells == "core" else cells), 1, 0.05
-            contenders = f"{OURS},{REFERENCE}" if contenders == EVERYONE else contenders
+            contenders = f"{OURS},{REFERENCE}" if contenders == ALL_CONTENDERS else contenders
         cells = "gpu" if gpu and cells == "core" else cells
         chosen = () if cells == "none" else parse_cells(cells)
         if list_cells:
-            _list(scale, repeat, len(contenders.split(",")))
+            _print_cells(scale, repeat, len(contenders.split(",")))
             return
         plan = Plan(
             cells=chosen,
@@ -92,7 +92,7 @@ def benchmark(
             quick=quick,
         )
         if any(cell.task.gpu for cell in chosen) and "GPU" not in plan.facts:
-            raise BenchmarkError("the gpu cells need a GPU, and torch sees none")
+            raise BenchmarkError("the gpu cells need a GPU, and torch finds none")
         if startup:
             _startup(plan)
         agreed = _measure(plan, out)
@@ -100,25 +100,25 @@ def benchmark(
         print(f"error: {error}", file=sys.stderr)
         raise typer.Exit(2) from error
     if not agreed:
-        print("error: contenders did not learn the same; their cells have no ratios", file=sys.stderr)
+        print("error: contenders did not learn the same; cells with differences have no ratios", file=sys.stderr)
         raise typer.Exit(1)
 
 
-def _list(scale: float, repeat: int, contenders: int) -> None:
+def _print_cells(scale: float, repeat: int, contenders: int) -> None:
     rows, core_s = [], 0.0
     for name, cell in CELLS.items():
-        taken_s = cell.estimate_s(scale, repeat * contenders)
-        core_s += taken_s if name in CORE else 0.0
+        estimate_s = cell.estimate_s(scale, repeat * contenders)
+        core_s += estimate_s if name in CORE else 0.0
         sizes = (str(cell.examples(scale)), str(cell.examples(scale) // (cell.batch * cell.ranks)))
-        minutes = NOT_RUN if cell.task.gpu else f"{taken_s / 60:.1f}"
+        minutes = NOT_RUN if cell.task.gpu else f"{estimate_s / 60:.1f}"
         rows.append((name, "core" if name in CORE else "", *sizes, minutes))
-    note = f"Minutes on two idle cores for {repeat} x {contenders} runs; core in all {core_s / 60:.0f}."
+    note = f"Minutes on two idle cores for {repeat} x {contenders} runs; all core cells: {core_s / 60:.0f}."
     header = ("cell", "", "examples", "steps", "minutes")
     console.print(tables.for_terminal(tables.Grid("Cells", note, header, tuple(rows))))
 
 
 def _measure(plan: Plan, out: Path) -> bool:
-    """All cells that are not yet measured, the file rewritten after each; whether all learned the same."""
+    """Measures the missing runs of all cells, and writes the file after each cell; whether all learned the same."""
     fingerprint, session = store.fingerprint(plan.facts), uuid.uuid4().hex[:8]
     results = []
     for cell in plan.cells:
@@ -138,8 +138,8 @@ def _measure(plan: Plan, out: Path) -> bool:
 
 def _repetition(plan: Plan, cell: Cell, work: Work, stamps: tuple[str, str]) -> None:
     session, fingerprint = stamps
-    by_name = {each.name: each for each in plan.contenders}
-    for name in in_turn(tuple(by_name), work.seed):
+    by_name = {contender.name: contender for contender in plan.contenders}
+    for name in run_order(tuple(by_name), work.seed):
         folder = plan.root / "logs" / cell.name / f"{name}-{work.seed}"
         shutil.rmtree(folder, ignore_errors=True)
         started_s, load = time.time(), os.getloadavg()[0]
@@ -165,32 +165,32 @@ def _repetition(plan: Plan, cell: Cell, work: Work, stamps: tuple[str, str]) -> 
 
 
 def _cell_result(plan: Plan, cell: Cell, work: Work, done: dict[int, dict[str, Result]]) -> tables.CellResult:
-    together = [done[repetition] for repetition in range(plan.repeat)]
-    runs = {each.name: [results[each.name] for results in together] for each in plan.contenders}
+    repetitions = [done[repetition] for repetition in range(plan.repeat)]
+    runs = {contender.name: [results[contender.name] for results in repetitions] for contender in plan.contenders}
     tolerances = QUICK_TOLERANCES if plan.quick else (cell.task.loss_tolerance, cell.task.accuracy_tolerance)
     mfu = None
     if cell.task.gpu:
         from tests.benchmarks.gpu import utilisation
 
-        trimmed = {each.name: each.trims_last_layer(work.model) for each in plan.contenders}
+        trimmed = {contender.name: contender.trims_last_layer(work.model) for contender in plan.contenders}
         shares = {
-            name: utilisation(work, each, plan.facts["GPU"], trimmed=trimmed[name]) for name, each in runs.items()
+            name: utilisation(work, results, plan.facts["GPU"], trimmed=trimmed[name]) for name, results in runs.items()
         }
         mfu = {name: share for name, share in shares.items() if share is not None}
-    less = learn_less(runs, PEER_NAMES, (REFERENCE, OURS), *tolerances)
-    compared = {name: results for name, results in runs.items() if name not in less}
-    return tables.CellResult(cell, runs, tolerances, tuple(disagreements(compared, *tolerances)), less, mfu)
+    weaker = learn_less(runs, PEER_NAMES, (REFERENCE, OURS), *tolerances)
+    compared = {name: results for name, results in runs.items() if name not in weaker}
+    return tables.CellResult(cell, runs, tolerances, tuple(disagreements(compared, *tolerances)), weaker, mfu)
 
 
 def _grids(results: list[tables.CellResult], plan: Plan) -> list[tables.Grid]:
-    of_cells = [
+    cell_grids = [
         tables.throughput(results, plan.contenders),
         tables.variants(results, plan.contenders),
         tables.utilisation(results),
         tables.learning(results),
         tables.throughput(results, plan.contenders, first_step=False),
     ]
-    grids = [*(of_cells if results else []), _startup_grid(plan)]
+    grids = [*(cell_grids if results else []), _startup_grid(plan)]
     return [grid for grid in grids if grid is not None]
 
 
@@ -201,15 +201,15 @@ def _startup(plan: Plan) -> None:
 
 
 def _startup_grid(plan: Plan) -> tables.Grid | None:
-    """The start-up table as measured last, on this machine with these sources."""
+    """The start-up table of the last measurement on this machine with these sources."""
     fingerprint = store.fingerprint(plan.facts)
     lines = [line for line in store.lines(plan.startup_file) if line["fingerprint"] == fingerprint]
     return tables.startup(lines[-1]["startup"], starting.BASELINE) if lines else None
 
 
 def _write(plan: Plan, out: Path, grids: list[tables.Grid]) -> None:
-    made = tables.facts("tests.benchmarks", plan.facts)
-    tables.write_part(out, plan.title, tables.markdown(plan.title, made, grids))
+    facts = tables.facts("tests.benchmarks", plan.facts)
+    tables.write_part(out, plan.title, tables.markdown(plan.title, facts, grids))
 
 
 if __name__ == "__main__":

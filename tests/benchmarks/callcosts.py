@@ -1,4 +1,4 @@
-"""What one call of each part that measures takes, in microseconds, with nothing else running."""
+"""The cost of one call of each measuring part, in microseconds, with nothing else running."""
 
 from __future__ import annotations
 
@@ -23,49 +23,50 @@ from disttrain.training.step_writer import StepWriter
 
 CPU = torch.device("cpu")
 PHASES: tuple[StepPhase, ...] = ("data", "forward", "backward", "optimizer")
-_MANY, _SOME = 10_000, 200
-_PAIRS, _LAYERS, _WIDTH = 40, 40, 256  # of the passes that a hook is measured in
+_FAST_CALLS, _SLOW_CALLS = 10_000, 200  # number of repetitions
+_PAIRS, _LAYERS, _WIDTH = 40, 40, 256  # size of the passes in which the hook is measured
 
 
 def lap_us() -> float:
-    """One lap of the timer."""
+    """The cost of one lap of the timer."""
     timer = PhaseTimer(CPU)
-    return _per_call_us(lambda: timer.lap("forward"), _MANY)
+    return _per_call_us(lambda: timer.lap("forward"), _FAST_CALLS)
 
 
 def end_step_us() -> float:
-    return _per_call_us(PhaseTimer(CPU).end_step, _MANY)
+    """The cost of the end of a step."""
+    return _per_call_us(PhaseTimer(CPU).end_step, _FAST_CALLS)
 
 
 def sample_us() -> float:
-    """One sample of a rank without a GPU, and its line."""
+    """The cost of one sample on a rank without a GPU, and of encoding its record."""
     sampler = Sampler(1.0, None)
-    return _per_call_us(lambda: encode(sampler.sample()), _SOME)
+    return _per_call_us(lambda: encode(sampler.sample()), _SLOW_CALLS)
 
 
 def record_us(folder: Path, steps: int, buckets: int) -> float:
-    """One step's records, from its times being read to its lines being with the operating system.
+    """The cost of one step's records, from reading its times to handing its lines to the operating system.
 
     Args:
-        folder: For the file.
-        steps: That are written at once.
-        buckets: That are watched in each.
+        folder: The folder for the file.
+        steps: The number of steps that are written together.
+        buckets: The number of measured buckets in each step.
     """
     per_step = []
-    for _ in range(max(3, _SOME // steps)):
-        timer = _timer_of(steps, buckets)
+    for _ in range(max(3, _SLOW_CALLS // steps)):
+        timer = _timer_with_steps(steps, buckets)
         losses = [torch.ones(()) for _ in range(steps)]
         with RecordWriter(folder / "records.jsonl") as writer:
-            log = StepWriter(writer, timer, steps, lambda line: None, list)
+            step_writer = StepWriter(writer, timer, steps, lambda line: None, list)
             began = time.perf_counter()
             for number, loss in enumerate(losses, start=1):
-                log.add(RankStep(number, 0, False, (), 16, 32, BEGINNING), 1e-5, loss)
-            log.flush()
+                step_writer.add(RankStep(number, 0, False, (), 16, 32, BEGINNING), 1e-5, loss)
+            step_writer.flush()
             per_step.append((time.perf_counter() - began) / steps)
     return statistics.median(per_step) * 1e6
 
 
-def _timer_of(steps: int, buckets: int) -> PhaseTimer:
+def _timer_with_steps(steps: int, buckets: int) -> PhaseTimer:
     timer = PhaseTimer(CPU)
     for _ in range(steps):
         for phase in PHASES:
@@ -78,45 +79,45 @@ def _timer_of(steps: int, buckets: int) -> PhaseTimer:
 
 
 def bucket_us() -> float:
-    """What watching one bucket adds to a real backward pass: DDP's way into Python, the hook, its two marks.
+    """The cost of measuring one bucket in a real backward pass: DDP's call of Python, the hook, and its two marks.
 
-    In a process group of one rank, where no wait for another hides it.
+    The process group has one rank, so no wait for another rank can hide this cost.
     """
     dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
     try:
-        plain, watched = _Wrapped(detailed_timing=False), _Wrapped(detailed_timing=True)
-        times: dict[_Wrapped, list[float]] = {plain: [], watched: []}
+        plain, timed = _WrappedModel(detailed_timing=False), _WrappedModel(detailed_timing=True)
+        times: dict[_WrappedModel, list[float]] = {plain: [], timed: []}
         for number in range(_PAIRS):
-            for each in (plain, watched) if number % 2 else (watched, plain):
-                times[each].append(each.backward_s())
-        added_s = [with_hook - without for with_hook, without in zip(times[watched], times[plain], strict=True)]
-        return statistics.median(added_s) / watched.buckets() * 1e6
+            for model in (plain, timed) if number % 2 else (timed, plain):
+                times[model].append(model.backward_s())
+        added_s = [with_hook - without for with_hook, without in zip(times[timed], times[plain], strict=True)]
+        return statistics.median(added_s) / timed.buckets() * 1e6
     finally:
         dist.destroy_process_group()
 
 
-class _Wrapped:
-    """A stack of layers in DDP's wrapper, nearly one bucket to a layer."""
+class _WrappedModel:
+    """A stack of layers in DDP's wrapper, with almost one bucket for each layer."""
 
     def __init__(self, *, detailed_timing: bool) -> None:
-        group = Group(RankEnv(), CPU, "gloo", ("here",), False)
+        group = Group(RankEnv(), CPU, "gloo", ("localhost",), False)
         config = TrainConfig(model="bert", bucket_cap_mb=0.25, detailed_timing=detailed_timing, device="cpu")
         model = nn.Sequential(*(nn.Linear(_WIDTH, _WIDTH) for _ in range(_LAYERS)))
         self._timer = PhaseTimer(CPU)
-        self._trained = wrap_ddp(model, group, config, self._timer)
-        for _ in range(3):  # in the first DDP orders its buckets
+        self._ddp_model = wrap_ddp(model, group, config, self._timer)
+        for _ in range(3):  # DDP orders its buckets in the first pass
             self.backward_s()
         self._timer.read()
 
     def backward_s(self) -> float:
         self._timer.restart()
-        loss = self._trained(torch.ones(1, _WIDTH)).sum()
+        loss = self._ddp_model(torch.ones(1, _WIDTH)).sum()
         began = time.perf_counter()
         loss.backward()
-        taken_s = time.perf_counter() - began
+        backward_s = time.perf_counter() - began
         self._timer.lap("backward")
         self._timer.end_step()
-        return taken_s
+        return backward_s
 
     def buckets(self) -> int:
         exchange = self._timer.read()[-1].exchange

@@ -1,11 +1,11 @@
-"""The cells of the table: which work on how many ranks, sized for a CPU with two cores or for one GPU."""
+"""The cells of the table: work and number of ranks, sized for a CPU with two cores or for one GPU."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-RUN_OVERHEAD_S = 11.0  # of one run on two cores: torchrun, imports, evaluation
+RUN_OVERHEAD_S = 11.0  # per run on two cores: torchrun, imports, evaluation
 
 
 class BenchmarkError(Exception):
@@ -18,13 +18,13 @@ class Task:
 
     name: str
     model: str
-    text: str  # in the words of the table
-    examples: dict[int, int]  # of an epoch, by per-GPU batch, at scale 1; multiples of 2 ranks x batch
+    text: str  # the description in the table
+    examples: dict[int, int]  # examples of an epoch by per-GPU batch, at scale 1; multiples of 2 ranks x batch
     lr: dict[int, float]
-    rate: dict[int, float]  # examples/s of HF Trainer's defaults on two cores, roughly: for estimates alone
-    # How far apart the contenders' mean losses of the final evaluation may lie, largest less smallest, in nats, and
-    # their accuracies. The loss is the sharper: of 256 examples one more that is right is 0.004 of accuracy. From
-    # scratch, the order of the data moves the loss further.
+    rate: dict[int, float]  # approximate examples/s of HF Trainer's defaults on two cores, only for estimates
+    # The largest allowed difference between the contenders' mean losses of the final evaluation, in nats, and between
+    # their accuracies. The loss is the sharper check: one more correct example of 256 is 0.004 of accuracy. When a
+    # model is trained from scratch, the order of the data changes the loss more.
     loss_tolerance: float = 0.06
     accuracy_tolerance: float = 0.08
     eval_examples: int = 256
@@ -40,7 +40,7 @@ TASKS = {
             "bert",
             "MiniLM on SST-2",
             {1: 112, 4: 384, 16: 1600},
-            # At 16 they learn in so many steps, to an accuracy of 0.8; at 1 and 4 not yet.
+            # With batch 16 the models reach an accuracy of 0.8 in these steps; with 1 and 4 they do not yet learn.
             {1: 2e-5, 4: 3e-5, 16: 2e-4},
             {1: 11, 4: 25, 16: 45},
         ),
@@ -56,13 +56,13 @@ TASKS = {
             "vit-cifar10",
             "vit",
             "small ViT on CIFAR-10 at 224",
-            # Bound by arithmetic: everyone is within some per cent, which runs of 15 s tell apart and of 5 s do not.
+            # Arithmetic limits the speed: contenders differ by a few percent. Runs of 15 s show it, runs of 5 s do not.
             {1: 320, 4: 512, 16: 640},
             {1: 1e-4, 4: 2e-4, 16: 5e-4},
             {1: 22, 4: 35, 16: 38},
             loss_tolerance=0.12,
         ),
-        # Not yet run anywhere: sizes are guesses for one GPU.
+        # Not yet run: the sizes are guesses for one GPU.
         Task(
             "gpu-bert",
             "bert",
@@ -109,12 +109,12 @@ class Cell:
         return f"{self.task.text}, batch {self.batch}, {ranks}"
 
     def examples(self, scale: float) -> int:
-        """Training examples of an epoch: whole global batches, at least two."""
+        """The training examples of an epoch: at least two full global batches."""
         step = self.batch * self.ranks
         return max(2, round(self.task.examples[self.batch] * scale) // step) * step
 
     def estimate_s(self, scale: float, runs: int) -> float:
-        """How long so many runs take on two cores, roughly."""
+        """The approximate time of this number of runs on two cores."""
         return runs * (RUN_OVERHEAD_S + self.examples(scale) / self.task.rate[self.batch])
 
 
@@ -122,7 +122,7 @@ CELLS = {
     cell.name: cell
     for cell in (Cell(task, batch, ranks) for task in TASKS.values() for ranks in RANKS for batch in BATCHES)
 }
-# What a table of some 50 minutes holds: every task and batch, on two ranks or on one.
+# The cells of a table that takes about 50 minutes: every task and batch, on one or two ranks.
 CORE = (
     "bert-sst2-b1-r2",
     "bert-sst2-b4-r2",
@@ -144,12 +144,14 @@ def parse_cells(text: str) -> tuple[Cell, ...]:
         >>> [cell.ranks for cell in parse_cells("bert-sst2-b16-r2,vit-cifar10-b4-r1")]
         [2, 1]
     """
-    names: dict[str, None] = {}  # in order, each once
+    names: dict[str, None] = {}  # in their order, without duplicates
     for word in filter(None, (part.strip() for part in text.split(","))):
         names |= dict.fromkeys(_group(word))
     unknown = [name for name in names if name not in CELLS]
     if unknown or not names:
-        raise BenchmarkError(f"unknown cell {(unknown or [text])[0]!r}; --list shows them, or say core, all or gpu")
+        raise BenchmarkError(
+            f"unknown cell {(unknown or [text])[0]!r}; --list shows the cells; core, all and gpu are groups"
+        )
     return tuple(CELLS[name] for name in names)
 
 
@@ -163,13 +165,13 @@ def _group(word: str) -> Iterable[str]:
     return [word]
 
 
-def in_turn(names: tuple[str, ...], repetition: int) -> tuple[str, ...]:
-    """The order of the contenders in one repetition: another starts each time, every second time backwards.
+def run_order(names: tuple[str, ...], repetition: int) -> tuple[str, ...]:
+    """The order of the contenders in one repetition: the first one changes, and every second order is reversed.
 
     Example:
-        >>> [in_turn(("a", "b", "c"), repetition) for repetition in range(2)]
+        >>> [run_order(("a", "b", "c"), repetition) for repetition in range(2)]
         [('a', 'b', 'c'), ('c', 'b', 'a')]
     """
     start = repetition // 2 % len(names)
-    turned = names[::-1] if repetition % 2 else names
-    return turned[start:] + turned[:start]
+    directed = names[::-1] if repetition % 2 else names
+    return directed[start:] + directed[:start]

@@ -1,4 +1,4 @@
-"""Who takes part: ours with its flags, its variants, and the peers; and the command that starts each."""
+"""The contenders: ours with its flags, variants of ours, and the peers; and the command that starts each of them."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ from tests.benchmarks.work import Work
 REPOSITORY = Path(__file__).resolve().parents[2]
 _PEERS = Path(__file__).parent / "peers"
 OURS = "ours"
-REFERENCE = "hf"  # what all ratios are to
+REFERENCE = "hf"  # the denominator of all ratios
 
 
 @dataclass(frozen=True)
 class Contender:
-    """One way to do the work."""
+    """One program that does the work."""
 
     name: str
-    label: str  # in the table
-    script: str | None  # of a peer; None: ours
+    label: str  # name in the table
+    script: str | None  # script of a peer; None for ours
     flags: tuple[str, ...] = ()
-    needs: str | None = None  # package of the bench extra
+    needs: str | None = None  # the package of the bench extra that it imports
 
     @property
     def is_ours(self) -> bool:
@@ -46,12 +46,12 @@ PEER_NAMES = tuple(peer.name for peer in PEERS)
 
 
 def choose(names: str, ours_flags: str, variants: list[str]) -> tuple[Contender, ...]:
-    """The contenders of a run of the benchmark.
+    """The contenders of one call of the benchmark.
 
     Args:
-        names: Comma-separated, of ours and the peers.
-        ours_flags: Flags for bert.py or vit.py behind those of the work.
-        variants: Of ours, each as ``name=flags``; its flags come behind ours_flags.
+        names: The comma-separated names of ours and the peers.
+        ours_flags: More flags for bert.py or vit.py, after those of the work.
+        variants: The variants of ours, each as ``name=flags``; these flags come after ours_flags.
 
     Raises:
         BenchmarkError: A name is unknown or taken, or its package is not installed.
@@ -61,7 +61,7 @@ def choose(names: str, ours_flags: str, variants: list[str]) -> tuple[Contender,
     chosen: dict[str, Contender] = {}
     for name in filter(None, (part.strip() for part in names.split(","))):
         if name not in known:
-            raise BenchmarkError(f"unknown contender {name!r}; there are {', '.join(known)}")
+            raise BenchmarkError(f"unknown contender {name!r}; known contenders: {', '.join(known)}")
         needs = known[name].needs
         if needs is not None and importlib.util.find_spec(needs) is None:
             raise BenchmarkError(f"{name} needs the package {needs}: pip install '.[bench]'")
@@ -69,13 +69,13 @@ def choose(names: str, ours_flags: str, variants: list[str]) -> tuple[Contender,
     for variant in variants:
         name, equals, flags = variant.partition("=")
         if not equals or not name or name in known or name in chosen:
-            raise BenchmarkError(f"variant {variant!r} is not of the form name=flags, with a name of its own")
+            raise BenchmarkError(f"variant {variant!r} must have the form name=flags, with an unused name")
         chosen[name] = Contender(name, name, None, known[OURS].flags + tuple(shlex.split(flags)))
     return tuple(chosen.values())
 
 
 def command(contender: Contender, work: Work, work_file: Path, folder: Path) -> list[str]:
-    """The command of one run, which leaves what it measured in `folder`.
+    """The command of one run, which writes its measurements to `folder`.
 
     Peers write result.json; ours writes its usual records.
     """
@@ -101,7 +101,7 @@ def command(contender: Contender, work: Work, work_file: Path, folder: Path) -> 
         "eval_every": work.steps,  # once, at the end
         "output_dir": folder / "run",
     }
-    assert (work.beta1, work.beta2) == (0.9, 0.999)  # torch's, which ours keeps to
+    assert (work.beta1, work.beta2) == (0.9, 0.999)  # torch's defaults, which ours always uses
     return [
         *torchrun,
         script,

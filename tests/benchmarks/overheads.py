@@ -1,4 +1,4 @@
-"""What measuring costs: python -m tests.benchmarks.overheads --help."""
+"""Measures the cost of measuring: python -m tests.benchmarks.overheads --help."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ TITLE = "What measuring costs"
 RANKS = 2
 TELEMETRY_EVERY_S = 5.0
 WARMUP = 3  # steps
-LAPS = 4  # a step: data, forward, backward, optimizer
+LAPS = 4  # laps per step: data, forward, backward, optimizer
 _TINY = {
     "hidden_size": 32,
     "num_hidden_layers": 2,
@@ -38,7 +38,7 @@ _TINY = {
 
 @dataclass(frozen=True)
 class Work:
-    """What is trained."""
+    """The training work."""
 
     text: str
     flags: Mapping[str, Any]
@@ -46,58 +46,58 @@ class Work:
 
 
 @dataclass(frozen=True)
-class Ran:
-    """What one run told."""
+class RunTimes:
+    """The measurements of one run."""
 
     step_ms: float  # median of rank 0
-    buckets: int  # that were watched in a step
-    check_s: float  # that the cross check took, before the first step
+    buckets: int  # the measured buckets of a step
+    check_s: float  # the time of the cross check, before the first step
 
 
 @dataclass(frozen=True)
 class Cost:
-    """One part in one repetition: cost of a call x calls a step / step time is its share."""
+    """The cost of one part in one repetition. Its share: cost of a call x calls per step / step time."""
 
     part: str
     call: str
     call_us: float
-    calls: float  # a step
+    calls: float  # calls per step
     probes: bool = False  # only with detailed_timing
 
     def share(self, step_ms: float) -> float:
-        """Of a step, from 0 to 1."""
+        """The share of a step, from 0 to 1."""
         return self.call_us * self.calls / (step_ms * 1000)
 
 
 @dataclass(frozen=True)
 class Repetition:
-    """One run without the probes, one with them, and what the calls took about then."""
+    """A run without the probes, a run with them, and the costs of the calls, measured directly after."""
 
-    off: Ran
-    on: Ran
+    off: RunTimes
+    on: RunTimes
     costs: tuple[Cost, ...]
 
     def total(self, *, probes: bool) -> float:
-        """The share of all parts."""
-        return sum(each.share(self.off.step_ms) for each in self.costs if probes or not each.probes)
+        """The share of all parts together."""
+        return sum(cost.share(self.off.step_ms) for cost in self.costs if probes or not cost.probes)
 
 
 def benchmark(
-    repeat: Annotated[int, typer.Option(min=1, help="repetitions")] = 3,
-    work: Annotated[Path, typer.Option(help="for logs and records")] = Path("runs/benchmarks/overheads"),
-    out: Annotated[Path | None, typer.Option(help="the Markdown file to write")] = None,
-    quick: Annotated[bool, typer.Option("--quick", help="the short step alone, once: does it work?")] = False,
+    repeat: Annotated[int, typer.Option(min=1, help="Number of repetitions.")] = 3,
+    work: Annotated[Path, typer.Option(help="Folder for logs and records.")] = Path("runs/benchmarks/overheads"),
+    out: Annotated[Path | None, typer.Option(help="The Markdown file to write.")] = None,
+    quick: Annotated[bool, typer.Option("--quick", help="Measure only the short step, once, as a test.")] = False,
 ) -> None:
-    """Measures each call that measures, and the steps of real runs that it is a share of."""
+    """Measures the calls of the measuring parts, and their share of the steps of real runs."""
     root = work.absolute()
     try:
         works = (tiny(steps=10),) if quick else (minilm_work(), tiny(steps=300))
-        measured = {each.text: _measure(each, 1 if quick else repeat, root) for each in works}
+        measured = {item.text: _measure(item, 1 if quick else repeat, root) for item in works}
     except BenchmarkError as error:
         print(f"error: {error}", file=sys.stderr)
         raise typer.Exit(2) from error
-    made = tables.facts("tests.benchmarks.overheads", store.machine())
-    tables.publish(TITLE, made, [parts(measured), totals(measured)], out)
+    facts = tables.facts("tests.benchmarks.overheads", store.machine())
+    tables.publish(TITLE, facts, [parts(measured), totals(measured)], out)
 
 
 def minilm_work() -> Work:
@@ -106,24 +106,24 @@ def minilm_work() -> Work:
 
 
 def tiny(steps: int) -> Work:
-    """The short step: a BERT of which the exchange and Python take more than the arithmetic."""
+    """The short step: a BERT whose exchange and Python code take more time than its arithmetic."""
     flags = {"architecture": json.dumps(_TINY), "per_gpu_batch": 4, "max_train_examples": 2000}
     return Work("BERT of 2 layers of 32 on SST-2, batch 4, 2 ranks", flags, steps)
 
 
 def _measure(work: Work, repeat: int, root: Path) -> list[Repetition]:
-    found = []
+    repetitions = []
     for number in range(repeat):
         off, on = (
             _run(work, root / f"{work.flags['per_gpu_batch']}-{number}", root, probes) for probes in (False, True)
         )
-        found.append(Repetition(off, on, _costs(root, off.step_ms, on.buckets)))
+        repetitions.append(Repetition(off, on, _costs(root, off.step_ms, on.buckets)))
         line = f"{work.text} {number + 1}/{repeat}: {off.step_ms:.1f} ms, with the probes {on.step_ms:.1f}"
         print(line, file=sys.stderr, flush=True)
-    return found
+    return repetitions
 
 
-def _run(work: Work, folder: Path, root: Path, probes: bool) -> Ran:
+def _run(work: Work, folder: Path, root: Path, probes: bool) -> RunTimes:
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     flags = {
@@ -143,27 +143,27 @@ def _run(work: Work, folder: Path, root: Path, probes: bool) -> Ran:
         *(part for flag, value in flags.items() for part in (f"--{flag}", str(value))),
     ]
     run_command(words, environment(RANKS, root), folder / "log.txt")
-    return read_ran(folder / "run")
+    return read_times(folder / "run")
 
 
-def read_ran(folder: Path) -> Ran:
-    """What a run told, from the records of rank 0."""
+def read_times(folder: Path) -> RunTimes:
+    """The measurements of a run, from the records of rank 0."""
     records = list(read_records(folder / metrics_name(0)))
     steps = [record.step_ms for record in records if isinstance(record, StepRecord)][WARMUP:]
     exchanges = [record for record in records if isinstance(record, ExchangeRecord)]
     checks = [record for record in records if isinstance(record, CrossCheckRecord)]
     buckets = len(exchanges[-1].bucket_bytes) if exchanges else 0
-    return Ran(statistics.median(steps), buckets, sum(record.elapsed_s for record in checks))
+    return RunTimes(statistics.median(steps), buckets, sum(record.elapsed_s for record in checks))
 
 
 def _costs(folder: Path, step_ms: float, buckets: int) -> tuple[Cost, ...]:
-    at_once = max(1, round(FLUSH_EVERY_S * 1000 / step_ms))
-    record_us = callcosts.record_us(folder, at_once, 0)
-    exchange_us = callcosts.record_us(folder, at_once, buckets) - record_us
+    steps_per_flush = max(1, round(FLUSH_EVERY_S * 1000 / step_ms))
+    record_us = callcosts.record_us(folder, steps_per_flush, 0)
+    exchange_us = callcosts.record_us(folder, steps_per_flush, buckets) - record_us
     return (
         Cost("timing", "a lap of the timer", callcosts.lap_us(), LAPS),
         Cost("timing", "the end of a step", callcosts.end_step_us(), 1),
-        Cost("records", "a step's times read, and its record written", record_us, 1),
+        Cost("records", "reading a step's times, writing its record", record_us, 1),
         Cost("telemetry", "a sample and its record", callcosts.sample_us(), step_ms / 1000 / TELEMETRY_EVERY_S),
         Cost("probes", "a bucket in DDP's hook", callcosts.bucket_us(), buckets, probes=True),
         Cost("probes", "the record of a step's buckets", exchange_us, 1, probes=True),
@@ -171,48 +171,50 @@ def _costs(folder: Path, step_ms: float, buckets: int) -> tuple[Cost, ...]:
 
 
 def parts(measured: Mapping[str, Sequence[Repetition]]) -> tables.Grid:
-    """Each part of each work."""
+    """The table with the cost of each part, for each work."""
     rows = []
     for text, repetitions in measured.items():
-        for each in zip(*(repetition.costs for repetition in repetitions), strict=True):
-            shares = [cost.share(one.off.step_ms) for cost, one in zip(each, repetitions, strict=True)]
-            call_us = [cost.call_us for cost in each]
-            calls = statistics.median(cost.calls for cost in each)
+        for costs in zip(*(repetition.costs for repetition in repetitions), strict=True):
+            pairs = zip(costs, repetitions, strict=True)
+            shares = [cost.share(repetition.off.step_ms) for cost, repetition in pairs]
+            call_us = [cost.call_us for cost in costs]
+            calls = statistics.median(cost.calls for cost in costs)
             rows.append(
-                (text, each[0].part, each[0].call, _spread(call_us, "{:.2f}"), f"{calls:.4g}", _percent(shares))
+                (text, costs[0].part, costs[0].call, _spread(call_us, "{:.2f}"), f"{calls:.4g}", _percent(shares))
             )
     note = (
-        "Cost of a call x calls a step / step time. Calls are measured one at a time with nothing else running, the"
-        f" step in a real run; telemetry every {TELEMETRY_EVERY_S:g} s, of ranks without a GPU: NVML's calls are not in"
-        f" it. Records are written every {FLUSH_EVERY_S:g} s, so many steps at once as take that time. Probes are what"
-        " `detailed_timing` adds; the hook in a process group of one rank, against DDP's own exchange without a hook."
-        " Median over the repetitions [lowest to highest]."
+        "The share of the step is cost of a call x calls per step / step time. Each call is measured with nothing else"
+        " running, and the step in a real run. Telemetry is sampled every"
+        f" {TELEMETRY_EVERY_S:g} s on ranks without a GPU: NVML's calls are not included. Records are written every"
+        f" {FLUSH_EVERY_S:g} s, for all steps of that time together. Probes are what `detailed_timing` adds. The cost"
+        " of the hook is measured in a process group of one rank, against DDP's own exchange without a hook. Median"
+        " over the repetitions [minimum to maximum]."
     )
     return tables.Grid(
-        "Each part", note, ("work", "part", "call", "us a call", "calls a step", "of the step"), tuple(rows)
+        "Each part", note, ("work", "part", "call", "us per call", "calls per step", "share of the step"), tuple(rows)
     )
 
 
 def totals(measured: Mapping[str, Sequence[Repetition]]) -> tables.Grid:
-    """The sums of the parts."""
+    """The table with the sums of the parts."""
     rows = [
         (
             text,
             str(len(repetitions)),
-            _spread([each.off.step_ms for each in repetitions], "{:.1f}"),
-            _percent([each.total(probes=False) for each in repetitions]),
-            _spread([each.on.step_ms for each in repetitions], "{:.1f}"),
-            _percent([each.total(probes=True) for each in repetitions]),
-            _spread([each.on.check_s for each in repetitions], "{:.2f}"),
+            _spread([repetition.off.step_ms for repetition in repetitions], "{:.1f}"),
+            _percent([repetition.total(probes=False) for repetition in repetitions]),
+            _spread([repetition.on.step_ms for repetition in repetitions], "{:.1f}"),
+            _percent([repetition.total(probes=True) for repetition in repetitions]),
+            _spread([repetition.on.check_s for repetition in repetitions], "{:.2f}"),
         )
         for text, repetitions in measured.items()
     ]
     note = (
-        "Sums of the parts, as shares of the step without the probes. Before the first step, and in no step, the"
-        " exposed exchange is checked by passes that nothing is learnt from: the last column, once a start."
+        "Sums of the parts, as shares of the step without the probes. The last column is the cross check of the exposed"
+        " communication: it runs once per start, before the first step, and its passes train nothing."
     )
     header = (
-        *("work", "repetitions", "step, ms", "all but the probes"),
+        *("work", "repetitions", "step, ms", "without the probes"),
         *("step with the probes, ms", "with the probes", "cross check, s"),
     )
     return tables.Grid("All parts", note, header, tuple(rows))
@@ -223,7 +225,7 @@ def _percent(shares: Sequence[float]) -> str:
 
 
 def _spread(values: Sequence[float], form: str) -> str:
-    """The median [lowest to highest]; alone where there is but one."""
+    """The median [minimum to maximum]; only the median if there is one value."""
     median = form.format(statistics.median(values))
     return median if len(values) < 2 else f"{median} [{form.format(min(values))} to {form.format(max(values))}]"
 

@@ -1,4 +1,4 @@
-"""Starts one contender on one work, and reads what it measured."""
+"""Starts one contender on one work, and reads its measurements."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _POLL_S = 0.1
 
 
 def environment(ranks: int, root: Path) -> dict[str, str]:
-    """The same for everyone: each rank its share of the cores, and no hub."""
+    """The environment of all contenders: each rank gets its share of the cores, and no access to the hub."""
     threads = max(1, len(os.sched_getaffinity(0)) // ranks)
     return {
         **os.environ,
@@ -36,16 +36,16 @@ def environment(ranks: int, root: Path) -> dict[str, str]:
 
 
 def run_contender(contender: Contender, work: Work, folder: Path, root: Path) -> Result:
-    """One run, and the check that it did the whole work.
+    """Does one run, and checks that it did all of the work.
 
     Args:
-        contender: Who.
-        work: What.
-        folder: For what the run leaves; new.
-        root: Of the benchmark, for caches.
+        contender: The contender to run.
+        work: The work to do.
+        folder: A new folder for the files of the run.
+        root: The folder of the benchmark, for caches.
 
     Raises:
-        BenchmarkError: It failed, or did other work than it was asked for.
+        BenchmarkError: The run failed, or did other work.
     """
     folder.mkdir(parents=True)
     work_file = folder / "work.json"
@@ -58,23 +58,23 @@ def run_contender(contender: Contender, work: Work, folder: Path, root: Path) ->
         result = read_ours(ranks, started_s)
     else:
         result = load(Result, folder / "result.json")
-    asked = (work.steps, work.epochs * work.train_examples, work.eval_examples)
-    did = (result.steps, result.examples, result.eval_examples)
-    if asked != did:
+    expected = (work.steps, work.epochs * work.train_examples, work.eval_examples)
+    actual = (result.steps, result.examples, result.eval_examples)
+    if expected != actual:
         raise BenchmarkError(
-            f"{contender.name} did {did} steps, examples and evaluation examples, not {asked}: see {folder}"
+            f"{contender.name} did {actual} steps, examples and evaluation examples, not {expected}: see {folder}"
         )
     return result
 
 
 def run_command(words: Sequence[str], environ: Mapping[str, str], log: Path) -> float:
-    """Runs a command to its end, its output in a log.
+    """Runs a command to its end, with its output in a log.
 
     Returns:
-        When the process that does the work started: the first rank of a torchrun, else the command itself.
+        The start time of the process that does the work: the first rank of a torchrun, or the command itself.
 
     Raises:
-        BenchmarkError: It failed or took too long.
+        BenchmarkError: The command failed or took too long.
     """
     with log.open("w", encoding="utf-8") as output:
         output.write(shlex.join(words) + "\n")
@@ -89,16 +89,16 @@ def run_command(words: Sequence[str], environ: Mapping[str, str], log: Path) -> 
             os.killpg(process.pid, signal.SIGKILL)
             process.wait()
             if isinstance(error, subprocess.TimeoutExpired):
-                raise BenchmarkError(f"not done after {TIMEOUT_S:.0f} s: see {log}") from error
+                raise BenchmarkError(f"not complete after {TIMEOUT_S:.0f} s: see {log}") from error
             raise
     if status != 0 or started_s is None:
         tail = "\n".join(log.read_text(encoding="utf-8", errors="replace").splitlines()[-25:])
-        raise BenchmarkError(f"exit status {status} of: {shlex.join(words)}\n{tail}\nthe whole log: {log}")
+        raise BenchmarkError(f"exit status {status} of: {shlex.join(words)}\n{tail}\nthe complete log: {log}")
     return started_s
 
 
 def _worker_start_s(process: subprocess.Popen[bytes], *, by_torchrun: bool) -> float | None:
-    """Polls until the first rank is there, some seconds before it computes anything; None where none ever was."""
+    """Polls until the first rank exists, some seconds before it computes anything; None if there was no rank."""
     if not by_torchrun:
         return process_start_s(process.pid)
     while process.poll() is None:
@@ -108,13 +108,13 @@ def _worker_start_s(process: subprocess.Popen[bytes], *, by_torchrun: bool) -> f
                 if any(word.endswith(".py") for word in words) and "torch.distributed.run" not in words:
                     return process_start_s(child.pid)
         except (psutil.NoSuchProcess, psutil.AccessDenied, FileNotFoundError):
-            pass  # ended between two looks
+            pass  # the process ended between two system calls
         time.sleep(_POLL_S)
     return None
 
 
 def read_ours(ranks: Sequence[Sequence[Record]], started_s: float) -> Result:
-    """What a run of ours measured, from the records of all ranks."""
+    """The measurements of a run of ours, from the records of all ranks."""
     main = ranks[0]
     end = next(record for record in main if isinstance(record, EndRecord))
     evals = [record for record in main if isinstance(record, EvalRecord)]
@@ -125,7 +125,7 @@ def read_ours(ranks: Sequence[Sequence[Record]], started_s: float) -> Result:
     if last.loss is None or any(record.loss is None for record in steps):
         raise BenchmarkError("ours has losses that are not finite")
     first_step_s = first.step_ms / 1000
-    # Records have no time of step 1: the loop began as long before its end as it and the evaluations took.
+    # Records have no time of step 1. The loop began before its end by its own time and that of the evaluations.
     begin_s = end.time_s - end.train_s - sum(record.elapsed_s for record in evals)
     return Result(
         train_s=end.train_s,

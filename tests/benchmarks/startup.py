@@ -1,4 +1,4 @@
-"""The start-up table: ours and HF Trainer to the end of step 1, against the imports and the model alone."""
+"""Measures start-up: ours and HF Trainer to the end of step 1, compared with only the imports and the model."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from tests.benchmarks.cells import CELLS, in_turn
+from tests.benchmarks.cells import CELLS, run_order
 from tests.benchmarks.contenders import OURS, REFERENCE, REPOSITORY, Contender
 from tests.benchmarks.running import environment, run_command, run_contender
 from tests.benchmarks.work import Work
@@ -22,26 +22,26 @@ _SCALE = 0.01  # two steps
 def measure(
     contenders: tuple[Contender, ...], repeat: int, root: Path, say: Callable[[str], None]
 ) -> dict[str, dict[str, list[float]]]:
-    """Seconds of each repetition, by model and contender; a first round warms the caches and does not count."""
-    chosen = {each.name: each for each in contenders if each.name in (OURS, REFERENCE)}
+    """The seconds of each repetition, by model and contender; a first, uncounted round warms the caches."""
+    chosen = {contender.name: contender for contender in contenders if contender.name in (OURS, REFERENCE)}
     names = (BASELINE, *chosen)
     measured: dict[str, dict[str, list[float]]] = {}
     for model, cell in _CELLS.items():
         work = make_work(CELLS[cell], _SCALE, root, peer_workers=0)
         seconds: dict[str, list[float]] = {name: [] for name in names}
         for repetition in range(-1, repeat):
-            for name in in_turn(names, repetition):
+            for name in run_order(names, repetition):
                 folder = root / "startup" / model / f"{name.replace(' ', '-')}-{repetition + 1}"
                 shutil.rmtree(folder, ignore_errors=True)
-                taken_s = _once(chosen.get(name), work, folder, root)
+                startup_s = _startup_s(chosen.get(name), work, folder, root)
                 if repetition >= 0:
-                    seconds[name].append(taken_s)
-                say(f"start-up {model} {name} {repetition + 1}/{repeat}: {taken_s:.2f} s")
+                    seconds[name].append(startup_s)
+                say(f"start-up {model} {name} {repetition + 1}/{repeat}: {startup_s:.2f} s")
         measured[model] = seconds
     return measured
 
 
-def _once(contender: Contender | None, work: Work, folder: Path, root: Path) -> float:
+def _startup_s(contender: Contender | None, work: Work, folder: Path, root: Path) -> float:
     if contender is not None:
         return run_contender(contender, work, folder, root).startup_s
     folder.mkdir(parents=True)

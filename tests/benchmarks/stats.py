@@ -1,4 +1,4 @@
-"""Pure statistics of repeated runs: ratios with their intervals, the best peer, and whether all learned the same."""
+"""Statistics of repeated runs: ratios with their intervals, the best peer, and whether all learned the same."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from tests.benchmarks.work import Result
 
-# 0.975 quantiles of Student's t by degrees of freedom; beyond, the normal's is near enough.
+# 0.975 quantiles of Student's t by degrees of freedom; after these, the normal distribution is close enough.
 _T975 = (
     *(12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228),
     *(2.201, 2.179, 2.160, 2.145, 2.131, 2.120, 2.110, 2.101, 2.093, 2.086),
@@ -20,10 +20,10 @@ Runs = Mapping[str, Sequence[Result]]  # results of each contender, by repetitio
 
 @dataclass(frozen=True)
 class Ratio:
-    """How many times as fast, over paired repetitions."""
+    """A ratio of speeds over paired repetitions."""
 
     median: float
-    low: float | None  # of the 95 % interval; None for one repetition
+    low: float | None  # lower end of the 95 % interval; None for one repetition
     high: float | None
     runs: int
 
@@ -43,20 +43,20 @@ def t_quantile(freedom: int) -> float:
 
 
 def paired_ratio(fast: Sequence[float], reference: Sequence[float]) -> Ratio:
-    """The ratio of two series that were measured in turn, repetition by repetition.
+    """The ratio of two series that were measured alternately, repetition by repetition.
 
-    The interval is Student's t for the mean of the log ratios. With the three to five repetitions there are, a
-    bootstrap cannot leave the range of what was seen and covers about three quarters, not 95 %; t is wide, and honest.
+    The interval is Student's t for the mean of the log ratios. With three to five repetitions, a bootstrap cannot leave
+    the measured range, and covers about three quarters instead of 95 %. The interval of t is wide but correct.
 
     Args:
-        fast: Examples per second of the one in question.
-        reference: Of the other, in the same repetitions.
+        fast: The examples per second of the contender in question.
+        reference: The examples per second of the other contender, in the same repetitions.
 
     Example:
         >>> str(paired_ratio([2.0, 2.2, 2.1], [1.0, 1.0, 1.0]))
         '2.10 [1.87-2.36]'
     """
-    logs = [math.log(one / other) for one, other in zip(fast, reference, strict=True)]
+    logs = [math.log(speed / other) for speed, other in zip(fast, reference, strict=True)]
     median = math.exp(statistics.median(logs))
     if len(logs) < 2:
         return Ratio(median, None, None, len(logs))
@@ -66,7 +66,7 @@ def paired_ratio(fast: Sequence[float], reference: Sequence[float]) -> Ratio:
 
 
 def speeds(results: Sequence[Result], *, first_step: bool = True) -> list[float]:
-    """Examples per second of each repetition, over the whole loop or without its first step."""
+    """Examples per second of each repetition, over the complete loop or without its first step."""
     if first_step:
         return [result.samples_per_s for result in results]
     return [
@@ -76,9 +76,9 @@ def speeds(results: Sequence[Result], *, first_step: bool = True) -> list[float]
 
 
 def best_peer(runs: Runs, peers: Sequence[str]) -> str | None:
-    """The peer with the highest geometric mean of its speeds over all repetitions; None where none took part.
+    """The peer with the highest geometric mean of its speeds over all repetitions; None without peers.
 
-    One for the cell, not one for each repetition: the fastest of several noisy figures is too fast.
+    The choice is made once for the cell: the maximum of several noisy figures in each repetition would be too fast.
     """
     present = [peer for peer in peers if runs.get(peer)]
     return max(present, key=lambda peer: statistics.geometric_mean(speeds(runs[peer])), default=None)
@@ -89,11 +89,11 @@ def learn_less(
 ) -> tuple[str, ...]:
     """The peers that learn less than one of the standards in the same steps, by more than the tolerances.
 
-    Their speed is bought: it is shown, and marked as such. One of ours that learns less is never among these.
+    They are faster because they learn less: the table shows and marks their speed. Ours is never in this list.
     """
 
-    def mean(name: str, what: str) -> float:
-        return statistics.fmean(getattr(result, what) for result in runs[name])
+    def mean(name: str, figure: str) -> float:
+        return statistics.fmean(getattr(result, figure) for result in runs[name])
 
     def is_less(peer: str, standard: str) -> bool:
         by_loss = mean(peer, "eval_loss") - mean(standard, "eval_loss") > loss_tolerance
@@ -108,14 +108,16 @@ def learn_less(
 
 
 def disagreements(runs: Runs, loss_tolerance: float, accuracy_tolerance: float) -> list[str]:
-    """What shows that contenders did not learn the same; empty where they did."""
-    found = []
-    for what, tolerance in (("eval_loss", loss_tolerance), ("eval_accuracy", accuracy_tolerance)):
-        means = {name: statistics.fmean(getattr(result, what) for result in results) for name, results in runs.items()}
+    """The differences that show that contenders did not learn the same; empty if they did."""
+    differences = []
+    for figure, tolerance in (("eval_loss", loss_tolerance), ("eval_accuracy", accuracy_tolerance)):
+        means = {
+            name: statistics.fmean(getattr(result, figure) for result in results) for name, results in runs.items()
+        }
         low, high = min(means, key=means.__getitem__), max(means, key=means.__getitem__)
-        # Written so that a loss that is not a number does not pass.
+        # This form of the comparison does not accept NaN.
         if not means[high] - means[low] <= tolerance or not all(map(math.isfinite, means.values())):
-            found.append(
-                f"{what} {means[low]:.4f} of {low} and {means[high]:.4f} of {high} differ by more than {tolerance}"
+            differences.append(
+                f"{figure} {means[low]:.4f} of {low} and {means[high]:.4f} of {high} differ by more than {tolerance}"
             )
-    return found
+    return differences

@@ -1,4 +1,4 @@
-"""The raw results as JSON lines: appended after each run, and read back so that nothing is measured twice."""
+"""The raw results as JSON lines: appended after each run, and read again so that no run is measured twice."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tests.benchmarks.contenders import REPOSITORY, Contender
 from tests.benchmarks.work import Result, Work
 
 _PACKAGES = ("torch", "torchvision", "transformers", "datasets", "tokenizers", "accelerate", "lightning-fabric")
-_SOURCES = ("disttrain/*.py", "tests/benchmarks/peers/*.py")
+_SOURCES = ("disttrain/**/*.py", "tests/benchmarks/peers/*.py")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,16 +28,16 @@ class Entry:
     contender: str
     flags: tuple[str, ...]
     repetition: int  # from 0
-    session: str  # of the harness; a repetition counts only whole, from one session
-    fingerprint: str  # of machine, versions and sources
-    started_s: float  # since 1970
-    load: float  # of the machine just before: what else was running
+    session: str  # id of a call of the benchmark; only complete repetitions of one session count
+    fingerprint: str  # hash of machine, versions and sources
+    started_s: float  # seconds since 1970
+    load: float  # load average of the machine before the run, from other processes
     work: dict[str, Any]
     result: Result
 
 
 def machine() -> dict[str, str]:
-    """What the figures belong to: CPU, cores, GPU, versions."""
+    """The machine and the software of the measurements: CPU, cores, GPU, versions."""
     models = (line.partition(":")[2].strip() for line in _cpuinfo() if line.startswith("model name"))
     facts = {"CPU": next(models, platform.machine()), "cores": str(len(os.sched_getaffinity(0)))}
     gpu = _gpu_name()
@@ -64,16 +64,20 @@ def _gpu_name() -> str | None:
 
 
 def fingerprint(facts: Mapping[str, str]) -> str:
-    """Of all that would make an old result another measurement: the machine, versions, and every contender's source."""
+    """A hash of what makes results comparable: the machine, the versions, and the sources of all contenders."""
     digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode())
-    for pattern in _SOURCES:
-        for path in sorted(REPOSITORY.glob(pattern)):
-            digest.update(path.read_bytes())
+    for path in source_files():
+        digest.update(path.read_bytes())
     return digest.hexdigest()[:12]
 
 
+def source_files() -> list[Path]:
+    """The source files of all contenders."""
+    return [path for pattern in _SOURCES for path in sorted(REPOSITORY.glob(pattern))]
+
+
 def append(path: Path, entry: Entry | Mapping[str, Any]) -> None:
-    """Adds one line, on disk when it returns."""
+    """Adds one line; it is on disk when this returns."""
     line = json.dumps(dataclasses.asdict(entry) if isinstance(entry, Entry) else dict(entry))
     path.parent.mkdir(parents=True, exist_ok=True)
     cut_short = path.exists() and path.stat().st_size > 0 and not path.read_bytes().endswith(b"\n")
@@ -84,7 +88,7 @@ def append(path: Path, entry: Entry | Mapping[str, Any]) -> None:
 
 
 def lines(path: Path) -> Iterator[dict[str, Any]]:
-    """All whole lines; one that a kill cut short is left out, and its run is done again."""
+    """All complete lines. An incomplete line of a killed process is skipped, and its run is repeated."""
     if not path.exists():
         return
     for line in path.read_text(encoding="utf-8").splitlines():
@@ -106,18 +110,20 @@ def read(path: Path, wanted_fingerprint: str) -> list[Entry]:
 def complete(
     entries: Iterable[Entry], cell: str, work: Work, contenders: Sequence[Contender]
 ) -> dict[int, dict[str, Result]]:
-    """The repetitions of a cell in which all contenders took part in one session: results by contender.
+    """The repetitions of a cell that have results of all contenders from one session: results by contender.
 
-    Others may have taken part too. The number of a repetition is also the seed of its runs.
+    Results of other contenders are ignored. The number of a repetition is also the seed of its runs.
     """
-    together: dict[tuple[int, str], dict[tuple[str, tuple[str, ...]], Result]] = {}
-    asked = dataclasses.asdict(work)
+    by_session: dict[tuple[int, str], dict[tuple[str, tuple[str, ...]], Result]] = {}
+    expected = dataclasses.asdict(work)
     for entry in entries:
-        if entry.cell == cell and entry.work == asked | {"seed": entry.repetition}:
+        if entry.cell == cell and entry.work == expected | {"seed": entry.repetition}:
             key = (entry.contender, entry.flags)
-            together.setdefault((entry.repetition, entry.session), {})[key] = entry.result
-    found: dict[int, dict[str, Result]] = {}
-    for (repetition, _), results in together.items():
-        if all((each.name, each.flags) in results for each in contenders):
-            found[repetition] = {each.name: results[(each.name, each.flags)] for each in contenders}
-    return dict(sorted(found.items()))
+            by_session.setdefault((entry.repetition, entry.session), {})[key] = entry.result
+    repetitions: dict[int, dict[str, Result]] = {}
+    for (repetition, _), results in by_session.items():
+        if all((contender.name, contender.flags) in results for contender in contenders):
+            repetitions[repetition] = {
+                contender.name: results[(contender.name, contender.flags)] for contender in contenders
+            }
+    return dict(sorted(repetitions.items()))

@@ -34,34 +34,35 @@ class Grid:
 
 @dataclass(frozen=True)
 class CellResult:
-    """What was measured in one cell."""
+    """The measurements of one cell."""
 
     cell: Cell
     runs: Runs
-    tolerances: tuple[float, float]  # of the evaluation's loss and accuracy
-    complaints: tuple[str, ...] = ()  # where contenders did not learn the same
-    less: tuple[str, ...] = ()  # peers that learnt less than the reference
-    mfu: Mapping[str, float] | None = None  # on a GPU: share of its peak, by contender
+    tolerances: tuple[float, float]  # for the evaluation's loss and accuracy
+    complaints: tuple[str, ...] = ()  # differences if contenders did not learn the same
+    weaker: tuple[str, ...] = ()  # peers that learned less than the reference
+    mfu: Mapping[str, float] | None = None  # share of the GPU's peak, by contender; None on a CPU
 
 
 def throughput(results: Sequence[CellResult], contenders: Sequence[Contender], *, first_step: bool = True) -> Grid:
-    """Every contender against HF Trainer's defaults, and ours against the best peer."""
-    others = [each for each in contenders if each.name != REFERENCE and each.name in (OURS, *PEER_NAMES)]
-    header = ["work", "runs", "HF defaults, examples/s", *(each.label for each in others), "ours / best peer"]
+    """The speeds of all contenders relative to HF Trainer's defaults, and of ours relative to the best peer."""
+    others = [item for item in contenders if item.name != REFERENCE and item.name in (OURS, *PEER_NAMES)]
+    header = ["work", "runs", "HF defaults, examples/s", *(item.label for item in others), "ours / best peer"]
     rows = []
     for result in results:
-        rows.append((result.cell.text, *_throughput_row(result, [each.name for each in others], first_step)))
+        rows.append((result.cell.text, *_throughput_row(result, [item.name for item in others], first_step)))
     if first_step:
         title, note = (
             "Throughput",
-            "Times as fast as HF Trainer's defaults, over whole epochs, the first step included. What is made once"
-            " before it is not: everyone's token ids, ours also the decoded images.",
+            "Speed divided by that of HF Trainer's defaults, over complete epochs, with the first step. Work before the"
+            " first step is not included: the token ids of all contenders, and the decoded images of ours.",
         )
     else:
-        title, note = "Throughput without the first step", "The same runs; a GPU's compilation is in the first step."
-    if any(result.less for result in results):
+        title = "Throughput without the first step"
+        note = "The same runs without their first step, which includes compilation on a GPU."
+    if any(result.weaker for result in results):
         note += (
-            " A peer with a * learnt less than HF's defaults, or ours, in the same steps, by more than the tolerance."
+            " A peer with a * learned less than HF's defaults or ours in the same steps, by more than the tolerance."
         )
     note += " Median over the repetitions [95 % interval: Student's t of the log ratios, paired by repetition]."
     return Grid(title, note, tuple(header), tuple(rows))
@@ -69,29 +70,29 @@ def throughput(results: Sequence[CellResult], contenders: Sequence[Contender], *
 
 def _throughput_row(result: CellResult, others: Sequence[str], first_step: bool) -> list[str]:
     runs = result.runs
-    count = max((len(each) for each in runs.values()), default=0)
+    count = max((len(repetitions) for repetitions in runs.values()), default=0)
     if result.complaints:
-        return [str(count), "not the same learning", *([NONE] * (len(others) + 1))]
+        return [str(count), "did not learn the same", *([NONE] * (len(others) + 1))]
     reference = speeds(runs[REFERENCE], first_step=first_step) if REFERENCE in runs else None
     row = [str(count), NONE if reference is None else f"{statistics.median(reference):.1f}"]
     for name in others:
-        row.append(
-            NONE
-            if reference is None or name not in runs
-            else str(paired_ratio(speeds(runs[name], first_step=first_step), reference)) + " *" * (name in result.less)
-        )
+        if reference is None or name not in runs:
+            row.append(NONE)
+            continue
+        ratio = paired_ratio(speeds(runs[name], first_step=first_step), reference)
+        row.append(f"{ratio} *" if name in result.weaker else str(ratio))
     best = best_peer(runs, PEER_NAMES)
     if best is None or OURS not in runs:
         return [*row, NONE]
-    return [*row, f"{_over(runs, OURS, best, first_step)} ({best}{'*' * (best in result.less)})"]
+    return [*row, f"{_over(runs, OURS, best, first_step)} ({best}{'*' * (best in result.weaker)})"]
 
 
-def _over(runs: Runs, one: str, other: str, first_step: bool = True) -> Ratio:
-    return paired_ratio(speeds(runs[one], first_step=first_step), speeds(runs[other], first_step=first_step))
+def _over(runs: Runs, name: str, other: str, first_step: bool = True) -> Ratio:
+    return paired_ratio(speeds(runs[name], first_step=first_step), speeds(runs[other], first_step=first_step))
 
 
 def learning(results: Sequence[CellResult]) -> Grid:
-    """What everyone learnt."""
+    """The losses and accuracies of all contenders."""
     rows = []
     for result in results:
         for name, runs in result.runs.items():
@@ -106,9 +107,9 @@ def learning(results: Sequence[CellResult]) -> Grid:
                 )
             )
     note = (
-        "Means over the repetitions. They agree where no two contenders differ by more than the tolerances of the cell,"
-        " which the last column names, in the evaluation's loss and accuracy; else it has no ratios, the command fails."
-        " A peer that learns less than HF's defaults, or ours, is marked, and left out of this comparison."
+        "Means over the repetitions. The contenders of a cell agree if no two of them differ in evaluation loss and"
+        " accuracy by more than the tolerances in the last column. Otherwise the cell has no ratios and the command"
+        " fails. A peer that learns less than HF's defaults or ours is marked, and is not part of this comparison."
     )
     header = ("cell", "contender", "steps", "examples", "train loss", "eval loss", "eval accuracy", "check")
     return Grid("The same learning", note, header, tuple(rows))
@@ -116,7 +117,7 @@ def learning(results: Sequence[CellResult]) -> Grid:
 
 def _verdict(result: CellResult, name: str) -> str:
     tolerances = "{} and {}".format(*result.tolerances)
-    if name in result.less:
+    if name in result.weaker:
         return f"less than {REFERENCE} or {OURS} by more than {tolerances}"
     return "; ".join(result.complaints) or f"agree to {tolerances}"
 
@@ -126,18 +127,18 @@ def _mean(runs: Sequence[Result], field: str) -> str:
 
 
 def variants(results: Sequence[CellResult], contenders: Sequence[Contender]) -> Grid | None:
-    """Ours with other flags against ours; None where there are no variants."""
-    chosen = [each for each in contenders if each.is_ours and each.name != OURS]
+    """The variants of ours relative to ours; None without variants."""
+    chosen = [contender for contender in contenders if contender.is_ours and contender.name != OURS]
     rows = [
-        (result.cell.text, each.name, f"`{' '.join(each.flags)}`", str(_over(result.runs, each.name, OURS)))
+        (result.cell.text, variant.name, f"`{' '.join(variant.flags)}`", str(_over(result.runs, variant.name, OURS)))
         for result in results
-        for each in chosen
+        for variant in chosen
         if not result.complaints and OURS in result.runs
     ]
-    note = "Ours with these flags, times as fast as ours: below 1 is what the idea that was left out gains."
-    return (
-        Grid("Left out one at a time", note, ("work", "variant", "flags", "over ours"), tuple(rows)) if rows else None
-    )
+    if not rows:
+        return None
+    note = "Speed of ours with these flags divided by that of ours. A value below 1 is the gain of the removed feature."
+    return Grid("Features removed one at a time", note, ("work", "variant", "flags", "over ours"), tuple(rows))
 
 
 def utilisation(results: Sequence[CellResult]) -> Grid | None:
@@ -148,31 +149,32 @@ def utilisation(results: Sequence[CellResult]) -> Grid | None:
         if result.mfu
         for name, share in result.mfu.items()
     ]
-    note = "Median over the repetitions; FLOPs of the tokens that are not padding, against the GPU's dense bf16 peak."
+    note = "Median over the repetitions: FLOPs of the tokens without padding, divided by the GPU's dense bf16 peak."
     return Grid("Model FLOPs utilisation", note, ("work", "contender", "MFU"), tuple(rows)) if rows else None
 
 
 def startup(measured: Mapping[str, Mapping[str, Sequence[float]]], baseline: str) -> Grid:
-    """Seconds from process start to the end of step 1, by model and contender; of the baseline to its model."""
+    """Seconds from process start to the end of step 1, by model and contender; for the baseline, to its model."""
     rows = []
     for model, by_name in measured.items():
         for name, seconds in by_name.items():
             over = NONE if name == baseline else str(paired_ratio(seconds, by_name[baseline]))
             rows.append((model, name, f"{statistics.median(seconds):.2f}", over))
     note = (
-        "One rank, caches warm: start of the rank's process to the end of step 1, in seconds, median. The first line"
-        " of each model imports torch and its class the ordinary way and builds it, no more. Ratio with 95 % interval."
+        "One rank, warm caches: median seconds from the start of the rank's process to the end of step 1. The first row"
+        " of each model only imports torch and the model's class in the ordinary way, and builds the model. Ratio with"
+        " 95 % interval."
     )
-    return Grid("Start-up", note, ("model", "contender", "seconds", "times the first line"), tuple(rows))
+    return Grid("Start-up", note, ("model", "contender", "seconds", "ratio to the first row"), tuple(rows))
 
 
 def markdown(title: str, facts: Mapping[str, str], grids: Sequence[Grid]) -> str:
-    """The whole file.
+    """The Markdown text of a part.
 
     Args:
-        title: Its heading.
-        facts: Date, machine, versions, command.
-        grids: The tables.
+        title: The heading of the part.
+        facts: The date, the machine, the versions and the command.
+        grids: The tables of the part.
     """
     parts = [f"# {title}\n\n" + "\n".join(f"- {name}: {value}" for name, value in facts.items())]
     for grid in grids:
@@ -182,35 +184,35 @@ def markdown(title: str, facts: Mapping[str, str], grids: Sequence[Grid]) -> str
 
 
 def command_line(module: str, words: Sequence[str]) -> str:
-    """The command that made a table, without where somebody's disk had room for its data.
+    """The command that made a table, without the folder for its data.
 
     Example:
         >>> command_line("tests.benchmarks", ["--repeat", "3", "--work", "/data", "--cells", "core"])
         '`python -m tests.benchmarks --repeat 3 --cells core`'
     """
-    left = list(words)
-    while "--work" in left:
-        at = left.index("--work")
-        del left[at : at + 2]
-    return f"`python -m {module} {shlex.join(left)}`"
+    remaining = list(words)
+    while "--work" in remaining:
+        index = remaining.index("--work")
+        del remaining[index : index + 2]
+    return f"`python -m {module} {shlex.join(remaining)}`"
 
 
 def facts(module: str, machine: Mapping[str, str]) -> dict[str, str]:
-    """What stands above a table: when, on what machine, and by which command, this one, it was made."""
+    """The lines above a table: the date, the machine, and the command of this process."""
     date = datetime.datetime.now(datetime.UTC).date().isoformat()
     return {"date": date, **machine, "command": command_line(module, sys.argv[1:])}
 
 
-def publish(title: str, made: Mapping[str, str], grids: Sequence[Grid], out: Path | None) -> None:
-    """Prints tables as Markdown, and puts them into a page where one is named."""
-    text = markdown(title, made, grids)
+def publish(title: str, facts: Mapping[str, str], grids: Sequence[Grid], out: Path | None) -> None:
+    """Prints tables as Markdown, and writes them to a page if one is given."""
+    text = markdown(title, facts, grids)
     print(text, end="")
     if out is not None:
         write_part(out, title, text)
 
 
 def write_part(page: Path, title: str, part: str) -> None:
-    """Puts what `markdown` made into a page, in place of the part of the same title; other parts stay as they are."""
+    """Writes a part of `markdown` to a page, replacing the part with the same title; other parts do not change."""
     before = page.read_text(encoding="utf-8") if page.exists() else ""
     parts = {text.partition("\n")[0]: text for text in re.split(r"^# ", before, flags=re.MULTILINE)[1:]}
     parts[title] = part.removeprefix("# ")

@@ -1,4 +1,4 @@
-"""The benchmark's own parts: statistics, tables, cells, resuming, and a tiny run of the real thing."""
+"""The parts of the benchmark: statistics, tables, cells, resuming, and a tiny real run."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import pytest
 
 from disttrain.records.record_types import EndRecord, EvalRecord, Record, StepRecord
 from tests.benchmarks import gpu, store, tables
-from tests.benchmarks.cells import CELLS, CORE, TASKS, BenchmarkError, in_turn, parse_cells
+from tests.benchmarks.cells import CELLS, CORE, TASKS, BenchmarkError, parse_cells, run_order
 from tests.benchmarks.contenders import PEER_NAMES, PEERS, choose, command
 from tests.benchmarks.running import read_ours
 from tests.benchmarks.stats import best_peer, disagreements, learn_less, paired_ratio, speeds, t_quantile
@@ -39,7 +39,7 @@ def result(train_s: float, eval_loss: float = 0.5, accuracy: float = 0.8) -> Res
 
 
 def test_interval_of_known_ratios() -> None:
-    # Logs of 1, 2, 4 are 0, ln 2, 2 ln 2: mean ln 2, deviation ln 2, half width 4.303 ln 2 / sqrt(3).
+    # The logs of 1, 2, 4 are 0, ln 2, 2 ln 2: mean ln 2, deviation ln 2, half width 4.303 ln 2 / sqrt(3).
     ratio = paired_ratio([1, 2, 4], [1, 1, 1])
     assert ratio.median == pytest.approx(2)
     assert ratio.low == pytest.approx(2**-1.4844, rel=1e-3)
@@ -47,19 +47,19 @@ def test_interval_of_known_ratios() -> None:
     assert str(paired_ratio([2.0], [1.0])) == "2.00"
 
 
-def test_a_slow_repetition_that_slows_both_moves_no_ratio() -> None:
+def test_slow_repetition_changes_no_ratio() -> None:
     assert str(paired_ratio([20, 2, 20], [10, 1, 10])) == "2.00 [2.00-2.00]"
 
 
-def test_t_falls_to_the_normal() -> None:
+def test_t_approaches_the_normal() -> None:
     quantiles = [t_quantile(freedom) for freedom in range(1, 200)]
     assert quantiles == sorted(quantiles, reverse=True)
     assert quantiles[-1] == pytest.approx(1.972, abs=2e-3)
 
 
-def test_best_peer_is_one_for_the_cell() -> None:
+def test_one_best_peer_per_cell() -> None:
     runs = {"ours": [result(1)] * 2, "hf": [result(4), result(4)], "fabric": [result(2), result(7)]}
-    assert best_peer(runs, PEER_NAMES) == "fabric"  # geometric mean of 2 and 7 is below 4
+    assert best_peer(runs, PEER_NAMES) == "fabric"  # the geometric mean of 2 and 7 is below 4
     assert best_peer({"ours": runs["ours"]}, PEER_NAMES) is None
 
 
@@ -72,18 +72,18 @@ def test_best_peer_is_one_for_the_cell() -> None:
         ("--trim_last_layer false --trim_last_layer true", True),
     ],
 )
-def test_flops_are_counted_of_what_ours_computes(flags: str, trimmed: bool) -> None:
+def test_trimming_is_read_from_flags(flags: str, trimmed: bool) -> None:
     (ours,) = choose("ours", flags, [])
     assert ours.trims_last_layer("bert") == trimmed
     assert not any(peer.trims_last_layer("bert") for peer in PEERS)
 
 
-def test_a_trimmed_layer_has_fewer_flops(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_trimmed_layer_has_fewer_flops(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gpu, "facts_of", lambda _: {"parameters": 86e6})
     work = dataclasses.replace(WORK, model="vit")
-    whole, less = (gpu.flops_per_example(work, trimmed=trimmed) for trimmed in (False, True))
-    # 10 of a layer's 12 H^2 weights and its attention, of one layer in 12, for 196 of 197 tokens.
-    assert 1 - less / whole == pytest.approx(10 / 12 / 12, abs=0.01)
+    full, trimmed_flops = (gpu.flops_per_example(work, trimmed=trimmed) for trimmed in (False, True))
+    # One layer of 12 saves 10 of its 12 H^2 weights and its attention, for 196 of 197 tokens.
+    assert 1 - trimmed_flops / full == pytest.approx(10 / 12 / 12, abs=0.01)
 
 
 def test_speed_without_the_first_step() -> None:
@@ -91,16 +91,16 @@ def test_speed_without_the_first_step() -> None:
     assert speeds([result(8.0)], first_step=False) == [6.0]
 
 
-def test_nobody_wins_by_learning_less() -> None:
+def test_different_learning_is_reported() -> None:
     same = {"ours": [result(1, 0.50), result(1, 0.56)], "hf": [result(2, 0.55), result(2, 0.51)]}
     assert disagreements(same, 0.06, 0.06) == []
-    less = same | {"ours": [result(1, 0.60), result(1, 0.62)]}
-    assert disagreements(less, 0.06, 0.06) == ["eval_loss 0.5300 of hf and 0.6100 of ours differ by more than 0.06"]
+    weaker = same | {"ours": [result(1, 0.60), result(1, 0.62)]}
+    assert disagreements(weaker, 0.06, 0.06) == ["eval_loss 0.5300 of hf and 0.6100 of ours differ by more than 0.06"]
     assert disagreements(same | {"ours": [result(1, 0.5, 0.7)]}, 0.06, 0.06) != []
     assert disagreements(same | {"ours": [result(1, float("nan"))]}, 0.06, 0.06) != []
 
 
-def test_a_peer_that_learns_less_is_marked_and_one_of_ours_never() -> None:
+def test_only_weaker_peers_are_marked() -> None:
     runs = {
         "hf": [result(2, 0.40)],
         "hf_tuned": [result(1, 0.47)],
@@ -114,7 +114,7 @@ def test_a_peer_that_learns_less_is_marked_and_one_of_ours_never() -> None:
     assert learn_less(better, PEER_NAMES, ("hf", "ours"), 0.06, 0.08) == ("hf_tuned",)
 
 
-def test_cells_by_name() -> None:
+def test_cells_are_parsed_by_name() -> None:
     assert [cell.name for cell in parse_cells("vit-cifar10-b4-r1, bert-sst2-b16-r2,vit-cifar10-b4-r1")] == [
         "vit-cifar10-b4-r1",
         "bert-sst2-b16-r2",
@@ -127,7 +127,7 @@ def test_cells_by_name() -> None:
             parse_cells(wrong)
 
 
-def test_core_fits_into_an_hour() -> None:
+def test_core_takes_less_than_an_hour() -> None:
     assert sum(CELLS[name].estimate_s(1.0, 15) for name in CORE) < 3000
 
 
@@ -136,32 +136,32 @@ def test_core_has_every_cpu_task() -> None:
 
 
 @pytest.mark.parametrize("scale", [0.001, 0.3, 1.0])
-def test_examples_fill_whole_batches(scale: float) -> None:
+def test_examples_fill_complete_batches(scale: float) -> None:
     for cell in CELLS.values():
         assert cell.examples(scale) % (cell.batch * cell.ranks) == 0
         assert cell.examples(scale) >= 2 * cell.batch * cell.ranks
 
 
-def test_everyone_starts_first_in_turn() -> None:
+def test_first_contender_changes() -> None:
     names = ("a", "b", "c", "d", "e")
-    orders = [in_turn(names, repetition) for repetition in range(4)]
+    orders = [run_order(names, repetition) for repetition in range(4)]
     assert all(sorted(order) == sorted(names) for order in orders)
     assert len({order[0] for order in orders}) == 4
 
 
-def test_variants_are_ours_with_other_flags() -> None:
+def test_variants_add_flags_to_ours() -> None:
     chosen = choose("ours", "--num_workers 0", ["loose=--length_grouping none"])
-    assert [(each.name, each.flags) for each in chosen] == [
+    assert [(contender.name, contender.flags) for contender in chosen] == [
         ("ours", ("--num_workers", "0")),
         ("loose", ("--num_workers", "0", "--length_grouping", "none")),
     ]
-    assert command(chosen[1], WORK, Path("work.json"), Path("here"))[-2:] == ["--length_grouping", "none"]
+    assert command(chosen[1], WORK, Path("work.json"), Path("run"))[-2:] == ["--length_grouping", "none"]
     for wrong in ("ours=--lr 1", "nothing"):
         with pytest.raises(BenchmarkError, match="name=flags"):
             choose("ours", "", [wrong])
 
 
-def test_longer_texts_are_seeded_and_labelled_by_majority() -> None:
+def test_longer_texts_are_labelled_by_majority() -> None:
     sentences = [(f"s{number}", str(number % 2)) for number in range(5)]
     texts = longer_texts(sentences, 200)
     assert texts == longer_texts(sentences, 200)
@@ -172,7 +172,7 @@ def test_longer_texts_are_seeded_and_labelled_by_majority() -> None:
         assert label == str(labels[0] if 2 * sum(labels) == len(labels) else int(2 * sum(labels) > len(labels)))
 
 
-def test_ours_is_read_from_its_records() -> None:
+def test_result_of_ours_from_records() -> None:
     def step(number: int, loss: float) -> StepRecord:
         times = {"data_ms": 0.0, "forward_ms": 1.0, "backward_ms": 1.0, "optimizer_ms": 1.0, "step_ms": 500.0}
         return StepRecord(step=number, epoch=0, start_s=0.0, loss=loss, lr=1e-3, examples=4, **times)
@@ -188,7 +188,7 @@ def test_ours_is_read_from_its_records() -> None:
     assert read.train_loss == pytest.approx(0.6)
 
 
-def test_process_start_is_the_clock_s() -> None:
+def test_process_start_agrees_with_clock() -> None:
     before = time.time()
     process = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
     try:
@@ -198,7 +198,7 @@ def test_process_start_is_the_clock_s() -> None:
         process.communicate()
 
 
-def test_only_whole_repetitions_of_one_session_count(tmp_path: Path) -> None:
+def test_only_complete_repetitions_count(tmp_path: Path) -> None:
     path, contenders = tmp_path / "runs.jsonl", choose("ours", "", ["other=--num_workers 0"])
 
     def append(name: str, flags: tuple[str, ...], repetition: int, session: str, fingerprint: str = "f") -> None:
@@ -223,7 +223,7 @@ def test_only_whole_repetitions_of_one_session_count(tmp_path: Path) -> None:
     append("ours", (), 0, "one")
     append("other", ("--num_workers", "1"), 0, "one")  # other flags
     append("other", ("--num_workers", "0"), 0, "one", "g")  # other sources
-    append("other", ("--num_workers", "0"), 0, "two")  # not beside ours
+    append("other", ("--num_workers", "0"), 0, "two")  # another session than ours
     assert done() == []
     path.write_text(path.read_text() + '{"cut')
     append("other", ("--num_workers", "0"), 0, "one")
@@ -233,7 +233,12 @@ def test_only_whole_repetitions_of_one_session_count(tmp_path: Path) -> None:
     assert done() == [0, 2]
 
 
-def test_the_markdown() -> None:
+def test_fingerprint_covers_all_sources(repository: Path) -> None:
+    for name in ("disttrain/run.py", "disttrain/training/loop.py", "tests/benchmarks/peers/common.py"):
+        assert repository / name in store.source_files()
+
+
+def test_markdown_of_all_tables() -> None:
     contenders = choose("ours", "", ["no_groups=--length_grouping none"])
     runs = {
         "ours": [result(1.0), result(1.1), result(1.0)],
@@ -242,14 +247,14 @@ def test_the_markdown() -> None:
         "no_groups": [result(1.3), result(1.3), result(1.3)],
     }
     labels = tuple(dataclasses.replace(contenders[0], name=name, script="x") for name in ("hf", "hf_tuned"))
-    labels = (*(dataclasses.replace(each, label=each.name) for each in labels), *contenders)
+    labels = (*(dataclasses.replace(peer, label=peer.name) for peer in labels), *contenders)
     good = tables.CellResult(CELLS["bert-sst2-b16-r2"], runs, (0.06, 0.08))
     bad = tables.CellResult(CELLS["vit-cifar10-b4-r1"], runs, (0.12, 0.08), ("eval_loss 0.1 of a and 0.9 of b differ",))
-    left_out = tables.variants([good, bad], labels)
-    assert left_out is not None
+    variants = tables.variants([good, bad], labels)
+    assert variants is not None
     grids = [
         tables.throughput([good, bad], labels),
-        left_out,
+        variants,
         tables.learning([good, bad]),
         tables.throughput([good], labels, first_step=False),
         tables.startup({"bert": {"imports": [2.0, 2.2], "ours": [2.1, 2.2]}}, "imports"),
@@ -259,7 +264,7 @@ def test_the_markdown() -> None:
     assert text == golden.read_text(encoding="utf-8")
 
 
-def test_a_page_keeps_its_other_parts(tmp_path: Path) -> None:
+def test_page_keeps_its_other_parts(tmp_path: Path) -> None:
     page = tmp_path / "docs" / "page.md"
     for title, text in (("One", "# One\n\nold\n"), ("Two", "# Two\n\n## Grid\n\n| # |\n"), ("One", "# One\n\nnew\n")):
         tables.write_part(page, title, text)
@@ -267,17 +272,17 @@ def test_a_page_keeps_its_other_parts(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("contenders", ["ours", "hf,hf_tuned", "accelerate", "fabric"])
-def test_a_tiny_run(tmp_path: Path, repository: Path, contenders: str) -> None:
+def test_tiny_run_is_not_repeated(tmp_path: Path, repository: Path, contenders: str) -> None:
     if contenders != "ours":
         package = "lightning_fabric" if "fabric" in contenders else "accelerate"
         if importlib.util.find_spec(package) is None:
             pytest.skip(f"{package} is not installed: pip install '.[bench]'")
     out = tmp_path / "table.md"
     words = [sys.executable, "-m", "tests.benchmarks", "--quick", "--contenders", contenders]
-    again = [*words, "--work", str(tmp_path / "work"), "--out", str(out)]
-    ran = subprocess.run(again, cwd=repository, capture_output=True, text=True, check=False)
+    command_line = [*words, "--work", str(tmp_path / "work"), "--out", str(out)]
+    ran = subprocess.run(command_line, cwd=repository, capture_output=True, text=True, check=False)
     assert ran.returncode == 0, ran.stdout + ran.stderr
     assert f"| bert-sst2-b4-r2 | {contenders.partition(',')[0]} |" in out.read_text(encoding="utf-8")
     before = (tmp_path / "work" / "runs.jsonl").read_text(encoding="utf-8")
-    subprocess.run(again, cwd=repository, capture_output=True, check=True)  # nothing is left to run
+    subprocess.run(command_line, cwd=repository, capture_output=True, check=True)  # all runs are stored
     assert (tmp_path / "work" / "runs.jsonl").read_text(encoding="utf-8") == before

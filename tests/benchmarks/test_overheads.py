@@ -1,4 +1,4 @@
-"""What measuring costs: the arithmetic, the calls of a step counted in a real run, and a tiny run of the real thing."""
+"""The cost of measuring: the arithmetic, the number of calls in a real step, and a tiny real run."""
 
 from __future__ import annotations
 
@@ -12,27 +12,27 @@ from disttrain.environment.rank_env import RankEnv
 from disttrain.measure.phase_timer import PhaseTimer
 from disttrain.run import run
 from disttrain.training.step_writer import StepWriter
-from tests.benchmarks.overheads import LAPS, Cost, Ran, Repetition, parts, tiny, totals
+from tests.benchmarks.overheads import LAPS, Cost, Repetition, RunTimes, parts, tiny, totals
 
 
 def repetition(step_ms: float, lap_us: float) -> Repetition:
     costs = (Cost("timing", "a lap", lap_us, 4), Cost("probes", "a bucket", 50.0, 2, probes=True))
-    return Repetition(Ran(step_ms, 0, 0.1), Ran(step_ms + 1, 2, 0.6), costs)
+    return Repetition(RunTimes(step_ms, 0, 0.1), RunTimes(step_ms + 1, 2, 0.6), costs)
 
 
-def test_a_share_is_cost_times_calls_over_the_step() -> None:
-    one, other = repetition(10.0, 5.0), repetition(20.0, 5.0)
-    assert one.costs[0].share(10.0) == 4 * 5 / 10_000
-    assert one.total(probes=False) == 0.002
-    assert one.total(probes=True) == 0.012
-    lap, bucket = parts({"work": [one, other]}).rows
+def test_share_is_cost_times_calls() -> None:
+    short, long = repetition(10.0, 5.0), repetition(20.0, 5.0)
+    assert short.costs[0].share(10.0) == 4 * 5 / 10_000
+    assert short.total(probes=False) == 0.002
+    assert short.total(probes=True) == 0.012
+    lap, bucket = parts({"work": [short, long]}).rows
     assert lap == ("work", "timing", "a lap", "5.00 [5.00 to 5.00]", "4", "0.150 [0.100 to 0.200] %")
     assert bucket[3:] == ("50.00 [50.00 to 50.00]", "2", "0.750 [0.500 to 1.000] %")
-    (row,) = totals({"work": [one]}).rows
+    (row,) = totals({"work": [short]}).rows
     assert row == ("work", "1", "10.0", "0.200 %", "11.0", "1.200 %", "0.60")
 
 
-def test_the_calls_of_a_step(tmp_path: Path, repository: Path) -> None:
+def test_calls_in_a_real_step(tmp_path: Path, repository: Path) -> None:
     steps = 5
     flags = dict(tiny(steps).flags)
     del flags["architecture"]
@@ -55,7 +55,7 @@ def test_the_calls_of_a_step(tmp_path: Path, repository: Path) -> None:
     assert (laps.call_count, ends.call_count, added.call_count) == (LAPS * steps, steps, steps)
 
 
-def test_a_tiny_run(tmp_path: Path, repository: Path) -> None:
+def test_tiny_run_writes_its_tables(tmp_path: Path, repository: Path) -> None:
     out = tmp_path / "table.md"
     words = [sys.executable, "-m", "tests.benchmarks.overheads", "--quick"]
     ran = subprocess.run(

@@ -1,4 +1,4 @@
-"""What one run is asked to do and what it reports: the contract between the harness and its contenders."""
+"""The work of one run, and its result: the interface between the harness and the contenders."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from typing import Any
 
 @dataclass(frozen=True, kw_only=True)
 class Work:
-    """The same for every contender: nothing in it says how the work is to be done."""
+    """The work, the same for every contender; it does not say how the work is done."""
 
     model: str  # bert, vit
-    start: str  # folder with the weights that everyone starts from, opened by from_pretrained
-    data: str  # folder with the files of both splits, cut to the examples of the run
+    start: str  # folder with the start weights of all contenders, for from_pretrained
+    data: str  # folder with the files of both splits, which have only the examples of the run
     train_examples: int
     eval_examples: int
     world_size: int
@@ -27,38 +27,38 @@ class Work:
     weight_decay: float = 0.01
     beta1: float = 0.9
     beta2: float = 0.999
-    # Linear decay to 0. Without a warm-up, in which libraries differ by a step, schedules are equal step by step.
+    # Linear decay to 0. Without a warm-up, for which libraries differ by one step, all schedules are the same.
     warmup_ratio: float = 0.0
     max_length: int = 128  # tokens
     image_size: int = 224  # pixels
     precision: str = "fp32"  # fp32, bf16
     seed: int = 0
-    peer_workers: int = 0  # data loading processes of each peer that is tuned
+    peer_workers: int = 0  # data loading processes of each tuned peer
 
     def __post_init__(self) -> None:
-        # Peers that repeat examples to fill the last batch, or drop it, would otherwise not do the same work.
+        # Otherwise the work would differ: some peers fill the last batch with repeated examples, or drop it.
         assert self.train_examples % (self.world_size * self.per_gpu_batch) == 0
         assert self.eval_examples % self.world_size == 0
 
     @property
     def steps(self) -> int:
-        """Optimizer steps of the whole run."""
+        """The optimizer steps of the complete run."""
         return self.epochs * self.train_examples // (self.world_size * self.per_gpu_batch)
 
     @property
     def files(self) -> dict[str, str]:
-        """File of each split."""
+        """The file of each split."""
         names = ("train.tsv", "dev.tsv") if self.model == "bert" else ("train.parquet", "test.parquet")
         return {split: str(Path(self.data) / name) for split, name in zip(("train", "eval"), names, strict=True)}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Result:
-    """What one run measured."""
+    """The measurements of one run."""
 
-    train_s: float  # the whole loop over all epochs, first step included, evaluation left out
-    first_step_s: float  # of these, until the end of step 1
-    startup_s: float  # start of rank 0's process to the end of step 1
+    train_s: float  # the complete loop over all epochs, with the first step, without evaluation
+    first_step_s: float  # the part of train_s until the end of step 1
+    startup_s: float  # from the start of rank 0's process to the end of step 1
     steps: int
     examples: int  # over all ranks
     train_loss: float  # mean over all steps
@@ -68,25 +68,25 @@ class Result:
 
     @property
     def samples_per_s(self) -> float:
-        """Examples of the whole run over its whole time."""
+        """All examples of the run divided by its total time."""
         return self.examples / self.train_s
 
 
 def load(kind: type[Any], path: Path) -> Any:
-    """A `Work` or a `Result` from its file."""
+    """Reads a `Work` or a `Result` from its file."""
     return kind(**json.loads(path.read_text(encoding="utf-8")))
 
 
 def save(value: Work | Result, path: Path) -> None:
-    """Writes it as JSON."""
+    """Writes a `Work` or a `Result` as JSON."""
     path.write_text(json.dumps(dataclasses.asdict(value), indent=1) + "\n", encoding="utf-8")
 
 
 def process_start_s(pid: int) -> float:
-    """When a running process started, in seconds since 1970, exact to 10 ms.
+    """The start time of a running process, in seconds since 1970, exact to 10 ms.
 
-    From field 22 of /proc/<pid>/stat (proc(5)), ticks since boot; the boot time in /proc/stat is whole seconds only, so
-    the clock that counts from boot is read instead.
+    Field 22 of /proc/<pid>/stat (proc(5)) has the ticks since boot. The boot time in /proc/stat has only full seconds,
+    so the clock that counts from boot is used instead.
     """
     fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
     age_s = time.clock_gettime(time.CLOCK_BOOTTIME) - int(fields[19]) / os.sysconf("SC_CLK_TCK")

@@ -1,4 +1,4 @@
-"""What all contenders start from, made once: start weights, and data files cut to the examples of a run."""
+"""Makes the common input of all contenders once: start weights, and data files with the examples of a run."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from tests.benchmarks.contenders import REPOSITORY
 from tests.benchmarks.work import Work
 
 _DATA = REPOSITORY / "sweeps" / "data"
-# Of the log-normal number of sentences in a longer text: a mean of about 44 tokens, as many as fit cut at 128.
+# Parameters of the log-normal number of sentences in a longer text: about 44 tokens on average, truncated at 128.
 LONG_MU, LONG_SIGMA, LONG_SEED = 0.34, 0.75, 44
-_STAMP = "FACTS"  # of no suffix that a loader would take for data
+_STAMP = "FACTS"  # no suffix, so that no loader reads it as data
 
 Rows = list[tuple[str, str]]  # sentence, label
 
 
 def make_work(cell: Cell, scale: float, root: Path, peer_workers: int) -> Work:
-    """The work of a cell, its weights and files in place."""
+    """Makes the weights and files of a cell, and returns its work."""
     task = cell.task
     eval_examples = min(task.eval_examples, max(32, int(task.eval_examples * scale)) // 2 * 2)
     return Work(
@@ -42,7 +42,7 @@ def make_work(cell: Cell, scale: float, root: Path, peer_workers: int) -> Work:
 
 
 def start_weights(task: Task, root: Path) -> Path:
-    """A folder that from_pretrained opens, with the head already in it: nobody starts from other random numbers."""
+    """A folder for from_pretrained. It includes the head, so that all contenders start with the same random numbers."""
     folder = root / (task.name if task.gpu else task.model)
     if (folder / _STAMP).exists():
         return folder
@@ -60,12 +60,12 @@ def start_weights(task: Task, root: Path) -> Path:
     if task.model == "bert":
         checkpoint = minilm()
         if task.gpu:
-            model = BertForSequenceClassification(BertConfig(num_labels=2))  # bert-base-uncased's sizes
+            model = BertForSequenceClassification(BertConfig(num_labels=2))  # the sizes of bert-base-uncased
         else:
             model = AutoModelForSequenceClassification.from_pretrained(checkpoint, num_labels=2)
         AutoTokenizer.from_pretrained(checkpoint).save_pretrained(folder)
     else:
-        # Its defaults are ViT-B/16.
+        # The defaults of ViTConfig are ViT-B/16.
         small = {"hidden_size": 192, "num_hidden_layers": 4, "num_attention_heads": 3, "intermediate_size": 768}
         model = ViTForImageClassification(ViTConfig(num_labels=10, **({} if task.gpu else small)))
     model.save_pretrained(folder)
@@ -82,7 +82,7 @@ def minilm() -> Path:
 
 
 def data_files(cell: Cell, train: int, held_out: int, root: Path) -> Path:
-    """A folder with the files of both splits, of exactly so many examples, and the mean tokens of a training text."""
+    """A folder with the files of both splits, with these numbers of examples, and the mean tokens of a text."""
     kind = "long" if cell.task.gpu and cell.task.model == "bert" else cell.task.name.split("-")[1]
     kind = "cifar10" if cell.task.model == "vit" else kind
     folder = root / f"{kind}-{train}-{held_out}"
@@ -97,8 +97,8 @@ def data_files(cell: Cell, train: int, held_out: int, root: Path) -> Path:
     else:
         rows = {name: _read_tsv(_DATA / "sst2" / f"{name}.tsv") for name in ("train", "dev")}
         if kind == "long":
-            wanted = {"train": train, "dev": held_out}
-            rows = {name: longer_texts(rows[name], wanted[name]) for name in rows}
+            counts = {"train": train, "dev": held_out}
+            rows = {name: longer_texts(rows[name], counts[name]) for name in rows}
         _write_tsv(folder / "train.tsv", rows["train"], train)
         _write_tsv(folder / "dev.tsv", rows["dev"], held_out)
         facts["mean_tokens"] = _mean_tokens([text for text, _ in rows["train"][:train]])
@@ -106,20 +106,20 @@ def data_files(cell: Cell, train: int, held_out: int, root: Path) -> Path:
 
 
 def longer_texts(sentences: Sequence[tuple[str, str]], count: int) -> Rows:
-    """Texts of a seeded, log-normal number of consecutive sentences, labelled by their majority (a tie by the first).
+    """Texts of a seeded, log-normal number of consecutive sentences, labelled by majority (a tie by the first).
 
-    Where the sentences are used up it goes on from the first: the texts are then cut elsewhere.
+    After the last sentence it continues with the first one; these texts then join other sentences.
     """
     return [_join(part) for part, _ in zip(_runs(sentences), range(count), strict=False)]
 
 
 def _runs(sentences: Sequence[tuple[str, str]]) -> Iterator[list[tuple[str, str]]]:
     random = np.random.default_rng(LONG_SEED)
-    at = 0
+    first = 0
     while True:
         size = max(1, round(random.lognormal(LONG_MU, LONG_SIGMA)))
-        yield [sentences[(at + offset) % len(sentences)] for offset in range(size)]
-        at += size
+        yield [sentences[(first + offset) % len(sentences)] for offset in range(size)]
+        first += size
 
 
 def _join(part: Sequence[tuple[str, str]]) -> tuple[str, str]:
@@ -136,7 +136,7 @@ def _read_tsv(path: Path) -> Rows:
 
 def _write_tsv(path: Path, rows: Rows, count: int) -> None:
     if len(rows) < count:
-        raise BenchmarkError(f"{path.name} has {len(rows)} examples, {count} are wanted: take a smaller --scale")
+        raise BenchmarkError(f"{path.name} has {len(rows)} examples, {count} are needed: use a smaller --scale")
     lines = ["sentence\tlabel", *("\t".join(row) for row in rows[:count])]
     path.write_text("\n".join(lines) + "\n", encoding="utf-8")
 
@@ -146,7 +146,7 @@ def _cut_parquet(name: str, count: int, folder: Path) -> None:
 
     table = parquet.read_table(_DATA / "cifar10" / f"{name}.parquet")
     if table.num_rows < count:
-        raise BenchmarkError(f"{name}.parquet has {table.num_rows} images, {count} are wanted: take a smaller --scale")
+        raise BenchmarkError(f"{name}.parquet has {table.num_rows} images, {count} are needed: use a smaller --scale")
     parquet.write_table(table.slice(0, count), folder / f"{name}.parquet")
 
 
@@ -165,6 +165,6 @@ def _stamp(folder: Path, facts: dict[str, float]) -> Path:
 
 
 def facts_of(folder: str) -> dict[str, float]:
-    """What was noted when a folder of weights or data was made."""
+    """The facts that were written when a folder of weights or data was made."""
     facts: dict[str, float] = json.loads((Path(folder) / _STAMP).read_text(encoding="utf-8"))
     return facts

@@ -1,4 +1,4 @@
-"""The work by Hugging Face accelerate: the loop of its documentation, with fused AdamW.
+"""The work with Hugging Face accelerate: the loop of its documentation, with fused AdamW.
 
 torchrun --standalone --nproc_per_node=2 tests/benchmarks/peers/accelerate_loop.py --work work.json --out result.json
 """
@@ -25,7 +25,7 @@ OPTIMIZER: dict[str, Any] = {"fused": True}
 
 
 def accelerator_arguments(work: Work) -> dict[str, Any]:
-    """Of the Accelerator; without `cpu` several ranks on CPUs would train alone."""
+    """The arguments of the Accelerator; without `cpu`, each rank on a CPU would train separately."""
     return {
         "cpu": not torch.cuda.is_available(),
         "mixed_precision": "bf16" if work.precision == "bf16" else "no",
@@ -33,10 +33,10 @@ def accelerator_arguments(work: Work) -> dict[str, Any]:
 
 
 def loaders(work: Work, train_set: Any, eval_set: Any, collate: Any) -> tuple[Any, Any]:
-    """DataLoaders of both splits, of one rank's batch."""
+    """The DataLoaders of both splits, with the batch size of one rank."""
     if work.model == "bert":
         train_set, eval_set = train_set.remove_columns("length"), eval_set.remove_columns("length")
-    # Pinned memory is for GPUs.
+    # Only GPUs need pinned memory.
     options: dict[str, Any] = {"collate_fn": collate, "pin_memory": torch.cuda.is_available()}
     options |= {"num_workers": work.peer_workers, "persistent_workers": work.peer_workers > 0}
     return (
@@ -46,7 +46,7 @@ def loaders(work: Work, train_set: Any, eval_set: Any, collate: Any) -> tuple[An
 
 
 def main() -> None:
-    """One rank."""
+    """Trains and evaluates on one rank."""
     options, work = arguments("accelerate")
     accelerator = Accelerator(**accelerator_arguments(work))
     set_seed(work.seed)
@@ -54,7 +54,7 @@ def main() -> None:
     train_loader, eval_loader = loaders(work, train_set, eval_set, collate)
     groups = decay_groups(model, work.weight_decay)
     optimizer: Any = torch.optim.AdamW(groups, lr=work.lr, betas=(work.beta1, work.beta2), **OPTIMIZER)
-    # In steps of one process: the prepared schedule takes one for each process.
+    # The steps of one process: the prepared schedule does one step for each process.
     steps = work.epochs * len(train_loader)
     scheduler = get_linear_schedule_with_warmup(optimizer, math.ceil(work.warmup_ratio * steps), steps)
     model, optimizer, train_loader, eval_loader, scheduler = accelerator.prepare(
@@ -90,16 +90,16 @@ def main() -> None:
 
 
 def evaluate(accelerator: Any, model: Any, eval_loader: Any) -> tuple[float, float, int]:
-    """Mean loss, accuracy, and the number of examples, each of which counts once."""
+    """The mean loss, the accuracy and the number of examples; each example counts once."""
     model.eval()
-    losses, right = [], []
+    losses, correct = [], []
     for batch in eval_loader:
         with torch.no_grad():
             logits = model(**batch).logits.float()
         logits, labels = accelerator.gather_for_metrics((logits, batch["labels"]))
         losses.append(torch.nn.functional.cross_entropy(logits, labels, reduction="none"))
-        right.append(logits.argmax(-1) == labels)
-    return torch.cat(losses).mean().item(), torch.cat(right).float().mean().item(), len(torch.cat(right))
+        correct.append(logits.argmax(-1) == labels)
+    return torch.cat(losses).mean().item(), torch.cat(correct).float().mean().item(), len(torch.cat(correct))
 
 
 main()

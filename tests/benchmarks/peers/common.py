@@ -1,4 +1,4 @@
-"""What all peers share: the examples by `datasets`, the start model by transformers, and the stopwatch."""
+"""The common code of the peers: examples by `datasets`, the start model by transformers, and the stopwatch."""
 
 from __future__ import annotations
 
@@ -21,19 +21,19 @@ EVAL_BATCH = 32
 
 
 def arguments(description: str) -> tuple[argparse.Namespace, Work]:
-    """The command line of a peer, and the work it names."""
+    """Parses the command line of a peer, and reads its work."""
     parser = argparse.ArgumentParser(description=description)
-    parser.add_argument("--work", type=Path, required=True, help="JSON of a Work")
-    parser.add_argument("--out", type=Path, required=True, help="where rank 0 writes the JSON of its Result")
-    parser.add_argument("--tuned", action="store_true", help="of hf_trainer: as its documentation advises")
+    parser.add_argument("--work", type=Path, required=True, help="JSON file of the Work")
+    parser.add_argument("--out", type=Path, required=True, help="file to which rank 0 writes its Result as JSON")
+    parser.add_argument("--tuned", action="store_true", help="hf_trainer only: settings that its documentation advises")
     parsed = parser.parse_args()
     return parsed, load(Work, parsed.work)
 
 
 def prepare(work: Work) -> tuple[Any, Any, Any, Callable[..., Any]]:
-    """The start model, both splits, and the function that makes a batch, as transformers' task guides have it.
+    """The start model, both splits, and the function that makes a batch, as in transformers' task guides.
 
-    Texts are tokenised once and padded to the longest of their batch; images are decoded and resized when asked for.
+    Texts are tokenized once and padded to the longest of their batch; images are decoded and resized on access.
     """
     return _texts(work) if work.model == "bert" else _images(work)
 
@@ -44,7 +44,7 @@ def _texts(work: Work) -> tuple[Any, Any, Any, Callable[..., Any]]:
     splits = load_dataset("csv", data_files=work.files, sep="\t", quoting=3, keep_default_na=False)
 
     def tokenize(rows: Any) -> Any:
-        # The length is for samplers that group by it; the others never see the column.
+        # Samplers that group by length need the column; the other peers remove it.
         return tokenizer(rows["sentence"], truncation=True, max_length=work.max_length, return_length=True)
 
     splits = splits.map(tokenize, batched=True, remove_columns=["sentence"]).rename_column("label", "labels")
@@ -54,7 +54,7 @@ def _texts(work: Work) -> tuple[Any, Any, Any, Callable[..., Any]]:
 def _images(work: Work) -> tuple[Any, Any, Any, Callable[..., Any]]:
     model = AutoModelForImageClassification.from_pretrained(work.start)
     splits = load_dataset("parquet", data_files=work.files)
-    # In the order that torchvision's documentation advises for speed: resized as bytes, floats last.
+    # The order that torchvision's documentation advises for speed: resize bytes, then convert to floats.
     transform = v2.Compose(
         [
             v2.PILToTensor(),
@@ -78,7 +78,7 @@ def _images(work: Work) -> tuple[Any, Any, Any, Callable[..., Any]]:
 
 
 def decay_groups(model: torch.nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Parameters for AdamW: no decay of biases and norms, as transformers' examples have it."""
+    """Parameters for AdamW without decay of biases and norms, as in transformers' examples."""
     named = list(model.named_parameters())
     return [
         {"params": [parameter for _, parameter in named if parameter.ndim > 1], "weight_decay": weight_decay},
@@ -87,14 +87,14 @@ def decay_groups(model: torch.nn.Module, weight_decay: float) -> list[dict[str, 
 
 
 class Stopwatch:
-    """Times the loop; on a GPU it waits for it, but only after the first step and the last."""
+    """Times the loop. It waits for a GPU, but only after the first step and after the last step."""
 
     def start(self) -> None:
         self._start_s = time.perf_counter()
         self.steps = 0
 
     def step(self) -> None:
-        """To be called after each optimizer step."""
+        """Counts a step; called after each optimizer step."""
         self.steps += 1
         if self.steps == 1:
             _wait_for_gpu()
@@ -108,7 +108,7 @@ class Stopwatch:
     def report(
         self, out: Path, *, examples: int, train_loss: float, eval_loss: float, accuracy: float, eval_examples: int
     ) -> None:
-        """Writes the result of the run; rank 0 calls it."""
+        """Writes the result of the run; called on rank 0."""
         result = Result(
             train_s=self._train_s,
             first_step_s=self._first_step_s,

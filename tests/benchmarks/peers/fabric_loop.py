@@ -1,4 +1,4 @@
-"""The work by Lightning Fabric: the loop of its documentation, with fused AdamW.
+"""The work with Lightning Fabric: the loop of its documentation, with fused AdamW.
 
 torchrun --standalone --nproc_per_node=2 tests/benchmarks/peers/fabric_loop.py --work work.json --out result.json
 """
@@ -24,7 +24,7 @@ OPTIMIZER: dict[str, Any] = {"fused": True}
 
 
 def fabric_arguments(work: Work) -> dict[str, Any]:
-    """Of Fabric; one rank needs no DDP, which "auto" knows."""
+    """The arguments of Fabric; "auto" uses no DDP with one rank."""
     return {
         "accelerator": "auto",
         "devices": work.world_size,
@@ -34,10 +34,10 @@ def fabric_arguments(work: Work) -> dict[str, Any]:
 
 
 def loaders(work: Work, train_set: Any, eval_set: Any, collate: Any) -> tuple[Any, Any]:
-    """DataLoaders of both splits, of one rank's batch."""
+    """The DataLoaders of both splits, with the batch size of one rank."""
     if work.model == "bert":
         train_set, eval_set = train_set.remove_columns("length"), eval_set.remove_columns("length")
-    # Pinned memory is for GPUs.
+    # Only GPUs need pinned memory.
     options: dict[str, Any] = {"collate_fn": collate, "pin_memory": torch.cuda.is_available()}
     options |= {"num_workers": work.peer_workers, "persistent_workers": work.peer_workers > 0}
     return (
@@ -47,7 +47,7 @@ def loaders(work: Work, train_set: Any, eval_set: Any, collate: Any) -> tuple[An
 
 
 def main() -> None:
-    """One rank."""
+    """Trains and evaluates on one rank."""
     options, work = arguments("Lightning Fabric")
     fabric = Fabric(**fabric_arguments(work))
     fabric.launch()
@@ -87,7 +87,7 @@ def main() -> None:
 
 
 def evaluate(fabric: Any, model: Any, eval_loader: Any) -> tuple[float, float, int]:
-    """Mean loss, accuracy, and the number of examples; the ranks' parts are equal, so none counts twice."""
+    """The mean loss, the accuracy and the number of examples; the ranks' parts are equal: no example counts twice."""
     model.eval()
     sums = torch.zeros(3, dtype=torch.float64, device=fabric.device)
     for batch in eval_loader:
@@ -97,8 +97,8 @@ def evaluate(fabric: Any, model: Any, eval_loader: Any) -> tuple[float, float, i
         sums[0] += torch.nn.functional.cross_entropy(logits, labels, reduction="sum")
         sums[1] += (logits.argmax(-1) == labels).sum()
         sums[2] += len(labels)
-    loss, right, count = fabric.all_reduce(sums, reduce_op="sum").tolist()
-    return loss / count, right / count, int(count)
+    loss, correct, count = fabric.all_reduce(sums, reduce_op="sum").tolist()
+    return loss / count, correct / count, int(count)
 
 
 main()
