@@ -6,7 +6,7 @@ import contextlib
 import gc
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
@@ -20,6 +20,9 @@ from disttrain.errors import BrokenNode, NewerAttempt, UserError
 from disttrain.records import record_files
 from disttrain.records.run_folder import begin_run
 from disttrain.records.summary_types import Summary
+
+# The packages of the extra [train], by the names that are imported.
+_TRAIN_PACKAGES = ("torch", "torchvision", "transformers", "datasets", "tokenizers", "huggingface_hub", "numpy", "PIL")
 
 # `_run` imports torch and every module that needs it: --help and a wrong flag must not wait for that.
 if TYPE_CHECKING:
@@ -83,7 +86,8 @@ def run(config: TrainConfig, env: RankEnv, output_dir: Path) -> Summary:
     # which took 17 % of that time.
     gc.disable()
     try:
-        summary = _run(config.resolved(), env, output_dir)
+        with _naming_the_extra():
+            summary = _run(config.resolved(), env, output_dir)
         if env.world_size > 1:
             leave_without_teardown()
         return summary
@@ -96,6 +100,21 @@ def run(config: TrainConfig, env: RankEnv, output_dir: Path) -> Summary:
         raise
     finally:
         gc.enable()
+
+
+@contextlib.contextmanager
+def _naming_the_extra() -> Iterator[None]:
+    """Turns the error of a missing package of the extra [train] into one that says how to install it."""
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        package = (error.name or "").partition(".")[0]
+        if package not in _TRAIN_PACKAGES:
+            raise
+        raise UserError(
+            f"the package {package!r} is not installed for {sys.executable}",
+            hint="pip install 'disttrain-sweeps[train]' for it, or set python in the cluster profile",
+        ) from error
 
 
 def _run(config: TrainConfig, env: RankEnv, output_dir: Path) -> Summary:
@@ -122,7 +141,7 @@ def _run(config: TrainConfig, env: RankEnv, output_dir: Path) -> Summary:
         if config.model == LINK:
             from disttrain.link_run import run_link
 
-            return run_link(group, output_dir, checked.records, checked.notices)
+            return run_link(group, output_dir, checked.records, (*group.notices, *checked.notices))
         return _train(config, group, output_dir, checked)
 
 

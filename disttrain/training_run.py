@@ -16,7 +16,7 @@ from disttrain.checkpoint.manager import CheckpointManager, ResumePoint
 from disttrain.config.cadence import parse_cadence
 from disttrain.config.run_id import run_id
 from disttrain.config.train_config import TrainConfig
-from disttrain.distributed.device import gpu_uuid
+from disttrain.distributed.device import choose_attention, gpu_uuid
 from disttrain.distributed.group import Group
 from disttrain.distributed.start_record import start_record
 from disttrain.measure.gather_steps import drop_old_exchanges, gather_measured_steps
@@ -65,6 +65,7 @@ def prepare(config: TrainConfig, group: Group, output_dir: Path) -> PreparedRun:
         uncompiled = why_not_compiled(group)
         config = dataclasses.replace(config, compile=not uncompiled)
     encoded = family.encode(config, splits, group, output_dir)
+    choose_attention(many_shapes=encoded.train.lengths is not None)
     torch.manual_seed(config.seed)
     built = family.build(config, encoded)
     model = built.model.to(group.device)
@@ -133,7 +134,7 @@ def _train(
 ) -> None:
     """Trains to the last step, and writes this rank's records to `path`."""
     sampler, telemetry_notices = open_sampler(config.telemetry_every_s, gpu_uuid(group.device))
-    notices = (*checked.notices, *prepared.notices, *start.notices, *telemetry_notices)
+    notices = (*group.notices, *checked.notices, *prepared.notices, *start.notices, *telemetry_notices)
     with record_files.RecordWriter(path, start.records) as writer:
         writer.write([_start_record(group, prepared, start.position.step + 1, notices), *start.saved, *checked.records])
         for notice in notices:

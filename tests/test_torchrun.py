@@ -62,6 +62,17 @@ def test_help_needs_no_torch(script: str, tmp_path: Path) -> None:
     assert all(f"--{flag} VALUE" in stdout for flag in ("per_gpu_batch", "setup", "lr", "architecture", "dataset"))
 
 
+@pytest.mark.parametrize("package", ["torch", "transformers"])
+def test_missing_package_names_its_extra(package: str, tmp_path: Path) -> None:
+    (tmp_path / f"{package}.py").write_text(f"raise ModuleNotFoundError('no {package}', name='{package}')")
+    command = [sys.executable, "bert.py", *SMALL_BERT, "--output_dir", str(tmp_path / "out")]
+    code, _, stderr = end(in_folder(*command, environ={"PYTHONPATH": str(tmp_path)}))
+    assert code == 2
+    assert stderr.startswith(f"error: the package '{package}' is not installed for {sys.executable}")
+    assert "disttrain-sweeps[train]" in stderr
+    assert read(tmp_path / "out", "failure-rank00000.json")["user_error"]
+
+
 def test_script_alone_is_one_rank(tmp_path: Path) -> None:
     command = [sys.executable, "bert.py", "--per_gpu_batch=4", "--lr", "0.0002", *SMALL_BERT]
     code, stdout, stderr = end(in_folder(*command, environ={"SWEEP_ROOT": str(tmp_path)}))

@@ -64,9 +64,11 @@ class CheckpointWriter:
         """
         # The thread still reads the buffers of the copy. At intervals that keep the cost low, it has long finished.
         self.wait()
+        copy_began_s = time.perf_counter()
         copied, events = self._copy(state)
-        blocked_ms = (time.perf_counter() - began_s) * 1000
-        self._thread = threading.Thread(target=self._write, args=(step, copied, events, blocked_ms), daemon=True)
+        waited_ms, copy_ms = (copy_began_s - began_s) * 1000, (time.perf_counter() - copy_began_s) * 1000
+        arguments = (step, copied, events, waited_ms, copy_ms)
+        self._thread = threading.Thread(target=self._write, args=arguments, daemon=True)
         self._thread.start()
 
     def wait(self) -> None:
@@ -118,19 +120,20 @@ class CheckpointWriter:
             events[1].record()
         return copied, events
 
-    def _write(self, step: int, state: Any, events: _CopyEvents | None, blocked_ms: float) -> None:
+    def _write(self, step: int, state: Any, events: _CopyEvents | None, waited_ms: float, copy_ms: float) -> None:
         start, size, error = time.perf_counter(), None, None
         try:
             if events is not None:
                 events[1].synchronize()  # in this thread, so that the training loop does not wait
-                blocked_ms += events[0].elapsed_time(events[1])
+                # Host and GPU copy at the same time: the longer of the two delays the steps.
+                copy_ms = max(copy_ms, events[0].elapsed_time(events[1]))
             size = self._write_files(step, state)
         except NewerAttempt as newer:
             self._done.put(newer)
             return
         except Exception as failure:  # noqa: BLE001 - torch turns a full disk, for example, into its own errors
             error = next(iter(str(failure).splitlines()), type(failure).__name__)
-        self._done.put(CheckpointOutcome(step, blocked_ms, time.perf_counter() - start, size, error))
+        self._done.put(CheckpointOutcome(step, waited_ms + copy_ms, time.perf_counter() - start, size, error))
 
     def _write_files(self, step: int, state: Any) -> int:
         name = f"attempt-{self._claim.attempt:05d}-step-{step:09d}"

@@ -46,6 +46,13 @@ class Group:
     def is_main(self) -> bool:
         return self.env.rank == 0
 
+    @property
+    def notices(self) -> tuple[str, ...]:
+        """What the user should know about the placement of these ranks."""
+        if not self.shared_gpu:
+            return ()
+        return ("ranks share a GPU, which NCCL does not support: gloo replaces it, and times are not comparable",)
+
     def sum(self, values: Tensor) -> Tensor:
         """The sum over all ranks, on every rank; it is written into `values`."""
         if self.backend is not None:

@@ -53,6 +53,32 @@ def test_later_steps_do_not_change_the_copy(tmp_path: Path) -> None:
     assert not load(tmp_path, manifest)["weights"].any()
 
 
+class _Event:
+    """A CUDA event; 40 ms pass between any two."""
+
+    def record(self) -> None: ...
+
+    def synchronize(self) -> None: ...
+
+    def elapsed_time(self, _: object) -> float:
+        return 40.0
+
+
+@pytest.mark.parametrize(("host_copy_s", "blocked_ms"), [(0.1, 1100.0), (0.01, 1040.0)])
+def test_a_copy_counts_once(
+    host_copy_s: float, blocked_ms: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Host and GPU copy at the same time: `blocked_ms` has the longer of the two, and 1 s of waiting before them."""
+    clock = iter([1.0, 1.0 + host_copy_s])
+    monkeypatch.setattr("disttrain.checkpoint.writer._event", _Event)
+    monkeypatch.setattr("disttrain.checkpoint.writer.time.perf_counter", lambda: next(clock, 2.0))
+    writer = CheckpointWriter(Claim(tmp_path), tmp_path, "run-1", 1, on_gpu=True)
+    writer.save(1, {"weights": torch.zeros(3)}, began_s=0.0)
+    writer.wait()
+    (outcome,) = writer.done()
+    assert outcome.blocked_ms == pytest.approx(blocked_ms)
+
+
 def test_reports_a_failed_write_and_continues(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     writer = writer_of(tmp_path)
     save(writer, 1)

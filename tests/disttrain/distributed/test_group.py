@@ -66,3 +66,10 @@ def test_main_first_orders_hosts_and_ranks() -> None:
 def test_finds_the_first_rank_on_each_gpu() -> None:
     gpus = ["n1 0:3b:0", "n1 0:3b:0", "n2 0:3b:0", ""]
     assert [is_first(gpus, rank) for rank in range(4)] == [True, False, True, True]
+
+
+def test_a_shared_gpu_is_reported() -> None:
+    env = RankEnv(rank=0, world_size=2)
+    groups = [Group(env, torch.device("cpu"), "gloo", ("node1", "node1"), shared) for shared in (True, False)]
+    assert [notice.split(",")[0] for notice in groups[0].notices] == ["ranks share a GPU"]
+    assert groups[1].notices == ()
