@@ -1,4 +1,4 @@
-"""Arrays that are made once, kept beside the caches of `datasets`, and mapped into memory by every process."""
+"""Caches arrays on disk, next to the caches of `datasets`, so that every process can map them into memory."""
 
 from __future__ import annotations
 
@@ -18,23 +18,23 @@ import numpy as np
 from numpy.typing import NDArray
 
 Arrays = Mapping[str, NDArray[Any]]
-# Adds rows to the end of the array of this name.
+# Appends rows to the array with this name.
 Append = Callable[[str, NDArray[Any]], None]
 
-# Part of every key: arrays of another layout are not found.
+# Part of every key, so that arrays of an older layout are not found.
 FORMAT = 1
-# Written last: name to dtype and shape of each array.
+# Written last; maps each array's name to its dtype and shape.
 _CONTENTS = "arrays.json"
-# A folder that a process was killed in is left over; one that is written to is younger than this.
-_LEFT_OVER_S = 3600.0
+# The age after which a temporary folder belongs to a killed process; a folder in use has newer files.
+_ABANDONED_AFTER_S = 3600.0
 
 
 class _CannotWriteError(Exception):
-    """The cache takes no more: read-only, full, over quota."""
+    """The cache cannot be written: it is read-only, full or over quota."""
 
 
 def content_key(parts: Iterable[bytes]) -> str:
-    """The key of arrays that are made from these parts and from nothing else: a SHA-256, some 10^9 bytes a second."""
+    """The key of arrays that depend on these parts only: a SHA-256, computed at about 10^9 bytes per second."""
     digest = hashlib.sha256(b"%d" % FORMAT)
     for part in parts:
         digest.update(b"\0%d\0" % len(part))
@@ -43,28 +43,31 @@ def content_key(parts: Iterable[bytes]) -> str:
 
 
 def mapped_arrays(key: str, make: Callable[[Append], None]) -> Arrays:
-    """The arrays of a key as `cached_arrays` gives them, or else in memory: of each process its own copy."""
-    kept = cached_arrays(key, make)
-    return arrays_in_memory(make) if kept is None else kept
+    """The arrays of a key from `cached_arrays`; if the cache cannot be written, a copy in this process's memory."""
+    cached = cached_arrays(key, make)
+    if cached is None:
+        return arrays_in_memory(make)
+    return cached
 
 
 def cached_arrays(key: str, make: Callable[[Append], None]) -> Arrays | None:
-    """The arrays of a key: found in the cache, or made and kept there.
+    """The arrays of a key: read from the cache, or made and written to it.
 
-    The processes of a host that map them share one copy in the page cache.
+    All processes of a host that map the arrays share one copy in the page cache.
 
     Args:
-        key: What `content_key` gives for all that the arrays depend on.
-        make: Makes them, in rows that it appends. It may be called again.
+        key: The `content_key` of everything that the arrays depend on.
+        make: A function that makes the arrays by appending rows. It may be called again.
 
     Returns:
-        The arrays by name, read-only; None where the cache cannot be written: it is read-only, or full.
+        The arrays by name, read-only; None if the cache cannot be written.
     """
-    found = find_arrays(key)
-    if found is not None:
-        return found
+    existing = find_arrays(key)
+    if existing is not None:
+        return existing
     folder = _cache_folder() / key
-    # Beside its final place, so that a rename suffices, and this process's own, on a file system that hosts share.
+    # In the same folder as its final place, so that a rename is enough. The name is unique to this process, because
+    # hosts may share the file system.
     temporary = folder.with_name(f".{key}-{uuid.uuid4().hex}")
     try:
         files = _Files(temporary)
@@ -74,7 +77,7 @@ def cached_arrays(key: str, make: Callable[[Append], None]) -> Arrays | None:
         finally:
             files.close()
         _move(temporary, folder)
-        # Of two processes the faster wins: the others may map its copy by now.
+        # If two processes made the arrays, the first copy stays, because other processes may map it already.
         return find_arrays(key) or made
     except _CannotWriteError:
         return None
@@ -83,25 +86,25 @@ def cached_arrays(key: str, make: Callable[[Append], None]) -> Arrays | None:
 
 
 def arrays_in_memory(make: Callable[[Append], None]) -> Arrays:
-    """The arrays that are not worth a place in the cache."""
+    """Arrays that are too small to be worth caching."""
     parts: dict[str, list[NDArray[Any]]] = {}
     make(lambda name, rows: parts.setdefault(name, []).append(rows))
     return {name: np.concatenate(rows) for name, rows in parts.items()}
 
 
 def find_arrays(key: str) -> Arrays | None:
-    """The arrays of a key; None where they were not made, or are damaged."""
+    """The cached arrays of a key; None if they do not exist or are damaged."""
     return _read(_cache_folder() / key)
 
 
 def free_bytes() -> int:
-    """What the disk of the cache has left; 0 where it cannot be written."""
+    """The free space of the cache's disk; 0 if the cache cannot be written."""
     folder = _cache_folder()
-    try:
+    with suppress(OSError):
         folder.mkdir(parents=True, exist_ok=True)
-        return shutil.disk_usage(folder).free if os.access(folder, os.W_OK) else 0
-    except OSError:
-        return 0
+        if os.access(folder, os.W_OK):
+            return shutil.disk_usage(folder).free
+    return 0
 
 
 def _cache_folder() -> Path:
@@ -121,23 +124,23 @@ def _map(path: Path, dtype: np.dtype[Any], shape: list[int]) -> NDArray[Any]:
     if path.stat().st_size != size:
         raise ValueError(f"{path} has {path.stat().st_size} bytes, not {size}")
     if size == 0:
-        return np.empty(shape, dtype)  # nothing that could be mapped
-    # As a plain array: each slice of a memmap is a memmap, which costs more than the slice.
+        return np.empty(shape, dtype)  # an empty file cannot be mapped
+    # Converted to a plain array: each slice of a memmap is a memmap, which costs more than the slice.
     return np.asarray(np.memmap(path, dtype, "r", shape=tuple(shape)))
 
 
 class _Files:
-    """Rows that are appended to arrays in files.
+    """Arrays in files, to which rows are appended.
 
-    Never through a mapping: a disk that fills up is then an error, not a bus error.
+    The files are written, not mapped: if the disk fills up, a write raises an error, but a mapping causes a bus error.
     """
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._open: dict[str, IO[bytes]] = {}
-        self._contents: dict[str, tuple[str, list[int]]] = {}  # dtype and shape so far
+        self._contents: dict[str, tuple[str, list[int]]] = {}  # the dtype and the current shape
         with _writing():
-            _remove_left_over(folder)
+            _remove_abandoned(folder)
             folder.mkdir(parents=True)
 
     def append(self, name: str, rows: NDArray[Any]) -> None:
@@ -146,12 +149,12 @@ class _Files:
                 self._open[name] = (self._folder / name).open("wb")
                 self._contents[name] = (rows.dtype.str, [0, *rows.shape[1:]])
             dtype, shape = self._contents[name]
-            assert (rows.dtype.str, [*rows.shape[1:]]) == (dtype, shape[1:]), f"rows of {name} are not of one kind"
+            assert (rows.dtype.str, [*rows.shape[1:]]) == (dtype, shape[1:]), f"rows of {name} differ in dtype or shape"
             self._open[name].write(np.ascontiguousarray(rows).data)
             shape[0] += len(rows)
 
     def arrays(self) -> Arrays:
-        """All of them, mapped; they outlive the folder's place and name."""
+        """All arrays, mapped; they stay usable after the folder is renamed or removed."""
         self.close()
         with _writing():
             (self._folder / _CONTENTS).write_text(json.dumps(self._contents), encoding="utf-8")
@@ -163,7 +166,7 @@ class _Files:
     def close(self) -> None:
         with _writing():
             for file in self._open.values():
-                file.close()  # where some file systems first say that they are full
+                file.close()  # some file systems report only here that they are full
 
 
 @contextmanager
@@ -174,22 +177,22 @@ def _writing() -> Iterator[None]:
         raise _CannotWriteError from error
 
 
-def _remove_left_over(folder: Path) -> None:
-    """Removes the temporary folders of this key that killed processes have left: some GB each, of images."""
+def _remove_abandoned(folder: Path) -> None:
+    """Removes the temporary folders of this key that killed processes have left; with images each takes some GB."""
     for other in folder.parent.glob(f"{folder.name.split('-', 1)[0]}-*"):
-        with suppress(OSError):  # its process may be at work, or another may remove it too
+        with suppress(OSError):  # another process may be writing to it, or removing it too
             written_s = max(path.stat().st_mtime for path in (other, *other.iterdir()))
-            if time.time() - written_s > _LEFT_OVER_S:
+            if time.time() - written_s > _ABANDONED_AFTER_S:
                 shutil.rmtree(other, ignore_errors=True)
 
 
 def _move(temporary: Path, folder: Path) -> None:
-    """Renames the folder to its final place, if that is free or holds what is damaged."""
+    """Renames the folder to its final place, unless intact arrays exist there."""
     with suppress(OSError):
         temporary.rename(folder)
         return
     if _read(folder) is None:
-        # Aside first: between a look and a removal another process may have put a whole one there.
+        # First moved aside: between the check and the removal another process may have put an intact folder there.
         aside = temporary.with_name(f"{temporary.name}-damaged")
         with suppress(OSError):
             folder.rename(aside)

@@ -1,4 +1,4 @@
-"""Which examples each rank sees at each step, and the loader that brings them to the device in that order."""
+"""Decides which examples each rank sees at each step, and loads them onto the device in that order."""
 
 from __future__ import annotations
 
@@ -22,28 +22,28 @@ Batch = Mapping[str, Tensor]
 class Examples(Protocol):
     """Encoded examples of one split, indexed from 0."""
 
-    # Whether making a batch costs less than handing it over from another process: the loader then starts none.
+    # Whether making a batch costs less than receiving it from another process. If so, the loader starts no workers.
     in_memory: bool
 
     @property
     def lengths(self) -> Indices | None:
-        """What each example costs, in tokens; None where all cost the same."""
+        """The cost of each example in tokens; None if all examples cost the same."""
 
     def __len__(self) -> int: ...
 
     def batch(self, indices: Sequence[int] | Indices) -> Batch:
-        """The examples of these indices as one batch of CPU tensors, `labels` among them."""
+        """The examples with these indices as one batch of CPU tensors, including `labels`."""
         ...
 
 
 @dataclass(frozen=True)
 class Position:
-    """A place between two optimizer steps, from which a run can go on."""
+    """A point between two optimizer steps, from which a run can resume."""
 
-    step: int = 0  # optimizer steps done
+    step: int = 0  # completed optimizer steps
     epoch: int = 0
-    consumed: int = 0  # examples of the epoch that are done, over all ranks
-    global_batch: int = 0  # that the order of the epoch was made for; of no account where none is consumed
+    consumed: int = 0  # completed examples of this epoch, over all ranks
+    global_batch: int = 0  # the global batch for which the epoch's order was made; unused if consumed is 0
 
 
 BEGINNING = Position()
@@ -51,31 +51,31 @@ BEGINNING = Position()
 
 @dataclass(frozen=True)
 class RankStep:
-    """What one rank does in one optimizer step."""
+    """The work of one rank in one optimizer step."""
 
     step: int  # from 1
     epoch: int  # from 0
     last_of_epoch: bool
     batches: tuple[Indices, ...]  # one for each forward pass; at least one
-    examples: int  # of this rank that count; 0 where the step has fewer examples than ranks
+    examples: int  # this rank's examples in the loss; may be 0 if the step has fewer examples than ranks
     global_examples: int  # over all ranks
-    end: Position  # behind this step
+    end: Position  # after this step
 
 
 @dataclass(frozen=True)
 class GlobalBatches:
     """The order of all examples over steps and ranks, a pure function of the seed.
 
-    A step's examples are the same whatever the number of ranks that share them: 1 rank with a batch of 4 and 4 ranks
-    with a batch of 1 see the same four. The last batch of an epoch may be short; it is spread over the ranks as evenly
-    as it goes, and no example is left out or repeated.
+    The examples of a step do not depend on the number of ranks: 1 rank with a batch of 4 and 4 ranks with a batch of 1
+    see the same four. The last batch of an epoch may be short. It is divided as evenly as possible between the ranks,
+    and no example is left out or repeated.
 
-    With lengths, the examples of a step are about equally long: little is padded, and no rank waits for another that
-    has the longest text.
+    With lengths, the examples of a step are about equally long. Batches then need little padding, and no rank waits for
+    another one that has the longest text.
     """
 
     examples: int
-    rank_batch: int  # of one forward pass
+    rank_batch: int  # examples of one forward pass on one rank
     world_size: int
     accum_steps: int
     seed: int
@@ -83,7 +83,7 @@ class GlobalBatches:
 
     @property
     def global_batch(self) -> int:
-        """Examples of one optimizer step over all ranks."""
+        """The number of examples of one optimizer step, over all ranks."""
         return self.rank_batch * self.world_size * self.accum_steps
 
     @property
@@ -93,87 +93,93 @@ class GlobalBatches:
     def order(self, epoch: int, global_batch: int) -> Indices:
         """The order of all examples in one epoch.
 
-        A permutation; with lengths one that is sorted by them, cut into global batches, and shuffled again as batches.
-        What is left over makes the short last batch, drawn from all lengths.
+        The order is a permutation. With lengths, the permutation is sorted by length and cut into global batches, and
+        the batches are shuffled. The remaining examples form the short last batch; they have any length.
         """
         random = np.random.default_rng([self.seed, epoch])
         shuffled = random.permutation(self.examples)
         if self.lengths is None:
             return shuffled
-        left_over, rest = np.split(shuffled, [self.examples % global_batch])
-        # Equal lengths stay in the order of the shuffle: which of them meet differs from epoch to epoch.
+        remaining, rest = np.split(shuffled, [self.examples % global_batch])
+        # A stable sort, so that examples of equal length come together in other batches in each epoch.
         batches = rest[np.argsort(self.lengths[rest], kind="stable")].reshape(-1, global_batch)
-        return np.concatenate([batches[random.permutation(len(batches))].ravel(), left_over])
+        return np.concatenate([batches[random.permutation(len(batches))].ravel(), remaining])
 
     def total_steps(self, epochs: int, start: Position = BEGINNING) -> int:
-        """Optimizer steps of so many epochs, those before `start` included."""
+        """The number of optimizer steps in `epochs` epochs, including the steps before `start`."""
         if start.epoch >= epochs:
             return start.step
         in_this_epoch = -(-(self.examples - start.consumed) // self.global_batch)
         return start.step + in_this_epoch + (epochs - start.epoch - 1) * self.steps_per_epoch
 
     def rank_steps(self, rank: int, steps: int, start: Position = BEGINNING) -> Iterator[RankStep]:
-        """The steps of one rank from `start` up to step number `steps`, over as many epochs as they take.
+        """The steps of one rank from `start` up to step number `steps`, over as many epochs as necessary.
 
-        An epoch that was begun with another global batch is ended in the order that it was begun in, so that each of
-        its examples still comes once.
+        If a run resumes within an epoch with another global batch, it finishes the epoch in the original order. Each
+        example of the epoch is then still used once.
         """
         number = start.step
         for epoch in count(start.epoch):
-            begun = epoch == start.epoch and start.consumed > 0
-            made_for = start.global_batch if begun else self.global_batch
-            order = self.order(epoch, made_for)
-            for at in range(start.consumed if begun else 0, self.examples, self.global_batch):
+            first, order_batch = 0, self.global_batch
+            if epoch == start.epoch and start.consumed > 0:
+                first, order_batch = start.consumed, start.global_batch
+            order = self.order(epoch, order_batch)
+            for begin in range(first, self.examples, self.global_batch):
                 if number == steps:
                     return
                 number += 1
-                consumed = at + self.global_batch
-                end = Position(number, epoch, consumed, made_for)
+                consumed = begin + self.global_batch
+                end = Position(number, epoch, consumed, order_batch)
                 if consumed >= self.examples:
                     end = Position(number, epoch + 1)
-                yield self._step(end, epoch, order[at:consumed], rank)
+                yield self._step(end, epoch, order[begin:consumed], rank)
 
-    def _step(self, end: Position, epoch: int, together: Indices, rank: int) -> RankStep:
-        mine = rank_slice(together, rank, self.world_size)
-        batches = tuple(mine[start : start + self.rank_batch] for start in range(0, len(mine), self.rank_batch))
+    def _step(self, end: Position, epoch: int, global_indices: Indices, rank: int) -> RankStep:
+        own = rank_slice(global_indices, rank, self.world_size)
+        batches = tuple(own[start : start + self.rank_batch] for start in range(0, len(own), self.rank_batch))
         return RankStep(
             step=end.step,
             epoch=epoch,
             last_of_epoch=end.epoch > epoch,
-            # A rank without an example still takes part in DDP's exchange; the loop gives this one no weight.
-            batches=batches or (together[:1],),
-            examples=len(mine),
-            global_examples=len(together),
+            # A rank without an example still takes part in DDP's all-reduce; the loop gives this batch no weight.
+            batches=batches or (global_indices[:1],),
+            examples=len(own),
+            global_examples=len(global_indices),
             end=end,
         )
 
 
-def rank_slice(together: Indices, rank: int, world_size: int) -> Indices:
-    """One rank's contiguous part of a global batch; parts differ by one at most.
+def rank_slice(global_indices: Indices, rank: int, world_size: int) -> Indices:
+    """One rank's contiguous part of a global batch; the sizes of the parts differ by at most one.
 
     Example:
-        >>> [share(np.arange(5), rank, 2).tolist() for rank in range(2)]
+        >>> [rank_slice(np.arange(5), rank, 2).tolist() for rank in range(2)]
         [[0, 1], [2, 3, 4]]
     """
-    return together[rank * len(together) // world_size : (rank + 1) * len(together) // world_size]
+    size = len(global_indices)
+    return global_indices[rank * size // world_size : (rank + 1) * size // world_size]
 
 
 def eval_batches(
     examples: int, rank: int, world_size: int, batch: int, lengths: Indices | None = None
 ) -> list[Indices]:
-    """The batches that one rank evaluates: over all ranks every example exactly once, of lengths the likest together.
+    """The batches that one rank evaluates; over all ranks each example occurs once.
+
+    With lengths, examples of similar length are in the same batch.
 
     Example:
         >>> [indices.tolist() for indices in eval_batches(5, 0, 2, 2)]
         [[0, 2], [4]]
     """
-    order = np.arange(examples) if lengths is None else np.argsort(lengths, kind="stable")
-    mine = order[rank::world_size]
-    return [mine[start : start + batch] for start in range(0, len(mine), batch)]
+    order = np.arange(examples)
+    if lengths is not None:
+        order = np.argsort(lengths, kind="stable")
+    own = order[rank::world_size]
+    return [own[start : start + batch] for start in range(0, len(own), batch)]
 
 
 class _BatchesByIndices(torch.utils.data.Dataset[Batch | UserError]):
-    """Looks like a dataset whose keys are whole lists of indices, so that a worker makes a batch in one call."""
+    """A dataset with lists of indices as keys, so that a worker makes a batch in one call."""
 
     def __init__(self, examples: Examples) -> None:
         self._examples = examples
@@ -182,40 +188,52 @@ class _BatchesByIndices(torch.utils.data.Dataset[Batch | UserError]):
         try:
             return self._examples.batch(indices)
         except UserError as error:
-            return error  # raised here, torch would make one of it whose message is this worker's traceback
+            return error  # if raised here, torch would replace its message by the worker's traceback
 
 
 def load_batches(
     examples: Examples, index_lists: Iterable[Indices], device: torch.device, num_workers: int
 ) -> Iterator[Batch]:
-    """The batches of these indices on the device, in this order whatever the number of workers.
+    """The batches with these indices on the device; their order does not depend on the number of workers.
 
     Args:
-        examples: Where the batches come from.
-        index_lists: One list for each batch; read ahead of the batches when there are workers.
-        device: Where they go. To a GPU they are copied from pinned memory while it computes.
-        num_workers: Processes that make batches; none are started where that would cost more than it saves.
+        examples: The source of the batches.
+        index_lists: One list for each batch; with workers it is read ahead of the batches.
+        device: The target device. Batches are copied to a GPU from pinned memory while it computes.
+        num_workers: The number of processes that make batches; none is started if that would cost more than it saves.
     """
-    pinned = device.type == "cuda"
-    made: Iterable[Batch | UserError]
+    if device.type != "cuda":
+        yield from _host_batches(examples, index_lists, num_workers, pin_memory=False)
+        return
+    for batch in _host_batches(examples, index_lists, num_workers, pin_memory=True):
+        yield {name: tensor.to(device, non_blocking=True) for name, tensor in batch.items()}
+
+
+def _host_batches(
+    examples: Examples, index_lists: Iterable[Indices], num_workers: int, *, pin_memory: bool
+) -> Iterator[Batch]:
+    """The batches on the CPU, made by worker processes or in this process."""
     if num_workers == 0 or examples.in_memory:
-        plain = (examples.batch(indices) for indices in index_lists)
-        made = ({name: tensor.pin_memory() for name, tensor in batch.items()} for batch in plain) if pinned else plain
-    else:
-        # Forked, so that a worker has everything at once: any other start method, Python 3.14's default say, imports
-        # torch anew in each, which takes seconds. Workers touch no GPU.
-        made = DataLoader(
-            _BatchesByIndices(examples),
-            sampler=index_lists,
-            batch_size=None,
-            num_workers=num_workers,
-            pin_memory=pinned,
-            multiprocessing_context="fork",
-            # Its own, or each iterator would draw a seed from the generator that dropout draws from: with another
-            # number of workers, or after a resume, the losses would differ.
-            generator=torch.Generator(),
-        )
-    for batch in made:
-        if isinstance(batch, UserError):
-            raise batch
-        yield {name: tensor.to(device, non_blocking=True) for name, tensor in batch.items()} if pinned else batch
+        for indices in index_lists:
+            batch = examples.batch(indices)
+            if pin_memory:
+                batch = {name: tensor.pin_memory() for name, tensor in batch.items()}
+            yield batch
+        return
+    # Forked, so that a worker has all imports immediately. With another start method, such as Python 3.14's default,
+    # each worker imports torch again, which takes seconds. Workers do not use the GPU.
+    loader: Iterable[Batch | UserError] = DataLoader(
+        _BatchesByIndices(examples),
+        sampler=index_lists,
+        batch_size=None,
+        num_workers=num_workers,
+        pin_memory=pin_memory,
+        multiprocessing_context="fork",
+        # A separate generator. Otherwise each iterator draws a seed from the generator of dropout, and the losses
+        # change with the number of workers and after a resume.
+        generator=torch.Generator(),
+    )
+    for result in loader:
+        if isinstance(result, UserError):
+            raise result
+        yield result

@@ -1,64 +1,33 @@
-"""Images as pixels: decoded once for all processes, or of a very large split each time they are asked for."""
+"""Images as pixels: decoded once for all processes, or each time they are used if the split is very large."""
 
 from __future__ import annotations
 
-import functools
-import os
 import socket
 import warnings
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, TypeVar
+from typing import Literal
 
 import numpy as np
-import PIL
 import torch
-import torchvision
 from numpy.typing import NDArray
-from PIL import Image
-from torch import Tensor
 
-from disttrain.data.array_cache import (
-    Append,
-    Arrays,
-    cached_arrays,
-    content_key,
-    find_arrays,
-    free_bytes,
-    mapped_arrays,
-)
+from disttrain.data.array_cache import Arrays
 from disttrain.data.batches import Batch, Indices
-from disttrain.data.pixels import BrokenImageError, Value, content, read_pixels, resize
+from disttrain.data.image_decoder import ImageDecoder
+from disttrain.data.pixels import BrokenImageError, Value, read_pixels, resize
 from disttrain.data.splits import Split
 from disttrain.distributed.group import Group
 from disttrain.errors import UserError
 
-T = TypeVar("T")
-
-# Of what this module and `pixels` make of an image: to be raised with every change of it, so that what was kept before
-# is not found.
-VERSION = 1
-
-# Pixels of a split that are kept: 1.4 million images of 32 x 32, or 28,000 of 224 x 224, which two cores decode in some
-# two minutes, and which fit the memory of any host that trains on them. What is larger is decoded each time it is asked
-# for, by the loader's processes.
-KEPT_UP_TO_BYTES = 4 << 30
-# Images, and their pixels, that are decoded together: enough for all threads, and no more memory than that.
-_CHUNK, _CHUNK_BYTES = 256, 64 << 20
-# Images that are named where some are left out.
+# The number of images that a message names.
 _NAMED = 3
-_SKIP = "broken_images: skip leaves out what cannot be decoded"
-
-
-class _AnotherSizeError(Exception):
-    """The images of a split are not all of one size."""
+_SKIP = "broken_images: skip leaves out images that cannot be decoded"
 
 
 @dataclass(frozen=True)
 class DecodedImages:
-    """Images as the pixels of one size, at most that of the model's input: the model resizes them where it is."""
+    """Images as pixels of one size, at most the size of the model's input; the model resizes them on its device."""
 
     pixels: NDArray[np.uint8]  # (images, 3, height, width)
     labels: NDArray[np.int64]
@@ -69,14 +38,14 @@ class DecodedImages:
         return len(self.labels)
 
     def batch(self, indices: Sequence[int] | Indices) -> Batch:
-        """The images as bytes: a quarter of what floats would take on the way to a GPU."""
+        """The images as bytes; a copy to the GPU moves a quarter of the size of floats."""
         chosen = np.asarray(indices)
         return {"pixels": torch.from_numpy(self.pixels[chosen]), "labels": torch.from_numpy(self.labels[chosen])}
 
 
 @dataclass(frozen=True)
 class ImageFiles:
-    """Images that are decoded each time they are asked for: the pixels of the split would not fit."""
+    """Images that are decoded each time they are used, because the pixels of the split do not fit."""
 
     split: Split
     column: str
@@ -91,7 +60,7 @@ class ImageFiles:
         """The images as bytes, (images, 3, size, size).
 
         Raises:
-            UserError: One of them cannot be decoded.
+            UserError: An image cannot be decoded.
         """
         rows = [int(index) for index in indices]
         pixels = []
@@ -107,7 +76,7 @@ class ImageFiles:
 
 @dataclass(frozen=True)
 class DecodedSplit:
-    """The images of a split that can be decoded."""
+    """The images of a split, without those that cannot be decoded."""
 
     examples: DecodedImages | ImageFiles
     notices: tuple[str, ...]
@@ -116,54 +85,67 @@ class DecodedSplit:
 def open_images(
     split: Split, column: str, size: int, on_broken: Literal["refuse", "skip"], group: Group
 ) -> DecodedSplit:
-    """The images of a split, decoded here and now where there is room for their pixels.
+    """Opens the images of a split, and decodes them now if there is room for their pixels.
 
     Args:
-        split: The same on every rank.
-        column: Of the images.
-        size: Height and width of the model's input, in pixels.
-        on_broken: What to do about images that cannot be decoded. Where there is no room, refusing waits until one is
-            met, and skipping costs a pass over all images, whose result is kept.
-        group: All ranks call this. Rank 0 decodes before the others look for what it has kept.
+        split: The split, the same on every rank.
+        column: The column with the images.
+        size: The height and width of the model's input, in pixels.
+        on_broken: The treatment of images that cannot be decoded. If there is no room for the pixels, "refuse" raises
+            the error when a batch contains such an image, and "skip" reads all images once and caches the result.
+        group: The ranks; all of them call this function. The other ranks read what rank 0 has decoded and cached.
 
     Raises:
-        UserError: Images cannot be decoded, and are not to be left out, or are all that there are.
+        UserError: Images cannot be decoded, and on_broken is "refuse" or no image is left.
     """
-    warnings.filterwarnings("ignore", module="PIL")  # of what matters an error or a notice is made
-    decoder = _Decoder(split, column, size, group)
+    warnings.filterwarnings("ignore", module="PIL")  # errors and notices of this module report what matters
+    decoder = ImageDecoder(split, column, size, group)
     shapes = decoder.shapes()
     arrays: Arrays | None = None
-    # By the data alone: the ranks must agree on whether they wait for rank 0.
-    if decoder.size_bytes(shapes[0]) <= KEPT_UP_TO_BYTES:
+    # The condition depends on the data only, because all ranks must agree on whether they wait for rank 0.
+    if decoder.may_cache(shapes[0]):
         key = decoder.key()
         with group.main_first():
             arrays = decoder.arrays(key, shapes)
-    # None: no room here, and nobody has looked at all images.
-    found = arrays["broken"] if arrays is not None else None
-    if group.broadcast_from_main(found is None) and on_broken == "skip":
-        with group.main_first():  # it may look for an hour
-            if group.is_main:
-                found = decoder.find_broken()
-    # A host without room leaves out what rank 0 does.
-    broken = group.broadcast_from_main(found)
-    if broken is None:
-        broken = found
-    elif found is not None and not np.array_equal(broken, found):
-        message = f"of the images of {split.name}, {group.hosts[0]} can decode others than {socket.gethostname()}"
-        raise UserError(message, hint="are the files the same?")
+    broken = _broken_on_all_ranks(decoder, arrays, on_broken)
     notices: tuple[str, ...] = ()
     if broken is not None and len(broken):
         notices = (_left_out(split, column, broken, on_broken),)
         split = split.select(np.delete(np.arange(len(split)), broken))
-    examples = ImageFiles(split, column, size) if arrays is None else DecodedImages(arrays["pixels"], split.labels)
-    return DecodedSplit(examples, notices)
+    if arrays is None:
+        return DecodedSplit(ImageFiles(split, column, size), notices)
+    return DecodedSplit(DecodedImages(arrays["pixels"], split.labels), notices)
+
+
+def _broken_on_all_ranks(decoder: ImageDecoder, arrays: Arrays | None, on_broken: str) -> Indices | None:
+    """The rows that cannot be decoded, the same on every rank; None if the images have not all been read.
+
+    Raises:
+        UserError: This host can decode other images than the host of rank 0.
+    """
+    group = decoder.group
+    own: Indices | None = None  # None: no room for the pixels, so the images have not all been read
+    if arrays is not None:
+        own = arrays["broken"]
+    if group.broadcast_from_main(own is None) and on_broken == "skip":
+        with group.main_first():  # reading all images may take an hour
+            if group.is_main:
+                own = decoder.find_broken()
+    # A host without room leaves out the same images as rank 0.
+    broken = group.broadcast_from_main(own)
+    if broken is None:
+        return own
+    if own is not None and not np.array_equal(broken, own):
+        hosts = f"hosts {group.hosts[0]} and {socket.gethostname()}"
+        raise UserError(f"{hosts} can decode different images of {decoder.split.name}", hint="are the files the same?")
+    return broken
 
 
 def _left_out(split: Split, column: str, broken: Indices, on_broken: str) -> str:
-    """The notice on images that are left out.
+    """The notice about images that are left out.
 
     Raises:
-        UserError: They are not to be left out, or nothing would be left.
+        UserError: on_broken is "refuse", or no image would be left.
     """
     first = broken[:_NAMED].tolist()
     values = split.rows[first][column]
@@ -173,120 +155,20 @@ def _left_out(split: Split, column: str, broken: Indices, on_broken: str) -> str
         return f"left out {len(broken)} of {len(split)} images of {split.name} that cannot be decoded: {names}"
     try:
         read_pixels(values[0])
-        reason = "now it can, so it was written meanwhile"
+        reason = "it can be decoded now, so the file was written in the meantime"
     except BrokenImageError as error:
         reason = error.reason
     message = (
         f"{len(broken)} of {len(split)} images of {split.name} cannot be decoded, the first in {named[0]}: {reason}"
     )
-    raise UserError(message, hint=_SKIP if len(broken) < len(split) else None)
+    hint: str | None = None
+    if len(broken) < len(split):
+        hint = _SKIP
+    raise UserError(message, hint=hint)
 
 
 def _place(split: Split, row: int, value: Value) -> str:
-    path = value["path"] if value is not None else None
-    return f"row {split.numbers[row]}" + (f" ({path})" if path else "")
-
-
-@dataclass(frozen=True)
-class _Decoder:
-    """Decodes a whole split; the fields are the arguments of `open_images`."""
-
-    split: Split
-    column: str
-    size: int
-    group: Group
-
-    def shapes(self) -> list[tuple[int, int]]:
-        """(height, width) of what might be kept: the first image's, should all have it, before the model's input's.
-
-        Small images are kept as they are: CIFAR's take 3 kB, and 150 kB as a model's input.
-        """
-        for row in range(min(_CHUNK, len(self.split))):
-            with suppress(BrokenImageError):
-                height, width = read_pixels(self.split.rows[row][self.column]).shape[1:]
-                fits = height <= self.size and width <= self.size and (height, width) != (self.size, self.size)
-                return [(height, width)] * fits + [(self.size, self.size)]
-        return [(self.size, self.size)]
-
-    def size_bytes(self, shape: tuple[int, int]) -> int:
-        return len(self.split) * 3 * shape[0] * shape[1]
-
-    def key(self) -> str:
-        """Of all that the pixels depend on; files on disk by name, size and time, since reading all would take long."""
-
-        def parts() -> Iterator[bytes]:
-            made_by = f"Pillow {PIL.__version__} torch {torch.__version__} torchvision {torchvision.__version__}"
-            yield f"images {VERSION} {self.size} {made_by}".encode()
-            for start in range(0, len(self.split), _CHUNK):
-                yield from map(content, self.split.rows[start : start + _CHUNK][self.column])
-
-        return content_key(parts())
-
-    def arrays(self, key: str, shapes: Sequence[tuple[int, int]]) -> Arrays | None:
-        """`pixels` of the images that can be decoded, as small as they can be kept, and the rows that are `broken`.
-
-        None where there is no room for them.
-        """
-        for shape in shapes:
-            size_bytes = self.size_bytes(shape)
-            if size_bytes > KEPT_UP_TO_BYTES or (find_arrays(key) is None and 2 * size_bytes > free_bytes()):
-                return None
-            with suppress(_AnotherSizeError):
-                # Never in memory: a disk that fills up, or a quota that nobody told of, would cost each rank 4 GB.
-                return cached_arrays(key, functools.partial(self._append_pixels, shape))
-        return None
-
-    def find_broken(self) -> Indices:
-        """The rows of images that cannot be decoded, without keeping any pixels."""
-
-        def make(append: Append) -> None:
-            found = [start + row for start, values in self._read(lambda _: True, 1) for row in _absent(values)]
-            append("broken", np.array(found, dtype=np.int64))
-
-        return mapped_arrays(content_key([self.key().encode(), b"broken alone"]), make)["broken"]
-
-    def _append_pixels(self, shape: tuple[int, int], append: Append) -> None:
-        broken = []
-        for start, values in self._read(functools.partial(self._fitted, shape), self.size_bytes(shape)):
-            whole = [value for value in values if value is not None]
-            append("pixels", np.array(whole, dtype=np.uint8).reshape(-1, 3, *shape))
-            broken += [start + row for row in _absent(values)]
-        append("broken", np.array(broken, dtype=np.int64))
-
-    def _fitted(self, shape: tuple[int, int], pixels: Tensor) -> NDArray[np.uint8]:
-        if shape == (self.size, self.size):
-            pixels = resize(pixels, self.size)
-        elif pixels.shape[1:] != shape:
-            raise _AnotherSizeError
-        array: NDArray[np.uint8] = pixels.numpy()
-        return array
-
-    def _read(self, use: Callable[[Tensor], T], size_bytes: int) -> Iterator[tuple[int, list[T | None]]]:
-        """(first row, what is made of the pixels of each image from there on); None of what cannot be decoded."""
-
-        def read(value: Value) -> T | None:
-            with suppress(BrokenImageError):
-                return use(read_pixels(value))
-            return None
-
-        rows = max(1, min(_CHUNK, _CHUNK_BYTES * len(self.split) // size_bytes))
-        doing = f"decoding {{}} of {{}} images of {self.split.name}"
-        Image.init()  # or threads that load Pillow's plugins at once may miss the one that an image needs
-        with _one_torch_thread(), ThreadPoolExecutor(len(os.sched_getaffinity(0))) as threads:
-            for part in self.group.parts(len(self.split), rows, doing):
-                yield part.start, list(threads.map(read, self.split.rows[part][self.column]))
-
-
-def _absent(values: Sequence[object]) -> list[int]:
-    return [row for row, value in enumerate(values) if value is None]
-
-
-@contextmanager
-def _one_torch_thread() -> Iterator[None]:
-    """While as many threads as there are cores call torch, each starts no threads of its own."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
+    place = f"row {split.numbers[row]}"
+    if value is not None and value["path"]:
+        return f"{place} ({value['path']})"
+    return place

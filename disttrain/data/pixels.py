@@ -1,4 +1,4 @@
-"""An image file as RGB pixels, and what of it cannot be decoded."""
+"""Decodes an image file to RGB pixels."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from torchvision.transforms.v2 import functional
 
 from disttrain.errors import UserError
 
-# An image of an undecoded column: `bytes` of its file, or else the `path` of one; None where the data set has none.
+# An image of an undecoded column: the `bytes` of its file, or the `path` of the file; None if the row has no image.
 Value = Mapping[str, Any] | None
 
 
 class BrokenImageError(UserError):
-    """What should be an image file is not one that can be decoded."""
+    """A file is not an image that can be decoded."""
 
     def __init__(self, reason: str, where: str | None) -> None:
         super().__init__(f"an image cannot be decoded: {reason}", where=where)
@@ -29,7 +29,7 @@ class BrokenImageError(UserError):
 
 
 def resize(pixels: Tensor, size: int) -> Tensor:
-    """Pixels (..., 3, height, width) as bytes of (..., 3, size, size); the same ones where that is their size."""
+    """Resizes byte pixels (..., 3, height, width) to (..., 3, size, size); unchanged if they have that size."""
     resized: Tensor = functional.resize(pixels, [size, size], antialias=True)
     return resized
 
@@ -41,55 +41,61 @@ def read_pixels(value: Value) -> Tensor:
 
 
 def decode_image(value: Value) -> Image.Image:
-    """An image of any mode as RGB, turned the way its EXIF data say.
+    """An image of any mode as RGB, rotated according to its EXIF data.
 
     Raises:
-        BrokenImageError: It is not an image that can be decoded; by its content alone, so that all ranks agree.
-        UserError: The file cannot be read, which another time it might be.
+        BrokenImageError: The image cannot be decoded. This depends on its content only, so that all ranks agree.
+        UserError: The file cannot be read now; this may be temporary.
     """
-    path = value["path"] if value is not None else None
+    path = (value or {}).get("path")
     file = io.BytesIO(_file_bytes(value))
     try:
         with Image.open(file) as image:
             upright = ImageOps.exif_transpose(image)
             if upright.mode.startswith("I"):
-                # Grey of 16 bits, which Pillow would cut off at 255.
+                # 16-bit grey, which Pillow would clip at 255.
                 upright = Image.fromarray((np.asarray(upright) >> 8).astype(np.uint8))
             return upright.convert("RGB")
     except MemoryError:
-        raise  # of this host, not of the image: what is too large for any has an error of its own
+        raise  # a problem of this host, not of the image: Pillow reports an image that is too large by another error
     except UnidentifiedImageError as error:
-        raise BrokenImageError("it is no image of a known kind", path) from error
+        raise BrokenImageError("it is not an image in a known format", path) from error
     except Exception as error:
-        # Pillow's readers of some forty formats raise whatever damaged bytes lead them to: OSError, SyntaxError,
+        # For damaged bytes, Pillow's readers of about forty formats raise many kinds of errors: OSError, SyntaxError,
         # ValueError, struct.error, zlib.error, DecompressionBombError...
         reason = next(iter(str(error).splitlines()), "") or type(error).__name__
         raise BrokenImageError(reason, path) from error
 
 
 def _file_bytes(value: Value) -> bytes:
-    """The file as a whole: what goes wrong from here on is of its content, and not of the disk it comes from."""
+    """The content of the file, read completely first: later errors are then about the content, not the disk."""
     if value is None or (value["bytes"] is None and value["path"] is None):
-        raise BrokenImageError("there is none", None)
-    try:
-        found: bytes = Path(value["path"]).read_bytes() if value["bytes"] is None else value["bytes"]
-    except FileNotFoundError as error:
-        raise BrokenImageError("the file is not there", value["path"]) from error
-    except OSError as error:
-        raise UserError(f"an image cannot be read: {error.strerror}", where=value["path"]) from error
-    if not found:
+        raise BrokenImageError("the row has no image", None)
+    data: bytes | None = value["bytes"]
+    if data is None:
+        data = _read_file(value["path"])
+    if not data:
         raise BrokenImageError("the file is empty", value["path"])
-    return found
+    return data
+
+
+def _read_file(path: str) -> bytes:
+    try:
+        return Path(path).read_bytes()
+    except FileNotFoundError as error:
+        raise BrokenImageError("the file does not exist", path) from error
+    except OSError as error:
+        raise UserError(f"an image cannot be read: {error.strerror}", where=path) from error
 
 
 def content(value: Value) -> bytes:
-    """What tells an image from others: the bytes of its file, or the name, size and time of one that lies on disk."""
+    """Identifies an image: the bytes of its file, or the name, size and time of a file on disk."""
     if value is None:
         return b""
     if value["bytes"] is not None:
-        found: bytes = value["bytes"]
-        return found
-    with suppress(OSError, TypeError):  # of a file that is not there the name is all
+        data: bytes = value["bytes"]
+        return data
+    with suppress(OSError, TypeError):  # for a missing file the name must be enough
         stat = os.stat(value["path"])
         return f"{value['path']} {stat.st_size} {stat.st_mtime_ns}".encode()
     return str(value["path"]).encode()

@@ -1,4 +1,4 @@
-"""Where datasets come from: the hub, files, folders of files or of images, and what was saved to disk."""
+"""Opens datasets: from the hub, files, folders of files or of images, and datasets saved to disk."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, load_dat
 from disttrain.errors import UserError
 
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"})
-# Suffix of a data file: the loader of `datasets`, and what to tell it. No default word stands for a missing value:
-# "null" and "NA" are texts like any other.
+# The suffix of a data file -> the loader of `datasets` and its options. No word stands for a missing value by default:
+# "null" and "NA" are ordinary texts.
 _CSV = {"keep_default_na": False}
 _LOADERS: dict[str, tuple[str, dict[str, Any]]] = {
     ".csv": ("csv", _CSV),
@@ -23,7 +23,9 @@ _LOADERS: dict[str, tuple[str, dict[str, Any]]] = {
     ".json": ("json", {}),
     ".jsonl": ("json", {}),
 }
-_ACCEPTED = "a hub id, a csv, tsv, parquet or json file, a folder of such files or of images, or one saved to disk"
+_ACCEPTED = (
+    "a hub id, a csv, tsv, parquet or json file, a folder of these files or of images, or a dataset saved to disk"
+)
 _SHARD = re.compile(r"-\d+-of-\d+$")
 _HUB_ID = re.compile(r"^[\w.-]+(/[\w.-]+)?$")
 
@@ -33,10 +35,10 @@ def open_source(dataset: str, dataset_config: str | None) -> Mapping[str, Datase
 
     Args:
         dataset: A hub id or a path.
-        dataset_config: Name of a configuration, of a dataset of the hub.
+        dataset_config: The name of a configuration, for a dataset of the hub.
 
     Raises:
-        UserError: It is not there, or cannot be read.
+        UserError: The dataset does not exist, or cannot be read.
     """
     datasets.disable_progress_bars()
     datasets.logging.set_verbosity_error()
@@ -46,7 +48,7 @@ def open_source(dataset: str, dataset_config: str | None) -> Mapping[str, Datase
             f"dataset_config is {dataset_config!r}, but {dataset!r} is a local path", hint="drop dataset_config"
         )
     if not path.exists() and not _HUB_ID.match(dataset):
-        raise UserError(f"dataset {dataset!r} is not there", hint=f"give {_ACCEPTED}")
+        raise UserError(f"dataset {dataset!r} does not exist", hint=f"give {_ACCEPTED}")
     try:
         if path.is_file():
             return _load_files({"train": [path]})
@@ -56,9 +58,11 @@ def open_source(dataset: str, dataset_config: str | None) -> Mapping[str, Datase
     except UserError:
         raise
     except Exception as error:
-        # `datasets` raises whatever its parsers, file systems and the hub's client raise; all of it is about the data.
+        # `datasets` passes on the errors of its parsers, of file systems and of the hub's client; all concern the data.
         reason = next(iter(str(error).splitlines()), "")
-        hint = "check the file" if path.exists() else "is it spelt right, and can this host reach the hub or its cache?"
+        hint = "is the name correct, and can this host reach the hub or its cache?"
+        if path.exists():
+            hint = "check the file"
         raise UserError(f"dataset {dataset!r} cannot be read: {type(error).__name__}: {reason}", hint=hint) from error
 
 
@@ -74,11 +78,11 @@ def _open_folder(path: Path) -> Mapping[str, Dataset]:
     images = _image_folders(path)
     if images:
         return {name: _load_images(folder) for name, folder in images.items()}
-    raise UserError(f"dataset {str(path)!r} holds no data that is known here", hint=f"give {_ACCEPTED}")
+    raise UserError(f"dataset {str(path)!r} has no files of a known type", hint=f"give {_ACCEPTED}")
 
 
 def split_files(files: Sequence[Path]) -> dict[str, list[Path]]:
-    """The files of a folder by the split that they are named after.
+    """The files of a folder by the split in their names.
 
     Example:
         >>> list(split_files([Path("dev.tsv"), Path("train-0-of-2.tsv"), Path("train-1-of-2.tsv")]))
@@ -94,11 +98,11 @@ def _load_files(splits: Mapping[str, Sequence[Path]]) -> Mapping[str, Dataset]:
     suffixes = {file.suffix for files in splits.values() for file in files}
     first = next(iter(splits.values()))[0]
     if len(suffixes) > 1:
-        raise UserError(f"{first.parent} holds {', '.join(sorted(suffixes))} files", hint="give a folder with one kind")
+        raise UserError(f"{first.parent} has {', '.join(sorted(suffixes))} files", hint="give a folder with one type")
     if first.suffix not in _LOADERS:
-        raise UserError(f"dataset {str(first)!r} is of no kind that is known here", hint=f"give {_ACCEPTED}")
+        raise UserError(f"dataset {str(first)!r} is not a file of a known type", hint=f"give {_ACCEPTED}")
     loader, options = _LOADERS[first.suffix]
-    # One call for each split: their schemas may differ, in the names of classes say.
+    # One call for each split, because their schemas may differ, for example in the names of classes.
     return {
         name: load_dataset(loader, data_files={"train": [str(file) for file in files]}, **options)["train"]
         for name, files in splits.items()
@@ -106,7 +110,7 @@ def _load_files(splits: Mapping[str, Sequence[Path]]) -> Mapping[str, Dataset]:
 
 
 def _image_folders(path: Path) -> dict[str, Path]:
-    """Split to the folder with its class folders: <path>/<class>/<image> or <path>/<split>/<class>/<image>."""
+    """The folder of each split's class folders: <path>/<class>/<image> or <path>/<split>/<class>/<image>."""
     if _has_images(path):
         return {"train": path}
     return {folder.name: folder for folder in sorted(path.iterdir()) if folder.is_dir() and _has_images(folder)}

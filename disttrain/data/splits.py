@@ -1,4 +1,4 @@
-"""The examples of a run: which splits, columns and classes of a dataset it takes."""
+"""Chooses the splits, columns and classes of a dataset that a run uses."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ InputKind = Literal["text", "image"]
 EVAL_SPLITS = ("validation", "valid", "val", "dev", "eval", "test")
 LABEL_COLUMNS = ("label", "labels")
 TEXT_COLUMNS = ("text", "sentence", "content", "review")
-# What tells the random draws of this module apart.
+# Part of the seed of each random draw in this module, so that the draws differ.
 _HOLD_OUT, _TRAIN_SUBSET, _EVAL_SUBSET = 1, 2, 3
 
 
@@ -27,10 +27,10 @@ _HOLD_OUT, _TRAIN_SUBSET, _EVAL_SUBSET = 1, 2, 3
 class Split:
     """The examples of one split."""
 
-    rows: Dataset  # the input columns alone, images not yet decoded
+    rows: Dataset  # the input columns only, images not yet decoded
     labels: NDArray[np.int64]  # indices into the label names
-    name: str  # of the split of the dataset that they come from
-    numbers: NDArray[np.int64]  # of the rows there, from 0
+    name: str  # the dataset's name of the split
+    numbers: NDArray[np.int64]  # the row numbers in that split, from 0
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -42,14 +42,14 @@ class Split:
 
 @dataclass(frozen=True)
 class Splits:
-    """What a run trains on and evaluates on."""
+    """The examples that a run uses for training and evaluation."""
 
     train: Split
-    eval: Split | None  # None: the config asks for no evaluation
+    eval: Split | None  # None: the config disables evaluation
     input_column: str
     label_names: tuple[str, ...]
     notices: tuple[str, ...]
-    pair_column: str | None = None  # of the second texts, where an example is two
+    pair_column: str | None = None  # the column of the second texts, if an example has two
 
 
 @dataclass(frozen=True)
@@ -62,9 +62,9 @@ class _Columns:
     label: str
 
     def by_field(self) -> dict[str, str]:
-        """The columns by the field of the config that names each."""
-        pair = {} if self.pair is None else {"text_pair_column": self.pair}
-        return {f"{self.kind}_column": self.input, **pair, "label_column": self.label}
+        """The columns by the config field that names each of them."""
+        columns = {f"{self.kind}_column": self.input, "text_pair_column": self.pair, "label_column": self.label}
+        return {field: column for field, column in columns.items() if column is not None}
 
 
 def load_splits(config: TrainConfig, kind: InputKind) -> Splits:
@@ -72,10 +72,10 @@ def load_splits(config: TrainConfig, kind: InputKind) -> Splits:
 
     Args:
         config: A resolved config.
-        kind: What an example is made of.
+        kind: The kind of the inputs.
 
     Raises:
-        UserError: The dataset, a split, a column or a label is not there or not what it should be.
+        UserError: The dataset, a split, a column or a label is missing or invalid.
     """
     assert config.dataset is not None
     source = open_source(config.dataset, config.dataset_config)
@@ -85,7 +85,7 @@ def load_splits(config: TrainConfig, kind: InputKind) -> Splits:
     train, names = _read_split(rows, train_name, columns, None)
     if len(names) < 2:
         raise UserError(
-            f"column {columns.label!r} of split {train_name!r} holds one class only, {names[0]!r}",
+            f"column {columns.label!r} of split {train_name!r} has only one class, {names[0]!r}",
             where=config.dataset,
         )
     held_out: Split | None = None
@@ -108,10 +108,10 @@ def load_splits(config: TrainConfig, kind: InputKind) -> Splits:
 
 
 def choose_splits(names: Sequence[str], config: TrainConfig) -> tuple[str, str | None]:
-    """The split to train on and the one to evaluate on; None for the latter where a part of the former must serve.
+    """The names of the training split and the evaluation split; the latter is None if the dataset has none.
 
     Raises:
-        UserError: A split that the config names is not there.
+        UserError: The dataset does not have a split that the config names.
 
     Example:
         >>> choose_splits(["train", "test", "dev"], TrainConfig(model="bert"))
@@ -159,13 +159,14 @@ def _input_column(
     if wanted is not None:
         _named_column(features, field, wanted, label_column=label_column)
         feature = features[wanted]
-        if kind == "image" and not (_is_image(feature) or _is_text(feature)):  # text: the paths of images
-            raise UserError(f"column {wanted!r} holds {_type(feature)}, not images or their paths", where=field)
+        if kind == "image" and not (_is_image(feature) or _is_text(feature)):  # a text may be the path of an image
+            raise UserError(f"column {wanted!r} contains {_type(feature)}, not images or their paths", where=field)
         return wanted
-    suited = _is_text if kind == "text" else _is_image
-    found = [name for name, feature in features.items() if name not in (label_column, pair_column) and suited(feature)]
-    usual = [name for name in TEXT_COLUMNS if name in found] if len(found) > 1 else []
-    return _only_column(features, field, usual[:1] or found)
+    has_kind = _is_text if kind == "text" else _is_image
+    others = (label_column, pair_column)
+    candidates = [name for name, feature in features.items() if name not in others and has_kind(feature)]
+    usual = [name for name in TEXT_COLUMNS if name in candidates]
+    return _only_column(features, field, usual[:1] or candidates)
 
 
 def _is_text(feature: object) -> bool:
@@ -174,35 +175,40 @@ def _is_text(feature: object) -> bool:
 
 def _is_image(feature: object) -> bool:
     if isinstance(feature, dict):
-        return set(feature) == {"bytes", "path"}  # as other libraries read a file that `datasets` wrote
+        return set(feature) == {"bytes", "path"}  # how other libraries read a file written by `datasets`
     return isinstance(feature, Image) or (isinstance(feature, Value) and feature.dtype in ("binary", "large_binary"))
 
 
 def _type(feature: object) -> str:
-    return feature.dtype if isinstance(feature, Value) else type(feature).__name__
+    if isinstance(feature, Value):
+        dtype: str = feature.dtype
+        return dtype
+    return type(feature).__name__
 
 
 def _named_column(features: Features, field: str, name: str, **others: str | None) -> str:
-    """The column that a field names; `others` are the columns of other fields, by field."""
+    """The column that a config field names; `others` are the columns of other fields, by field."""
     for other, column in others.items():
         if name == column:
-            raise UserError(f"{name!r} is the {other} too", where=field, hint="name another column")
+            raise UserError(f"{name!r} is also the {other}", where=field, hint="name another column")
     if name not in features:
         raise UserError(f"column {name!r} is not in the dataset", where=field, hint=f"it has: {', '.join(features)}")
     return name
 
 
-def _only_column(features: Features, field: str, found: Sequence[str]) -> str:
-    if len(found) != 1:
-        problem = f"the dataset has {', '.join(map(repr, found))}" if found else "the dataset has no column for it"
-        raise UserError(problem, where=field, hint=f"set {field} to one of: {', '.join(features)}")
-    return found[0]
+def _only_column(features: Features, field: str, candidates: Sequence[str]) -> str:
+    if len(candidates) == 1:
+        return candidates[0]
+    problem = "the dataset has no column for it"
+    if candidates:
+        problem = f"the dataset has {', '.join(map(repr, candidates))}"
+    raise UserError(problem, where=field, hint=f"set {field} to one of: {', '.join(features)}")
 
 
 def _read_split(
     rows: Dataset, split: str, columns: _Columns, names: tuple[str, ...] | None
 ) -> tuple[Split, tuple[str, ...]]:
-    """One split and its class names; `names` are those of the training split, which the others must keep to."""
+    """One split and its class names; `names` are those of the training split, which other splits must use too."""
     for field, column in columns.by_field().items():
         if column not in rows.features:
             have = ", ".join(rows.features)
@@ -228,17 +234,17 @@ def _class_names(values: Sequence[int | None], feature: ClassLabel, split: str) 
         if value is not None and not 0 <= value < count:
             raise UserError(
                 f"label {value} in row {row} of split {split!r} is out of range: there are {count} classes",
-                hint="-1 marks a split whose labels were kept back" if value == -1 else None,
+                hint="-1 marks a split whose labels are withheld" if value == -1 else None,
             )
     return [None if value is None else feature.names[value] for value in values]
 
 
 def _distinct(values: Sequence[Any], split: str, column: str) -> tuple[str, ...]:
-    """The class names of a column of plain values: numbers in their order, words in theirs."""
+    """The class names of a column of plain values: numbers in numeric order, words in alphabetical order."""
     if any(isinstance(value, float | list | dict | bytes) for value in values):
-        raise UserError(f"column {column!r} of split {split!r} holds no classes", hint="use whole numbers or words")
-    found = {value for value in values if value is not None}
-    return tuple(str(value) for value in sorted(found, key=lambda value: (isinstance(value, str), value)))
+        raise UserError(f"column {column!r} of split {split!r} has no classes", hint="use integers or words")
+    distinct = {value for value in values if value is not None}
+    return tuple(str(value) for value in sorted(distinct, key=lambda value: (isinstance(value, str), value)))
 
 
 def _label_indices(values: Sequence[Any], names: tuple[str, ...], split: str, column: str) -> NDArray[np.int64]:
@@ -254,10 +260,10 @@ def _label_indices(values: Sequence[Any], names: tuple[str, ...], split: str, co
 
 
 def _hold_out(split: Split, name: str, seed: int) -> tuple[Split, Split]:
-    """The split without a seeded tenth, and that tenth."""
+    """Divides a split at random, by the seed, into nine tenths and one tenth."""
     if len(split) < 2:
         raise UserError(
-            f"split {name!r} has {len(split)} example, and none can be held out for evaluation",
+            f"split {name!r} has {len(split)} example, which is too few to hold one out for evaluation",
             hint="set max_eval_examples: 0 to train without evaluation",
         )
     order = np.random.default_rng([seed, _HOLD_OUT]).permutation(len(split))
@@ -265,7 +271,7 @@ def _hold_out(split: Split, name: str, seed: int) -> tuple[Split, Split]:
     return split.select(np.sort(order[size:])), split.select(np.sort(order[:size]))
 
 
-def _subset(split: Split, at_most: int | None, seed: int, draw: int) -> Split:
-    if at_most is None or at_most >= len(split):
+def _subset(split: Split, max_examples: int | None, seed: int, draw: int) -> Split:
+    if max_examples is None or max_examples >= len(split):
         return split
-    return split.select(np.random.default_rng([seed, draw]).permutation(len(split))[:at_most])
+    return split.select(np.random.default_rng([seed, draw]).permutation(len(split))[:max_examples])

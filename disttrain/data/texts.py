@@ -1,4 +1,4 @@
-"""Texts as token ids: tokenised once for all processes, and padded as they become a batch."""
+"""Texts as token ids: tokenised once for all processes, and padded when a batch is made."""
 
 from __future__ import annotations
 
@@ -17,13 +17,14 @@ from disttrain.data.batches import Batch, Indices
 from disttrain.distributed.group import Group
 from disttrain.errors import UserError
 
-# Of what this module makes of a text: to be raised with every change of it, so that what was kept before is not found.
+# The version of the arrays that this module makes. Increase it with every change of them, so that arrays cached before
+# are not found.
 VERSION = 1
-# Texts that are tokenised in one call, in parallel: bounds the memory of the encodings, some kB for each text.
+# The texts that are tokenised in one call, in parallel. Bounds the memory of the encodings, some kB for each text.
 _CHUNK = 2000
-# Characters of a split from which its token ids are kept. Of so many, some 1000 sentences, tokenising takes 20 to 50 ms
-# on two cores, and finding what was kept 5 to 10 ms.
-_KEPT_FROM = 100_000
+# The token ids of a split with at least this many characters are cached. For 100,000 characters, about 1000 sentences,
+# tokenising takes 20 to 50 ms on two cores, and reading the cache 5 to 10 ms.
+_CACHED_FROM = 100_000
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,10 +39,12 @@ class Texts:
 
     @property
     def columns(self) -> tuple[Sequence[str], ...]:
-        return (self.first,) if self.second is None else (self.first, self.second)
+        if self.second is None:
+            return (self.first,)
+        return (self.first, self.second)
 
     def part(self, part: slice) -> list[str] | list[tuple[str, str]]:
-        """What a tokenizer takes: texts, or pairs of them."""
+        """Input for a tokenizer: texts, or pairs of texts."""
         if self.second is None:
             return list(self.first[part])
         return list(zip(self.first[part], self.second[part], strict=True))
@@ -55,7 +58,7 @@ class TextExamples:
     offsets: NDArray[np.int64]  # text i is tokens[offsets[i]:offsets[i + 1]]
     labels: NDArray[np.int64]
     pad_id: int
-    first_lengths: NDArray[np.int64] | None = None  # of pairs: tokens before those of the second text
+    first_lengths: NDArray[np.int64] | None = None  # for pairs: the number of tokens before the second text
     always_masked: bool = False
     in_memory = True
 
@@ -67,23 +70,23 @@ class TextExamples:
         return len(self.labels)
 
     def batch(self, indices: Sequence[int] | Indices) -> Batch:
-        """The texts, padded to the longest of them; a mask only where something is padded, since it costs attention.
+        """The texts, padded to the longest one, with a mask if any text is padded; a mask makes attention slower.
 
-        For a compiled model there is always one: a graph without it would be compiled too, in the midst of training.
+        A compiled model always gets a mask: otherwise a second graph without it would be compiled during training.
         """
         chosen = np.asarray(indices)
         starts = self.offsets[chosen]
         lengths = self.offsets[chosen + 1] - starts
-        width = max(1, int(lengths.max()))  # a tokenizer without special tokens makes nothing of an empty text
-        inside = np.arange(width) < lengths[:, None]
-        ids = np.full(inside.shape, self.pad_id, dtype=np.int64)
+        width = max(1, int(lengths.max()))  # without special tokens, an empty text has no tokens
+        is_token = np.arange(width) < lengths[:, None]
+        ids = np.full(is_token.shape, self.pad_id, dtype=np.int64)
         for row, (start, length) in enumerate(zip(starts, lengths, strict=True)):
             ids[row, :length] = self.tokens[start : start + length]
         batch = {"input_ids": torch.from_numpy(ids), "labels": torch.from_numpy(self.labels[chosen])}
-        if self.always_masked or not inside.all():
-            batch["attention_mask"] = torch.from_numpy(inside.astype(np.int64))
+        if self.always_masked or not is_token.all():
+            batch["attention_mask"] = torch.from_numpy(is_token.astype(np.int64))
         if self.first_lengths is not None:
-            second = (np.arange(width) >= self.first_lengths[chosen, None]) & inside
+            second = (np.arange(width) >= self.first_lengths[chosen, None]) & is_token
             batch["token_type_ids"] = torch.from_numpy(second.astype(np.int64))
         return batch
 
@@ -94,30 +97,31 @@ class TokenizedSplit:
 
     tokens: NDArray[np.int32]
     offsets: NDArray[np.int64]  # text i is tokens[offsets[i]:offsets[i + 1]]
-    occurring: NDArray[np.int64]  # token ids that occur, in order
-    cut: int  # texts that were longer
-    first_lengths: NDArray[np.int64] | None  # of pairs: tokens before those of the second text
+    occurring: NDArray[np.int64]  # the token ids that occur, sorted
+    cut: int  # the number of texts that were longer than max_length
+    first_lengths: NDArray[np.int64] | None  # for pairs: the number of tokens before the second text
 
 
 def tokenize(
     tokenizer: Tokenizer, splits: Mapping[str, Texts], max_length: int, group: Group
 ) -> dict[str, TokenizedSplit]:
-    """The token ids of each split; those of a large one are found where they were made before, or else kept there.
+    """The token ids of each split; the ids of a large split are read from the cache or written to it.
 
     Args:
-        tokenizer: Set here to cut texts and not to pad them.
-        splits: Texts by the name of their split; the same on every rank.
-        max_length: Tokens of a text or a pair at most, special ones included; of a pair the longer text is cut first.
-        group: All ranks call this. Rank 0 makes what it keeps before the others look for it.
+        tokenizer: The tokenizer; this function sets it to cut texts and not to pad them.
+        splits: The texts by the name of their split; the same on every rank.
+        max_length: The maximum number of tokens of a text or a pair, with special tokens. In a pair the longer text is
+            cut first.
+        group: The ranks; all of them call this function. The other ranks read what rank 0 has made and cached.
 
     Raises:
-        UserError: So few tokens hold no pair, or the tokenizer marks the texts of a pair in an unknown way.
+        UserError: max_length leaves no room for a text, or the tokenizer marks the texts of a pair in an unknown way.
     """
     _check_room(tokenizer, splits.values(), max_length)
     tokenizer.no_padding()
     tokenizer.enable_truncation(max_length)
     characters = {name: sum(len(text) for column in texts.columns for text in column) for name, texts in splits.items()}
-    keys = {name: _key(tokenizer, texts) for name, texts in splits.items() if characters[name] >= _KEPT_FROM}
+    keys = {name: _key(tokenizer, texts) for name, texts in splits.items() if characters[name] >= _CACHED_FROM}
     with group.main_first() if keys else nullcontext():
         return {name: _tokenize_split(tokenizer, name, texts, keys.get(name), group) for name, texts in splits.items()}
 
@@ -127,9 +131,9 @@ def _tokenize_split(tokenizer: Tokenizer, name: str, texts: Texts, key: str | No
         parts = group.parts(len(texts), _CHUNK, f"tokenising {{}} of {{}} texts of {name}")
         _append_tokens(tokenizer, texts, parts, append)
 
-    found: Arrays = arrays_in_memory(make) if key is None else mapped_arrays(key, make)
-    cut = int(found["cut"][0])
-    return TokenizedSplit(found["tokens"], found["offsets"], found["occurring"], cut, found.get("first_lengths"))
+    arrays: Arrays = arrays_in_memory(make) if key is None else mapped_arrays(key, make)
+    cut = int(arrays["cut"][0])
+    return TokenizedSplit(arrays["tokens"], arrays["offsets"], arrays["occurring"], cut, arrays.get("first_lengths"))
 
 
 def _check_room(tokenizer: Tokenizer, splits: Iterable[Texts], max_length: int) -> None:
@@ -149,7 +153,7 @@ def _append_tokens(tokenizer: Tokenizer, texts: Texts, parts: Iterator[slice], a
         if texts.second is not None:
             append("first_lengths", np.array([_first_length(encoding.type_ids) for encoding in encodings]))
         lengths += [len(encoding.ids) for encoding in encodings]
-        # Counted, not sorted as np.unique does: of 10^7 tokens that would take seconds.
+        # Counts tokens; np.unique sorts them, which takes seconds for 10^7 tokens.
         occurring = np.union1d(occurring, np.flatnonzero(np.bincount(tokens)))
         cut += sum(bool(encoding.overflowing) for encoding in encodings)
     append("offsets", np.cumsum(lengths))
@@ -158,16 +162,16 @@ def _append_tokens(tokenizer: Tokenizer, texts: Texts, parts: Iterator[slice], a
 
 
 def _first_length(type_ids: list[int]) -> int:
-    """Tokens of the first text, which are all before those of the second: this is kept, and not a number a token."""
+    """The number of tokens of the first text; the second text follows it, so no type per token is stored."""
     length = type_ids.count(0)
     if any(type_ids[:length]) or sum(type_ids) != len(type_ids) - length:
-        problem = "the checkpoint's tokenizer numbers the tokens of two texts as no BERT does"
-        raise UserError(problem, where="text_pair_column", hint="take another checkpoint")
+        problem = "the checkpoint's tokenizer marks the two texts of a pair in a way that is not BERT's"
+        raise UserError(problem, where="text_pair_column", hint="use another checkpoint")
     return length
 
 
 def _key(tokenizer: Tokenizer, texts: Texts) -> str:
-    """Of all that the token ids depend on; how long texts may be is among the tokenizer's settings."""
+    """The key of everything that the token ids depend on; the tokenizer's settings include the maximum length."""
 
     def content() -> Iterator[bytes]:
         yield f"texts {VERSION} {tokenizers.__version__} {tokenizer.to_str()}".encode()

@@ -1,1 +1,1 @@
-"""The model families, and what changes a model before it is trained."""
+"""The model families, and the changes made to a model before training."""

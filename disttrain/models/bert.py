@@ -1,4 +1,4 @@
-"""The BERT family: texts as token ids, and a transformers model that classifies them."""
+"""The BERT family: encodes texts as token ids, and classifies them with a transformers model."""
 
 from __future__ import annotations
 
@@ -39,29 +39,30 @@ from disttrain.models.pretrained import (
 )
 
 INPUT: InputKind = "text"
-# Of a tokenizer made from the training text, where the architecture names none: enough for some 10^5 sentences.
+# The vocabulary of a tokenizer made from the training texts, if the architecture sets no other size. It is enough for
+# about 10^5 sentences.
 DEFAULT_VOCAB_SIZE = 8000
 _UNKNOWN = "[UNK]"
-_MODEL_INPUTS = ["input_ids", "token_type_ids", "attention_mask"]  # of BERT
+_MODEL_INPUTS = ["input_ids", "token_type_ids", "attention_mask"]  # the inputs of BERT
 _SPECIAL_TOKENS = ["[PAD]", _UNKNOWN, "[CLS]", "[SEP]", "[MASK]"]  # ids 0 to 4
 
 
 class TextClassifier(nn.Module):
-    """A transformers model that takes a batch."""
+    """A transformers model whose input is a batch."""
 
     def __init__(self, model: Any) -> None:
         super().__init__()
         self.model = model
-        # Some models tell two texts apart by the token between them alone, though their tokenizers give types.
-        known = "token_type_ids" in inspect.signature(model.forward).parameters
-        self.takes_types = known and getattr(model.config, "type_vocab_size", 2) > 1
+        # Some models separate two texts only by the token between them, although their tokenizers give types.
+        accepts_types = "token_type_ids" in inspect.signature(model.forward).parameters
+        self.takes_types = accepts_types and getattr(model.config, "type_vocab_size", 2) > 1
         self.is_bert = model.config.model_type == "bert"
 
     def forward(self, batch: Batch) -> Tensor:
         mask = batch.get("attention_mask")
         if mask is not None and self.is_bert:
-            # As attention takes it, (texts, 1, 1, tokens). Of a mask of two dimensions transformers asks whether it
-            # masks anything, which makes the host wait for the GPU in every step.
+            # The shape that attention needs, (texts, 1, 1, tokens). For a 2D mask, transformers checks whether it masks
+            # anything, and that check makes the host wait for the GPU in every step.
             mask = mask[:, None, None, :].bool()
         inputs = {"input_ids": batch["input_ids"], "attention_mask": mask}
         if self.takes_types and "token_type_ids" in batch:
@@ -71,7 +72,7 @@ class TextClassifier(nn.Module):
 
 
 class FirstTokenLayer(BertLayer):  # type: ignore[misc]  # transformers is Any to mypy
-    """A BERT layer that gives its first token alone."""
+    """A BERT layer that returns its first token only."""
 
     def forward(self, hidden_states: Tensor, attention_mask: Tensor | None = None, *_: Any, **__: Any) -> Tensor:
         first, attention = hidden_states[:, :1], self.attention.self
@@ -90,47 +91,50 @@ class FirstTokenLayer(BertLayer):  # type: ignore[misc]  # transformers is Any t
 
 @dataclasses.dataclass(frozen=True)
 class TextReader:
-    """What turned the texts into tokens."""
+    """The tokenizer of a run, and the tokens that it uses."""
 
     tokenizer: Any
-    used: NDArray[np.int64] | None = None  # ids that occur, in order; None: all rows are trained
+    used: NDArray[np.int64] | None = None  # the ids that occur, sorted; None: all rows are trained
 
 
 def encode(config: TrainConfig, splits: Splits, group: Group, work_dir: Path) -> EncodedSplits:
-    """Both splits as token ids, by the checkpoint's tokenizer or by one made from the training text."""
+    """Both splits as token ids, by the checkpoint's tokenizer or by one made from the training texts."""
     silence_transformers()
     notices: list[str] = []
     texts = {"train": _texts(splits.train, splits, "train")}
     if splits.eval is not None:
         texts["eval"] = _texts(splits.eval, splits, "eval")
     if config.checkpoint is None:
-        of_train = [text for column in texts["train"].columns for text in column]
-        tokenizer = _shared_tokenizer(config, of_train, group, work_dir / "tokenizer" / "tokenizer.json")
-        notices.append(f"made a tokenizer of {len(tokenizer)} tokens from {len(of_train)} training texts")
+        training_texts = [text for column in texts["train"].columns for text in column]
+        tokenizer = _shared_tokenizer(config, training_texts, group, work_dir / "tokenizer" / "tokenizer.json")
+        notices.append(f"made a tokenizer of {len(tokenizer)} tokens from {len(training_texts)} training texts")
     else:
         tokenizer = _checkpoint_tokenizer(config.checkpoint)
-    tokenised = tokenize(tokenizer.backend_tokenizer, texts, config.max_length, group)
-    if cut := sum(split.cut for split in tokenised.values()):
-        what = "texts" if splits.pair_column is None else "pairs of texts"
-        notices.append(f"cut {cut} of {sum(map(len, texts.values()))} {what} to {config.max_length} tokens")
+    tokenized = tokenize(tokenizer.backend_tokenizer, texts, config.max_length, group)
+    if cut := sum(split.cut for split in tokenized.values()):
+        unit = "texts" if splits.pair_column is None else "pairs of texts"
+        notices.append(f"cut {cut} of {sum(map(len, texts.values()))} {unit} to {config.max_length} tokens")
     pad_id = _pad_id(tokenizer)
     used = None
     if config.compact_vocab and config.checkpoint is not None:
-        used = np.unique(np.concatenate([*(split.occurring for split in tokenised.values()), [pad_id]]))
-    typed = "token_type_ids" in tokenizer.model_input_names
+        used = np.unique(np.concatenate([*(split.occurring for split in tokenized.values()), [pad_id]]))
 
-    def examples(name: str, labels: NDArray[np.int64]) -> TextExamples:
-        made = tokenised[name]
-        first_lengths = made.first_lengths if typed else None
-        return TextExamples(made.tokens, made.offsets, labels, pad_id, first_lengths, config.compile)
+    def examples(name: str, split: Split) -> TextExamples:
+        ids = tokenized[name]
+        first_lengths = None
+        if "token_type_ids" in tokenizer.model_input_names:
+            first_lengths = ids.first_lengths
+        return TextExamples(ids.tokens, ids.offsets, split.labels, pad_id, first_lengths, config.compile)
 
-    train = examples("train", splits.train.labels)
-    held_out = examples("eval", splits.eval.labels) if splits.eval is not None else None
+    train = examples("train", splits.train)
+    held_out = None
+    if splits.eval is not None:
+        held_out = examples("eval", splits.eval)
     return EncodedSplits(train, held_out, splits.label_names, tuple(notices), TextReader(tokenizer, used))
 
 
 def _pad_id(tokenizer: Any) -> int:
-    """The token that texts are padded with; some models have none of their own, and end a text where it ends."""
+    """The id of the padding token; a tokenizer without one pads with its end-of-text token."""
     ids = (tokenizer.pad_token_id, tokenizer.eos_token_id, 0)
     return next(token for token in ids if token is not None)
 
@@ -138,52 +142,68 @@ def _pad_id(tokenizer: Any) -> int:
 def build(config: TrainConfig, encoded: EncodedSplits) -> BuiltModel:
     """The classifier, from the checkpoint or from the architecture."""
     silence_transformers()
-    if config.checkpoint is not None:
-        hf_config = read_config(AutoConfig, config.checkpoint)
-        if hf_config.pad_token_id is None:
-            hf_config.pad_token_id = _pad_id(encoded.reader.tokenizer)
-        built = from_checkpoint(AutoModelForSequenceClassification, config.checkpoint, hf_config, encoded.label_names)
-    else:
-        architecture = {name: value for name, value in (config.architecture or {}).items() if name != "vocab_size"}
-        built = from_architecture(
-            BertConfig,
-            BertForSequenceClassification,
-            architecture,
-            encoded.label_names,
-            vocab_size=len(encoded.reader.tokenizer),
-            pad_token_id=0,
-        )
-        hf_config = built.model.config
-    positions = getattr(hf_config, "max_position_embeddings", config.max_length)
-    if config.checkpoint is not None:
-        # RoBERTa keeps two of its positions to itself, which only its tokenizer tells.
-        positions = min(positions, encoded.reader.tokenizer.model_max_length)
-    if config.max_length > positions:
-        raise UserError(f"max_length {config.max_length} is more than the model's {positions} positions")
-    model: Any = built.model
     reader: TextReader = encoded.reader
+    built = _transformers_model(config, encoded)
+    model: Any = built.model
     notices = list(built.notices)
-    compacted = None if reader.used is None else compact(model, reader.used)
-    if reader.used is not None and compacted is None:
-        notices.append("compact_vocab: all rows are trained, of an embedding that is of another kind or has other uses")
-    # The heads of other models may read more than the first token, and a decoder's first token sees itself alone.
-    if config.trim_last_layer and type(model) is BertForSequenceClassification and not hf_config.is_decoder:
+    compacted = None
+    if reader.used is not None:
+        compacted = compact(model, reader.used)
+        if compacted is None:
+            reason = "the token embedding is tied to other weights or is not a plain nn.Embedding"
+            notices.append(f"compact_vocab has no effect: {reason}")
+    # The heads of other models may read more than the first token, and a decoder's first token attends to itself only.
+    if config.trim_last_layer and type(model) is BertForSequenceClassification and not model.config.is_decoder:
         notices += trim(model, FirstTokenLayer)
 
     def save(folder: Path) -> None:
         state = model.state_dict()
         if compacted is not None:
             name, embedding = compacted
-            state = {**state, name: embedding.whole_weight()}
+            state = {**state, name: embedding.full_weight()}
         model.save_pretrained(folder, state_dict=state)
         reader.tokenizer.save_pretrained(folder)
 
     return BuiltModel(TextClassifier(model), tuple(notices), save)
 
 
+def _transformers_model(config: TrainConfig, encoded: EncodedSplits) -> BuiltModel:
+    """The transformers model, before any change to it.
+
+    Raises:
+        UserError: The model cannot be made, or max_length is more than it supports.
+    """
+    tokenizer = encoded.reader.tokenizer
+    if config.checkpoint is None:
+        architecture = {name: value for name, value in (config.architecture or {}).items() if name != "vocab_size"}
+        built = from_architecture(
+            BertConfig,
+            BertForSequenceClassification,
+            architecture,
+            encoded.label_names,
+            vocab_size=len(tokenizer),
+            pad_token_id=0,
+        )
+        hf_config: Any = built.model.config
+        positions = getattr(hf_config, "max_position_embeddings", config.max_length)
+    else:
+        hf_config = read_config(AutoConfig, config.checkpoint)
+        if hf_config.pad_token_id is None:
+            hf_config.pad_token_id = _pad_id(tokenizer)
+        built = from_checkpoint(AutoModelForSequenceClassification, config.checkpoint, hf_config, encoded.label_names)
+        positions = getattr(hf_config, "max_position_embeddings", config.max_length)
+        # RoBERTa reserves two of its positions, and only its tokenizer gives the usable number.
+        positions = min(positions, tokenizer.model_max_length)
+    if config.max_length > positions:
+        raise UserError(f"max_length {config.max_length} is more than the model's {positions} positions")
+    return built
+
+
 def _texts(split: Split, splits: Splits, name: str) -> Texts:
     first = _column(split, splits.input_column, name)
-    return Texts(first, None if splits.pair_column is None else _column(split, splits.pair_column, name))
+    if splits.pair_column is None:
+        return Texts(first)
+    return Texts(first, _column(split, splits.pair_column, name))
 
 
 def _column(split: Split, column: str, name: str) -> list[str]:
@@ -202,21 +222,21 @@ def _checkpoint_tokenizer(checkpoint: str) -> Any:
     except (OSError, ValueError, KeyError, ImportError) as error:
         raise checkpoint_error(checkpoint, error) from error
     if not tokenizer.is_fast:
-        raise UserError(f"checkpoint {checkpoint!r} has no tokenizer.json", hint="slow tokenizers are not known here")
+        raise UserError(f"checkpoint {checkpoint!r} has no tokenizer.json", hint="slow tokenizers are not supported")
     return tokenizer
 
 
 def _shared_tokenizer(config: TrainConfig, texts: Sequence[str], group: Group, path: Path) -> Any:
-    """The tokenizer that rank 0 makes and the others read."""
+    """The tokenizer, made by rank 0 and read by the other ranks."""
     with group.main_first():
         if group.is_main:
             vocab_size = (config.architecture or {}).get("vocab_size", DEFAULT_VOCAB_SIZE)
             if type(vocab_size) is not int or vocab_size < len(_SPECIAL_TOKENS):
-                raise UserError(f"architecture.vocab_size is {vocab_size!r}", hint="give a whole number from 5")
+                raise UserError(f"architecture.vocab_size is {vocab_size!r}", hint="give an integer of at least 5")
             path.parent.mkdir(parents=True, exist_ok=True)
             train_tokenizer(texts, vocab_size).save(str(path))
     if not path.exists():
-        raise UserError(f"{path} is not there, which rank 0 wrote", hint="all nodes must see output_dir")
+        raise UserError(f"{path}, written by rank 0, does not exist", hint="all nodes must see output_dir")
     names = {f"{token.strip('[]').lower()}_token": token for token in _SPECIAL_TOKENS}  # pad_token: [PAD]
     names["unk_token"] = _UNKNOWN
     return PreTrainedTokenizerFast(
@@ -225,18 +245,19 @@ def _shared_tokenizer(config: TrainConfig, texts: Sequence[str], group: Group, p
 
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int) -> Tokenizer:
-    """A WordPiece tokenizer of these texts (Schuster and Nakajima 2012), lower case, the same in every process.
+    """A lower-case WordPiece tokenizer (Schuster and Nakajima 2012), the same in every process.
 
     Args:
-        texts: What it is made from.
-        vocab_size: Tokens at most, but never fewer than the characters that occur, at a word's start and within it.
+        texts: The texts from which the vocabulary is made.
+        vocab_size: The maximum number of tokens. The vocabulary is larger if the characters alone, at the start of a
+            word and within words, need more.
     """
     texts = list(texts)
     tokenizer = _empty_tokenizer(models.WordPiece(unk_token=_UNKNOWN))
     normalise = tokenizer.normalizer.normalize_str
     characters = sorted({char for text in texts for char in normalise(text) if not char.isspace()})
     # The trainer numbers characters within words in the order of a hash map that differs between processes, and breaks
-    # ties by these numbers. Given as special tokens they come in our order; the final tokenizer keeps none of them so.
+    # ties by these numbers. As special tokens they have a fixed order; they are not special in the final tokenizer.
     trainer = trainers.WordPieceTrainer(
         vocab_size=vocab_size,
         special_tokens=[*_SPECIAL_TOKENS, *(f"##{char}" for char in characters)],

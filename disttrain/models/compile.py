@@ -1,4 +1,4 @@
-"""torch.compile of a run's model, where a compiler works on every rank."""
+"""Compiles a run's model with torch.compile, if the compiler works on every rank."""
 
 from __future__ import annotations
 
@@ -13,34 +13,34 @@ RECOMPILE_LIMIT = 32
 
 
 def why_not_compiled(group: Group) -> tuple[str, ...]:
-    """What the user should know where the compiler does not work on every rank; empty where it does."""
+    """A notice with the reason if the compiler does not work on every rank; empty if it does."""
     problem = _problem(group.device)
     failed = torch.tensor([problem is not None], dtype=torch.int64, device=group.device)
-    # Ranks that ran other kernels than their neighbours would sum other roundings, and wait for the slow ones.
+    # If only some ranks were compiled, their gradients would round differently, and they would wait for the others.
     if int(group.sum(failed)):
         return (f"not compiled: {problem or 'the compiler does not work on another rank'}",)
     return ()
 
 
 def compile_model(model: nn.Module, *, dynamic: bool) -> None:
-    """Compiles the model's forward pass in place; the first steps take the time for it.
+    """Compiles the model's forward pass in place; the first steps become slower, because they compile.
 
     Args:
-        model: Not yet in DDP's wrapper; its parameters keep their names.
-        dynamic: Whether batches differ in shape: one graph then serves all of them.
+        model: The model, before DDP wraps it; its parameter names do not change.
+        dynamic: Whether batches differ in shape; all of them then use one graph.
     """
-    # Batches of texts make a graph each of training and evaluation, of one text and of many, of sizes that happen to be
-    # equal. Beyond its limit, 8, dynamo runs what is new without compiling it.
+    # Batches of texts need several graphs: for training and evaluation, for one text and several, and for sizes that
+    # happen to be equal. Above its limit, by default 8, dynamo does not compile any more graphs.
     dynamo.recompile_limit = max(dynamo.recompile_limit, RECOMPILE_LIMIT)
-    model.compile(dynamic=True if dynamic else None)
+    model.compile(dynamic=dynamic or None)
 
 
 def _problem(device: torch.device) -> str | None:
-    """Why nothing can be compiled here, in one line; found out by compiling something small."""
+    """The reason why this rank cannot compile, in one line, from a test with a small function; None if it can."""
     try:
-        # Without its caches, which would answer where a compiler once was.
+        # Without its caches, which may have results from a time when there was a compiler.
         with inductor.patch(force_disable_caches=True):
             torch.compile(lambda values: values * 2 + 1)(torch.ones(8, device=device))
-    except Exception as error:  # noqa: BLE001 - of torch's, triton's and the compiler's own kinds
+    except Exception as error:  # noqa: BLE001 - torch, triton and the compiler raise errors of many classes
         return next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
     return None

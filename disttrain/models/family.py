@@ -1,4 +1,4 @@
-"""What a model family brings; run and train know no family but by this Protocol."""
+"""The interface of a model family; the rest of the training core uses families only through this Protocol."""
 
 from __future__ import annotations
 
@@ -16,61 +16,61 @@ from disttrain.distributed.group import Group
 from disttrain.errors import UserError
 
 if TYPE_CHECKING:
-    # It imports `datasets`, with pandas: a family imports it behind its model. In the course of a model's import torch
-    # registers operators and looks through all modules for each, which takes 0.2 s longer with those of pandas there.
+    # This module imports `datasets` and pandas, so a family imports it after its model. While a model is imported,
+    # torch registers operators and searches all modules for each one. That takes 0.2 s longer if pandas is imported.
     from disttrain.data.splits import InputKind, Splits
 
 
 @dataclass(frozen=True)
 class EncodedSplits:
-    """Both splits as a family's model takes them."""
+    """Both splits in the form that the family's model needs."""
 
     train: Examples
-    eval: Examples | None  # None: the config asks for no evaluation
+    eval: Examples | None  # None: the config disables evaluation
     label_names: tuple[str, ...]
     notices: tuple[str, ...] = ()
-    reader: Any = None  # what turned raw examples into these, for build and save: a tokenizer, say
+    reader: Any = None  # the object that encoded the examples, for build and save; for example a tokenizer
 
 
 @dataclass(frozen=True)
 class BuiltModel:
-    """A model whose forward takes a batch and gives class scores, (examples, classes)."""
+    """A model whose forward takes a batch and returns class scores, (examples, classes)."""
 
     model: nn.Module
     notices: tuple[str, ...] = ()
-    # Writes the trained model and what it reads its input with into a folder, as `from_pretrained` opens them.
+    # Writes the trained model and its tokenizer or image processor to a folder, in the format of `from_pretrained`.
     save: Callable[[Path], None] | None = None
 
 
 class Family(Protocol):
-    """What makes a model family: the names that bert.py and vit.py define, or the attributes of a class of your own.
+    """A model family: a module like bert.py and vit.py, or a class of your own with these attributes.
 
-    A class is made an object of without arguments. It may use whatever a run has, and needs to change nothing here.
+    A class is instantiated without arguments. It may use everything that a run has, and this package need not change.
     """
 
     @property
     def INPUT(self) -> InputKind:
-        """What an example is made of: text or image."""
+        """The kind of the inputs: text or image."""
 
     def encode(self, config: TrainConfig, splits: Splits, group: Group, work_dir: Path) -> EncodedSplits:
-        """The splits as tensors; `work_dir` is the run's folder, for what the ranks must share.
+        """The splits as tensors; `work_dir` is the run's folder, for files that the ranks share.
 
-        What `Examples.batch` gives must depend on its indices alone: workers make batches in any order, and a run that
-        goes on from a checkpoint draws no random numbers again but torch's, in the forward pass.
+        The result of `Examples.batch` must depend on the indices only. Workers make batches in any order, and a run
+        that resumes from a checkpoint restores only the random numbers of torch, for the forward pass.
         """
 
     def build(self, config: TrainConfig, encoded: EncodedSplits) -> BuiltModel:
-        """The model on the CPU, the same weights on every rank: torch has been seeded."""
+        """The model on the CPU, with the same weights on every rank; torch is already seeded."""
 
 
 def load_family(model: str) -> Family:
-    """The family, imported only now: a BERT run does not pay for ViT's imports.
+    """The family, imported only when it is used, so that a BERT run does not import ViT.
 
     Args:
-        model: bert, vit or ``package.module:Family``, found as Python finds any module.
+        model: bert, vit or ``package.module:Family``, where Python must be able to import the module.
 
     Raises:
-        UserError: There is no such module, or it has no such family.
+        UserError: The module does not exist, or does not contain the family.
     """
     if model in FAMILIES:
         built_in: Family = importlib.import_module(f"disttrain.models.{model}")
@@ -80,16 +80,17 @@ def load_family(model: str) -> Family:
         module = importlib.import_module(module_name)
     except ModuleNotFoundError as error:
         if error.name is None or not f"{module_name}.".startswith(f"{error.name}."):
-            raise  # the module is there, and imports another that is not: its traceback says which
-        looked = "beside the sweep's YAML, in the working directory or among the installed packages"
-        raise UserError(f"model {model!r}: no module {error.name!r}", hint=f"it must lie {looked}") from None
-    found = getattr(module, name, None)
-    if found is None:
+            raise  # the module exists but imports one that does not; the traceback names it
+        places = "next to the sweep's YAML, in the working directory or among the installed packages"
+        raise UserError(f"model {model!r}: no module {error.name!r}", hint=f"it must be {places}") from None
+    attribute = getattr(module, name, None)
+    if attribute is None:
         raise UserError(f"model {model!r}: module {module_name!r} has no {name!r}")
-    family: Family = found() if isinstance(found, type) else found
+    family: Family = attribute() if isinstance(attribute, type) else attribute
     missing = [part for part in ("INPUT", "encode", "build") if not hasattr(family, part)]
     if missing:
         raise UserError(
-            f"model {model!r} is no family: it lacks {', '.join(missing)}", hint="see disttrain.models.family.Family"
+            f"model {model!r} is not a model family: it lacks {', '.join(missing)}",
+            hint="see disttrain.api.Family",
         )
     return family

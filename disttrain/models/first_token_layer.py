@@ -1,8 +1,8 @@
-"""A classifier's last layer, computed for the first token alone: it is all that the head reads.
+"""Computes a classifier's last layer for the first token only, because the head reads no other token.
 
-Of the other tokens the last layer needs keys and values only: no queries, no attention, no MLP. What comes out of the
-head, and every gradient, is the same; a model of n layers spends nearly a part in n less on it. (Dropout draws fewer
-random numbers, so that a run with it is another draw, not another model.)
+The last layer needs only the keys and values of the other tokens: no queries, no attention, no MLP. The scores and all
+gradients are the same. A model of n layers saves nearly 1/n of its work. Dropout draws fewer random numbers, so a run
+with dropout gives another random sample of the same model.
 """
 
 from __future__ import annotations
@@ -15,68 +15,70 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 
-_WHOLE = "trim_last_layer: the last layer is computed whole"
+_NO_EFFECT = "trim_last_layer has no effect"
 
 
 def trim(model: nn.Module, trimmed: Any) -> tuple[str, ...]:
-    """Makes the last layer one that gives its first token alone, where that token comes out the same.
+    """Changes the last layer to compute its first token only, after checking that the token stays the same.
 
     Args:
-        model: A transformers model whose head reads the first token alone. The weights, and their names, stay.
-        trimmed: A subclass of its layers' class, with the ``forward`` that the last one is to have.
+        model: A transformers model whose head reads the first token only. The weights and their names do not change.
+        trimmed: A subclass of the layers' class, with the new ``forward`` of the last layer.
 
     Returns:
-        What the user should know; empty where it was done. Another version of transformers may compute a layer in
-        another way.
+        A notice with the reason if the layer was not changed, otherwise empty. Another version of transformers may
+        compute a layer in another way.
     """
     layers: list[Any] = [module for module in model.modules() if isinstance(module, trimmed.__base__)]
     if not layers:
-        return (f"{_WHOLE}: there is none of the kind that is known here",)
+        return (f"{_NO_EFFECT}: the model has no layer of a supported class",)
     try:
-        same = _gives_the_same(layers[-1], trimmed)
-    except Exception as error:  # noqa: BLE001 - whatever a layer of another version raises
-        return (f"{_WHOLE}: of a kind that is not known here ({type(error).__name__})",)
+        same = _same_first_token(layers[-1], trimmed)
+    except Exception as error:  # noqa: BLE001 - a layer of another version may raise anything
+        return (f"{_NO_EFFECT}: the last layer is not supported ({type(error).__name__})",)
     if not same:
-        return (f"{_WHOLE}: for its first token alone it would give other numbers",)
+        return (f"{_NO_EFFECT}: the trimmed last layer would compute other values",)
     layers[-1].__class__ = trimmed
     return ()
 
 
-def _gives_the_same(layer: Any, trimmed: Any) -> bool:
-    """Compares both on some tokens: in double precision, so that ranks on other CPUs decide alike."""
-    # Copied as such at once: of weights that are copied first and made double then, a start would pay for both.
+def _same_first_token(layer: Any, trimmed: Any) -> bool:
+    """Compares both layers on some tokens, in double precision, so that ranks on different CPUs decide the same."""
+    # Copied directly as double: copying the weights first and converting them afterwards would cost both at the start.
     weights = {id(weight): nn.Parameter(weight.detach().double()) for weight in layer.parameters()}
     copy = deepcopy(layer, weights).eval()
     norm = next(module for module in copy.modules() if isinstance(module, nn.LayerNorm))
-    shape = (2, 5, norm.normalized_shape[0])  # 2 texts of 5 tokens, for which no random numbers are drawn
+    shape = (2, 5, norm.normalized_shape[0])  # 2 texts of 5 tokens, without drawing random numbers
     tokens = torch.arange(math.prod(shape), dtype=torch.float64).sin().view(shape)
     mask = torch.ones(2, 1, 1, 5, dtype=torch.bool)
     mask[1, ..., -1] = False  # the last token of the second text is padding
     with torch.no_grad():
         expected = copy(tokens, mask)[:, :1]
         copy.__class__ = trimmed
-        found = copy(tokens, mask)
-    return bool((found - expected).abs().max() <= 1e-6 * expected.abs().max())
+        actual = copy(tokens, mask)
+    return bool((actual - expected).abs().max() <= 1e-6 * expected.abs().max())
 
 
 def attend_from_first(
     query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, *, heads: int, dropout: float, scale: float
 ) -> Tensor:
-    """Attention of the first token to all.
+    """Attention of the first token to all tokens.
 
     Args:
-        query: (examples, 1, heads x size).
-        key: (examples, tokens, heads x size).
-        value: As key.
-        mask: Of the whole layer, (examples, 1, 1 or tokens, tokens): what is attended to, or is added; None: to all.
-        heads: Attention heads.
-        dropout: Share of the attention weights that are dropped.
-        scale: Factor of the products of queries and keys.
+        query: The query of the first token, (examples, 1, heads x size).
+        key: The keys, (examples, tokens, heads x size).
+        value: The values, in the shape of the keys.
+        mask: The mask of the full layer, (examples, 1, 1 or tokens, tokens): bool, true where a token is attended to,
+            or float, added to the scores. None: all tokens are attended to.
+        heads: The number of attention heads.
+        dropout: The fraction of the attention weights that are dropped.
+        scale: The factor of the products of queries and keys.
 
     Returns:
         (examples, 1, heads x size).
     """
     query, key, value = (part.view(*part.shape[:2], heads, -1).transpose(1, 2) for part in (query, key, value))
-    of_first = None if mask is None else mask[:, :, :1]
-    attended = scaled_dot_product_attention(query, key, value, of_first, dropout_p=dropout, scale=scale)
+    if mask is not None:
+        mask = mask[:, :, :1]
+    attended = scaled_dot_product_attention(query, key, value, mask, dropout_p=dropout, scale=scale)
     return attended.transpose(1, 2).flatten(2)

@@ -1,4 +1,4 @@
-"""The ViT family: images as pixels of one size, and a transformers model that classifies them."""
+"""The ViT family: reads images as pixels of one size, and classifies them with a transformers model."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ from disttrain.models.first_token_layer import attend_from_first, trim
 from disttrain.models.pretrained import from_architecture, from_checkpoint, read_config, silence_transformers
 
 INPUT: InputKind = "image"
-# Pixels of [0, 1] to [-1, 1], as ViT was trained (Dosovitskiy et al. 2021), where a checkpoint says nothing else.
+# Scales pixels from [0, 1] to [-1, 1], as in the training of ViT (Dosovitskiy et al. 2021); a checkpoint may differ.
 _HALF = (0.5, 0.5, 0.5)
 
 
 class ImageClassifier(nn.Module):
-    """A transformers model that takes a batch, and resizes and normalises its pixels where it is, on the GPU say."""
+    """A transformers model whose input is a batch; it resizes and normalises the pixels on its own device."""
 
     mean: Tensor
     scale: Tensor
@@ -38,20 +38,22 @@ class ImageClassifier(nn.Module):
     def __init__(self, model: Any, mean: Sequence[float], std: Sequence[float], size: int | None = None) -> None:
         super().__init__()
         self.model = model
-        self.size = size  # None: that of the pixels
-        # (pixel / 255 - mean) / std, as one subtraction and one product.
+        self.size = size  # None: do not resize
+        # (pixel / 255 - mean) / std, as one subtraction and one multiplication.
         self.register_buffer("mean", torch.tensor(mean).view(3, 1, 1) * 255, persistent=False)
         self.register_buffer("scale", 1 / (torch.tensor(std).view(3, 1, 1) * 255), persistent=False)
 
     def forward(self, batch: Batch) -> Tensor:
-        pixels = batch["pixels"] if self.size is None else resize(batch["pixels"], self.size)
+        pixels = batch["pixels"]
+        if self.size is not None:
+            pixels = resize(pixels, self.size)
         pixels = (pixels - self.mean) * self.scale
         logits: Tensor = self.model(pixel_values=pixels).logits
         return logits
 
 
 class FirstTokenLayer(ViTLayer):  # type: ignore[misc]  # transformers is Any to mypy
-    """A ViT layer that gives its first token alone."""
+    """A ViT layer that returns its first token only."""
 
     def forward(self, hidden_states: Tensor, attention_mask: Tensor | None = None, **_: Any) -> Tensor:
         attention, tokens = self.attention, self.layernorm_before(hidden_states)
@@ -69,15 +71,18 @@ class FirstTokenLayer(ViTLayer):  # type: ignore[misc]  # transformers is Any to
         return output
 
 
-def encode(config: TrainConfig, splits: Splits, group: Group, work_dir: Path) -> EncodedSplits:  # noqa: ARG001 - of Family
-    """Both splits as pixels, of one size each, or as the files of a split that is too large."""
+def encode(config: TrainConfig, splits: Splits, group: Group, work_dir: Path) -> EncodedSplits:  # noqa: ARG001 - part of Family
+    """Both splits as pixels, each of one size; a split that is too large stays in its image files."""
 
     def opened(split: Split) -> DecodedSplit:
         return open_images(split, splits.input_column, config.image_size, config.broken_images, group)
 
-    train, held_out = opened(splits.train), opened(splits.eval) if splits.eval is not None else None
-    notices = (*train.notices, *(held_out.notices if held_out else ()))
-    return EncodedSplits(train.examples, held_out.examples if held_out else None, splits.label_names, notices)
+    train = opened(splits.train)
+    if splits.eval is None:
+        return EncodedSplits(train.examples, None, splits.label_names, train.notices)
+    held_out = opened(splits.eval)
+    notices = (*train.notices, *held_out.notices)
+    return EncodedSplits(train.examples, held_out.examples, splits.label_names, notices)
 
 
 def build(config: TrainConfig, encoded: EncodedSplits) -> BuiltModel:
@@ -114,34 +119,34 @@ def _from_architecture(config: TrainConfig, encoded: EncodedSplits) -> BuiltMode
     )
     patch = architecture.get("patch_size")
     if isinstance(patch, list):
-        raise UserError(f"patch_size is {patch}", where="architecture.patch_size", hint="give a whole number")
+        raise UserError(f"patch_size is {patch}", where="architecture.patch_size", hint="give an integer")
     _check_patches(config.image_size, built.model.config)
     return built
 
 
 def _from_checkpoint(config: TrainConfig, checkpoint: str, encoded: EncodedSplits) -> BuiltModel:
-    """The checkpoint's model, of the run's image size."""
+    """The checkpoint's model, changed to the run's image size if necessary."""
     hf_config: Any = read_config(ViTConfig, checkpoint)
-    found = ViTConfig.get_config_dict(checkpoint)[0].get("model_type")
-    if found != "vit":
-        raise UserError(f"checkpoint {checkpoint!r} is a {found} model", hint="model vit takes a vit model")
+    model_type = ViTConfig.get_config_dict(checkpoint)[0].get("model_type")
+    if model_type != "vit":
+        raise UserError(f"checkpoint {checkpoint!r} is a {model_type} model", hint="model vit takes a vit model")
     _check_input(checkpoint, hf_config)
     _check_patches(config.image_size, hf_config)
     built = from_checkpoint(ViTForImageClassification, checkpoint, hf_config, encoded.label_names)
     if config.image_size == hf_config.image_size:
         return built
     sizes = f"{hf_config.image_size} to {config.image_size} pixels"
-    _take_size(built.model, config.image_size)
+    _change_size(built.model, config.image_size)
     return BuiltModel(built.model, (*built.notices, f"position embeddings of {checkpoint} interpolated from {sizes}"))
 
 
-def _take_size(model: Any, size: int) -> None:
-    """Makes a model of another size one of this size, position embeddings and all, so that it is saved as such."""
+def _change_size(model: Any, size: int) -> None:
+    """Changes the image size of a model, including its position embeddings, so that it is saved with this size."""
     embeddings, patch = model.vit.embeddings, model.config.patch_size
     patches = (size // patch) ** 2
-    some = torch.empty(1, patches + 1, model.config.hidden_size)  # looked at for its shape alone
+    tokens = torch.empty(1, patches + 1, model.config.hidden_size)  # only its shape is read
     with torch.no_grad():
-        positions = embeddings.interpolate_pos_encoding(some, size, size)
+        positions = embeddings.interpolate_pos_encoding(tokens, size, size)
     embeddings.position_embeddings = nn.Parameter(positions.clone())
     embeddings.image_size = embeddings.patch_embeddings.image_size = (size, size)
     embeddings.patch_embeddings.num_patches = patches
@@ -163,23 +168,27 @@ def _saver(model: Any, size: int, mean: Sequence[float], std: Sequence[float]) -
 
 
 def _normalisation(processor: Mapping[str, Any]) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and deviation, of each channel, for pixels of [0, 1], of what a checkpoint says of how it reads them."""
-
-    def of_channels(value: Any) -> tuple[float, ...]:
-        return tuple(value) if isinstance(value, list | tuple) else (value,) * 3
-
-    factor = processor.get("rescale_factor") or 1 / 255  # of pixels of [0, 255]
+    """The mean and deviation of each channel, for pixels in [0, 1], from a checkpoint's image processor."""
+    factor = processor.get("rescale_factor") or 1 / 255  # for pixels in [0, 255]
     if not processor.get("do_rescale", True):
         factor = 1.0
-    mean, std = of_channels(processor.get("image_mean") or _HALF), of_channels(processor.get("image_std") or _HALF)
+    mean = _per_channel(processor.get("image_mean") or _HALF)
+    std = _per_channel(processor.get("image_std") or _HALF)
     if not processor.get("do_normalize", True):
-        mean, std = of_channels(0.0), of_channels(1.0)
-    # (factor x pixel - mean) / std, with the pixel in 255ths.
-    return tuple(each / (factor * 255) for each in mean), tuple(each / (factor * 255) for each in std)
+        mean, std = _per_channel(0.0), _per_channel(1.0)
+    # The processor computes (factor * pixel - mean) / std for pixels in [0, 255].
+    return tuple(value / (factor * 255) for value in mean), tuple(value / (factor * 255) for value in std)
+
+
+def _per_channel(value: Any) -> tuple[float, ...]:
+    """The values of the three channels; a single number applies to all of them."""
+    if isinstance(value, list | tuple):
+        return tuple(value)
+    return (value,) * 3
 
 
 def _check_input(checkpoint: str, hf_config: Any) -> None:
-    """Checks that a checkpoint takes square colour images; a size that it gives as two equal numbers becomes one."""
+    """Checks that a checkpoint takes square colour images; replaces a size of two equal numbers by one number."""
     if hf_config.num_channels != 3:
         channels = f"images of {hf_config.num_channels} channels"
         raise UserError(f"checkpoint {checkpoint!r} takes {channels}", hint="images are read as RGB, 3 channels")

@@ -1,4 +1,4 @@
-"""A family of the user's own runs in a sweep on the real Slurm, and nothing of this package names it."""
+"""A user's own model family runs in a sweep on a real Slurm without any change of this package."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ HERE = Path(__file__).resolve().parent
 
 
 @pytest.mark.slurm
-def test_in_a_sweep_on_slurm(slurm_cluster: Mapping[str, str], tmp_path: Path) -> None:
+def test_a_sweep_on_slurm(slurm_cluster: Mapping[str, str], tmp_path: Path) -> None:
     sweep = [sys.executable, "-m", "jobs"]
     target = [str(HERE / "bag_of_words.yaml"), "--root", str(tmp_path)]
     environ = {**os.environ, **slurm_cluster}
@@ -37,10 +37,10 @@ def test_in_a_sweep_on_slurm(slurm_cluster: Mapping[str, str], tmp_path: Path) -
     [
         ("nowhere.at_all:Family", "model 'nowhere.at_all:Family': no module 'nowhere'"),
         ("json:Family", "model 'json:Family': module 'json' has no 'Family'"),
-        ("json:JSONDecoder", "model 'json:JSONDecoder' is no family: it lacks INPUT, encode, build"),
+        ("json:JSONDecoder", "model 'json:JSONDecoder' is not a model family: it lacks INPUT, encode, build"),
     ],
 )
-def test_what_is_no_family_is_told_in_one_line(model: str, message: str) -> None:
+def test_an_invalid_family_is_one_line(model: str, message: str) -> None:
     with pytest.raises(UserError) as caught:
         load_family(model)
     assert str(caught.value).startswith(message)

@@ -1,4 +1,4 @@
-"""Every example exactly once, whatever the number of examples, ranks, batches and accumulation steps."""
+"""Each example is used once, for any number of examples, ranks, batches and accumulation steps."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ plans = plans | plans.map(with_lengths)
 
 
 @given(plans, st.integers(1, 3))
-def test_each_epoch_shows_every_example_once_over_all_ranks(plan: GlobalBatches, epochs: int) -> None:
+def test_an_epoch_has_each_example_once(plan: GlobalBatches, epochs: int) -> None:
     seen: list[list[int]] = [[] for _ in range(epochs)]
     for rank in range(plan.world_size):
         for step in plan.rank_steps(rank, epochs * plan.steps_per_epoch):
@@ -44,12 +44,12 @@ def test_each_epoch_shows_every_example_once_over_all_ranks(plan: GlobalBatches,
 @given(plans)
 def test_ranks_agree_on_each_step(plan: GlobalBatches) -> None:
     ranks = [list(plan.rank_steps(rank, plan.steps_per_epoch)) for rank in range(plan.world_size)]
-    for together in zip(*ranks, strict=True):
-        counts = [step.examples for step in together]
-        assert sum(counts) == together[0].global_examples <= plan.global_batch
+    for rank_steps in zip(*ranks, strict=True):
+        counts = [step.examples for step in rank_steps]
+        assert sum(counts) == rank_steps[0].global_examples <= plan.global_batch
         assert max(counts) - min(counts) <= 1
-        assert len({(step.step, step.epoch, step.last_of_epoch, step.global_examples) for step in together}) == 1
-        for step in together:
+        assert len({(step.step, step.epoch, step.last_of_epoch, step.global_examples) for step in rank_steps}) == 1
+        for step in rank_steps:
             assert 1 <= len(step.batches) <= plan.accum_steps
             assert all(1 <= len(batch) <= plan.rank_batch for batch in step.batches)
     assert [step.last_of_epoch for step in ranks[0]] == [False] * (plan.steps_per_epoch - 1) + [True]
@@ -63,21 +63,22 @@ def test_ranks_agree_on_each_step(plan: GlobalBatches) -> None:
     seed=st.integers(0, 9),
     grouped=st.booleans(),
 )
-def test_a_step_has_the_same_examples_however_it_is_shared(
+def test_a_step_does_not_depend_on_ranks(
     examples: int, rank_batch: int, world_size: int, accum_steps: int, seed: int, grouped: bool
 ) -> None:
-    shared = GlobalBatches(examples, rank_batch, world_size, accum_steps, seed)
-    shared = with_lengths(shared) if grouped else shared
-    alone = dataclasses.replace(shared, rank_batch=shared.global_batch, world_size=1, accum_steps=1)
+    several = GlobalBatches(examples, rank_batch, world_size, accum_steps, seed)
+    if grouped:
+        several = with_lengths(several)
+    alone = dataclasses.replace(several, rank_batch=several.global_batch, world_size=1, accum_steps=1)
     steps = 2 * alone.steps_per_epoch
-    ranks = [list(shared.rank_steps(rank, steps)) for rank in range(world_size)]
+    ranks = [list(several.rank_steps(rank, steps)) for rank in range(world_size)]
     for number, step in enumerate(alone.rank_steps(0, steps)):
         parts = [batch for rank in ranks if rank[number].examples for batch in rank[number].batches]
         assert np.concatenate(parts).tolist() == step.batches[0].tolist()
 
 
 @given(plans, plans, st.integers(1, 3), st.data())
-def test_a_run_goes_on_with_any_number_of_ranks_and_loses_no_example(
+def test_resuming_on_other_ranks_loses_no_example(
     before: GlobalBatches, after: GlobalBatches, epochs: int, data: st.DataObject
 ) -> None:
     after = dataclasses.replace(after, examples=before.examples, seed=before.seed, lengths=before.lengths)
@@ -101,14 +102,14 @@ def test_a_run_goes_on_with_any_number_of_ranks_and_loses_no_example(
         assert steps == total
 
 
-def test_the_texts_of_a_step_are_about_equally_long() -> None:
+def test_a_step_has_texts_of_similar_length() -> None:
     lengths = np.random.default_rng(0).integers(1, 100, 1000)
     plan = GlobalBatches(1000, rank_batch=8, world_size=2, accum_steps=1, seed=0, lengths=lengths)
     order = plan.order(0, 16)
-    spread = [int(np.ptp(lengths[order[at : at + 16]])) for at in range(0, 992, 16)]
-    assert max(spread) <= 5
-    firsts = lengths[order[0:992:16]]
-    assert np.ptp(firsts[:20]) > 50, "short and long steps come in no order"
+    ranges = [int(np.ptp(lengths[order[start : start + 16]])) for start in range(0, 992, 16)]
+    assert max(ranges) <= 5
+    first_lengths = lengths[order[0:992:16]]
+    assert np.ptp(first_lengths[:20]) > 50, "short and long steps are mixed"
 
 
 def test_epochs_have_different_orders() -> None:
@@ -116,7 +117,7 @@ def test_epochs_have_different_orders() -> None:
     assert plan.order(0, 1).tolist() == plan.order(0, 1).tolist() != plan.order(1, 1).tolist()
 
 
-def test_a_rank_without_an_example_still_has_a_batch() -> None:
+def test_a_rank_without_examples_has_a_batch() -> None:
     plan = GlobalBatches(examples=2, rank_batch=1, world_size=4, accum_steps=1, seed=0)
     steps = [next(plan.rank_steps(rank, 1)) for rank in range(4)]
     assert sorted(step.examples for step in steps) == [0, 0, 1, 1]
@@ -124,12 +125,12 @@ def test_a_rank_without_an_example_still_has_a_batch() -> None:
 
 
 @given(st.integers(0, 50), st.integers(1, 6), st.integers(1, 8))
-def test_evaluation_counts_every_example_once(examples: int, world_size: int, batch: int) -> None:
+def test_evaluation_uses_each_example_once(examples: int, world_size: int, batch: int) -> None:
     ranks = [eval_batches(examples, rank, world_size, batch) for rank in range(world_size)]
     assert sorted(int(index) for rank in ranks for indices in rank for index in indices) == list(range(examples))
 
 
-def test_share_is_contiguous() -> None:
+def test_a_rank_slice_is_contiguous() -> None:
     assert [rank_slice(np.arange(7), rank, 3).tolist() for rank in range(3)] == [[0, 1], [2, 3], [4, 5, 6]]
 
 
@@ -153,7 +154,7 @@ def test_workers_do_not_change_the_order() -> None:
     assert orders[0] == orders[1] == [step.batches[0].tolist() for step in plan.rank_steps(0, 8)]
 
 
-def test_texts_of_like_lengths_are_evaluated_together() -> None:
+def test_evaluation_groups_texts_of_similar_length() -> None:
     lengths = np.array([9, 2, 7, 2, 8, 1])
     batches = [eval_batches(6, rank, 2, 2, lengths) for rank in range(2)]
     assert [[lengths[batch].tolist() for batch in own] for own in batches] == [[[1, 2], [8]], [[2, 7], [9]]]

@@ -1,4 +1,4 @@
-"""Image files that cannot be decoded end a run with one line, or are left out, the same on every rank."""
+"""Image files that cannot be decoded end a run with one line, or are left out on every rank."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ import torch
 from PIL import Image
 
 from disttrain.config.train_config import TrainConfig
-from disttrain.data import images
+from disttrain.data import image_decoder
 from disttrain.data.batches import load_batches
 from disttrain.data.pixels import BrokenImageError, decode_image
 from disttrain.data.splits import Splits, load_splits
@@ -42,7 +42,7 @@ def image_file(kind: str, seed: int = 0, width: int = 40, height: int = 30) -> b
 
 
 def png_of(width: int, height: int) -> bytes:
-    """A PNG whose header promises so many pixels."""
+    """A PNG whose header gives this size."""
     header = b"IHDR" + struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
     return b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + header + struct.pack(">I", zlib.crc32(header))
 
@@ -62,23 +62,23 @@ BROKEN: Mapping[str, bytes] = {
 
 
 @pytest.mark.parametrize("name", BROKEN)
-def test_what_is_broken_is_told_and_is_no_crash(name: str, tmp_path: Path) -> None:
+def test_a_broken_image_is_reported(name: str, tmp_path: Path) -> None:
     path = tmp_path / "a.jpg"
     path.write_bytes(BROKEN[name])
     for value in ({"bytes": BROKEN[name], "path": None}, {"bytes": None, "path": str(path)}):
         with pytest.raises(BrokenImageError) as caught:
             decode_image(value)
         assert "an image cannot be decoded: " in str(caught.value)
-        assert " at 0x" not in str(caught.value), "the same in every run"
+        assert " at 0x" not in str(caught.value), "the message is the same in every run"
     assert str(caught.value).startswith(f"{path}: ")
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "TIFF", "BMP", "GIF"])
-def test_damage_of_any_sort_is_decoded_or_told(kind: str) -> None:
-    whole = image_file(kind)
+def test_random_damage_is_decoded_or_reported(kind: str) -> None:
+    intact = image_file(kind)
     draw = random.Random(kind)
     for _ in range(150):
-        damaged = bytearray(whole[: draw.randrange(len(whole))] if draw.random() < 0.5 else whole)
+        damaged = bytearray(intact[: draw.randrange(len(intact))] if draw.random() < 0.5 else intact)
         for _ in range(draw.randrange(8)):
             if damaged:
                 damaged[draw.randrange(min(len(damaged), 200))] = draw.randrange(256)
@@ -87,12 +87,12 @@ def test_damage_of_any_sort_is_decoded_or_told(kind: str) -> None:
 
 
 @pytest.mark.parametrize("value", [None, {"bytes": None, "path": None}, {"bytes": None, "path": "/no/such.jpg"}])
-def test_an_image_that_is_not_there_is_broken(value: dict[str, Any] | None) -> None:
+def test_a_missing_image_is_broken(value: dict[str, Any] | None) -> None:
     with pytest.raises(BrokenImageError):
         decode_image(value)
 
 
-def test_a_file_that_the_disk_does_not_give_is_not_broken(tmp_path: Path) -> None:
+def test_an_unreadable_file_is_not_broken(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="an image cannot be read: Is a directory") as caught:
         decode_image({"bytes": None, "path": str(tmp_path)})
     assert not isinstance(caught.value, BrokenImageError)
@@ -100,7 +100,7 @@ def test_a_file_that_the_disk_does_not_give_is_not_broken(tmp_path: Path) -> Non
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """20 images <split>/<class>/<image> to train on, four of which are broken, and 6 whole ones to evaluate on."""
+    """Images <split>/<class>/<image>: 20 for training, four of them broken, and 6 intact ones for evaluation."""
     broken = {3: "truncated jpeg", 8: "empty", 9: "text", 15: "bomb"}
     for split, count in (("train", 20), ("test", 6)):
         for number in range(count):
@@ -111,10 +111,10 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path / "data"
 
 
-@pytest.fixture(params=["kept", "too large to be kept"])
+@pytest.fixture(params=["cached", "too large to cache"])
 def room(request: pytest.FixtureRequest, cache: Path, monkeypatch: pytest.MonkeyPatch) -> str:
-    if request.param != "kept":
-        monkeypatch.setattr(images, "KEPT_UP_TO_BYTES", 0)
+    if request.param != "cached":
+        monkeypatch.setattr(image_decoder, "CACHE_LIMIT_BYTES", 0)
     return str(request.param)
 
 
@@ -125,7 +125,7 @@ def opened(config: TrainConfig, folder: Path, **fields: Any) -> tuple[Splits, En
 
 
 def test_broken_images_are_left_out(room: str, folder: Path, vit_config: TrainConfig) -> None:
-    for _ in range(2):  # the second time from what was kept
+    for _ in range(2):  # the second time from the cache
         splits, encoded = opened(vit_config, folder, broken_images="skip")
         (notice,) = encoded.notices
         paths = [folder / "train" / "cat" / f"{number:02d}.jpg" for number in (3, 8, 9)]
@@ -134,25 +134,25 @@ def test_broken_images_are_left_out(room: str, folder: Path, vit_config: TrainCo
             f" row 3 ({paths[0]}), row 8 ({paths[1]}), row 9 ({paths[2]}), ..."
         )
         assert (len(encoded.train), len(encoded.eval or ())) == (16, 6)
-        assert encoded.train.in_memory == (room == "kept")
+        assert encoded.train.in_memory == (room == "cached")
         batch = encoded.train.batch(range(16))
         assert batch["labels"].tolist() == [0] * 7 + [1] * 9
-        _, whole = opened(vit_config, folder / "test", max_eval_examples=0)
-        assert splits.label_names == whole.label_names
+        _, intact = opened(vit_config, folder / "test", max_eval_examples=0)
+        assert splits.label_names == intact.label_names
 
 
-def test_rows_are_those_of_the_dataset_in_a_subset_too(room: str, folder: Path, vit_config: TrainConfig) -> None:
+def test_a_subset_reports_rows_of_the_dataset(room: str, folder: Path, vit_config: TrainConfig) -> None:
     splits, encoded = opened(vit_config, folder, broken_images="skip", max_train_examples=12)
     (notice,) = encoded.notices
     named = sorted(set(splits.train.numbers.tolist()) & {3, 8, 9, 15})
-    assert 0 < len(named) <= 3, "all are named"
+    assert 0 < len(named) <= 3, "the notice names all of them"
     assert notice.startswith(f"left out {len(named)} of 12 images of train")
     for number in named:
         assert f"row {number} (" in notice
         assert f"/{number:02d}.jpg" in notice
 
 
-def test_by_default_they_end_the_run(folder: Path, vit_config: TrainConfig, cache: Path) -> None:
+def test_broken_images_end_the_run_by_default(folder: Path, vit_config: TrainConfig, cache: Path) -> None:
     first = folder / "train" / "cat" / "03.jpg"
     for _ in range(2):
         with pytest.raises(UserError) as caught:
@@ -160,21 +160,22 @@ def test_by_default_they_end_the_run(folder: Path, vit_config: TrainConfig, cach
         assert str(caught.value).startswith(
             f"4 of 20 images of train cannot be decoded, the first in row 3 ({first}): image file is truncated"
         )
-        assert str(caught.value).endswith("(broken_images: skip leaves out what cannot be decoded)")
+        assert str(caught.value).endswith("(broken_images: skip leaves out images that cannot be decoded)")
 
 
-def test_nothing_left(room: str, folder: Path, vit_config: TrainConfig) -> None:
+def test_a_split_without_intact_images(room: str, folder: Path, vit_config: TrainConfig) -> None:
     for path in folder.glob("test/*/*"):
         path.write_bytes(BROKEN["text"])
-    with pytest.raises(UserError, match=r"6 of 6 images of test cannot be decoded, the first in row 0 \(.*known kind$"):
+    message = r"6 of 6 images of test cannot be decoded, the first in row 0 \(.*known format$"
+    with pytest.raises(UserError, match=message):
         opened(vit_config, folder, broken_images="skip")
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_of_a_large_split_they_end_the_run_when_they_are_met(
+def test_a_large_split_fails_at_the_broken_image(
     workers: int, folder: Path, vit_config: TrainConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(images, "KEPT_UP_TO_BYTES", 0)
+    monkeypatch.setattr(image_decoder, "CACHE_LIMIT_BYTES", 0)
     _, encoded = opened(vit_config, folder)
     lists = [np.array([0, 1]), np.array([2, 9]), np.array([4])]
     batches = load_batches(encoded.train, lists, torch.device("cpu"), workers)
@@ -182,36 +183,41 @@ def test_of_a_large_split_they_end_the_run_when_they_are_met(
     with pytest.raises(UserError) as caught:
         next(batches)
     assert str(caught.value) == (
-        f"the image in row 9 ({folder}/train/cat/09.jpg) of train cannot be decoded: it is no image of a known kind"
-        " (broken_images: skip leaves out what cannot be decoded)"
+        f"the image in row 9 ({folder}/train/cat/09.jpg) of train cannot be decoded:"
+        " it is not an image in a known format (broken_images: skip leaves out images that cannot be decoded)"
     )
 
 
 @pytest.mark.parametrize(
-    ("of_rank_0", "message"),
+    ("broken_on_rank_0", "message"),
     [
-        (None, r"4 of 20 images of train cannot be decoded"),  # it had no room, and has not looked
-        (np.array([3, 8]), r"of the images of train, first can decode others than \S+ \(are the files the same\?\)"),
+        (None, r"4 of 20 images of train cannot be decoded"),  # rank 0 had no room and did not read the images
+        (np.array([3, 8]), r"hosts first and \S+ can decode different images of train \(are the files the same\?\)"),
     ],
 )
-def test_hosts_that_found_something_else(
-    of_rank_0: Any, message: str, folder: Path, vit_config: TrainConfig, cache: Path, monkeypatch: pytest.MonkeyPatch
+def test_hosts_that_decode_different_images(
+    broken_on_rank_0: Any,
+    message: str,
+    folder: Path,
+    vit_config: TrainConfig,
+    cache: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(Group, "broadcast_from_main", lambda _, own: own if isinstance(own, bool) else of_rank_0)
+    monkeypatch.setattr(Group, "broadcast_from_main", lambda _, own: own if isinstance(own, bool) else broken_on_rank_0)
     config = dataclasses.replace(vit_config, dataset=str(folder)).resolved()
     second = dataclasses.replace(ALONE, hosts=("first", "second"))
     with pytest.raises(UserError, match=message):
         encode(config, load_splits(config, "image"), second, Path())
 
 
-def without_room_behind_rank_0(config: TrainConfig, env: RankEnv, output_dir: Path) -> None:
+def without_room_after_rank_0(config: TrainConfig, env: RankEnv, output_dir: Path) -> None:
     if env.rank > 0:
-        vars(images).update(find_arrays=lambda _: None, free_bytes=lambda: 0)
+        vars(image_decoder).update(find_arrays=lambda _: None, free_bytes=lambda: 0)
     run(config, env, output_dir)
 
 
-@pytest.mark.parametrize("target", [run, without_room_behind_rank_0])
-def test_all_ranks_leave_out_the_same(
+@pytest.mark.parametrize("target", [run, without_room_after_rank_0])
+def test_all_ranks_leave_out_the_same_images(
     target: Callable[..., Any], folder: Path, vit_config: TrainConfig, run_ranks: Callable[..., Any]
 ) -> None:
     config = dataclasses.replace(vit_config, dataset=str(folder), broken_images="skip", max_steps=None, epochs=1)
@@ -221,7 +227,7 @@ def test_all_ranks_leave_out_the_same(
     assert any(notice.startswith("left out 4 of 20 images") for notice in finished.summary.notices)
 
 
-def test_all_ranks_refuse(folder: Path, vit_config: TrainConfig, run_ranks: Callable[..., Any]) -> None:
+def test_all_ranks_refuse_broken_images(folder: Path, vit_config: TrainConfig, run_ranks: Callable[..., Any]) -> None:
     finished = run_ranks(dataclasses.replace(vit_config, dataset=str(folder)), 2)
     for rank in range(2):
         failure = json.loads((finished.output_dir / f"failure-rank{rank:05d}.json").read_text())

@@ -1,4 +1,4 @@
-"""Images that were decoded once are those that are decoded each time, to the last bit."""
+"""Images from the cache are equal, bit by bit, to images that are decoded each time."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ import torch
 from PIL import Image
 
 from disttrain.config.train_config import TrainConfig
-from disttrain.data import images
+from disttrain.data import image_decoder
 from disttrain.data.batches import Indices
 from disttrain.data.images import DecodedImages, ImageFiles, open_images
 from disttrain.data.splits import Split, load_splits
@@ -29,22 +29,24 @@ from tests.disttrain.ranks import ALONE
 SIZE = 24
 
 
-def image_file(number: int, width: int, height: int, mode: str = "RGB", kind: str = "JPEG", turned: int = 1) -> bytes:
+def image_file(
+    number: int, width: int, height: int, mode: str = "RGB", kind: str = "JPEG", orientation: int = 1
+) -> bytes:
     pixels = np.random.default_rng(number).integers(0, 256, (height, width, 3), dtype=np.uint8)
     file = io.BytesIO()
     exif = Image.Exif()
-    exif[0x0112] = turned
+    exif[0x0112] = orientation
     Image.fromarray(pixels).convert(mode).save(file, kind, exif=exif)
     return file.getvalue()
 
 
-# Greyscale, CMYK, palette, transparent, turned by EXIF, and formats that Pillow loads plugins for.
+# Greyscale, CMYK, palette, transparent, rotated by EXIF, and formats for which Pillow loads plugins.
 OF_ONE_SIZE = [
     *(image_file(number, 20, 12) for number in range(9)),
     image_file(10, 20, 12, "L"),
     image_file(11, 20, 12, "CMYK"),
-    image_file(12, 12, 20, turned=6),
-    image_file(13, 20, 12, turned=3),
+    image_file(12, 12, 20, orientation=6),
+    image_file(13, 20, 12, orientation=3),
     *(image_file(number, 20, 12, mode, "PNG") for number, mode in enumerate(("L", "P", "RGBA", "LA", "1", "I;16"), 20)),
     image_file(30, 20, 12, kind="WEBP"),
     image_file(31, 20, 12, kind="TIFF"),
@@ -64,7 +66,7 @@ def opened(split: Split, size: int = SIZE) -> DecodedImages | ImageFiles:
     return open_images(split, "image", size, "refuse", ALONE).examples
 
 
-def as_the_model_sees(examples: DecodedImages | ImageFiles, indices: Indices) -> torch.Tensor:
+def model_input(examples: DecodedImages | ImageFiles, indices: Indices) -> torch.Tensor:
     class Echo(torch.nn.Module):
         def forward(self, pixel_values: torch.Tensor, **_: bool) -> Any:
             return type("Output", (), {"logits": pixel_values})
@@ -75,7 +77,7 @@ def as_the_model_sees(examples: DecodedImages | ImageFiles, indices: Indices) ->
 
 
 @pytest.mark.parametrize(
-    ("files", "kept"),
+    ("files", "shape"),
     [
         (OF_ONE_SIZE, (12, 20)),
         (OF_MANY_SIZES, (SIZE, SIZE)),
@@ -84,28 +86,28 @@ def as_the_model_sees(examples: DecodedImages | ImageFiles, indices: Indices) ->
     ],
     ids=["of one size", "of many sizes", "of many sizes, large first", "larger than the model's input"],
 )
-def test_the_model_sees_the_same_pixels(files: list[bytes], kept: tuple[int, int], cache: Path) -> None:
+def test_the_model_sees_the_same_pixels(files: list[bytes], shape: tuple[int, int], cache: Path) -> None:
     split = split_of(files)
     decoded = opened(split)
     assert isinstance(decoded, DecodedImages)
-    assert decoded.pixels.shape == (len(files), 3, *kept)
+    assert decoded.pixels.shape == (len(files), 3, *shape)
     assert decoded.pixels.dtype == np.uint8
     assert decoded.in_memory
     each_time = ImageFiles(split, "image", SIZE)
     order = np.random.default_rng(0).permutation(len(files))
-    assert torch.equal(as_the_model_sees(decoded, order), as_the_model_sees(each_time, order))
+    assert torch.equal(model_input(decoded, order), model_input(each_time, order))
     assert torch.equal(decoded.batch([1, 0])["labels"], each_time.batch([1, 0])["labels"])
 
 
-def not_again(*_: Any) -> None:
+def fail_if_decoded_again(*_: Any) -> None:
     raise AssertionError("decoded again")
 
 
 @pytest.mark.parametrize("files", [OF_ONE_SIZE, OF_MANY_SIZES], ids=["of one size", "of many sizes"])
 def test_the_next_run_decodes_nothing(files: list[bytes], cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first = opened(split_of(files))
-    monkeypatch.setattr(images._Decoder, "_append_pixels", not_again)
-    monkeypatch.setattr(images, "free_bytes", lambda: 0)  # what is there takes no more room
+    monkeypatch.setattr(image_decoder.ImageDecoder, "_append_pixels", fail_if_decoded_again)
+    monkeypatch.setattr(image_decoder, "free_bytes", lambda: 0)  # cached pixels need no more room
     second = opened(split_of(files, [f"{number}.jpg" for number in range(len(files))]))
     assert isinstance(first, DecodedImages)
     assert isinstance(second, DecodedImages)
@@ -114,7 +116,7 @@ def test_the_next_run_decodes_nothing(files: list[bytes], cache: Path, monkeypat
     assert len(list(cache.iterdir())) == 1
 
 
-def test_torch_computes_with_as_many_threads_as_before(cache: Path) -> None:
+def test_the_thread_count_of_torch_is_restored(cache: Path) -> None:
     before = torch.get_num_threads()
     torch.set_num_threads(2)
     try:
@@ -124,14 +126,14 @@ def test_torch_computes_with_as_many_threads_as_before(cache: Path) -> None:
         torch.set_num_threads(before)
 
 
-def test_what_is_kept_depends_on_content_order_and_size(cache: Path, tmp_path: Path) -> None:
+def test_the_cache_depends_on_content_order_and_size(cache: Path, tmp_path: Path) -> None:
     path = tmp_path / "a.jpg"
     path.write_bytes(LARGE[0])
     on_disk = split_of([None, None], [str(path), str(path)])
-    some = split_of(LARGE)
-    subset = some.select(np.array([2, 0]))
+    large = split_of(LARGE)
+    subset = large.select(np.array([2, 0]))
     for count, (split, size) in enumerate(
-        [(some, 16), (some, 24), (split_of(LARGE[::-1]), 16), (subset, 16), (on_disk, 16)], start=1
+        [(large, 16), (large, 24), (split_of(LARGE[::-1]), 16), (subset, 16), (on_disk, 16)], start=1
     ):
         for _ in range(2):
             opened(split, size)
@@ -140,33 +142,33 @@ def test_what_is_kept_depends_on_content_order_and_size(cache: Path, tmp_path: P
     path.write_bytes(LARGE[1])
     os.utime(path, ns=(later, later))
     changed = opened(on_disk, 16)
-    assert torch.equal(changed.batch([0])["pixels"], opened(some, 16).batch([1])["pixels"])
+    assert torch.equal(changed.batch([0])["pixels"], opened(large, 16).batch([1])["pixels"])
 
 
-@pytest.mark.parametrize("full", ["of the data set", "of the disk"])
-def test_what_is_too_large_is_decoded_each_time(full: str, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("limit", ["the cache limit", "the disk"])
+def test_a_large_split_is_decoded_each_time(limit: str, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     one_image = 3 * 12 * 20
     total = len(OF_ONE_SIZE) * one_image
-    if full == "of the data set":
-        monkeypatch.setattr(images, "KEPT_UP_TO_BYTES", total)
+    if limit == "the cache limit":
+        monkeypatch.setattr(image_decoder, "CACHE_LIMIT_BYTES", total)
     else:
-        monkeypatch.setattr(images, "free_bytes", lambda: 2 * total)
+        monkeypatch.setattr(image_decoder, "free_bytes", lambda: 2 * total)
     assert isinstance(opened(split_of(OF_ONE_SIZE)), DecodedImages)
     assert isinstance(opened(split_of([*OF_ONE_SIZE, OF_ONE_SIZE[0]])), ImageFiles)
-    assert isinstance(opened(split_of([*OF_ONE_SIZE[:-1], LARGE[0]])), ImageFiles), "larger than the first promised"
+    assert isinstance(opened(split_of([*OF_ONE_SIZE[:-1], LARGE[0]])), ImageFiles), "a larger image after the first"
     assert isinstance(opened(split_of(OF_MANY_SIZES)), ImageFiles)
 
 
-def test_rank_0_says_how_far_it_has_come(
+def test_rank_0_prints_its_progress(
     cache: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(dist, "SAY_EVERY_S", 0.0)
-    monkeypatch.setattr(images, "_CHUNK", 2)
+    monkeypatch.setattr(image_decoder, "_CHUNK", 2)
     opened(split_of(LARGE))
     assert capsys.readouterr().out == "decoding 0 of 4 images of train\ndecoding 2 of 4 images of train\n"
 
 
-def test_scores_are_the_same_at_either_size(vit_config: TrainConfig, cache: Path) -> None:
+def test_scores_do_not_depend_on_the_cached_size(vit_config: TrainConfig, cache: Path) -> None:
     config = dataclasses.replace(vit_config, image_size=SIZE)
     splits = load_splits(config.resolved(), "image")
     splits = dataclasses.replace(splits, train=split_of(OF_ONE_SIZE), input_column="image", eval=None)
@@ -179,7 +181,7 @@ def test_scores_are_the_same_at_either_size(vit_config: TrainConfig, cache: Path
 
 def only_rank_0_decodes(config: TrainConfig, env: RankEnv, output_dir: Path) -> None:
     if env.rank > 0:
-        images._Decoder._append_pixels = not_again  # type: ignore[assignment, method-assign]
+        image_decoder.ImageDecoder._append_pixels = fail_if_decoded_again  # type: ignore[assignment, method-assign]
     run(config, env, output_dir)
 
 

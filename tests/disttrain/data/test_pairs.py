@@ -1,4 +1,4 @@
-"""Two texts as one input: as transformers' own tokenizer and model take them, in training and afterwards."""
+"""Pairs of texts are encoded as by transformers' own tokenizer and model, in training and afterwards."""
 
 from __future__ import annotations
 
@@ -29,14 +29,14 @@ PAIRS = [
     ("It rains, and the naïve go out without a coat or an umbrella, again and again.", "It rains."),
     ("No.", "Two men on a roof repair what the storm of last week has left of it, which is little."),
     ("", "Nothing before this."),
-    ("Nothing behind this.", ""),
+    ("Nothing after this.", ""),
     ("long " * 40, "longer " * 50),
 ]
 THINGS = ["dog", "cat", "man"]
 
 
 def write_pairs(folder: Path, rows: int = 240) -> Path:
-    """Entailment in small: what is said second follows where it is of what is said first."""
+    """A small entailment task: the second text follows if it names the thing of the first."""
     folder.mkdir(exist_ok=True)
     for name, count in (("train", rows), ("dev", 15)):
         draw = np.random.default_rng(count)
@@ -59,11 +59,11 @@ def encoded_with(config: TrainConfig, folder: Path) -> EncodedSplits:
 
 
 @pytest.mark.parametrize("max_length", [3, 8, 32, 128])
-@pytest.mark.parametrize("kept_from", [0, 10**9])
-def test_ids_types_and_mask_are_those_of_transformers(
-    minilm: str, max_length: int, kept_from: int, tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("cached_from", [0, 10**9])
+def test_inputs_are_those_of_transformers(
+    minilm: str, max_length: int, cached_from: int, tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(texts_module, "_KEPT_FROM", kept_from)
+    monkeypatch.setattr(texts_module, "_CACHED_FROM", cached_from)
     rows = [{"a": first, "b": second, "label": row % 2} for row, (first, second) in enumerate(PAIRS)]
     (tmp_path / "train.jsonl").write_text("\n".join(map(json.dumps, rows)))
     config = TrainConfig(
@@ -80,22 +80,22 @@ def test_ids_types_and_mask_are_those_of_transformers(
     tokenizer = AutoTokenizer.from_pretrained(minilm)
     for chosen in ([0, 1, 2, 3, 4, 5], [5, 0], [3], [4, 3, 4]):
         firsts, seconds = zip(*(PAIRS[row] for row in chosen), strict=True)
-        wanted = tokenizer(
+        expected = tokenizer(
             list(firsts), list(seconds), truncation=True, max_length=max_length, padding=True, return_tensors="pt"
         )
         batch = encoded.train.batch(chosen)
-        assert torch.equal(batch["input_ids"], wanted["input_ids"])
-        assert torch.equal(batch["token_type_ids"], wanted["token_type_ids"])
-        assert torch.equal(batch.get("attention_mask", torch.ones_like(batch["input_ids"])), wanted["attention_mask"])
-    whole = [len(ids) for ids in tokenizer(*map(list, zip(*PAIRS, strict=True)))["input_ids"]]
-    cut = sum(length > max_length for length in whole)
+        assert torch.equal(batch["input_ids"], expected["input_ids"])
+        assert torch.equal(batch["token_type_ids"], expected["token_type_ids"])
+        assert torch.equal(batch.get("attention_mask", torch.ones_like(batch["input_ids"])), expected["attention_mask"])
+    lengths = [len(ids) for ids in tokenizer(*map(list, zip(*PAIRS, strict=True)))["input_ids"]]
+    cut = sum(length > max_length for length in lengths)
     assert encoded.notices == ((f"cut {cut} of 6 pairs of texts to {max_length} tokens",) if cut else ())
     assert encoded.train.lengths is not None
-    assert encoded.train.lengths.tolist() == [min(length, max_length) for length in whole]
+    assert encoded.train.lengths.tolist() == [min(length, max_length) for length in lengths]
 
 
-def test_pairs_that_were_kept_differ_by_both_texts(minilm: str, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(texts_module, "_KEPT_FROM", 0)
+def test_the_cache_key_has_both_texts(minilm: str, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(texts_module, "_CACHED_FROM", 0)
     tokenizer = AutoTokenizer.from_pretrained(minilm).backend_tokenizer
     for count, texts in enumerate(
         [
@@ -117,11 +117,11 @@ def test_no_room_for_a_pair(pair_config: TrainConfig, tmp_path: Path) -> None:
         encoded_with(dataclasses.replace(pair_config, max_length=2), tmp_path)
 
 
-def test_types_that_no_bert_has() -> None:
+def test_unknown_token_types_are_refused() -> None:
     assert texts_module._first_length([0, 0, 1]) == 2
     assert texts_module._first_length([0, 0]) == 2
     for type_ids in ([0, 1, 0], [0, 0, 2], [1, 0, 0]):
-        with pytest.raises(UserError, match="text_pair_column: the checkpoint's tokenizer numbers"):
+        with pytest.raises(UserError, match="text_pair_column: the checkpoint's tokenizer marks"):
             texts_module._first_length(type_ids)
 
 
@@ -129,7 +129,7 @@ def test_a_single_text_has_no_types(bert_config: TrainConfig, tmp_path: Path) ->
     assert "token_type_ids" not in encoded_with(bert_config, tmp_path).train.batch([0, 1])
 
 
-def test_a_model_that_has_no_types_is_given_none(pair_config: TrainConfig, tmp_path: Path) -> None:
+def test_a_model_without_types_gets_none(pair_config: TrainConfig, tmp_path: Path) -> None:
     architecture = {**(pair_config.architecture or {}), "type_vocab_size": 1}
     config = dataclasses.replace(pair_config, architecture=architecture)
     encoded = encoded_with(config, tmp_path)
@@ -141,15 +141,15 @@ def test_a_model_that_has_no_types_is_given_none(pair_config: TrainConfig, tmp_p
     assert model(batch).shape == (2, 2)
 
 
-def tokenises_once(config: TrainConfig, env: RankEnv, output_dir: Path) -> None:
-    texts_module._KEPT_FROM = 0
+def only_rank_0_tokenises(config: TrainConfig, env: RankEnv, output_dir: Path) -> None:
+    texts_module._CACHED_FROM = 0
     if env.rank > 0:
         texts_module._append_tokens = None  # type: ignore[assignment]
     run(config, env, output_dir)
 
 
-@pytest.mark.parametrize("target", [run, tokenises_once])
-def test_entailment_is_learnt_and_the_saved_model_gives_the_same_scores(
+@pytest.mark.parametrize("target", [run, only_rank_0_tokenises])
+def test_a_run_learns_entailment(
     target: Callable[..., Any], pair_config: TrainConfig, run_ranks: Callable[..., Any], tmp_path: Path
 ) -> None:
     config = dataclasses.replace(pair_config, max_steps=90, per_gpu_batch=16, lr=5e-3)
@@ -164,8 +164,8 @@ def test_entailment_is_learnt_and_the_saved_model_gives_the_same_scores(
     premises, hypotheses = ([row[name] for row in rows] for name in ("premise", "hypothesis"))
     with torch.no_grad():
         logits = model(**tokenizer(premises, hypotheses, padding=True, return_tensors="pt")).logits
-    right = logits.argmax(dim=1) == torch.tensor([row["label"] for row in rows])
-    assert right.float().mean().item() == pytest.approx(finished.summary.eval_accuracy)
+    correct = logits.argmax(dim=1) == torch.tensor([row["label"] for row in rows])
+    assert correct.float().mean().item() == pytest.approx(finished.summary.eval_accuracy)
     loss = torch.nn.functional.cross_entropy(logits, torch.tensor([row["label"] for row in rows])).item()
     assert loss == pytest.approx(finished.summary.eval_loss, rel=1e-4)
 
@@ -179,16 +179,16 @@ def test_entailment_is_learnt_and_the_saved_model_gives_the_same_scores(
         ),
         (
             {"text_column": "premise", "text_pair_column": "premise"},
-            "text_pair_column: 'premise' is the text_column too (name another column)",
+            "text_pair_column: 'premise' is also the text_column (name another column)",
         ),
-        ({"text_pair_column": "label"}, "text_pair_column: 'label' is the label_column too (name another column)"),
+        ({"text_pair_column": "label"}, "text_pair_column: 'label' is also the label_column (name another column)"),
         (
             {"text_pair_column": None},
             "text_column: the dataset has 'premise', 'hypothesis' (set text_column to one of: premise, hypothesis, la",
         ),
     ],
 )
-def test_mistakes_in_the_columns_are_one_line(fields: dict[str, Any], message: str, pair_config: TrainConfig) -> None:
+def test_column_mistakes_are_one_line(fields: dict[str, Any], message: str, pair_config: TrainConfig) -> None:
     with pytest.raises(UserError) as caught:
         load_splits(dataclasses.replace(pair_config, **fields).resolved(), "text")
     assert str(caught.value).startswith(message)
@@ -198,18 +198,18 @@ def test_the_other_text_column_is_found(pair_config: TrainConfig) -> None:
     splits = load_splits(pair_config.resolved(), "text")
     assert (splits.input_column, splits.pair_column) == ("premise", "hypothesis")
     assert splits.train.rows.column_names == ["premise", "hypothesis"]
-    turned = load_splits(dataclasses.replace(pair_config, text_pair_column="premise").resolved(), "text")
-    assert (turned.input_column, turned.pair_column) == ("hypothesis", "premise")
+    swapped = load_splits(dataclasses.replace(pair_config, text_pair_column="premise").resolved(), "text")
+    assert (swapped.input_column, swapped.pair_column) == ("hypothesis", "premise")
 
 
-def test_a_pair_column_that_one_split_lacks(pair_config: TrainConfig) -> None:
+def test_a_split_without_the_pair_column(pair_config: TrainConfig) -> None:
     Path(str(pair_config.dataset), "dev.jsonl").write_text('{"premise": "a", "label": 1}\n')
     with pytest.raises(UserError) as caught:
         load_splits(pair_config.resolved(), "text")
     assert str(caught.value) == "text_pair_column: column 'hypothesis' is not in split 'dev' (it has: premise, label)"
 
 
-def test_a_second_text_that_is_missing(pair_config: TrainConfig, tmp_path: Path) -> None:
+def test_a_missing_second_text(pair_config: TrainConfig, tmp_path: Path) -> None:
     rows = ['{"premise": "a", "hypothesis": "b", "label": 0}', '{"premise": "a", "hypothesis": null, "label": 1}']
     Path(str(pair_config.dataset), "train.jsonl").write_text("\n".join(rows))
     with pytest.raises(UserError, match="row 1 of train has no text in column 'hypothesis', but None"):

@@ -1,4 +1,4 @@
-"""Texts as batches, tokenizers from the data, and models from an architecture or a real checkpoint."""
+"""Batches of texts, tokenizers made from the data, and models from an architecture or a real checkpoint."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def test_a_batch_is_padded_to_its_longest_text() -> None:
     assert batch["input_ids"].tolist() == [[4, 5, 6], [1, 2, 9]]
     assert batch["attention_mask"].tolist() == [[1, 1, 1], [1, 1, 0]]
     assert batch["labels"].tolist() == [1, 0]
-    assert set(examples.batch([1, 1])) == {"input_ids", "labels"}  # nothing padded, nothing to mask
+    assert set(examples.batch([1, 1])) == {"input_ids", "labels"}  # no padding, so no mask
     masked = dataclasses.replace(examples, always_masked=True).batch([1, 1])
     assert masked["attention_mask"].tolist() == [[1], [1]]
 
@@ -69,7 +69,7 @@ def test_long_texts_are_cut_and_counted(bert_config: TrainConfig, tmp_path: Path
     assert encoded.notices[0] == f"made a tokenizer of {len(encoded.reader.tokenizer)} tokens from 30 training texts"
     assert encoded.notices[1].endswith("of 41 texts to 6 tokens")
     ends = [row[row != 0][-1].item() for row in batch["input_ids"]]
-    assert set(ends) == {3}  # [SEP], where a text was cut too
+    assert set(ends) == {3}  # [SEP], also where a text was cut
     longest = encoded_with(dataclasses.replace(bert_config, max_length=128), tmp_path)
     assert len(longest.notices) == 1
 
@@ -79,18 +79,18 @@ def test_padding_changes_no_scores(bert_config: TrainConfig, tmp_path: Path) -> 
     torch.manual_seed(0)
     model = build(bert_config, encoded).model.eval()
     with torch.no_grad():
-        together = model(encoded.train.batch(range(8)))
-        apart = torch.cat([model(encoded.train.batch([index])) for index in range(8)])
-    torch.testing.assert_close(together, apart, rtol=1e-4, atol=1e-5)
+        in_one_batch = model(encoded.train.batch(range(8)))
+        separately = torch.cat([model(encoded.train.batch([index])) for index in range(8)])
+    torch.testing.assert_close(in_one_batch, separately, rtol=1e-4, atol=1e-5)
 
 
 def test_the_same_seed_gives_the_same_weights(bert_config: TrainConfig, tmp_path: Path) -> None:
     encoded = encoded_with(bert_config, tmp_path)
-    found = []
+    states = []
     for _ in range(2):
         torch.manual_seed(3)
-        found.append(build(bert_config, encoded).model.state_dict())
-    assert all(torch.equal(value, found[1][name]) for name, value in found[0].items())
+        states.append(build(bert_config, encoded).model.state_dict())
+    assert all(torch.equal(value, states[1][name]) for name, value in states[0].items())
 
 
 @pytest.mark.parametrize(
@@ -102,15 +102,15 @@ def test_the_same_seed_gives_the_same_weights(bert_config: TrainConfig, tmp_path
         ),
         (
             {"hidden_size": 30, "num_attention_heads": 4},
-            "architecture: no bert model has these values: The hidden size",
+            "architecture: invalid values for a bert model: The hidden size",
         ),
-        ({"hidden_size": "wide"}, "architecture: no bert model has these values: Validation error for field 'hidden_"),
-        ({"hidden_act": "nope"}, "architecture: no bert model has these values"),
+        ({"hidden_size": "wide"}, "architecture: invalid values for a bert model: Validation error for field 'hidden_"),
+        ({"hidden_act": "nope"}, "architecture: invalid values for a bert model"),
         ({"max_position_embeddings": 64}, "max_length 128 is more than the model's 64 positions"),
         ({"id2label": {0: "a"}}, "architecture.id2label: 'id2label' cannot be set here (the dataset's classes decide"),
     ],
 )
-def test_mistakes_in_an_architecture_are_one_line(architecture: dict[str, Any], message: str) -> None:
+def test_architecture_mistakes_are_one_line(architecture: dict[str, Any], message: str) -> None:
     config = TrainConfig(model="bert", architecture=architecture)
     examples = TextExamples(np.zeros(1, np.int32), np.array([0, 1]), np.array([0]), 0)
     with pytest.raises(UserError) as caught:
@@ -125,7 +125,7 @@ def test_a_vocab_size_must_be_a_count(bert_config: TrainConfig, tmp_path: Path) 
         encoded_with(config, tmp_path)
 
 
-def test_a_text_that_is_missing(tmp_path: Path, bert_config: TrainConfig) -> None:
+def test_a_missing_text(tmp_path: Path, bert_config: TrainConfig) -> None:
     (tmp_path / "a.jsonl").write_text('{"text": "x", "label": 0}\n{"text": null, "label": 1}\n')
     config = dataclasses.replace(bert_config, dataset=str(tmp_path / "a.jsonl"), max_eval_examples=0)
     with pytest.raises(UserError, match="row 1 of train has no text in column 'text', but None"):
@@ -148,7 +148,7 @@ def test_a_real_checkpoint_gets_a_new_head(minilm: str, texts: Path, tmp_path: P
     assert capfd.readouterr() == ("", "")  # no reports, no progress bars
 
 
-def test_a_real_checkpoint_is_not_another_model(minilm: str, images: Path) -> None:
+def test_a_bert_checkpoint_is_no_vit(minilm: str, images: Path) -> None:
     from disttrain.models import vit
 
     config = TrainConfig(model="vit", checkpoint=minilm, dataset=str(images))
@@ -159,15 +159,14 @@ def test_a_real_checkpoint_is_not_another_model(minilm: str, images: Path) -> No
 
 
 @pytest.mark.parametrize("checkpoint", ["google-bert/bert-base-uncased", "/no/such/folder"])
-def test_a_checkpoint_that_is_not_there(checkpoint: str, texts: Path, tmp_path: Path) -> None:
+def test_a_checkpoint_that_does_not_exist(checkpoint: str, texts: Path, tmp_path: Path) -> None:
     config = TrainConfig(model="bert", checkpoint=checkpoint, dataset=str(texts))
     with pytest.raises(UserError, match=re.escape(f"checkpoint '{checkpoint}' cannot be loaded")):
         encoded_with(config, tmp_path)
 
 
-def test_a_mask_as_attention_takes_it_gives_the_scores_of_one_that_transformers_prepares(
-    minilm: str, texts: Path, tmp_path: Path
-) -> None:
+def test_both_mask_shapes_give_the_same_scores(minilm: str, texts: Path, tmp_path: Path) -> None:
+    """The mask in the shape of attention gives the scores of the 2D mask that transformers converts."""
     config = TrainConfig(model="bert", checkpoint=minilm, dataset=str(texts), device="cpu", compact_vocab=False)
     encoded = encoded_with(config, tmp_path)
     model: Any = build(config, encoded).model.eval()

@@ -1,4 +1,4 @@
-"""A compact embedding gives what the whole one gives, and leads to the same weights."""
+"""A compact embedding gives the same outputs and the same trained weights as the full one."""
 
 from __future__ import annotations
 
@@ -13,36 +13,36 @@ from disttrain.models.compact_embedding import CompactEmbedding, compact
 from disttrain.training.optimizer import make_optimizer
 
 
-def test_training_leads_to_the_weights_of_the_whole_embedding() -> None:
+def test_training_gives_the_same_weights() -> None:
     torch.manual_seed(0)
-    whole = nn.Embedding(50, 4, padding_idx=0)
-    some = CompactEmbedding(whole, np.array([0, 7, 9, 30]))
+    full = nn.Embedding(50, 4, padding_idx=0)
+    small = CompactEmbedding(full, np.array([0, 7, 9, 30]))
     ids = torch.tensor([[7, 30, 30], [9, 0, 0]])
-    assert torch.equal(some(ids), whole(ids))
-    optimizers = [make_optimizer(module, weight_decay=0.1) for module in (whole, some)]
+    assert torch.equal(small(ids), full(ids))
+    optimizers = [make_optimizer(module, weight_decay=0.1) for module in (full, small)]
     for _ in range(20):
-        for module, optimizer in zip((whole, some), optimizers, strict=True):
+        for module, optimizer in zip((full, small), optimizers, strict=True):
             module(ids).square().sum().backward()
             for group in optimizer.param_groups:
                 group["lr"] = 0.03
             optimizer.step()
             optimizer.zero_grad()
-    assert torch.allclose(some.whole_weight(), whole.weight, rtol=1e-5, atol=0)
-    assert list(some.state_dict()) == ["weight"]
-    assert some.weight.shape == (5, 4)
+    assert torch.allclose(small.full_weight(), full.weight, rtol=1e-5, atol=0)
+    assert list(small.state_dict()) == ["weight"]
+    assert small.weight.shape == (5, 4)
 
 
-def test_a_model_that_looks_at_its_token_ids_sees_them_unchanged() -> None:
+def test_a_model_still_gets_its_token_ids() -> None:
     torch.manual_seed(0)
     config = GPT2Config(vocab_size=60, n_positions=8, n_embd=8, n_layer=1, n_head=2, pad_token_id=50)
     model: Any = GPT2ForSequenceClassification(config).eval()
-    ids = torch.tensor([[5, 6, 7], [8, 50, 50]])  # the logits of a text are those of its last token that is no padding
+    ids = torch.tensor([[5, 6, 7], [8, 50, 50]])  # GPT-2 classifies a text by its last token that is not padding
     before = model(input_ids=ids).logits
     assert compact(model, np.array([5, 6, 7, 8, 50])) is not None
     assert torch.equal(model(input_ids=ids).logits, before)
 
 
-def test_an_embedding_that_is_shared_or_scales_stays_whole() -> None:
+def test_a_tied_or_scaled_embedding_is_unchanged() -> None:
     config = BartConfig(
         vocab_size=60,
         max_position_embeddings=8,

@@ -1,4 +1,4 @@
-"""torch.compile on real ranks: the same losses, and where a compiler is missing the run goes on without, on all."""
+"""torch.compile on real ranks gives the same losses; without a compiler on one rank, all ranks run uncompiled."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from disttrain.records.record_files import metrics_name, read_records
 from disttrain.records.record_types import StartRecord
 from disttrain.run import run
 
-COMPILING_S = 200.0  # where other tests run beside this one
+COMPILING_S = 200.0  # enough while other tests run at the same time
 
 
 def without_a_compiler_on_rank_1(config: TrainConfig, env: RankEnv, output_dir: Path) -> None:
-    """Runs a rank; rank 1 finds no C++ compiler."""
+    """Runs a rank; rank 1 has no C++ compiler."""
     if env.rank == 1:
         inductor.cpp.cxx = (None, "/nowhere/c++")
         os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(output_dir / f"inductor-{env.rank}")
@@ -39,7 +39,7 @@ def test_a_compiled_model_learns_the_same(
     model: str, ranks: int, request: pytest.FixtureRequest, run_ranks: Callable[..., Any]
 ) -> None:
     config = request.getfixturevalue(f"{model}_config")
-    # Small and without evaluation, which is a graph of its own: compiling takes seconds.
+    # Small and without evaluation, which needs another graph: compiling takes seconds.
     architecture = {**config.architecture, "num_hidden_layers": 1}
     config = dataclasses.replace(config, architecture=architecture, max_steps=6, max_eval_examples=0)
     plain = run_ranks(config, ranks)
@@ -50,7 +50,7 @@ def test_a_compiled_model_learns_the_same(
 
 
 @pytest.mark.timeout(600)
-def test_a_compiler_that_one_rank_lacks_is_used_by_none(vit_config: TrainConfig, run_ranks: Callable[..., Any]) -> None:
+def test_all_ranks_compile_or_none(vit_config: TrainConfig, run_ranks: Callable[..., Any]) -> None:
     config = dataclasses.replace(vit_config, max_steps=3)
     plain = run_ranks(config, 2)
     tried = run_ranks(

@@ -1,4 +1,4 @@
-"""Both families keep to the Protocol; mypy checks what this test only names."""
+"""Both modules are model families; mypy checks that they match the Protocol."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def test_both_modules_are_families() -> None:
     assert (load_family("bert"), load_family("vit")) == families
 
 
-def test_a_mistake_inside_a_module_of_ones_own_is_not_hidden(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_error_in_a_user_module_is_not_hidden(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "broken_family.py").write_text("import torch\n\ntorch.no_such_thing\n\nclass Mine: ...\n")
     (tmp_path / "empty_family.py").write_text("")
     monkeypatch.syspath_prepend(tmp_path)

@@ -1,4 +1,4 @@
-"""The last layer for the first token alone: the same scores and gradients as of the whole layer."""
+"""The trimmed last layer gives the same scores and gradients as the full layer."""
 
 from __future__ import annotations
 
@@ -67,12 +67,12 @@ def _scores_and_gradients(model: nn.Module, batch: dict[str, torch.Tensor]) -> l
 
 @pytest.mark.parametrize("kind", ["bert", "vit"])
 @pytest.mark.parametrize("act", ["gelu", "relu"])
-def test_scores_and_all_gradients_are_those_of_the_whole_layer(kind: str, act: str) -> None:
+def test_scores_and_gradients_are_the_same(kind: str, act: str) -> None:
     torch.manual_seed(0)
     model, layers, trimmed = (_bert if kind == "bert" else _vit)(hidden_act=act)
     batches = _batches(kind)
     names = list(model.state_dict())
-    whole = [_scores_and_gradients(model, batch) for batch in batches]
+    full = [_scores_and_gradients(model, batch) for batch in batches]
 
     assert trim(model, trimmed) == ()
 
@@ -80,13 +80,13 @@ def test_scores_and_all_gradients_are_those_of_the_whole_layer(kind: str, act: s
     assert not isinstance(layers[-2], trimmed)
     assert layers[-1](torch.zeros(2, 5, 32)).shape == (2, 1, 32)
     assert list(model.state_dict()) == names
-    for batch, expected in zip(batches, whole, strict=True):
+    for batch, expected in zip(batches, full, strict=True):
         torch.testing.assert_close(_scores_and_gradients(model, batch), expected, rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.parametrize("kind", ["bert", "vit"])
 @pytest.mark.parametrize("dropped", ["hidden_dropout_prob", "attention_probs_dropout_prob"])
-def test_dropout_still_drops_and_only_in_training(kind: str, dropped: str) -> None:
+def test_dropout_works_in_training_only(kind: str, dropped: str) -> None:
     torch.manual_seed(0)
     rates = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0, dropped: 0.5}
     model, layers, trimmed = (_bert if kind == "bert" else _vit)(**rates)
@@ -98,7 +98,7 @@ def test_dropout_still_drops_and_only_in_training(kind: str, dropped: str) -> No
     assert not torch.allclose(layer(tokens), layer(tokens))
 
 
-def test_random_numbers_and_the_mode_stay_as_they_were() -> None:
+def test_trimming_preserves_random_state_and_mode() -> None:
     model, layers, trimmed = _bert()
     layers[-1].train()
     state = torch.get_rng_state()
@@ -123,7 +123,7 @@ class _RaisingLayer(BertLayer):  # type: ignore[misc]
         raise KeyError("no such layer")
 
 
-def test_large_activations_are_no_other_numbers() -> None:
+def test_large_activations_are_trimmed_too() -> None:
     torch.manual_seed(0)
     model, layers, trimmed = _vit(hidden_size=256, initializer_range=0.5)
     for parameter in layers[-1].parameters():
@@ -132,38 +132,36 @@ def test_large_activations_are_no_other_numbers() -> None:
 
 
 @pytest.mark.parametrize("other", [_OtherLayer, _TupleLayer, _RaisingLayer])
-def test_a_layer_that_computes_something_else_is_left_alone(other: type[nn.Module]) -> None:
+def test_another_layer_is_not_changed(other: type[nn.Module]) -> None:
     model, layers, trimmed = _bert()
     layers[-1].__class__ = other
     (notice,) = trim(model, trimmed)
-    assert notice.startswith("trim_last_layer: the last layer is computed whole")
+    assert notice.startswith("trim_last_layer has no effect: ")
     assert type(layers[-1]) is other
 
 
-def test_a_model_without_such_layers_is_left_alone() -> None:
+def test_a_model_without_layers_is_not_changed() -> None:
     assert trim(nn.Sequential(nn.Linear(2, 2)), bert.FirstTokenLayer)[0].startswith("trim_last_layer")
 
 
 @pytest.mark.parametrize("name", ["bert_config", "vit_config"])
-def test_two_ranks_learn_the_same_with_it_as_without(
-    name: str, request: pytest.FixtureRequest, run_ranks: Callable[..., Any]
-) -> None:
+def test_two_ranks_learn_the_same(name: str, request: pytest.FixtureRequest, run_ranks: Callable[..., Any]) -> None:
     config = dataclasses.replace(request.getfixturevalue(name), max_steps=6)
     trimmed = run_ranks(config, 2)
-    whole = run_ranks(dataclasses.replace(config, trim_last_layer=False), 2)
-    assert trimmed.losses() == pytest.approx(whole.losses(), rel=1e-4)
+    full = run_ranks(dataclasses.replace(config, trim_last_layer=False), 2)
+    assert trimmed.losses() == pytest.approx(full.losses(), rel=1e-4)
     assert not [notice for notice in trimmed.summary.notices if "trim_last_layer" in notice]
-    # All weights but a key's bias, which changes no attention: its gradient is rounding, of which AdamW makes steps.
+    # Without the bias of the keys. It does not change attention: its gradient is rounding noise, which AdamW amplifies.
     models = [
         {
             name: value
             for name, value in load_file(run.output_dir / "model" / "model.safetensors").items()
             if not name.endswith(("key.bias", "k_proj.bias"))
         }
-        for run in (trimmed, whole)
+        for run in (trimmed, full)
     ]
     torch.testing.assert_close(*models, rtol=1e-3, atol=1e-4)
-    assert trimmed.summary.eval_loss == pytest.approx(whole.summary.eval_loss, rel=1e-4)
+    assert trimmed.summary.eval_loss == pytest.approx(full.summary.eval_loss, rel=1e-4)
 
 
 def _built(checkpoint: Path, texts: Path, work_dir: Path, **fields: Any) -> nn.Module:
@@ -173,7 +171,7 @@ def _built(checkpoint: Path, texts: Path, work_dir: Path, **fields: Any) -> nn.M
     return model.eval()
 
 
-def test_a_real_checkpoint_is_trimmed_and_gives_the_same_scores(minilm: str, texts: Path, tmp_path: Path) -> None:
+def test_a_trimmed_checkpoint_gives_the_same_scores(minilm: str, texts: Path, tmp_path: Path) -> None:
     scores = []
     for trimmed in (True, False):
         torch.manual_seed(0)
@@ -185,7 +183,7 @@ def test_a_real_checkpoint_is_trimmed_and_gives_the_same_scores(minilm: str, tex
 
 
 @pytest.mark.parametrize("kind", ["decoder", "another head"])
-def test_a_model_whose_head_may_read_more_stays_whole(kind: str, minilm: str, texts: Path, tmp_path: Path) -> None:
+def test_other_heads_are_not_trimmed(kind: str, minilm: str, texts: Path, tmp_path: Path) -> None:
     sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
     if kind == "decoder":
         model: Any = BertForSequenceClassification(BertConfig(**sizes, is_decoder=True))

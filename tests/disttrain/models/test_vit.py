@@ -1,4 +1,4 @@
-"""Images as batches, and models from an architecture or a checkpoint."""
+"""Batches of images, and models from an architecture or a checkpoint."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ def encoded_with(config: TrainConfig) -> EncodedSplits:
     return encode(config, load_splits(config.resolved(), "image"), ALONE, Path())
 
 
-def test_a_batch_holds_bytes_of_one_size(vit_config: TrainConfig) -> None:
+def test_a_batch_has_bytes_of_one_size(vit_config: TrainConfig) -> None:
     encoded = encoded_with(vit_config)
     batch = encoded.train.batch([0, 29, 15])
     assert batch["pixels"].shape == (3, 3, 16, 16)
     assert batch["pixels"].dtype == torch.uint8
     assert batch["labels"].tolist() == [0, 1, 1]
-    # Cats are the darker half of the made-up images.
+    # Cats are the darker half of the generated images.
     assert batch["pixels"][0].float().mean() < 90 < batch["pixels"][1].float().mean()
 
 
@@ -43,7 +43,7 @@ def test_pixels_are_normalised_by_mean_and_deviation() -> None:
     assert model.state_dict() == {}
 
 
-def test_a_checkpoint_of_another_size_and_other_classes(vit_config: TrainConfig, tmp_path: Path, capfd: Any) -> None:
+def test_a_checkpoint_with_other_size_and_classes(vit_config: TrainConfig, tmp_path: Path, capfd: Any) -> None:
     torch.manual_seed(0)
     encoded = encoded_with(vit_config)
     scratch = build(vit_config, dataclasses.replace(encoded, label_names=("a", "b", "c"))).model
@@ -66,13 +66,13 @@ def test_a_checkpoint_of_another_size_and_other_classes(vit_config: TrainConfig,
 @pytest.mark.parametrize(
     ("architecture", "message"),
     [
-        ({"patch_size": [8, 8]}, r"architecture.patch_size: patch_size is \[8, 8\] \(give a whole number\)"),
+        ({"patch_size": [8, 8]}, r"architecture.patch_size: patch_size is \[8, 8\] \(give an integer\)"),
         ({"patch_size": 5}, "image_size 16 is not a multiple of the patch size 5"),
         ({"image_size": 32}, r"architecture.image_size: 32 contradicts the run's 16 \(drop it here\)"),
         ({"vocab_size": 32}, "architecture.vocab_size: unknown field 'vocab_size' of ViTConfig"),
     ],
 )
-def test_mistakes_in_an_architecture_are_one_line(
+def test_architecture_mistakes_are_one_line(
     architecture: dict[str, Any], message: str, vit_config: TrainConfig
 ) -> None:
     config = dataclasses.replace(vit_config, architecture=architecture)
@@ -87,7 +87,7 @@ def _changed(folder: Path, name: str, **values: Any) -> None:
 
 @pytest.fixture
 def checkpoint(vit_config: TrainConfig, tmp_path: Path) -> Path:
-    """A saved ViT, and how its pixels are read."""
+    """A saved ViT with its image processor."""
     built = build(vit_config, encoded_with(vit_config))
     assert built.save is not None
     (tmp_path / "start").mkdir()
@@ -102,7 +102,7 @@ def checkpoint(vit_config: TrainConfig, tmp_path: Path) -> Path:
         ({"image_size": [16, 32]}, r"has image_size \[16, 32\] \(it must be square\)"),
     ],
 )
-def test_a_checkpoint_of_other_images_is_refused(
+def test_a_checkpoint_for_other_images_is_refused(
     values: dict[str, Any], message: str, checkpoint: Path, vit_config: TrainConfig
 ) -> None:
     _changed(checkpoint, "config.json", **values)
@@ -111,7 +111,7 @@ def test_a_checkpoint_of_other_images_is_refused(
         build(config, encoded_with(config))
 
 
-def test_a_checkpoint_s_sizes_may_be_pairs(checkpoint: Path, vit_config: TrainConfig) -> None:
+def test_checkpoint_sizes_may_be_pairs(checkpoint: Path, vit_config: TrainConfig) -> None:
     _changed(checkpoint, "config.json", image_size=[16, 16], patch_size=[8, 8])
     config = dataclasses.replace(vit_config, architecture=None, checkpoint=str(checkpoint))
     encoded = encoded_with(config)
@@ -130,7 +130,7 @@ def test_a_checkpoint_s_sizes_may_be_pairs(checkpoint: Path, vit_config: TrainCo
         ({"rescale_factor": 1 / 127.5, "image_mean": [1.0] * 3, "image_std": [1.0] * 3}, 127.5, 1 / 127.5),
     ],
 )
-def test_how_a_checkpoint_reads_its_pixels(
+def test_normalisation_follows_the_checkpoint(
     values: dict[str, Any], mean: float, scale: float, checkpoint: Path, vit_config: TrainConfig
 ) -> None:
     _changed(checkpoint, "preprocessor_config.json", **values)
