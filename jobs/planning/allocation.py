@@ -1,4 +1,4 @@
-"""The shape of an allocation: how many nodes, and how many GPUs on each of them."""
+"""An allocation: the number of nodes and the number of GPUs on each node."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from dataclasses import dataclass
 
 from disttrain.errors import UserError
 
-# Six digits a side are beyond every cluster, and keep a typo such as 1x10000000000 from reaching the scheduler.
-_SHAPE = re.compile(r"([1-9][0-9]{0,5})[x_]([1-9][0-9]{0,5})")
+# Six digits are more than any cluster has. The limit stops a typo such as 1x10000000000 before the scheduler.
+_ALLOCATION = re.compile(r"([1-9][0-9]{0,5})[x_]([1-9][0-9]{0,5})")
 
 
 @dataclass(frozen=True, order=True)
 class Allocation:
-    """Nodes times GPUs per node; one rank runs on each GPU. Ordered by nodes, then by GPUs per node."""
+    """Nodes times GPUs per node, with one rank on each GPU. Sorts by nodes, then by GPUs per node."""
 
     nodes: int
     gpus_per_node: int
@@ -23,29 +23,27 @@ class Allocation:
 
     @classmethod
     def parse(cls, text: object, *, where: str | None = None) -> Allocation:
-        """The allocation that a sweep or ``--setup`` names.
+        """Reads an allocation of a sweep file or of ``--setup``.
 
         Args:
-            text: ``2x2`` or ``2_2``, nodes first. Any YAML value may be given: what is no text is refused.
-            where: Where the text came from, for the error.
+            text: ``2x2`` or ``2_2``, nodes first. Any YAML value is accepted; all but strings are an error.
+            where: The source of the text, for the error.
 
         Raises:
-            UserError: The text is not a shape, or a part of it is zero.
+            UserError: The value is not an allocation, or one of its numbers is zero.
 
         Example:
             >>> Allocation.parse("2x1"), str(Allocation.parse("1_4"))
             (Allocation(nodes=2, gpus_per_node=1), '1x4')
         """
-        match = _SHAPE.fullmatch(text) if isinstance(text, str) else None
-        if not match:
-            raise UserError(
-                f"{text!r} is not an allocation", where=where, hint="write <nodes>x<GPUs per node>, as in 1x4 or 2x2"
-            )
-        return cls(int(match[1]), int(match[2]))
+        if isinstance(text, str) and (match := _ALLOCATION.fullmatch(text)):
+            return cls(int(match[1]), int(match[2]))
+        hint = "write <nodes>x<GPUs per node>, for example 1x4 or 2x2"
+        raise UserError(f"{text!r} is not an allocation", where=where, hint=hint)
 
     @property
     def world_size(self) -> int:
-        """The number of ranks: one for each GPU."""
+        """The number of ranks, one for each GPU."""
         return self.nodes * self.gpus_per_node
 
     def __str__(self) -> str:

@@ -1,4 +1,4 @@
-"""The cluster profile: where runs are sent, how a profile is found, and how a sweep's `slurm` overrides it."""
+"""The cluster profile: its keys, how `--cluster` finds it, and how a sweep's `slurm` section overrides it."""
 
 from __future__ import annotations
 
@@ -13,15 +13,16 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic_core import ErrorDetails
 
 from disttrain.errors import UserError
 from jobs.planning.yaml_file import did_you_mean, load_yaml
 
 LOCAL = "local"
 DEBUG = "debug"
-GENERIC = "slurm"  # the profile of slurm_templates that names nothing but Slurm itself
+GENERIC = "slurm"  # the profile in slurm_templates for any Slurm cluster
 
-# Options that the plan sets itself: given once more they would contradict it, or part what it says from what is sent.
+# Options that the plan sets itself. A second value would contradict the plan, or make it differ from the submission.
 _PLANNED_OPTIONS = frozenset({
     "nodes", "ntasks", "ntasks-per-node", "cpus-per-task", "gpus", "gpus-per-node", "gpus-per-task", "gres", "array",
     "job-name", "output", "error", "open-mode", "time", "partition", "account", "qos", "constraint",
@@ -33,7 +34,7 @@ Line = Annotated[str, Field(min_length=1)]
 
 
 class ClusterProfile(BaseModel):
-    """One cluster as its users see it; every field is a key of a profile, and of a sweep's `slurm`."""
+    """One cluster from its users' view. Each field is a key of a profile and of a sweep's `slurm` section."""
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
 
@@ -41,34 +42,38 @@ class ClusterProfile(BaseModel):
     account: Line | None = None
     qos: Line | None = None
     constraint: Line | None = None
-    time: Line = Field("01:00:00", description="limit of one run, as sbatch takes it: MM, HH:MM:SS, D-HH:MM:SS")
+    time: Line = Field("01:00:00", description="time limit of one run in sbatch's format: MM, HH:MM:SS or D-HH:MM:SS")
     gpu_request: Literal["gpus-per-node", "gres", "none"] = "gpus-per-node"
     gpu_type: Line | None = None
     cpus_per_gpu: int = Field(4, ge=1)
     memory_gb_per_gpu: float | None = Field(None, gt=0)
-    python: Line | None = Field(None, description="interpreter of the compute nodes; default: the one that runs sweep")
-    setup: tuple[Line, ...] = Field((), description="shell lines before the run: module load, export HF_HOME=...")
+    python: Line | None = Field(
+        None, description="Python interpreter on the compute nodes; default: the one that runs sweep"
+    )
+    setup: tuple[Line, ...] = Field(
+        (), description="a list of shell lines that run before the training: module load, export HF_HOME=..."
+    )
     network_interface: Line | None = Field(
         None,
-        description="for NCCL and gloo; default: NCCL's choice, gloo's by the route",
+        description="network interface for NCCL and gloo; default: NCCL chooses, gloo follows the route",
     )
     max_array_size: int = Field(1000, ge=1, description="tasks of one job array, at most MaxArraySize - 1")
-    max_running: int | None = Field(None, ge=1, description="tasks of one array that run at once")
+    max_running: int | None = Field(None, ge=1, description="tasks of one job array that run at the same time")
     sbatch: dict[str, str | int | float | bool] = Field(
         default_factory=dict, description="any other option of sbatch: {mail-type: END}"
     )
 
     @property
     def time_min(self) -> int:
-        """The time limit in whole minutes, rounded up, as Slurm does."""
+        """The time limit in minutes, rounded up as in Slurm."""
         return -(-parse_time_s(self.time) // 60)
 
 
 def parse_time_s(text: str) -> int:
-    """Seconds of a Slurm time limit.
+    """The seconds of a Slurm time limit.
 
     Raises:
-        UserError: It is none of sbatch's forms, or zero.
+        UserError: The text is not a time limit of sbatch, or it is zero.
 
     Example:
         >>> parse_time_s("90"), parse_time_s("1:30"), parse_time_s("01:00:00"), parse_time_s("2-12")
@@ -90,25 +95,25 @@ def parse_time_s(text: str) -> int:
 
 
 def load_profile(path: Path) -> ClusterProfile:
-    """The profile of a file.
+    """Reads the profile in a file.
 
     Raises:
-        UserError: The file is missing or holds a mistake; names its line.
+        UserError: The file is missing or contains a mistake; the error names the line.
     """
     document = load_yaml(path)
     return _validate(document.value, lambda key: document.where(key))
 
 
 def override(cluster: ClusterProfile, changes: Mapping[str, Any], where: Callable[[str], str]) -> ClusterProfile:
-    """The profile with a sweep's `slurm` laid over it.
+    """The profile with the values of a sweep's `slurm` section.
 
     Args:
         cluster: The profile.
-        changes: Keys of `ClusterProfile`; `sbatch` and nothing else is merged, key by key.
-        where: Gives the place of a key, for errors.
+        changes: Keys of `ClusterProfile` with new values. `sbatch` is merged key by key; every other key is replaced.
+        where: A function that returns the place of a key, for errors.
 
     Raises:
-        UserError: A key or value that a profile does not take.
+        UserError: A profile does not have this key or does not accept this value.
     """
     values = cluster.model_dump() | dict(changes)
     if isinstance(changes.get("sbatch"), dict):
@@ -119,32 +124,42 @@ def override(cluster: ClusterProfile, changes: Mapping[str, Any], where: Callabl
 def _validate(values: Mapping[str, Any], where: Callable[[str], str]) -> ClusterProfile:
     for key in values:
         if key not in ClusterProfile.model_fields:
-            raise UserError(
-                f"unknown key {key!r}", where=where(key), hint=did_you_mean(key, ClusterProfile.model_fields)
-            )
-    # Strict mode takes no list for a tuple, and YAML has no tuples.
-    values = {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
+            hint = did_you_mean(key, ClusterProfile.model_fields)
+            raise UserError(f"unknown key {key!r}", where=where(key), hint=hint)
+    # Strict mode does not accept a list for a tuple, and YAML has no tuples.
+    values = {**values}
+    if isinstance(values.get("setup"), list):
+        values["setup"] = tuple(values["setup"])
     try:
         cluster = ClusterProfile.model_validate(values)
     except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        key = str(first["loc"][0])
-        told = first["msg"].replace("valid tuple", "list")
-        message = f"{key} is {first['input']!r}: {told[:1].lower()}{told[1:]}"
-        number = first["type"] == "string_type" and isinstance(first["input"], int | float)
-        hint = f'quote it: "{first["input"]}"' if number else ClusterProfile.model_fields[key].description
-        raise UserError(message, where=where(key), hint=hint) from None
-    for option in cluster.sbatch:
-        if option.startswith("-"):
-            raise UserError(f"sbatch has the key {option!r}", where=where("sbatch"), hint="without the dashes in front")
-        if option.replace("_", "-") in _PLANNED_OPTIONS:
-            hint = "it follows from the allocation, or has a key of its own in the profile"
-            raise UserError(f"sbatch has the key {option!r}", where=where("sbatch"), hint=hint)
+        raise _value_error(error.errors(include_url=False)[0], where) from None
+    _check_sbatch_options(cluster, where)
     try:
         parse_time_s(cluster.time)
     except UserError as error:
         raise UserError(error.message, where=where("time"), hint=error.hint) from None
     return cluster
+
+
+def _value_error(first: ErrorDetails, where: Callable[[str], str]) -> UserError:
+    """The error for a value that pydantic did not accept."""
+    key, value = str(first["loc"][0]), first["input"]
+    reason = first["msg"].replace("valid tuple", "list")
+    hint = ClusterProfile.model_fields[key].description
+    if first["type"] == "string_type" and isinstance(value, int | float):
+        hint = f'quote it: "{value}"'
+    return UserError(f"{key} is {value!r}: {reason[:1].lower()}{reason[1:]}", where=where(key), hint=hint)
+
+
+def _check_sbatch_options(cluster: ClusterProfile, where: Callable[[str], str]) -> None:
+    for option in cluster.sbatch:
+        message = f"sbatch has the key {option!r}"
+        if option.startswith("-"):
+            raise UserError(message, where=where("sbatch"), hint="write it without the leading dashes")
+        if option.replace("_", "-") in _PLANNED_OPTIONS:
+            hint = "it follows from the allocation, or the profile has its own key for it"
+            raise UserError(message, where=where("sbatch"), hint=hint)
 
 
 def find_profile(
@@ -153,28 +168,28 @@ def find_profile(
     working_dir: Path,
     which: Callable[[str], str | None] = shutil.which,
 ) -> tuple[str, ClusterProfile | None]:
-    """The cluster that ``--cluster`` means.
+    """The cluster that ``--cluster`` names.
 
     Args:
-        name: `local`, `debug`, the path of a profile, or a profile's name; None: ``$SWEEP_CLUSTER``, else the generic
-            Slurm profile where sbatch is on PATH, else `local`.
+        name: `local`, `debug`, the path of a profile, or the name of a profile. The default is ``$SWEEP_CLUSTER``, then
+            the generic Slurm profile if sbatch is on PATH, then `local`.
         environ: The environment.
-        working_dir: Where ``clusters/`` is looked for first.
-        which: Finds a program.
+        working_dir: The folder whose ``clusters/`` is searched first.
+        which: A function that finds a program on PATH.
 
     Returns:
-        (name, profile); no profile for `local` and `debug`.
+        (name, profile); the profile is None for `local` and `debug`.
 
     Raises:
-        UserError: There is no such profile; names the places that were looked at.
+        UserError: The profile does not exist; the error names the folders that were searched.
     """
-    wanted = name or environ.get("SWEEP_CLUSTER") or (GENERIC if which("sbatch") else LOCAL)
+    wanted = name or environ.get("SWEEP_CLUSTER") or _default_cluster(which)
     if wanted in (LOCAL, DEBUG):
         return wanted, None
     if wanted.endswith((".yaml", ".yml")) or "/" in wanted:
         path = (working_dir / Path(wanted).expanduser()).resolve()
         if path.stem in (LOCAL, DEBUG):
-            raise UserError(f"the profile {wanted!r} has the name of an executor", hint="rename the file")
+            raise UserError(f"the profile {wanted!r} has the reserved name {path.stem!r}", hint="rename the file")
         return path.stem, load_profile(path)
     folders = profile_folders(environ, working_dir)
     for folder in folders:
@@ -189,23 +204,31 @@ def find_profile(
     )
 
 
+def _default_cluster(which: Callable[[str], str | None]) -> str:
+    if which("sbatch"):
+        return GENERIC
+    return LOCAL
+
+
 def profile_folders(environ: Mapping[str, str], working_dir: Path) -> Sequence[Path]:
-    """Where a profile's name is looked up, in this order: ./clusters, the user's own, those that come with the tool."""
+    """The folders searched for a profile: ./clusters, the user's own, then the one installed with this package."""
     config = environ.get("XDG_CONFIG_HOME") or os.path.expanduser("~/.config")
-    # A namespace package, so that the same lookup works from a wheel, an editable install and a checkout.
+    folders = [working_dir / "clusters", Path(config) / "sweep" / "clusters"]
+    # A namespace package: the same lookup works in a wheel, an editable install and a checkout.
     spec = find_spec("slurm_templates")
-    shipped = (spec.submodule_search_locations or ()) if spec else ()
-    return [
-        working_dir / "clusters",
-        Path(config) / "sweep" / "clusters",
-        *(Path(folder) for folder in shipped if os.path.isdir(folder)),
-    ]
+    if spec:
+        folders += [Path(folder) for folder in spec.submodule_search_locations or () if os.path.isdir(folder)]
+    return folders
 
 
 def compute_python(cluster: ClusterProfile | None) -> str:
-    """The interpreter that runs the ranks, as a shell takes it.
+    """The interpreter that runs the ranks, quoted for a shell.
 
-    With -P, or a folder or file of the user's named `jobs` in the working directory would be imported in place of ours.
+    It has the flag -P. Without it, a folder or file `jobs` in the working directory would be imported instead of this
+    package.
     """
-    # Quoted, so the shell would not expand a ~.
-    return f"{shlex.quote(os.path.expanduser((cluster.python if cluster else None) or sys.executable))} -P"
+    python = sys.executable
+    if cluster and cluster.python:
+        python = cluster.python
+    # A shell does not expand ~ inside quotes.
+    return f"{shlex.quote(os.path.expanduser(python))} -P"

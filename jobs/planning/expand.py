@@ -1,4 +1,4 @@
-"""A sweep's runs: every point of its axes on every allocation, each with its resolved config and its identity."""
+"""The runs of a sweep: every point of its axes on every allocation, each with its resolved config and its run id."""
 
 from __future__ import annotations
 
@@ -13,10 +13,11 @@ from disttrain.config.run_id import NOT_IDENTITY, run_id
 from disttrain.config.train_config import LINK, TrainConfig
 from disttrain.errors import FieldsError, UserError
 from jobs.planning.allocation import Allocation
-from jobs.planning.sweep_file import Pattern, Sweep, canonical
-from jobs.planning.yaml_file import KeyPath
+from jobs.planning.sweep_file import Sweep
+from jobs.planning.sweep_sections import Pattern, canonical
+from jobs.planning.yaml_nodes import KeyPath
 
-# Far above what a cluster takes (MaxArraySize, MaxSubmitJobs): more is a typo, refused before it is built.
+# Far more than a cluster accepts (MaxArraySize, MaxSubmitJobs). A larger number is a typo, found before runs are built.
 MAX_RUNS = 100_000
 
 
@@ -25,11 +26,12 @@ class RunSpec:
     """One run of a sweep.
 
     Args:
-        run_id: Its identity, ``<allocation>-<12 hex digits>``; the same wherever the sweep file and its data lie.
-        allocation: The shape it runs on.
-        config: What it trains: the family's defaults filled in, paths absolute, its seed set.
-        point: What sets it apart from others, for display: the values of its axes, or of its entry in `include`.
-        index: Its place in the sweep, from 0.
+        run_id: The identity, ``<allocation>-<12 hex digits>``. It does not depend on the folder of the sweep file or of
+            the data.
+        allocation: The allocation of the run.
+        config: The config, with the family's defaults, absolute paths and the seed.
+        point: The values that differ between runs, for display: those of the axes, or of an entry of `include`.
+        index: The position in the sweep, from 0.
     """
 
     run_id: str
@@ -40,7 +42,7 @@ class RunSpec:
 
 
 class _Cell(NamedTuple):
-    """A field's value, and the place in the sweep file that gave it."""
+    """The value of a field, and its place in the sweep file."""
 
     value: Any
     keys: KeyPath
@@ -48,7 +50,7 @@ class _Cell(NamedTuple):
 
 @dataclass(frozen=True)
 class _Point:
-    """A run before its fields are checked together; `keys` is its entry in `include`, measure_link, or ()."""
+    """A run before its fields are checked together. `keys` is its entry in `include`, ("measure_link",), or ()."""
 
     allocation: Allocation
     cells: Mapping[str, _Cell]
@@ -66,27 +68,32 @@ class _Point:
 def expand(sweep: Sweep) -> tuple[RunSpec, ...]:
     """The runs of a sweep.
 
-    For each allocation, in file order, the product of the axes (the last one fastest), the rows of `zip` and the seeds;
-    without the points that `exclude` matches; then the points of `include`, each laid over `base` and run on its own
-    allocations (else on all) and with its own seed (else with all); with `measure_link`, the runs that measure the link
-    of each allocation that is left. Of the outside world it looks only at which paths exist.
+    The order of the runs:
+
+    1. For each allocation, in file order: the product of the axes (the last one varies fastest), the rows of `zip` and
+       the seeds, without the points that `exclude` matches.
+    2. The points of `include`. Each is merged into `base`. An entry without allocations gets all allocations of the
+       sweep, an entry without a seed gets all seeds.
+    3. With `measure_link`: one link run for each remaining allocation of more than one rank.
+
+    The function reads nothing from disk; it only checks which paths exist.
 
     Raises:
-        UserError: Fields that do not go together, two points that are the same run, a `setup` that contradicts the
-            allocation, an entry of `exclude` that matches nothing, no run at all, or more than `MAX_RUNS`; a link to be
-            measured where no allocation has one.
+        UserError: Fields contradict each other, two points are the same run, a `setup` differs from the allocation, an
+            entry of `exclude` matches nothing, no run is left, there are more than `MAX_RUNS` runs, or `measure_link`
+            is set and no allocation has more than one rank.
     """
     _check_count(sweep)
     points = [*_without_excluded(sweep, list(_product(sweep))), *_included(sweep)]
     if not points:
-        raise UserError("no run is left", where=sweep.where("exclude"), hint="exclude drops them all")
+        raise UserError("no run is left", where=sweep.where("exclude"), hint="exclude removes all of them")
     if sweep.measure_link:
         points += _links(sweep, points)
     runs: list[RunSpec] = []
     seen: dict[str, _Point] = {}
     for index, point in enumerate(points):
         run = _run(sweep, point, index)
-        # By absolute paths: ./data and /home/me/data may be one folder, whose run would be named twice.
+        # Compared by absolute paths: ./data and /home/me/data may be the same folder, and then the same run.
         twin = seen.setdefault(run_id(str(run.allocation), run.config), point)
         if twin is not point:
             raise _same_run(sweep, twin, point)
@@ -95,7 +102,7 @@ def expand(sweep: Sweep) -> tuple[RunSpec, ...]:
 
 
 def _steps(sweep: Sweep) -> list[list[dict[str, _Cell]]]:
-    """The dimensions of the product, the slowest first: for each the cells that each of its steps sets."""
+    """The dimensions of the product, the slowest first. Each dimension is a list of steps; a step sets some cells."""
     steps = [
         [{name: _Cell(value, ("axes", name, index))} for index, value in enumerate(values)]
         for name, values in sweep.axes.items()
@@ -129,32 +136,37 @@ def _included(sweep: Sweep) -> Iterator[_Point]:
         keys = ("include", index)
         own = {name: _Cell(value, (*keys, name)) for name, value in entry.values.items()}
         if "model" not in base | own:
-            raise UserError(
-                "model is missing", where=sweep.where(*keys), hint="an entry is laid over base, not over axes"
-            )
+            hint = "an entry of include is merged into base, not into axes"
+            raise UserError("model is missing", where=sweep.where(*keys), hint=hint)
+        seed_steps = _seed_steps(sweep)
+        if "seed" in own:
+            seed_steps = [{}]
         for allocation in entry.allocations or sweep.allocations:
-            for step in [{}] if "seed" in own else _seed_steps(sweep):
+            for step in seed_steps:
                 yield _Point(allocation, base | step | own, tuple(own | step), keys)
 
 
 def _links(sweep: Sweep, points: Sequence[_Point]) -> list[_Point]:
-    """For each allocation of more than one rank the run that measures its link, on the same device."""
+    """One link run for each allocation of more than one rank, on the device of `base`."""
     keys = ("measure_link",)
-    shapes = [shape for shape in dict.fromkeys(point.allocation for point in points) if shape.world_size > 1]
-    if not shapes:
-        hint = "name an allocation of more than one rank, or drop it"
-        raise UserError("no allocation has a link", where=sweep.where(*keys), hint=hint)
+    allocations = [a for a in dict.fromkeys(point.allocation for point in points) if a.world_size > 1]
+    if not allocations:
+        hint = "a link connects ranks; add an allocation such as 2x1, or drop measure_link"
+        raise UserError("no allocation has more than one rank", where=sweep.where(*keys), hint=hint)
     device = {name: cell for name, cell in _base(sweep).items() if name == "device"}
-    return [_Point(shape, device | {"model": _Cell(LINK, keys)}, ("model",), keys) for shape in shapes]
+    return [_Point(allocation, device | {"model": _Cell(LINK, keys)}, ("model",), keys) for allocation in allocations]
 
 
 def _check_count(sweep: Sweep) -> None:
-    seeds = len(sweep.seeds or (None,))
     count = len(sweep.allocations) * math.prod(len(steps) for steps in _steps(sweep))
     for entry in sweep.include:
-        count += len(entry.allocations or sweep.allocations) * (1 if "seed" in entry.values else seeds)
+        added = len(entry.allocations or sweep.allocations)
+        if sweep.seeds and "seed" not in entry.values:
+            added *= len(sweep.seeds)
+        count += added
     if count > MAX_RUNS:
-        raise UserError(f"stands for {count} runs, more than {MAX_RUNS}", where=sweep.where(), hint="shorten its lists")
+        message = f"the sweep has {count} runs, more than {MAX_RUNS}"
+        raise UserError(message, where=sweep.where(), hint="shorten its lists")
 
 
 def _without_excluded(sweep: Sweep, points: list[_Point]) -> list[_Point]:
@@ -181,12 +193,13 @@ def _matches_nothing(sweep: Sweep, points: list[_Point], index: int) -> UserErro
     entry = sweep.exclude[index]
     for name, value in entry.values.items():
         if not any(_has(point, name, value) for point in points):
-            hint = "write a value that the sweep gives it, or drop the entry"
+            hint = "write a value that occurs in the sweep, or drop the entry"
             return UserError(f"no run has {name} {value!r}", where=sweep.where("exclude", index, name), hint=hint)
     if not set(entry.allocations or sweep.allocations) & set(sweep.allocations):
-        shapes, hint = ", ".join(map(str, entry.allocations or ())), "name one of the sweep's allocations"
-        return UserError(f"no run is on {shapes}", where=sweep.where("exclude", index, "allocation"), hint=hint)
-    hint = "each value has runs, but none has all of them; loosen the entry or drop it"
+        message = f"no run has allocation {', '.join(map(str, entry.allocations or ()))}"
+        hint = "write an allocation of the sweep"
+        return UserError(message, where=sweep.where("exclude", index, "allocation"), hint=hint)
+    hint = "each value occurs, but no run has all of them; drop a value or the entry"
     return UserError("no run matches this entry", where=sweep.where("exclude", index), hint=hint)
 
 
@@ -197,40 +210,43 @@ def _run(sweep: Sweep, point: _Point, index: int) -> RunSpec:
         config.check_world_size(point.allocation.world_size)
         absolute = absolute_paths(config, sweep.folder)
     except FieldsError as error:
-        message = f"{error.message}, in {point}" if len(error.fields) > 1 else error.message
+        message = error.message
+        if len(error.fields) > 1:
+            message += f", in {point}"
         raise UserError(message, where=sweep.where(*_blamed(sweep, point, error.fields)), hint=error.hint) from None
     return RunSpec(run_id(str(point.allocation), config), point.allocation, absolute, point.values, index)
 
 
 def _check_setup(sweep: Sweep, point: _Point) -> None:
-    """A setup may only repeat the allocation; the run gets its shape from there alone."""
+    """Checks that `setup`, if given, equals the allocation. The config of the run does not use it."""
     setup = point.cells.get("setup")
     if setup and setup.value is not None and Allocation.parse(setup.value) != point.allocation:
-        message = f"setup {setup.value!r} contradicts the allocation {point.allocation}"
-        raise UserError(message, where=sweep.where(*setup.keys), hint="drop setup: a run's shape is its allocation")
+        message = f"setup {setup.value!r} differs from the allocation {point.allocation}"
+        raise UserError(message, where=sweep.where(*setup.keys), hint="drop setup; the allocation replaces it")
 
 
 def _blamed(sweep: Sweep, point: _Point, fields: tuple[str, ...]) -> KeyPath:
-    """Of the places that gave these fields, the most specific one: --set, then include, then a list, then base."""
+    """The most specific place that sets one of these fields: --set, then include, then a list, then base."""
 
     def specificity(keys: KeyPath) -> tuple[int, int]:
-        overridden = keys[0] == "base" and keys[1] in sweep.overrides
-        rank = 3 if overridden else {"include": 2, "base": 0}.get(str(keys[0]), 1)
-        return rank, sweep.document.line(*keys)
+        line = sweep.document.line(*keys)
+        if keys[0] == "base" and keys[1] in sweep.overrides:
+            return 3, line
+        return {"include": 2, "base": 0}.get(str(keys[0]), 1), line
 
     places = [point.cells[name].keys for name in fields if name in point.cells]
     return max(places, key=specificity, default=point.keys)
 
 
 def _same_run(sweep: Sweep, first: _Point, second: _Point) -> UserError:
-    place, other = _apart(first, second)
-    message = f"{second} is the same run as {first} of line {sweep.document.line(*other)}"
-    hint = f"drop one, or let them differ in more than {', '.join(sorted(NOT_IDENTITY))}"
+    place, other = _differing_places(first, second)
+    message = f"{second} is the same run as {first} on line {sweep.document.line(*other)}"
+    hint = f"drop one, or change a field other than {', '.join(sorted(NOT_IDENTITY))}"
     return UserError(message, where=sweep.where(*place), hint=hint)
 
 
-def _apart(first: _Point, second: _Point) -> tuple[KeyPath, KeyPath]:
-    """The places to name for two points that are one run: where the second came from, and where the first did."""
+def _differing_places(first: _Point, second: _Point) -> tuple[KeyPath, KeyPath]:
+    """The places to name for two points that are the same run: that of the second point, then that of the first."""
     pairs = [(second.cells[name].keys, first.cells[name].keys) for name in second.varied if name in first.cells]
     place, other = next(((a, b) for a, b in pairs if a != b), (second.keys, first.keys or ("base",)))
     return second.keys or place, first.keys or other

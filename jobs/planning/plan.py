@@ -1,4 +1,4 @@
-"""What will be sent, as data: runs grouped by allocation, each group one job array, and the sbatch text of each."""
+"""The plan, as data: runs grouped by allocation, each group one job array, and the batch script of each group."""
 
 from __future__ import annotations
 
@@ -14,26 +14,27 @@ from jobs.planning.allocation import Allocation
 from jobs.planning.cluster_profile import ClusterProfile, compute_python
 from jobs.planning.expand import RunSpec
 
-# srun ends the step this long after its first rank has ended well; the others are done at almost the same time.
+# srun ends the step this long after the first rank has ended without an error. The other ranks end almost at the same
+# time.
 _WAIT_FOR_OTHER_RANKS_S = 120
 
 
 @dataclass(frozen=True)
 class JobGroup:
-    """Runs of one allocation that are sent as one job array; a group of one is a plain job.
+    """Runs of one allocation that are submitted as one job array. A group of one run is a plain job.
 
-    An array has one set of parameters, hence at least one array for each shape; more where the array would be larger
-    than the cluster takes.
+    All tasks of an array have the same parameters, so each allocation needs at least one array. It gets more arrays if
+    one would be larger than the cluster accepts.
     """
 
     allocation: Allocation
     runs: tuple[RunSpec, ...]
-    parameters: dict[str, Any]  # of submitit's SlurmExecutor; empty without Slurm
-    time_min: int | None  # None: no limit
+    parameters: dict[str, Any]  # the parameters of submitit's SlurmExecutor; empty without Slurm
+    time_min: int | None  # the time limit of a run, None for no limit
 
     @property
     def gpu_hours_limit(self) -> float | None:
-        """GPU-hours if every run of the group takes all of its time."""
+        """The GPU-hours if every run of the group reaches its time limit."""
         if self.time_min is None:
             return None
         return len(self.runs) * self.allocation.world_size * self.time_min / 60
@@ -41,12 +42,12 @@ class JobGroup:
 
 @dataclass(frozen=True)
 class Plan:
-    """A whole sweep on one cluster."""
+    """All runs of a sweep on one cluster."""
 
     sweep_name: str
     cluster_name: str
-    folder: Path  # of the sweep on this cluster; logs/ in it is submitit's
-    cluster: ClusterProfile | None  # None: local and debug
+    folder: Path  # the folder of the sweep on this cluster; submitit writes to its logs/
+    cluster: ClusterProfile | None  # None for local and debug
     groups: tuple[JobGroup, ...]
 
     @property
@@ -58,13 +59,15 @@ class Plan:
         return self.folder / "logs"
 
     def script(self, group: JobGroup) -> str:
-        """The text of the group's batch script, as sbatch will get it."""
-        # Not at import: submitit takes 0.2 s, which `sweep --help` need not pay. The function is private to submitit;
-        # a test holds this text against what is really sent, so that a new release cannot part them unseen.
+        """The batch script of the group, exactly as sbatch receives it."""
+        # Imported here because submitit takes 0.2 s, which `sweep --help` does not need. The function is private to
+        # submitit. A test compares this text with the submitted script, so a new release cannot change one only.
         from submitit.slurm.slurm import _make_sbatch_string
 
         command = f"{compute_python(self.cluster)} -u -m submitit.core._submit"
-        array = {"map_count": len(group.runs)} if len(group.runs) > 1 else {}
+        array = {}
+        if len(group.runs) > 1:
+            array["map_count"] = len(group.runs)
         text: str = _make_sbatch_string(
             command=f"{command} {shlex.quote(str(self.log_folder))}",
             folder=self.log_folder,
@@ -77,30 +80,32 @@ class Plan:
 def make_plan(
     sweep_name: str, runs: Sequence[RunSpec], cluster_name: str, cluster: ClusterProfile | None, folder: Path
 ) -> Plan:
-    """Groups runs by allocation, in the order of their first runs, and cuts groups at the array limit.
+    """Groups runs by allocation, in the order of their first runs, and splits groups at the array limit.
 
     Args:
-        sweep_name: Also the jobs' name.
-        runs: As expanded.
+        sweep_name: The name of the sweep and of its jobs.
+        runs: The expanded runs.
         cluster_name: `local`, `debug` or the profile's name.
         cluster: The profile with the sweep's overrides; None for `local` and `debug`.
-        folder: The sweep's folder on this cluster, absolute.
+        folder: The absolute path of the sweep's folder on this cluster.
     """
     by_allocation: dict[Allocation, list[RunSpec]] = {}
     for run in runs:
         by_allocation.setdefault(run.allocation, []).append(run)
-    groups = []
+    groups: list[JobGroup] = []
     for allocation, members in by_allocation.items():
-        parameters = slurm_parameters(sweep_name, allocation, cluster) if cluster else {}
-        size = cluster.max_array_size if cluster else len(members)
-        for first in range(0, len(members), size):
-            chunk = tuple(members[first : first + size])
-            groups.append(JobGroup(allocation, chunk, parameters, cluster.time_min if cluster else None))
+        if cluster is None:
+            groups.append(JobGroup(allocation, tuple(members), {}, None))
+            continue
+        parameters = slurm_parameters(sweep_name, allocation, cluster)
+        for first in range(0, len(members), cluster.max_array_size):
+            chunk = tuple(members[first : first + cluster.max_array_size])
+            groups.append(JobGroup(allocation, chunk, parameters, cluster.time_min))
     return Plan(sweep_name, cluster_name, folder, cluster, tuple(groups))
 
 
 def with_runs(plan: Plan, run_ids: Collection[str]) -> Plan:
-    """The plan with only these runs, in the same groups."""
+    """The plan reduced to these runs, in the same groups."""
     groups = (
         dataclasses.replace(group, runs=tuple(run for run in group.runs if run.run_id in run_ids))
         for group in plan.groups
@@ -111,7 +116,7 @@ def with_runs(plan: Plan, run_ids: Collection[str]) -> Plan:
 def slurm_parameters(name: str, allocation: Allocation, cluster: ClusterProfile) -> dict[str, Any]:
     """The parameters of submitit's SlurmExecutor for one allocation.
 
-    One task for each GPU: the ranks are started by srun, not by a launcher inside the job.
+    Each GPU gets one task: srun starts the ranks, not a launcher inside the job.
     """
     gpus = allocation.gpus_per_node
     parameters: dict[str, Any] = {
@@ -120,8 +125,8 @@ def slurm_parameters(name: str, allocation: Allocation, cluster: ClusterProfile)
         "ntasks_per_node": gpus,
         "cpus_per_task": cluster.cpus_per_gpu,
         "time": cluster.time_min,
-        "wckey": None,  # submitit would send one of its own, which some sites refuse
-        # Slurm 22.05 and 23.02 do not hand --cpus-per-task on to srun: each rank would get one core.
+        "wckey": None,  # else submitit sets its own wckey, which some sites refuse
+        # Slurm 22.05 and 23.02 do not pass --cpus-per-task to srun: each rank would get one core.
         "srun_args": [
             "-c",
             str(cluster.cpus_per_gpu),
@@ -129,17 +134,19 @@ def slurm_parameters(name: str, allocation: Allocation, cluster: ClusterProfile)
             f"--wait={_WAIT_FOR_OTHER_RANKS_S}",
         ],
         "setup": setup_lines(cluster),
-        # submitit writes true as a bare --option; false has no such form, and takes back what the profile says.
+        # submitit writes true as --option without a value. false has no option: it removes the value of the profile.
         "additional_parameters": {key: value for key, value in cluster.sbatch.items() if value is not False} or None,
     }
-    request = f"{cluster.gpu_type}:{gpus}" if cluster.gpu_type else gpus
+    request: int | str = gpus
+    if cluster.gpu_type:
+        request = f"{cluster.gpu_type}:{gpus}"
     if cluster.gpu_request == "gpus-per-node":
-        # Not --gpus-per-task: it hides the GPUs of a node from each other, and with them NVLink.
+        # Not --gpus-per-task: it hides the GPUs of a node from each other, and NVLink with them.
         parameters["gpus_per_node"] = request
     elif cluster.gpu_request == "gres":
         parameters["gres"] = f"gpu:{request}"
     if cluster.memory_gb_per_gpu is not None:
-        parameters["mem"] = f"{math.ceil(cluster.memory_gb_per_gpu * gpus * 1024)}M"  # 0 is all
+        parameters["mem"] = f"{math.ceil(cluster.memory_gb_per_gpu * gpus * 1024)}M"  # --mem=0 would mean all memory
     if cluster.max_running is not None:
         parameters["array_parallelism"] = cluster.max_running
     else:
@@ -150,7 +157,7 @@ def slurm_parameters(name: str, allocation: Allocation, cluster: ClusterProfile)
 
 
 def setup_lines(cluster: ClusterProfile) -> list[str] | None:
-    """Shell lines that the batch script runs before srun."""
+    """The shell lines that the batch script runs before srun."""
     lines = list(cluster.setup)
     if cluster.network_interface:
         name = shlex.quote(cluster.network_interface)
@@ -159,7 +166,7 @@ def setup_lines(cluster: ClusterProfile) -> list[str] | None:
 
 
 def plan_json(plan: Plan) -> dict[str, Any]:
-    """The plan as JSON: what `sweep plan --json` prints, and plan.json keeps."""
+    """The plan as JSON, for `sweep plan --json` and plan.json."""
     return {
         "sweep": plan.sweep_name,
         "cluster": plan.cluster_name,
@@ -181,10 +188,12 @@ def run_json(run: RunSpec) -> dict[str, Any]:
 
 
 def count_runs(number: int) -> str:
-    """A number of runs in words.
+    """A number of runs as text.
 
     Example:
         >>> count_runs(1), count_runs(2)
         ('1 run', '2 runs')
     """
-    return "1 run" if number == 1 else f"{number} runs"
+    if number == 1:
+        return "1 run"
+    return f"{number} runs"

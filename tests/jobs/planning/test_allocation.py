@@ -1,4 +1,4 @@
-"""Allocations: what is read as one, what is refused, and their order."""
+"""Allocations: valid texts, errors and order."""
 
 from __future__ import annotations
 
@@ -32,24 +32,24 @@ WRONG_SEPARATORS = [" 2x2", "2x2 ", "2 x 2", "2x2\n", "2X2", "2*2", "2\u00d72"]
 
 
 @pytest.mark.parametrize("value", [*WRONG_SIDES, *WRONG_SEPARATORS, 4, 2.2, True, None, [2, 2]])
-def test_what_is_no_shape_is_refused(value: object) -> None:
+def test_another_value_is_an_error(value: object) -> None:
     with pytest.raises(UserError) as caught:
         Allocation.parse(value, where="s.yaml:2: allocations[0]")
-    hint = "write <nodes>x<GPUs per node>, as in 1x4 or 2x2"
+    hint = "write <nodes>x<GPUs per node>, for example 1x4 or 2x2"
     assert (caught.value.where, caught.value.hint) == ("s.yaml:2: allocations[0]", hint)
     assert caught.value.message == f"{value!r} is not an allocation"
 
 
 @given(st.integers(1, 999_999), st.integers(1, 999_999), st.sampled_from("x_"))
-def test_every_shape_survives_its_text(nodes: int, gpus_per_node: int, separator: str) -> None:
+def test_text_and_allocation_convert_both_ways(nodes: int, gpus_per_node: int, separator: str) -> None:
     allocation = Allocation.parse(f"{nodes}{separator}{gpus_per_node}")
     assert str(allocation) == f"{nodes}x{gpus_per_node}"
     assert Allocation.parse(str(allocation)) == allocation
 
 
-def test_order_is_by_nodes_then_gpus_as_numbers() -> None:
+def test_sorts_by_nodes_then_gpus() -> None:
     texts = ["10x1", "2x2", "1x4", "2x1", "1x1", "1x10"]
-    assert [str(shape) for shape in sorted(map(Allocation.parse, texts))] == [
+    assert [str(allocation) for allocation in sorted(map(Allocation.parse, texts))] == [
         "1x1",
         "1x4",
         "1x10",

@@ -1,4 +1,4 @@
-"""Cluster profiles: what they take, what they refuse and where, and how a name finds one."""
+"""Cluster profiles: valid values, errors with their lines, and the search for a name."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def profile(text: str, folder: Path) -> ClusterProfile:
     return load_profile(folder / "site.yaml")
 
 
-def test_every_key_is_read(tmp_path: Path) -> None:
+def test_reads_every_key(tmp_path: Path) -> None:
     assert profile(FULL, tmp_path).model_dump() == {
         "partition": "gpu",
         "account": "my_project",
@@ -82,16 +82,16 @@ def test_every_key_is_read(tmp_path: Path) -> None:
         (
             "qos: a\nsetup: module load cuda",
             "2: setup: setup is 'module load cuda': input should be a list"
-            " (shell lines before the run: module load, export HF_HOME=...)",
+            " (a list of shell lines that run before the training: module load, export HF_HOME=...)",
         ),
         (
             "sbatch: {--mail-type: END}",
-            "1: sbatch: sbatch has the key '--mail-type' (without the dashes in front)",
+            "1: sbatch: sbatch has the key '--mail-type' (write it without the leading dashes)",
         ),
         (
             "sbatch: {ntasks_per_node: 3}",
             "1: sbatch: sbatch has the key 'ntasks_per_node'"
-            " (it follows from the allocation, or has a key of its own in the profile)",
+            " (it follows from the allocation, or the profile has its own key for it)",
         ),
         (
             "sbatch: {mail-type: [END, FAIL]}",
@@ -100,7 +100,7 @@ def test_every_key_is_read(tmp_path: Path) -> None:
         ),
     ],
 )  # fmt: skip
-def test_a_mistake_in_a_profile_is_told_with_its_line(text: str, error: str, tmp_path: Path) -> None:
+def test_a_profile_error_names_the_line(text: str, error: str, tmp_path: Path) -> None:
     with pytest.raises(UserError) as caught:
         profile(text, tmp_path)
     assert str(caught.value) == f"{tmp_path}/site.yaml:{error}"
@@ -110,17 +110,17 @@ def test_a_mistake_in_a_profile_is_told_with_its_line(text: str, error: str, tmp
     ("text", "seconds"),
     [("90", 5400), ("1:30", 90), ("01:00:00", 3600), ("2-12", 216000), ("2-12:30", 217800), ("0-00:00:01", 1)],
 )
-def test_time_limits_read_as_sbatch_reads_them(text: str, seconds: int) -> None:
+def test_reads_time_limits_as_sbatch_does(text: str, seconds: int) -> None:
     assert parse_time_s(text) == seconds
 
 
 @pytest.mark.parametrize("text", ["", "0", "1:2:3:4", "-5", "1-", "1d", "1.5", "UNLIMITED", " 60", "00:00:00"])
-def test_what_is_no_time_limit_is_refused(text: str) -> None:
+def test_another_text_is_no_time_limit(text: str) -> None:
     with pytest.raises(UserError):
         parse_time_s(text)
 
 
-def test_time_is_rounded_up_to_minutes_as_slurm_does() -> None:
+def test_rounds_time_up_to_minutes() -> None:
     assert ClusterProfile.model_validate({"time": "00:01:01"}).time_min == 2
 
 
@@ -130,10 +130,11 @@ def overridden(slurm: str, cluster: Mapping[str, Any]) -> ClusterProfile:
     return override(ClusterProfile.model_validate(cluster), sweep.slurm, lambda key: sweep.where("slurm", key))
 
 
-def test_a_sweep_overrides_the_profile_and_merges_sbatch_alone() -> None:
+def test_a_sweep_overrides_the_profile() -> None:
+    """A key of the sweep replaces the key of the profile; only `sbatch` is merged."""
     site = {"partition": "gpu", "qos": "high", "setup": ("module load a",), "sbatch": {"nice": 1, "exclusive": True}}
-    found = overridden("  qos: null\n  setup: [module load b]\n  sbatch: {exclusive: false, mail-type: END}\n", site)
-    assert found == ClusterProfile.model_validate(
+    cluster = overridden("  qos: null\n  setup: [module load b]\n  sbatch: {exclusive: false, mail-type: END}\n", site)
+    assert cluster == ClusterProfile.model_validate(
         {
             "partition": "gpu",
             "setup": ("module load b",),
@@ -157,7 +158,7 @@ def test_a_sweep_overrides_the_profile_and_merges_sbatch_alone() -> None:
         ),
     ],
 )
-def test_a_mistake_in_a_sweeps_slurm_is_told_with_the_sweeps_line(slurm: str, error: str) -> None:
+def test_a_slurm_section_error_names_the_line(slurm: str, error: str) -> None:
     with pytest.raises(UserError) as caught:
         overridden(slurm, {})
     assert str(caught.value) == error
@@ -167,18 +168,20 @@ def no_program(name: str) -> None:
     return None
 
 
-def test_a_name_is_looked_up_here_then_in_the_users_folder_then_among_those_shipped(tmp_path: Path) -> None:
+def test_profile_folders_are_searched_in_order(tmp_path: Path) -> None:
+    """./clusters is searched before the user's folder, and that before the folder of the package."""
     environ = {"XDG_CONFIG_HOME": str(tmp_path / "config")}
-    shipped = find_profile("slurm", environ, tmp_path)
-    for folder, partition in ((tmp_path / "config/sweep/clusters", "user"), (tmp_path / "clusters", "here")):
+    packaged = find_profile("slurm", environ, tmp_path)
+    for folder, partition in ((tmp_path / "config/sweep/clusters", "user"), (tmp_path / "clusters", "working_dir")):
         folder.mkdir(parents=True)
         (folder / "slurm.yaml").write_text(f"partition: {partition}\n")
-        name, found = find_profile("slurm", environ, tmp_path)
-        assert (name, found and found.partition) == ("slurm", partition)
-    assert shipped == ("slurm", ClusterProfile.model_validate({}))
+        name, cluster = find_profile("slurm", environ, tmp_path)
+        assert (name, cluster and cluster.partition) == ("slurm", partition)
+    assert packaged == ("slurm", ClusterProfile.model_validate({}))
 
 
-def test_without_a_name_it_is_the_environments_then_slurm_where_there_is_sbatch_then_local(tmp_path: Path) -> None:
+def test_the_default_cluster(tmp_path: Path) -> None:
+    """It is $SWEEP_CLUSTER, or slurm if sbatch is on PATH, or local."""
     (tmp_path / "site.yaml").write_text("partition: gpu\n")
     named = {"SWEEP_CLUSTER": "./site.yaml"}
     assert find_profile(None, named, tmp_path, no_program) == (
@@ -191,26 +194,26 @@ def test_without_a_name_it_is_the_environments_then_slurm_where_there_is_sbatch_
     assert find_profile(None, {"SWEEP_CLUSTER": ""}, tmp_path, no_program) == ("local", None)
 
 
-def test_an_unknown_name_is_told_with_the_places_and_the_known_ones(tmp_path: Path) -> None:
+def test_an_unknown_name_lists_folders_and_profiles(tmp_path: Path) -> None:
     (tmp_path / "clusters").mkdir()
     (tmp_path / "clusters" / "mine.yaml").touch()
     environ = {"XDG_CONFIG_HOME": str(tmp_path / "config"), "SWEEP_CLUSTER": "theirs"}
     for name, where in (("theirs", "--cluster"), (None, "$SWEEP_CLUSTER")):
         with pytest.raises(UserError) as caught:
             find_profile(name, environ, tmp_path)
-        told = f"{where}: no cluster profile 'theirs' in {tmp_path}/clusters, {tmp_path}/config/sweep/clusters, "
-        assert str(caught.value).startswith(told)
+        start = f"{where}: no cluster profile 'theirs' in {tmp_path}/clusters, {tmp_path}/config/sweep/clusters, "
+        assert str(caught.value).startswith(start)
         assert str(caught.value).endswith("slurm_templates (known: local, debug, mine, slurm)")
 
 
-def test_a_profile_cannot_pass_for_an_executor(tmp_path: Path) -> None:
+def test_a_profile_cannot_have_an_executors_name(tmp_path: Path) -> None:
     (tmp_path / "local.yaml").write_text("partition: gpu\n")
     with pytest.raises(UserError) as caught:
         find_profile("./local.yaml", {}, tmp_path)
-    assert str(caught.value) == "the profile './local.yaml' has the name of an executor (rename the file)"
+    assert str(caught.value) == "the profile './local.yaml' has the reserved name 'local' (rename the file)"
 
 
-def test_the_compute_sides_python(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_python_of_the_compute_nodes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", "/home/me")
     assert (
         compute_python(ClusterProfile.model_validate({"python": "~/venv/bin/python"})) == "/home/me/venv/bin/python -P"

@@ -1,4 +1,4 @@
-"""The runs of a sweep: order, identity, what exclude drops and include adds, and the grids of the original study."""
+"""The runs of a sweep: order, ids, exclude and include, and the grids of the original study."""
 
 from __future__ import annotations
 
@@ -28,7 +28,8 @@ def lines_of(runs: tuple[RunSpec, ...]) -> list[str]:
     return [" ".join([str(run.allocation), *(f"{name}={value}" for name, value in run.point.items())]) for run in runs]
 
 
-def test_order_is_allocations_then_axes_then_zip_then_seeds_then_include() -> None:
+def test_the_order_of_runs() -> None:
+    """Allocations vary slowest, then axes, zip and seeds; the runs of include come last."""
     runs = expand(load_sweep(SWEEPS / "everything.yaml"))
     assert [run.index for run in runs] == list(range(len(runs)))
     assert lines_of(runs) == EVERYTHING.splitlines()
@@ -64,7 +65,7 @@ EVERYTHING = """\
 
 
 def test_ids_are_frozen() -> None:
-    """An id that changes orphans every finished run: only a change that changes results may change one."""
+    """If an id changes, finished runs are no longer found. Only a change of the results may change an id."""
     assert [run.run_id for run in runs_of(FROZEN)] == FROZEN_IDS.split()
 
 
@@ -91,46 +92,47 @@ FROZEN_IDS = """\
 """
 
 
-def test_what_cannot_change_results_changes_no_id() -> None:
+def test_ids_ignore_fields_without_effect() -> None:
     plain = "name: s\nallocations: [1x1]\nbase: {model: bert}\n"
-    written = """\
+    explicit = """\
 name: other
 allocations: [1_1]
 base: {model: bert, checkpoint: google-bert/bert-base-uncased, dataset: stanfordnlp/imdb, lr: 0.00002, seed: 0,
        per_gpu_batch: 16, num_workers: 7, setup: 1x1, weight_decay: 1e-2}
 """
-    assert runs_of(plain)[0].run_id == runs_of(written)[0].run_id
+    assert runs_of(plain)[0].run_id == runs_of(explicit)[0].run_id
 
 
-def test_a_setup_that_repeats_the_allocation_is_dropped() -> None:
+def test_an_equal_setup_is_dropped() -> None:
     (run,) = runs_of("name: s\nallocations: [2x2]\nbase: {model: bert, setup: 2_2}\n")
     assert run.config.setup is None
 
 
-def test_paths_become_absolute_and_ids_do_not_depend_on_the_folder(tmp_path: Path) -> None:
+def test_ids_do_not_depend_on_the_folder(tmp_path: Path) -> None:
     text = "name: s\nallocations: [1x1]\nbase: {model: bert}\naxes: {dataset: [data/sst2, ./other, org/name]}\n"
     for folder in ("a", "b"):
         (tmp_path / folder / "data" / "sst2").mkdir(parents=True)
         (tmp_path / folder / "other").mkdir()
-    here, there = (runs_of(text, str(tmp_path / folder)) for folder in ("a", "b"))
-    assert [run.config.dataset for run in here] == [
+    first, second = (runs_of(text, str(tmp_path / folder)) for folder in ("a", "b"))
+    assert [run.config.dataset for run in first] == [
         str(tmp_path / "a/data/sst2"),
         str(tmp_path / "a/other"),
         "org/name",
     ]
-    assert [run.run_id for run in here] == [run.run_id for run in there]
+    assert [run.run_id for run in first] == [run.run_id for run in second]
     dotted = runs_of(text.replace("data/sst2", "./data/../data/sst2/"), str(tmp_path / "a"))
-    assert [run.run_id for run in here] == [run.run_id for run in dotted]
+    assert [run.run_id for run in first] == [run.run_id for run in dotted]
 
 
-def test_two_ways_to_write_one_folder_are_one_run(tmp_path: Path) -> None:
+def test_two_paths_of_one_folder_are_one_run(tmp_path: Path) -> None:
     (tmp_path / "data").mkdir()
     text = f"name: s\nallocations: [1x1]\nbase: {{model: bert}}\naxes: {{dataset: [./data, {tmp_path}/data]}}\n"
     with pytest.raises(Exception, match=r"^s\.yaml:4: axes\.dataset\[1\]: 1x1 dataset=\S+/data is the same run as 1x1"):
         runs_of(text, str(tmp_path))
 
 
-def test_exclude_compares_by_type_and_goes_before_the_fields_are_checked_together() -> None:
+def test_exclude_compares_types() -> None:
+    """It also removes points before their fields are checked together."""
     runs = runs_of("""\
 name: s
 allocations: [1x1]
@@ -163,7 +165,7 @@ seeds: [0, 1]
 """
 
 
-def test_a_link_is_measured_once_for_each_shape_that_has_one() -> None:
+def test_one_link_run_per_allocation() -> None:
     plain, linked = runs_of(LINKED), runs_of(LINKED + "measure_link: true\n")
     assert linked[: len(plain)] == plain
     added = linked[len(plain) :]
@@ -177,10 +179,12 @@ def test_a_link_is_measured_once_for_each_shape_that_has_one() -> None:
 
 @st.composite
 def grids(draw: st.DrawFn) -> tuple[str, int]:
-    """A sweep of some axes, zip and seeds as text, with the number of its runs."""
-    shapes = draw(st.lists(st.sampled_from(["1x1", "1x4", "2x2", "2x1", "3x5"]), min_size=1, max_size=3, unique=True))
+    """The text of a sweep with axes, zip and seeds, and the number of its runs."""
+    allocations = draw(
+        st.lists(st.sampled_from(["1x1", "1x4", "2x2", "2x1", "3x5"]), min_size=1, max_size=3, unique=True)
+    )
     sections: dict[str, list[str]] = {"axes": [], "zip": []}
-    count = len(shapes)
+    count = len(allocations)
     for name in draw(st.lists(st.sampled_from(["lr", "epochs", "per_gpu_batch"]), max_size=3, unique=True)):
         values = draw(st.lists(st.integers(1, 50), min_size=1, max_size=4, unique=True))
         sections["axes"].append(f"  {name}: {values}")
@@ -189,7 +193,7 @@ def grids(draw: st.DrawFn) -> tuple[str, int]:
     if rows:
         sections["zip"] += [f"  max_steps: {list(range(1, rows + 1))}", f"  max_length: {[64] * rows}"]
         count *= rows
-    text = f"name: s\nallocations: [{', '.join(shapes)}]\nbase: {{model: vit}}\n"
+    text = f"name: s\nallocations: [{', '.join(allocations)}]\nbase: {{model: vit}}\n"
     text += "".join(f"{name}:\n" + "\n".join(lines) + "\n" for name, lines in sections.items() if lines)
     seeds = draw(st.lists(st.integers(0, 2**32 - 1), max_size=3, unique=True))
     return (text + f"seeds: {seeds}\n", count * len(seeds)) if seeds else (text, count)
@@ -211,12 +215,12 @@ def test_a_grid_is_the_product_of_its_lists(grid: tuple[str, int]) -> None:
     [
         (
             "batch_size",
-            [(shape, {"per_gpu_batch": batch}) for shape in ("1x1", "1x4", "2x2") for batch in (1, 4, 16)],
+            [(allocation, {"per_gpu_batch": batch}) for allocation in ("1x1", "1x4", "2x2") for batch in (1, 4, 16)],
             {"timing_warmup_steps": 20, "max_steps": 220, "max_eval_examples": 0},
         ),
         (
             "learning_rate",
-            [(shape, {"lr": lr}) for shape in ("1x1", "1x4", "2x2") for lr in (2e-4, 2e-5)],
+            [(allocation, {"lr": lr}) for allocation in ("1x1", "1x4", "2x2") for lr in (2e-4, 2e-5)],
             {"per_gpu_batch": 16, "epochs": 5, "max_steps": None, "max_eval_examples": None},
         ),
         (
@@ -232,7 +236,7 @@ def test_a_grid_is_the_product_of_its_lists(grid: tuple[str, int]) -> None:
         ),
     ],
 )
-def test_the_study(
+def test_the_grids_of_the_study(
     model: str, experiment: str, grid: list[tuple[str, dict[str, float]]], fixed: dict[str, object]
 ) -> None:
     sweep = load_sweep(ROOT / "sweeps" / f"{model}_{experiment}.yaml")
@@ -246,8 +250,8 @@ def test_the_study(
             assert {name: getattr(run.config, name) for name in fixed} == fixed
 
 
-def test_no_heavy_import() -> None:
+def test_loads_no_heavy_library() -> None:
     heavy = {"torch", "transformers", "datasets", "pandas", "submitit"}
     code = f"import sys, jobs.planning.expand; print(sorted({heavy} & set(sys.modules)))"
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
-    assert done.stdout == "[]\n"
+    completed = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert completed.stdout == "[]\n"

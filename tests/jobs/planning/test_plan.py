@@ -1,4 +1,4 @@
-"""Plans: groups and chunks, GPU-hours, and the text of every batch script, which is the text that sbatch gets."""
+"""Plans: groups, GPU-hours, and the batch scripts exactly as sbatch receives them."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def profile(**values: Any) -> ClusterProfile:
     return ClusterProfile.model_validate({"python": "/opt/venv/bin/python", **values})
 
 
-def test_runs_are_grouped_by_allocation_and_cut_at_the_array_limit() -> None:
+def test_groups_by_allocation_and_array_limit() -> None:
     plan = plan_of(profile(max_array_size=4, time="00:45:00"))
     assert [(str(group.allocation), len(group.runs), group.gpu_hours_limit) for group in plan.groups] == [
         ("2x2", 4, 12.0),
@@ -63,11 +63,11 @@ def test_runs_are_grouped_by_allocation_and_cut_at_the_array_limit() -> None:
         ("1x1", 2, 1.5),
     ]
     assert [run.index for run in plan.runs] == list(range(12))
-    few = with_runs(plan, {plan.runs[5].run_id, plan.runs[1].run_id, "1x1-gone"})
+    few = with_runs(plan, {plan.runs[5].run_id, plan.runs[1].run_id, "1x1-missing"})
     assert [[run.index for run in group.runs] for group in few.groups] == [[1], [5]]
 
 
-def test_without_slurm_there_are_no_parameters_and_no_limit() -> None:
+def test_local_groups_have_no_parameters() -> None:
     plan = plan_of(None)
     assert [(len(group.runs), group.parameters, group.gpu_hours_limit) for group in plan.groups] == [
         (6, {}, None),
@@ -76,7 +76,7 @@ def test_without_slurm_there_are_no_parameters_and_no_limit() -> None:
 
 
 @pytest.mark.parametrize("name", PROFILES)
-def test_the_batch_scripts(name: str) -> None:
+def test_the_batch_scripts_are_golden(name: str) -> None:
     plan = plan_of(profile(**PROFILES[name]))
     single = with_runs(plan, [plan.runs[0].run_id])
     text = "".join(p.script(group) for p in (plan, single) for group in p.groups)
@@ -84,28 +84,28 @@ def test_the_batch_scripts(name: str) -> None:
 
 
 def fake_slurm(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """sbatch and srun that are not Slurm's; returns the folder where sbatch leaves the scripts that it got."""
+    """Puts substitutes for sbatch and srun on PATH; returns the folder to which sbatch copies the scripts."""
     (folder / "bin").mkdir()
-    (folder / "got").mkdir()
+    (folder / "scripts").mkdir()
     for program, text in (
         ("srun", "#!/bin/sh\n"),
-        ("sbatch", f'#!/bin/sh\ncd {folder}/got\ncp "$1" $(ls | wc -l)\necho Submitted batch job 7\n'),
+        ("sbatch", f'#!/bin/sh\ncd {folder}/scripts\ncp "$1" $(ls | wc -l)\necho Submitted batch job 7\n'),
     ):
         path = folder / "bin" / program
         path.write_text(text)
         path.chmod(path.stat().st_mode | stat.S_IXUSR)
     monkeypatch.setenv("PATH", f"{folder / 'bin'}:{os.environ['PATH']}")
-    return folder / "got"
+    return folder / "scripts"
 
 
 @pytest.mark.parametrize("name", PROFILES)
-def test_the_text_of_the_plan_is_what_sbatch_gets(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    got = fake_slurm(tmp_path, monkeypatch)
+def test_sbatch_receives_the_planned_script(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    scripts = fake_slurm(tmp_path, monkeypatch)
     plan = plan_of(profile(**{**PROFILES[name], "max_array_size": 5}), tmp_path / "my runs" / "s" / "site")
     SweepFolder(plan.folder).logs.mkdir(parents=True)
     send_to_slurm(plan, lambda: 1.0, lambda *_: None)
-    assert [path.read_text() for path in sorted(got.iterdir())] == [plan.script(group) for group in plan.groups]
-    assert [len(group.runs) for group in plan.groups] == [5, 1, 5, 1]  # an array and a plain job of each shape
+    assert [path.read_text() for path in sorted(scripts.iterdir())] == [plan.script(group) for group in plan.groups]
+    assert [len(group.runs) for group in plan.groups] == [5, 1, 5, 1]  # an array and a plain job for each allocation
 
 
 def test_the_json_of_a_plan() -> None:
@@ -129,6 +129,6 @@ def test_the_json_of_a_plan() -> None:
     assert json.loads(json.dumps(plan_json(plan))) == plan_json(plan)
 
 
-def test_the_interpreter_is_the_one_that_runs_sweep_unless_the_profile_names_one() -> None:
+def test_the_default_interpreter_runs_sweep() -> None:
     plan = plan_of(ClusterProfile.model_validate({}))
     assert f" {sys.executable} -P -u -m submitit.core._submit " in plan.script(plan.groups[0])

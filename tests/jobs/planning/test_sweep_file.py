@@ -1,4 +1,4 @@
-"""Sweep files as read: every mistake with its whole message, and the place of every value."""
+"""Sweep files: every mistake with its complete message, and the place of every value."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ from disttrain.config.train_config import field_names
 from disttrain.errors import UserError
 from jobs.planning.allocation import Allocation
 from jobs.planning.expand import expand
-from jobs.planning.sweep_file import Pattern, load_sweep, parse_sweep
+from jobs.planning.sweep_file import load_sweep, parse_sweep
+from jobs.planning.sweep_sections import Pattern
 from jobs.planning.yaml_file import parse_yaml
 
 SWEEPS = Path(__file__).parents[1] / "data" / "sweeps"
@@ -21,7 +22,8 @@ MISTAKES: list[dict[str, Any]] = yaml.safe_load((SWEEPS / "mistakes.yaml").read_
 
 
 @pytest.mark.parametrize("mistake", MISTAKES, ids=lambda mistake: mistake["case"])
-def test_a_mistake_is_one_line_that_says_where_what_and_how_to_mend_it(mistake: dict[str, Any]) -> None:
+def test_a_mistake_gives_one_line(mistake: dict[str, Any]) -> None:
+    """The line says where the mistake is, what is wrong, and how to correct it."""
     with pytest.raises(UserError) as caught:
         expand(parse_sweep(parse_yaml(mistake["sweep"], "s.yaml"), "/nowhere", mistake.get("set", {})))
     error = mistake["error"].replace("<fields>", ", ".join(field_names()))
@@ -30,7 +32,7 @@ def test_a_mistake_is_one_line_that_says_where_what_and_how_to_mend_it(mistake: 
     assert caught.value.hint
 
 
-def test_every_section_is_read() -> None:
+def test_reads_every_section() -> None:
     sweep = load_sweep(SWEEPS / "everything.yaml")
     assert sweep.name == "everything"
     assert (sweep.path, sweep.folder) == (str(SWEEPS / "everything.yaml"), str(SWEEPS))
@@ -47,7 +49,7 @@ def test_every_section_is_read() -> None:
     assert sweep.slurm == {"time": "00:30:00"}
 
 
-def test_values_are_those_of_their_fields_type() -> None:
+def test_values_have_the_type_of_their_field() -> None:
     sweep = parse_sweep(
         parse_yaml("name: s\nallocations: [1x1]\nbase: {model: bert, lr: 1}\naxes: {weight_decay: [0, 1]}\n", "s.yaml"),
         "/nowhere",
@@ -58,7 +60,7 @@ def test_values_are_those_of_their_fields_type() -> None:
     assert {type(value) for value in values} == {float}
 
 
-def test_where_names_the_place_of_a_value(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_where_gives_the_place_of_a_value(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(SWEEPS)
     sweep = load_sweep(Path("everything.yaml"), {"max_steps": 9, "architecture": {"hidden_size": 32}})
     assert sweep.where() == "everything.yaml:2"
@@ -71,7 +73,7 @@ def test_where_names_the_place_of_a_value(monkeypatch: pytest.MonkeyPatch) -> No
     assert sweep.folder == str(SWEEPS)
 
 
-def test_a_missing_file_is_named_as_it_was_given(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_error_repeats_the_given_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError) as caught:
         load_sweep(Path("sweeps/bert.yaml"))
@@ -79,6 +81,6 @@ def test_a_missing_file_is_named_as_it_was_given(tmp_path: Path, monkeypatch: py
 
 
 @pytest.mark.parametrize("name", ["a", "_x", "9", "bert-batch_size.v2", "a" * 100])
-def test_plain_names_are_taken(name: str) -> None:
+def test_accepts_plain_names(name: str) -> None:
     text = f'name: "{name}"\nallocations: [1x1]\nbase: {{model: bert}}\n'
     assert parse_sweep(parse_yaml(text, "s.yaml"), "/nowhere").name == name

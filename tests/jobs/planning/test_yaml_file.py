@@ -1,4 +1,4 @@
-"""Strict YAML: whole messages for what is refused, and the line of everything that is read."""
+"""Strict YAML: complete error messages, and the line of every value."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from disttrain.errors import UserError
-from jobs.planning.yaml_file import MAX_SIZE_BYTES, MAX_VALUES, load_yaml, parse_yaml
+from jobs.planning.yaml_file import MAX_SIZE_BYTES, load_yaml, parse_yaml
+from jobs.planning.yaml_nodes import MAX_VALUES
 
 TEXT = """\
 # a comment
@@ -34,7 +35,7 @@ MERGE_BOMB = "m0: &m0 {x: 1}\n" + "".join(
 )
 
 
-def test_values_are_those_of_yaml_1_2() -> None:
+def test_reads_scalars_of_yaml_1_2() -> None:
     sizes = [1, 2.0, True, None, "no", 10, "1_1", "2020-01-01", "3"]
     value = parse_yaml(TEXT, "s.yaml").value
     assert value == {
@@ -45,25 +46,25 @@ def test_values_are_those_of_yaml_1_2() -> None:
     assert [type(item) for item in value["base"]["sizes"]] == [type(item) for item in sizes]
 
 
-def test_every_place_has_its_line() -> None:
+def test_every_value_has_a_line() -> None:
     document = parse_yaml(TEXT, "dir/s.yaml")
     assert document.where() == "dir/s.yaml:2"
     assert document.where("base", "lr") == "dir/s.yaml:4: base.lr"
     assert document.where("base", "sizes", 3) == "dir/s.yaml:5: base.sizes[3]"
     assert document.where("other", "lr", 1, "b") == "dir/s.yaml:10: other.lr[1].b"
-    # What an alias brings in stands where its anchor is.
+    # A value from an alias has the line of its anchor.
     assert document.where("other", "sizes") == "dir/s.yaml:5: other.sizes"
-    # What is not there would be in what is.
-    assert document.where("other", "lr", 1, "gone") == "dir/s.yaml:10: other.lr[1].gone"
-    assert document.where("gone") == "dir/s.yaml:2: gone"
+    # A missing value has the line of its parent.
+    assert document.where("other", "lr", 1, "missing") == "dir/s.yaml:10: other.lr[1].missing"
+    assert document.where("missing") == "dir/s.yaml:2: missing"
 
 
-def test_merged_keys_come_first_and_the_first_source_wins() -> None:
+def test_the_first_merge_source_wins() -> None:
     value = parse_yaml("a: &a {x: 1, y: 1}\nb: &b {y: 2, z: 2}\nc: {w: 3, z: 3, <<: [*a, *b]}\n", "s.yaml").value
     assert value["c"] == {"x": 1, "y": 1, "z": 3, "w": 3}
 
 
-def test_values_of_one_anchor_are_not_shared() -> None:
+def test_aliases_share_no_value() -> None:
     value = parse_yaml("a: &a {x: [1]}\nb: *a\n", "s.yaml").value
     assert value["a"] == value["b"]
     assert value["a"] is not value["b"]
@@ -76,33 +77,33 @@ def test_values_of_one_anchor_are_not_shared() -> None:
         ("", "s.yaml: is empty (expected lines of key: value)"),
         ("# nothing\n", "s.yaml: is empty (expected lines of key: value)"),
         ("---\n", "s.yaml: is empty (expected lines of key: value)"),
-        ("- a\n", "s.yaml: holds ['a'], not a mapping (expected lines of key: value)"),
-        ("5", "s.yaml: holds 5, not a mapping (expected lines of key: value)"),
+        ("- a\n", "s.yaml: contains ['a'], not a mapping (expected lines of key: value)"),
+        ("5", "s.yaml: contains 5, not a mapping (expected lines of key: value)"),
         ("a: 1\na: 2\n", "s.yaml:2: a: key 'a' is given twice (first on line 1; drop one)"),
         ("a:\n- b: 1\n  c: 2\n  b: 1\n", "s.yaml:4: a[0].b: key 'b' is given twice (first on line 2; drop one)"),
-        ("1: a\n", 's.yaml:1: the key 1 is not a text (quote it: "1")'),
-        ("a:\n  true: 3\n", 's.yaml:2: a: the key true is not a text (quote it: "true")'),
-        ("~: 3\n", 's.yaml:1: the key ~ is not a text (quote it: "~")'),
-        ("? [1]\n: 2\n", "s.yaml:1: a list or mapping stands as a key (a key is a text)"),
-        ("a:\n- .nan\n", "s.yaml:2: a[0]: .nan is not a finite number (write one that a float can hold)"),
-        ("a: -.inf\n", "s.yaml:1: a: -.inf is not a finite number (write one that a float can hold)"),
-        ("a: 1e999\n", "s.yaml:1: a: 1e999 is not a finite number (write one that a float can hold)"),
-        ("a: !env HOME\n", "s.yaml:1: a: the tag !env has no meaning here (drop it)"),
-        ("a: !!set {x}\n", "s.yaml:1: a: the tag !!set has no meaning here (drop it)"),
-        ("a: !!python/name:os.system\n", "s.yaml:1: a: the tag !!python/name:os.system has no meaning here (drop it)"),
-        ("a: !!int foo\n", "s.yaml:1: a: 'foo' is no int (quote it if it is a text)"),
-        ("a: !!bool maybe\n", "s.yaml:1: a: 'maybe' is no bool (quote it if it is a text)"),
-        ("a: !!float ''\n", "s.yaml:1: a: '' is no float (quote it if it is a text)"),
-        ('a: "\\ud800"\n', "s.yaml:1: a: '\\ud800' is no str (quote it if it is a text)"),
-        ("a: x\n\nb: \x00\n", "s.yaml:3: holds the control character '\\x00' (is this a text file?)"),
-        ("a: &x [*x]\n", "s.yaml:1: a[0]: an alias stands inside its own anchor (write the value out)"),
-        ("a: &x\n  <<: *x\n", "s.yaml:1: a: an alias stands inside its own anchor (write the value out)"),
+        ("1: a\n", 's.yaml:1: the key 1 is not a string (quote it: "1")'),
+        ("a:\n  true: 3\n", 's.yaml:2: a: the key true is not a string (quote it: "true")'),
+        ("~: 3\n", 's.yaml:1: the key ~ is not a string (quote it: "~")'),
+        ("? [1]\n: 2\n", "s.yaml:1: a list or mapping is used as a key (write a string)"),
+        ("a:\n- .nan\n", "s.yaml:2: a[0]: .nan is not a finite number (write a finite number)"),
+        ("a: -.inf\n", "s.yaml:1: a: -.inf is not a finite number (write a finite number)"),
+        ("a: 1e999\n", "s.yaml:1: a: 1e999 is not a finite number (write a finite number)"),
+        ("a: !env HOME\n", "s.yaml:1: a: the tag !env is not supported (drop it)"),
+        ("a: !!set {x}\n", "s.yaml:1: a: the tag !!set is not supported (drop it)"),
+        ("a: !!python/name:os.system\n", "s.yaml:1: a: the tag !!python/name:os.system is not supported (drop it)"),
+        ("a: !!int foo\n", "s.yaml:1: a: 'foo' is not a valid int (quote it if it is text)"),
+        ("a: !!bool maybe\n", "s.yaml:1: a: 'maybe' is not a valid bool (quote it if it is text)"),
+        ("a: !!float ''\n", "s.yaml:1: a: '' is not a valid float (quote it if it is text)"),
+        ('a: "\\ud800"\n', "s.yaml:1: a: '\\ud800' is not a valid str (quote it if it is text)"),
+        ("a: x\n\nb: \x00\n", "s.yaml:3: contains the control character '\\x00' (is this a text file?)"),
+        ("a: &x [*x]\n", "s.yaml:1: a[0]: an alias is inside its own anchor (write the value instead of the alias)"),
+        ("a: &x\n  <<: *x\n", "s.yaml:1: a: an alias is inside its own anchor (write the value instead of the alias)"),
         ("a:\n  <<: 3\n", "s.yaml:2: a.<<: only mappings merge (write <<: *name of a mapping's anchor)"),
-        ("a: " + "[" * 70 + "]" * 70, "s.yaml:1: a[0][0]: nested deeper than 64 levels (write it flatter)"),
+        ("a: " + "[" * 70 + "]" * 70, "s.yaml:1: a[0][0]: nested deeper than 64 levels (use fewer levels)"),
         ("a: " + "[" * 5000, "s.yaml: is nested too deeply (is this the YAML file you meant?)"),
     ],
 )
-def test_what_is_not_meant_is_refused(text: str, message: str) -> None:
+def test_a_mistake_names_place_and_correction(text: str, message: str) -> None:
     with pytest.raises(UserError) as caught:
         parse_yaml(text, "s.yaml")
     assert str(caught.value) == message
@@ -124,7 +125,7 @@ def test_what_is_not_meant_is_refused(text: str, message: str) -> None:
         (
             "a: b: c\n",
             "1: column 5: mapping values are not allowed here",
-            "quote a text that holds a colon and a blank; keys of one mapping align",
+            "quote a string that contains ': '; align the keys of a mapping",
         ),
         (
             "b: 1\na: [1, 2\n",
@@ -134,7 +135,7 @@ def test_what_is_not_meant_is_refused(text: str, message: str) -> None:
         (
             "a: 1\n---\nb: 2\n",
             "2: column 1: but found another document, expected a single document in the stream from line 1",
-            "one file holds one document: drop the --- between them",
+            "a file has one document: drop the line ---",
         ),
         ("a: *x\n", "1: column 4: found undefined alias 'x'", "an anchor &name comes before its alias *name"),
     ],
@@ -147,13 +148,13 @@ def test_a_syntax_error_is_one_line(text: str, message: str, hint: str) -> None:
 
 @pytest.mark.parametrize("text", [BOMB, MERGE_BOMB])
 def test_an_alias_bomb_ends_early(text: str) -> None:
-    with pytest.raises(UserError, match=f"aliases and all, more than {MAX_VALUES} values") as caught:
+    with pytest.raises(UserError, match=f"more than {MAX_VALUES} values, aliases included") as caught:
         parse_yaml(text, "s.yaml")
     assert caught.value.hint == "use fewer aliases"
 
 
 @given(st.text(alphabet="ab:-&*<[]{}!|>\"'#?%, \n\t0.e\x00\ud800", max_size=30))
-def test_any_text_is_read_or_refused(text: str) -> None:
+def test_any_text_gives_values_or_an_error(text: str) -> None:
     try:
         document = parse_yaml(text, "s.yaml")
     except UserError:
@@ -161,14 +162,14 @@ def test_any_text_is_read_or_refused(text: str) -> None:
     assert set(document.value) == {keys[0] for keys in document.lines if len(keys) == 1}
 
 
-def test_a_file_that_cannot_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_error_names_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     Path("folder.yaml").mkdir()
     Path("latin.yaml").write_bytes("a: 1\nb: f\xfcr\n".encode("latin-1"))
     Path("big.yaml").write_bytes(b"#" * (MAX_SIZE_BYTES + 1))
     Path("loop.yaml").symlink_to("loop.yaml")
     messages = {
-        "gone.yaml": "gone.yaml: no such file (check the path)",
+        "missing.yaml": "missing.yaml: no such file (check the path)",
         "folder.yaml": "folder.yaml: is a folder, not a file (name the YAML file in it)",
         "latin.yaml": "latin.yaml:2: is not UTF-8: byte 0xfc (save the file as UTF-8 text)",
         "big.yaml": "big.yaml: is larger than 1 MiB (is this the YAML file you meant?)",
@@ -180,7 +181,7 @@ def test_a_file_that_cannot_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         assert str(caught.value) == message
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root reads everything")
+@pytest.mark.skipif(os.geteuid() == 0, reason="root can read every file")
 def test_a_file_without_permission(tmp_path: Path) -> None:
     path = tmp_path / "secret.yaml"
     path.write_text("a: 1\n")
@@ -190,7 +191,7 @@ def test_a_file_without_permission(tmp_path: Path) -> None:
     assert str(caught.value) == f"{path}: cannot be read: Permission denied (check path and permissions)"
 
 
-def test_line_ends_and_byte_order_mark_of_other_systems(tmp_path: Path) -> None:
+def test_reads_crlf_and_byte_order_mark(tmp_path: Path) -> None:
     path = tmp_path / "s.yaml"
     path.write_bytes(b"\xef\xbb\xbfa: 1\r\nb: 2\r\n")
     document = load_yaml(path)

@@ -1,0 +1,271 @@
+"""The sections of a sweep file: each function checks one section on its own, value by value."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from disttrain.config.train_config import FAMILIES, field_names
+from disttrain.config.validation import validate
+from disttrain.errors import FieldsError, UserError
+from jobs.planning.allocation import Allocation
+from jobs.planning.yaml_file import Document
+from jobs.planning.yaml_nodes import KeyPath
+
+SECTIONS = ("name", "allocations", "base", "axes", "zip", "exclude", "include", "seeds", "measure_link", "slurm")
+
+# A sweep's name becomes a folder's name. The folder `torchrun` has the runs that no sweep started.
+_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,99}")
+_RESERVED_NAMES = ("torchrun",)
+
+
+@dataclass(frozen=True)
+class Pattern:
+    """An entry of `exclude` (the runs that it matches) or of `include` (the runs that it adds).
+
+    Args:
+        values: The checked values by field name.
+        allocations: The allocations of the entry; None for all allocations of the sweep.
+    """
+
+    values: Mapping[str, Any]
+    allocations: tuple[Allocation, ...] | None
+
+
+def format_override(name: str, value: Any) -> str:
+    """An override as the user typed it, for messages.
+
+    Example:
+        >>> format_override("lr", 2e-5)
+        '--set lr=2e-05'
+    """
+    if not isinstance(value, str):
+        value = json.dumps(value, ensure_ascii=False, default=repr)
+    return f"--set {name}={value}"
+
+
+def check_sections(document: Document) -> None:
+    """Checks the top-level keys of a sweep.
+
+    Raises:
+        UserError: A key is unknown, or a required key is missing.
+    """
+    for key in document.value:
+        if key in field_names():
+            hint = "it is a field of the runs: put it under base, or its values under axes"
+            raise document.error((key,), f"unknown key {key!r}", hint=hint)
+    document.check_keys(SECTIONS)
+    for key, example in (("name", "bert-batch-size"), ("allocations", "[1x1, 2x2]")):
+        if key not in document.value:
+            raise document.error((), f"{key} is missing", hint=f"for example {key}: {example}")
+
+
+def read_name(document: Document) -> str:
+    """The name of the sweep.
+
+    Raises:
+        UserError: It is not a string, cannot be a folder's name, or is reserved.
+    """
+    name = document.value["name"]
+    if not isinstance(name, str):
+        raise document.error(("name",), f"name is {name!r}, not a string", hint=f'quote it: "{name}"')
+    if not _NAME.fullmatch(name):
+        hint = "it names a folder: use 1 to 100 letters, digits, '.', '_' and '-', with no '.' or '-' at the start"
+        raise document.error(("name",), f"{name!r} is not a plain file name", hint=hint)
+    if name in _RESERVED_NAMES:
+        message = f"{name!r} is reserved for the folder of runs without a sweep"
+        raise document.error(("name",), message, hint="choose another name")
+    return name
+
+
+def read_allocations(document: Document, *keys: str | int) -> tuple[Allocation, ...]:
+    """The list of allocations at `keys`.
+
+    Raises:
+        UserError: The list is empty, or an item is not an allocation or is repeated.
+    """
+    allocations: list[Allocation] = []
+    texts = document.get_list(*keys)
+    if not texts:
+        raise document.error(keys, "the list has no allocation", hint="for example [1x1, 2x2]")
+    for index, text in enumerate(texts):
+        allocation = Allocation.parse(text, where=document.where(*keys, index))
+        if allocation in allocations:
+            raise _repeated(document, (*keys, index), str(text), (*keys, allocations.index(allocation)))
+        allocations.append(allocation)
+    return tuple(allocations)
+
+
+def read_base(document: Document, overrides: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields under `base`, with the overrides merged into them.
+
+    Raises:
+        UserError: A field is unknown or its value is wrong.
+    """
+    base: dict[str, Any] = {}
+    if "base" in document.value:
+        values = document.get_mapping("base")
+        document.check_keys(field_names(), "base")
+        base = {name: _checked(name, value, document.where("base", name)) for name, value in values.items()}
+    return base | {name: _checked(name, value, format_override(name, value)) for name, value in overrides.items()}
+
+
+def _checked(name: str, value: Any, where: str) -> Any:
+    """The value of one field, converted to the field's type: 1 becomes 1.0 in a float field."""
+    try:
+        checked = getattr(validate({"model": FAMILIES[0]} | {name: value}), name)
+    except FieldsError as error:
+        raise UserError(error.message, where=where, hint=error.hint) from None
+    if name == "output_dir":
+        message = f"output_dir {value!r} cannot be set in a sweep"
+        raise UserError(message, where=where, hint="each run has its own folder")
+    if name == "setup" and value is not None:
+        Allocation.parse(value, where=where)
+    return checked
+
+
+def read_axes(document: Document) -> dict[str, tuple[Any, ...]]:
+    """The lists under `axes`.
+
+    Raises:
+        UserError: A list is empty, or has a wrong or repeated value.
+    """
+    lists = _read_lists(document, "axes")
+    for name, values in lists.items():
+        texts = [canonical(value) for value in values]
+        for index, text in enumerate(texts):
+            first = texts.index(text)
+            if first < index:
+                raise _repeated(document, ("axes", name, index), repr(values[index]), ("axes", name, first))
+    return lists
+
+
+def read_zip(document: Document) -> dict[str, tuple[Any, ...]]:
+    """The lists under `zip`.
+
+    Raises:
+        UserError: A list is empty or has a wrong value, or the lists differ in length.
+    """
+    lists = _read_lists(document, "zip")
+    for name, values in lists.items():
+        first = next(iter(lists))
+        if len(values) != len(lists[first]):
+            message = f"{name} has length {len(values)}, {first} has length {len(lists[first])}"
+            hint = f"lists under zip need the same length; {first} is on line {document.line('zip', first)}"
+            raise document.error(("zip", name), message, hint=hint)
+    return lists
+
+
+def _read_lists(document: Document, section: str) -> dict[str, tuple[Any, ...]]:
+    """The lists under `axes` or `zip`. No list is empty, and a wrong value is an error on its own line."""
+    lists: dict[str, tuple[Any, ...]] = {}
+    if section not in document.value:
+        return lists
+    names = document.get_mapping(section)
+    document.check_keys(field_names(), section)
+    for name in names:
+        if name == "setup":
+            raise document.error((section, name), "setup is not an axis", hint="write the list under allocations")
+        values = document.get_list(section, name)
+        if not values:
+            raise document.error((section, name), f"{name} has no values", hint="write at least one, or drop it")
+        lists[name] = tuple(
+            _checked(name, value, document.where(section, name, index)) for index, value in enumerate(values)
+        )
+    return lists
+
+
+def read_seeds(document: Document) -> tuple[int, ...] | None:
+    """The list `seeds`; None if the file does not have it.
+
+    Raises:
+        UserError: The list is empty, or has a wrong or repeated value.
+    """
+    if "seeds" not in document.value:
+        return None
+    seeds: list[int] = []
+    for index, value in enumerate(document.get_list("seeds")):
+        seed = _checked("seed", value, document.where("seeds", index))
+        if seed in seeds:
+            raise _repeated(document, ("seeds", index), repr(seed), ("seeds", seeds.index(seed)))
+        seeds.append(seed)
+    if not seeds:
+        raise document.error(("seeds",), "seeds has no values", hint="write at least one, or drop it")
+    return tuple(seeds)
+
+
+def read_measure_link(document: Document) -> bool:
+    """The value of `measure_link`, which is false by default.
+
+    Raises:
+        UserError: It is not a boolean.
+    """
+    value = document.value.get("measure_link", False)
+    if not isinstance(value, bool):
+        raise document.error(("measure_link",), f"measure_link is {value!r}", hint="write true or false")
+    return value
+
+
+def read_slurm(document: Document) -> dict[str, Any]:
+    """The mapping `slurm`; its content is not checked.
+
+    Raises:
+        UserError: It is not a mapping.
+    """
+    if "slurm" not in document.value:
+        return {}
+    return document.get_mapping("slurm")
+
+
+def read_patterns(document: Document, section: str) -> tuple[Pattern, ...]:
+    """The entries of `exclude` or `include`.
+
+    Raises:
+        UserError: A field is unknown or its value is wrong, or an entry of `exclude` is empty.
+    """
+    if section not in document.value:
+        return ()
+    return tuple(_read_pattern(document, section, index) for index in range(len(document.get_list(section))))
+
+
+def _read_pattern(document: Document, section: str, index: int) -> Pattern:
+    keys = (section, index)
+    entry = document.get_mapping(*keys)
+    if section == "exclude" and not entry:
+        raise document.error(keys, "an empty mapping matches every run", hint="name the fields of the runs to drop")
+    if section == "exclude" and "setup" in entry:
+        raise document.error((*keys, "setup"), "setup matches no run", hint="write allocation instead")
+    document.check_keys((*field_names(), "allocation"), *keys)
+    values = {
+        name: _checked(name, value, document.where(*keys, name))
+        for name, value in entry.items()
+        if name != "allocation"
+    }
+    return Pattern(values, _pattern_allocations(document, *keys))
+
+
+def _pattern_allocations(document: Document, *keys: str | int) -> tuple[Allocation, ...] | None:
+    entry = document.get(*keys)
+    if "allocation" not in entry:
+        return None
+    if isinstance(entry["allocation"], list):
+        return read_allocations(document, *keys, "allocation")
+    return (Allocation.parse(entry["allocation"], where=document.where(*keys, "allocation")),)
+
+
+def _repeated(document: Document, keys: KeyPath, text: str, first: KeyPath) -> UserError:
+    hint = f"it is on line {document.line(*first)} already; drop one"
+    return document.error(keys, f"{text} is repeated", hint=hint)
+
+
+def canonical(value: Any) -> str:
+    """A text that is equal for equal values of the same type: 1, 1.0 and true all differ.
+
+    Example:
+        >>> canonical({"b": 1.0, "a": True})
+        '{"a": true, "b": 1.0}'
+    """
+    return json.dumps(value, sort_keys=True)
