@@ -1,3 +1,3 @@
-"""The login node's side: what to run, where, and what became of it."""
+"""The login node's part: plans sweeps, submits them, and collects their results."""
 
 __version__ = "0.1.0"

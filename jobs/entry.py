@@ -1,4 +1,4 @@
-"""What runs on each rank: `RankTask`, the picklable callable that submitit starts once for every GPU."""
+"""The entry point of each rank: `RankTask`, the picklable callable that submitit starts once for every GPU."""
 
 from __future__ import annotations
 
@@ -20,15 +20,17 @@ from disttrain.records.record_files import write_failure
 class RankTask:
     """One rank of one run.
 
-    It is pickled by reference and holds no config: the run's own run.json does, written before the submission.
+    The pickle refers to this class by name and has no config. The config is in the run's run.json, which is written
+    before the submission.
 
     Args:
-        run_dir: Folder of the run, absolute.
-        nodes: Nodes of the allocation.
-        gpus_per_node: Ranks of each.
-        folded: All nodes are this one host (local executor).
-        visible_gpus: For CUDA_VISIBLE_DEVICES; None: as the scheduler set it.
-        threads: Of torch on this rank, unless the user's environment says; None: the scheduler's cores decide.
+        run_dir: The absolute path of the run's folder.
+        nodes: The number of nodes of the allocation.
+        gpus_per_node: The number of ranks on each node.
+        folded: Whether this one host stands for all nodes (local executor).
+        visible_gpus: The value of CUDA_VISIBLE_DEVICES; None for the scheduler's value.
+        threads: The number of torch threads of this rank, unless the user's environment sets OMP_NUM_THREADS; None for
+            the default, which follows the scheduler's cores.
     """
 
     run_dir: str
@@ -41,38 +43,42 @@ class RankTask:
     def __call__(self) -> None:
         _restore_signals()
         if self.visible_gpus is not None:
-            # submitit's local executor sets it to the first GPUs of the machine, whatever else runs on them.
+            # submitit's local executor sets it to the first GPUs of the machine, even if other runs use them.
             os.environ["CUDA_VISIBLE_DEVICES"] = self.visible_gpus
         if self.threads is not None:
             os.environ.setdefault("OMP_NUM_THREADS", str(self.threads))
         run_dir = Path(self.run_dir)
         try:
-            from disttrain.run import run  # torch, only here and only now
+            from disttrain.run import run  # loads torch, so it is imported only on a rank
 
             env = RankEnv.from_environ(os.environ)
             if self.folded:
                 env = env.fold(self.nodes)
-            asked = json.loads((run_dir / "run.json").read_text(encoding="utf-8"))
-            # Where a family of the user's own lies; behind the installed packages, so that it hides none of them.
-            sys.path.extend(asked.get("import_path", ()))
-            config = dataclasses.replace(TrainConfig(**asked["train"]), setup=f"{self.nodes}x{self.gpus_per_node}")
+            description = json.loads((run_dir / "run.json").read_text(encoding="utf-8"))
+            # The folders of the user's own model family. They come last, so that they hide no installed package.
+            sys.path.extend(description.get("import_path", ()))
+            setup = f"{self.nodes}x{self.gpus_per_node}"
+            config = dataclasses.replace(TrainConfig(**description["train"]), setup=setup)
         except Exception as error:
-            write_failure(run_dir, _likely_rank(os.environ), error)  # what fails later, `run` writes down itself
+            write_failure(run_dir, _likely_rank(os.environ), error)  # `run` writes its own failures
             raise
         run(config, env, run_dir)
 
 
 def _likely_rank(environ: Mapping[str, str]) -> int:
-    """The rank of a process whose environment cannot be read as one."""
-    told = environ.get("SLURM_PROCID") or environ.get("SUBMITIT_LOCAL_GLOBALID") or ""
-    return int(told) if told.isdecimal() else 0
+    """The rank of a process whose environment has errors; 0 if no variable gives it."""
+    rank = environ.get("SLURM_PROCID") or environ.get("SUBMITIT_LOCAL_GLOBALID") or ""
+    if not rank.isdecimal():
+        return 0
+    return int(rank)
 
 
 def _restore_signals() -> None:
-    """Undoes submitit's handlers: with them a rank ignores SIGTERM, and lives until Slurm's SIGKILL 30 s later.
+    """Removes submitit's signal handlers, with which a rank ignores SIGTERM until Slurm sends SIGKILL 30 s later.
 
-    USR2, which warns of the time limit or of a preemption, would end rank 0 alone, in the middle of a step, with the
-    others stuck in an all-reduce. A run goes on until it is killed, and its next attempt from the last checkpoint.
+    USR2 warns of the time limit or of a preemption. With submitit's handler it would end only rank 0, in the middle of
+    a step, and the other ranks would wait in an all-reduce. Here the run continues until it is killed. Its next attempt
+    resumes from the last checkpoint.
     """
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     signal.signal(signal.SIGCONT, signal.SIG_DFL)

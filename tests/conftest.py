@@ -1,4 +1,4 @@
-"""What every test may use: the real two-node Slurm, and a folder for sweeps."""
+"""Fixtures for all tests: the repository and the real two-node Slurm cluster."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ import pytest
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 CLUSTER = REPOSITORY / "tests" / "slurm_cluster" / "cluster"
-CANNOT_RUN_HERE = 3  # exit status of `cluster up` without root, apt, or the right to make network namespaces
+CANNOT_RUN_HERE = 3  # exit status of `cluster up` without root, apt, or permission to create network namespaces
 
-# No test asks a hub for anything; a data set or model that is not on disk is a mistake, found at once.
+# No test may use a hub: a data set or model that is not on disk is an immediate error.
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["HF_DATASETS_OFFLINE"] = "1"
 
-# A property test fails by what it finds, never by the load of the machine.
+# A property test must fail only for a wrong result, never because the machine is slow.
 hypothesis.settings.register_profile("no-deadline", deadline=None)
 hypothesis.settings.load_profile("no-deadline")
 
@@ -32,7 +32,7 @@ def repository() -> Path:
 
 @pytest.fixture(scope="session")
 def slurm_cluster() -> Iterator[Mapping[str, str]]:
-    """The environment of a shell that uses the test cluster, which runs; one that was up before stays up."""
+    """The environment of a shell on the running test cluster. A cluster that was up before the tests stays up."""
     was_up = subprocess.run([CLUSTER, "status"], capture_output=True, check=False).returncode == 0
     started = subprocess.run([CLUSTER, "up"], capture_output=True, text=True, check=False)
     if started.returncode == CANNOT_RUN_HERE and not os.environ.get("REQUIRE_SLURM"):

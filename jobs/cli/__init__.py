@@ -1,4 +1,4 @@
-"""The `sweep` command: arguments in, one call into the other packages, text and an exit status out."""
+"""The `sweep` command: its commands, its error messages and its exit status."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from jobs.cli.submit_command import submit
 
 app = typer.Typer(
     name="sweep",
-    help="Slurm jobs for distributed-training studies: from one sweep YAML to one results table.",
+    help="Run distributed-training studies on Slurm: one sweep file in, one results table out.",
     add_completion=False,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
@@ -29,45 +29,46 @@ def _help(context: typer.Context) -> None:
         print(context.get_help())
 
 
-# typer carries its own copy of click from 0.29 on, and the real one before: either way BadParameter derives from the
-# class of every usage error.
+# typer includes its own click from 0.29 on, and imports the package click before that. In both cases, BadParameter
+# derives from the class of all usage errors.
 _UsageError: type[Exception] = typer.BadParameter.__mro__[1]
 
 
 def main() -> None:
-    """Runs the command; the user's mistakes are one line on stderr and exit status 2."""
+    """Runs the command. A user's mistake gives one line on stderr and exit status 2."""
     try:
-        status_code = app(prog_name="sweep", standalone_mode=False)
+        status_code = app(prog_name="sweep", standalone_mode=False) or 0
         sys.stdout.flush()
     except UserError as error:
         _fail(str(error))
     except _UsageError as error:
-        context = getattr(error, "ctx", None)
-        _fail(f"{_usage_message(error)} ({context.command_path if context else 'sweep'} --help shows how)")
+        command = getattr(getattr(error, "ctx", None), "command_path", "sweep")
+        _fail(f"{_usage_message(error)} (see {command} --help)")
     except (typer.Abort, KeyboardInterrupt):
         sys.exit(130)
     except BrokenPipeError:
-        _reader_gone()
+        _exit_without_reader()
     except SystemExit as error:
         if isinstance(error.__context__, BrokenPipeError):
-            _reader_gone()  # typer and rich make exit status 1 of it, which means a failed run here
+            _exit_without_reader()  # typer and rich exit with 1, which means a failed run here
         raise
     except OSError as error:
         if error.filename is None:
             raise
         _fail(f"{error.filename}: {error.strerror}")
-    sys.exit(status_code if isinstance(status_code, int) else 0)
+    sys.exit(status_code)
 
 
-def _reader_gone() -> None:
-    """The reader of a pipe has gone (| head): not a failure, and nothing to print it to."""
+def _exit_without_reader() -> None:
+    """Ends without an error after the reader of a pipe has closed it (| head). Nothing more can be printed."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
     sys.exit(0)
 
 
 def _usage_message(error: Exception) -> str:
-    message = error.format_message() if hasattr(error, "format_message") else str(error)
-    return " ".join(str(message).split()).rstrip(".")
+    """The message of a usage error, on one line."""
+    message = str(getattr(error, "format_message", error.__str__)())
+    return " ".join(message.split()).rstrip(".")
 
 
 def _fail(message: str) -> None:

@@ -1,4 +1,4 @@
-"""The arguments and options that several commands take."""
+"""The arguments and options that several commands share."""
 
 from __future__ import annotations
 
@@ -7,26 +7,27 @@ from typing import Annotated
 
 import typer
 
-SweepFile = Annotated[Path, typer.Argument(metavar="FILE", help="A sweep YAML.")]
+SweepFile = Annotated[Path, typer.Argument(metavar="FILE", help="The sweep file (YAML).")]
 SubmittedSweep = Annotated[
     str | None,
-    typer.Argument(metavar="[SWEEP]", help="A sweep YAML, name or folder. Default: the one submitted last."),
+    typer.Argument(metavar="[SWEEP]", help="A sweep's file, name or folder. Default: the last submitted sweep."),
 ]
 ClusterName = Annotated[
     str | None,
     typer.Option(
         "--cluster",
         metavar="NAME",
-        help="local, debug, or a profile. Default: $SWEEP_CLUSTER, else slurm if there is sbatch, else local.",
+        help="local, debug, or a cluster profile (name or file). Default: $SWEEP_CLUSTER, or slurm if sbatch is on "
+        "PATH, or local.",
     ),
 ]
 OfCluster = Annotated[
     str | None,
-    typer.Option("--cluster", metavar="NAME", help="Where it was submitted. Default: where it was submitted last."),
+    typer.Option("--cluster", metavar="NAME", help="Cluster of the submission. Default: the latest."),
 ]
 Root = Annotated[
-    Path | None, typer.Option("--root", metavar="DIR", help="Folder of all sweeps. Default: $SWEEP_ROOT, else ./runs.")
+    Path | None, typer.Option("--root", metavar="DIR", help="Folder of all sweeps. Default: $SWEEP_ROOT, or ./runs.")
 ]
 Overrides = Annotated[
-    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a field of base; repeatable.")
+    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Set a field under base. Can be repeated.")
 ]

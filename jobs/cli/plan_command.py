@@ -1,4 +1,4 @@
-"""`sweep plan`: shows every run and what would be sent."""
+"""`sweep plan`: shows every run and its job."""
 
 from __future__ import annotations
 
@@ -16,21 +16,22 @@ def plan(
     cluster: ClusterName = None,
     set_: Overrides = None,
     root: Root = None,
-    scripts: Annotated[bool, typer.Option("--scripts", help="Print the batch scripts that would be sent.")] = False,
+    scripts: Annotated[bool, typer.Option("--scripts", help="Print the batch scripts.")] = False,
     json_: Annotated[bool, typer.Option("--json", help="Print the plan as JSON.")] = False,
 ) -> None:
-    """Show every run, and what would be sent, and send nothing."""
+    """Show every run and its resources, and submit nothing."""
     from rich.console import Console
 
     from jobs.planning.plan import plan_json
     from jobs.results.tables import plan_table
 
-    _, made = plan_sweep(file, cluster, set_ or [], root)
+    _, sweep_plan = plan_sweep(file, cluster, set_ or [], root)
     if json_:
-        print_json(plan_json(made))
+        print_json(plan_json(sweep_plan))
     elif scripts:
-        if made.cluster is None:
-            raise UserError(f"cluster {made.cluster_name!r} sends no scripts", hint="give --cluster a Slurm profile")
-        print("\n".join(made.script(group) for group in made.groups), end="")
+        if sweep_plan.cluster is None:
+            message = f"cluster {sweep_plan.cluster_name!r} has no batch scripts"
+            raise UserError(message, hint="choose a Slurm profile with --cluster")
+        print("\n".join(sweep_plan.script(group) for group in sweep_plan.groups), end="")
     else:
-        Console().print(plan_table(made))
+        Console().print(plan_table(sweep_plan))

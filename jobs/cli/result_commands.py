@@ -1,4 +1,4 @@
-"""`sweep status`, `collect` and `figures`: what became of the runs."""
+"""`sweep status`, `collect` and `figures`: states, measurements and figures of submitted runs."""
 
 from __future__ import annotations
 
@@ -24,51 +24,69 @@ def status(
     root: Root = None,
     json_: Annotated[bool, typer.Option("--json", help="Print every column as JSON.")] = False,
 ) -> None:
-    """Show the state of every run, from one call of sacct."""
+    """Show the state of every run.
+
+    The exit status is 1 if a run has ended without success.
+    """
     from jobs.results.tables import to_json
     from jobs.storage.sweep_folder import find_folder
 
     folder = find_folder(sweeps_root(root), sweep, cluster)
-    found = read_status(folder)
+    current = read_status(folder)
     if json_:
-        print(to_json(found.results, folder.sweep_name, folder.cluster_name), end="")
-        raise typer.Exit(exit_status(found.results))
-    print_results(found.results, folder)
+        print(to_json(current.results, folder.sweep_name, folder.cluster_name), end="")
+        raise typer.Exit(exit_status(current.results))
+    print_results(current.results, folder)
 
 
 def collect(
     sweep: SubmittedSweep = None,
     cluster: OfCluster = None,
     root: Root = None,
-    format_: Annotated[Format | None, typer.Option("--format", help="Print this instead of the table.")] = None,
+    format_: Annotated[Format | None, typer.Option("--format", help="Print all columns in this format.")] = None,
     output: Annotated[
-        Path | None, typer.Option("-o", "--output", metavar="FILE", help="Write there, as its suffix or --format says.")
+        Path | None,
+        typer.Option(
+            "-o",
+            "--output",
+            metavar="FILE",
+            help="Write all columns to FILE, as CSV or JSON. Default: JSON for *.json, otherwise CSV.",
+        ),
     ] = None,
 ) -> None:
-    """Join accounting and records into one table."""
+    """Collect states and measurements of all runs into one table.
+
+    The command also writes results.csv to the sweep's folder. The exit status is 1 if a run has ended without
+    success.
+    """
     from disttrain.records.atomic_write import write_text
     from jobs.results.tables import to_csv, to_json
     from jobs.storage.sweep_folder import find_folder
 
     folder = find_folder(sweeps_root(root), sweep, cluster)
     if output is not None and (output.is_dir() or not output.parent.is_dir()):
-        why = "it is a folder" if output.is_dir() else "its folder is not there"
-        raise UserError(f"{str(output)!r} cannot be written: {why}", where="-o")
-    found = read_status(folder)
+        reason = "its folder does not exist"
+        if output.is_dir():
+            reason = "it is a folder"
+        raise UserError(f"{str(output)!r} cannot be written: {reason}", where="-o")
+    current = read_status(folder)
     if folder.is_owner():
-        write_text(folder.results_file, to_csv(found.results))
-    json_wanted = format_ is Format.json or (format_ is None and output is not None and output.suffix == ".json")
-    text = to_json(found.results, folder.sweep_name, folder.cluster_name) if json_wanted else to_csv(found.results)
+        write_text(folder.results_file, to_csv(current.results))
+    if format_ is None and output is not None and output.suffix == ".json":
+        format_ = Format.json
+    text = to_csv(current.results)
+    if format_ is Format.json:
+        text = to_json(current.results, folder.sweep_name, folder.cluster_name)
     if output is not None:
         if output.is_symlink() or (output.exists() and not output.is_file()):
-            output.write_text(text, encoding="utf-8")  # /dev/stdout, say, which must not be replaced by a file
+            output.write_text(text, encoding="utf-8")  # for example /dev/stdout, which a file must not replace
         else:
             write_text(output, text)
         print(f"wrote {output}")
     elif format_ is not None:
         print(text, end="")
-        raise typer.Exit(exit_status(found.results))
-    print_results(found.results, folder)
+        raise typer.Exit(exit_status(current.results))
+    print_results(current.results, folder)
 
 
 def figures(
@@ -77,14 +95,19 @@ def figures(
     root: Root = None,
     output: Annotated[
         Path | None,
-        typer.Option("-o", "--output", metavar="FOLDER", help="Write there. Default: figures in the sweep's folder."),
+        typer.Option(
+            "-o", "--output", metavar="FOLDER", help="Folder of the figures. Default: figures/ in the sweep's folder."
+        ),
     ] = None,
-    run: Annotated[str | None, typer.Option("--run", metavar="RUN_ID", help="Of this run alone.")] = None,
+    run: Annotated[str | None, typer.Option("--run", metavar="RUN_ID", help="Draw only this run.")] = None,
     step: Annotated[
-        int | None, typer.Option("--step", min=1, metavar="N", help="That a timeline shows. Default: the median one.")
+        int | None, typer.Option("--step", min=1, metavar="N", help="Step of the timelines. Default: the median step.")
     ] = None,
 ) -> None:
-    """Draw a step's timeline of each run with detailed_timing, and a link's bandwidth."""
+    """Draw timelines of a step, and bandwidth of links.
+
+    A timeline needs a run with detailed_timing, a bandwidth figure needs a run of model link (measure_link).
+    """
     from jobs.results.figures import write_figures
     from jobs.storage.sweep_folder import find_folder
 

@@ -1,4 +1,4 @@
-"""What several commands do: plan a sweep, read its status, print its results."""
+"""Steps that several commands share: plan a sweep, read its status, print its results."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import typer
 
 from disttrain.errors import UserError
 
-# Everything else is imported inside the functions: `sweep --help` is instant.
+# All other imports are inside the functions, so `sweep --help` loads almost nothing.
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -24,10 +24,12 @@ if TYPE_CHECKING:
 
 
 def sweeps_root(option: Path | None) -> Path:
+    """The absolute folder of all sweeps: --root, or $SWEEP_ROOT, or ./runs."""
     return (option or Path(os.environ.get("SWEEP_ROOT") or "runs")).absolute()
 
 
 def plan_sweep(file: Path, cluster: str | None, assignments: Sequence[str], root: Path | None) -> tuple[Sweep, Plan]:
+    """Reads a sweep file and makes its plan, from the options of the command line."""
     from jobs.planning.cluster_profile import ClusterProfile, find_profile, override
     from jobs.planning.expand import expand
     from jobs.planning.plan import make_plan
@@ -35,46 +37,48 @@ def plan_sweep(file: Path, cluster: str | None, assignments: Sequence[str], root
 
     sweep = load_sweep(file, _read_overrides(assignments))
     name, profile = find_profile(cluster, os.environ, Path.cwd())
-    # Checked for the local executor too: a rehearsal finds what the cluster would refuse.
+    # Also checked for the local executor: a local test then finds the mistakes that would stop a submission to Slurm.
     overridden = override(
         profile or ClusterProfile.model_validate({}), sweep.slurm, lambda key: sweep.where("slurm", key)
     )
-    profile = overridden if profile else None
+    if profile:
+        profile = overridden
     return sweep, make_plan(sweep.name, expand(sweep), name, profile, sweeps_root(root) / sweep.name / name)
 
 
 def _read_overrides(assignments: Sequence[str]) -> dict[str, Any]:
     from disttrain.config.flags import read_value
 
-    found: dict[str, Any] = {}
+    overrides: dict[str, Any] = {}
     for assignment in assignments:
         key, equals, value = assignment.partition("=")
         if not (key and equals):
-            raise UserError(f"{assignment!r} is not KEY=VALUE", where="--set", hint="--set max_steps=3")
-        if key in found:
+            raise UserError(f"{assignment!r} is not KEY=VALUE", where="--set", hint="for example --set max_steps=3")
+        if key in overrides:
             raise UserError(f"{key} is set twice", where="--set", hint="drop one of the two")
-        found[key] = read_value(key, value)
-    return found
+        overrides[key] = read_value(key, value)
+    return overrides
 
 
 def read_status(folder: SweepFolder) -> Status:
+    """The status of a sweep, after its notices are printed on stderr."""
     from jobs.results.status import read_status
 
-    found = read_status(folder, os.environ)
-    for notice in found.notices:
+    current = read_status(folder, os.environ)
+    for notice in current.notices:
         stderr_console().print(f"note: {notice}", markup=False, highlight=False, soft_wrap=True)
-    return found
+    return current
 
 
 def print_results(results: Sequence[Result], folder: SweepFolder) -> None:
-    """Prints the table and the reasons of failures; exits with 1 if there are any."""
+    """Prints the table and the reasons of failures. Exits with status 1 if a run has failed."""
     from rich.console import Console
 
     from jobs.results.tables import failure_lines, results_table
 
     console = Console()
     if not console.is_terminal:
-        console = Console(width=200)  # a log or a pipe has no width of its own; 80 would cut the columns
+        console = Console(width=200)  # a log or a pipe has no width; the default of 80 cuts columns
     console.print(results_table(results, f"{folder.sweep_name} on {folder.cluster_name}", console.width))
     for line in failure_lines(results, folder):
         console.print(line, markup=False, highlight=False, soft_wrap=True)
@@ -82,19 +86,21 @@ def print_results(results: Sequence[Result], folder: SweepFolder) -> None:
 
 
 def exit_status(results: Sequence[Result]) -> int:
+    """1 if a run has ended without success, else 0."""
     from jobs.slurm.states import JobPhase, State
 
     return int(any(row.phase is JobPhase.FINISHED and row.state != State.COMPLETED for row in results))
 
 
 def stderr_console() -> Console:
-    """For progress and notes: stderr, so that --json can be piped."""
+    """The console for progress and notes. It is stderr, so that the output of --json can be piped."""
     from rich.console import Console
 
     return Console(stderr=True)
 
 
 def print_json(value: object) -> None:
+    """Prints a value as indented JSON."""
     import json
 
     print(json.dumps(value, indent=2))

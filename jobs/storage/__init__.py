@@ -1,1 +1,1 @@
-"""The folder of a sweep on a cluster, and its ledger."""
+"""The folder of a sweep on one cluster, and the ledger of its submissions."""

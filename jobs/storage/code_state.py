@@ -8,7 +8,7 @@ from typing import Any
 
 
 def git_state(folder: Path) -> dict[str, Any] | None:
-    """Commit of the checkout that `folder` is in, and whether it has uncommitted changes; None outside of one."""
+    """The commit of the checkout around `folder`, and whether it has uncommitted changes; None outside a checkout."""
     try:
         commit = _git(folder, "rev-parse", "HEAD")
         return {"commit": commit, "dirty": bool(_git(folder, "status", "--porcelain", "--untracked-files=no"))}
@@ -17,7 +17,7 @@ def git_state(folder: Path) -> dict[str, Any] | None:
 
 
 def _git(folder: Path, *arguments: str) -> str:
-    done = subprocess.run(
+    completed = subprocess.run(
         ["git", "-C", str(folder), *arguments], capture_output=True, text=True, check=True, timeout=30
     )
-    return done.stdout.strip()
+    return completed.stdout.strip()

@@ -1,4 +1,4 @@
-"""What was asked of a cluster: an append-only file of submissions, locked and synced, that survives a crash."""
+"""The ledger: an append-only file of the submissions to a cluster. It is locked, synced, and readable after a crash."""
 
 from __future__ import annotations
 
@@ -21,43 +21,45 @@ _LOCK_TIMEOUT_S = 60
 
 @dataclass(frozen=True)
 class QueueProcess:
-    """The process that works through a local queue: while it lives its runs do."""
+    """The process that works through a local queue. Its runs live only while it lives."""
 
     host: str
     pid: int
-    created_s: float  # a pid is given out again, one with the same start is not
+    created_s: float  # pids are reused; (pid, start time) is not
 
 
 @dataclass(frozen=True)
 class Job:
-    """One run as it was last sent."""
+    """One submission of one run."""
 
     run_id: str
-    job_id: str  # sacct's: 123_4 of an array, 123 of a plain job
+    job_id: str  # as in sacct: 123_4 for a task of an array, 123 for a plain job
     submitted_s: float
-    queue: QueueProcess | None = None  # of the local executor
+    queue: QueueProcess | None = None  # only with the local executor
 
 
 @dataclass(frozen=True)
 class Ledger:
     """The submissions of one sweep on one cluster."""
 
-    jobs: Mapping[str, tuple[Job, ...]]  # of each run, by run_id, the latest job last
-    unconfirmed: tuple[str, ...]  # runs whose last submission was begun, and neither recorded nor given up
+    jobs: Mapping[str, tuple[Job, ...]]  # the jobs of each run by run_id, the latest job last
+    unconfirmed: tuple[str, ...]  # the runs whose last submission has an intend event and no result
 
     def all_jobs(self) -> Iterator[Job]:
-        """Every job that was ever sent."""
+        """Every job that was ever submitted."""
         return itertools.chain.from_iterable(self.jobs.values())
 
 
 def read_ledger(folder: Path) -> Ledger:
-    """The ledger of a sweep's folder; an empty one where nothing was submitted."""
+    """The ledger of a sweep's folder. It is empty if nothing was submitted."""
     path = folder / LEDGER_NAME
-    return replay(read_lines(path) if path.exists() else ())
+    if not path.exists():
+        return replay(())
+    return replay(read_lines(path))
 
 
 def replay(events: Iterable[Mapping[str, Any]]) -> Ledger:
-    """The state that a sequence of events leads to.
+    """The ledger that results from a sequence of events.
 
     Example:
         >>> replay([{"event": "intend", "run_ids": ["a"], "time_s": 1.0},
@@ -70,7 +72,9 @@ def replay(events: Iterable[Mapping[str, Any]]) -> Ledger:
         if event["event"] == "intend":
             open_runs.update(dict.fromkeys(event["run_ids"]))
         elif event["event"] == "record":
-            queue = QueueProcess(**event["queue"]) if event.get("queue") else None
+            queue = None
+            if event.get("queue"):
+                queue = QueueProcess(**event["queue"])
             for run_id, job_id in event["jobs"].items():
                 jobs[run_id] = (*jobs.get(run_id, ()), Job(run_id, job_id, event["time_s"], queue))
                 open_runs.pop(run_id, None)
@@ -81,14 +85,16 @@ def replay(events: Iterable[Mapping[str, Any]]) -> Ledger:
 
 
 def intend(folder: Path, run_ids: Sequence[str], time_s: float) -> None:
-    """Notes that these runs are about to be sent, before anything is: a crash then leaves a trace."""
+    """Notes that these runs are about to be submitted. It is written first, so that a crash leaves a trace."""
     _append(folder, {"event": "intend", "time_s": time_s, "run_ids": list(run_ids)})
 
 
 def record(folder: Path, jobs: Mapping[str, str], time_s: float, queue: QueueProcess | None = None) -> None:
-    """Notes the job id that each run got, and of a local run the process that works through its queue."""
+    """Notes the job id of each run and, for local runs, the process of their queue."""
     event: dict[str, Any] = {"event": "record", "time_s": time_s, "jobs": dict(jobs)}
-    _append(folder, {**event, "queue": asdict(queue)} if queue else event)
+    if queue:
+        event["queue"] = asdict(queue)
+    _append(folder, event)
 
 
 def give_up(folder: Path, run_ids: Sequence[str], time_s: float, reason: str) -> None:
@@ -98,18 +104,17 @@ def give_up(folder: Path, run_ids: Sequence[str], time_s: float, reason: str) ->
 
 @contextmanager
 def submission_lock(folder: Path) -> Iterator[None]:
-    """Holds the lock of one submission of a sweep, so that two at once cannot send the same runs.
+    """Locks the submission of a sweep, so that two submissions cannot submit the same runs.
 
     Raises:
-        UserError: Somebody else holds it.
+        UserError: Another process has the lock.
     """
     lock = FileLock(folder / ".submit.lock")
     try:
         lock.acquire(timeout=0)
     except Timeout:
-        raise UserError(
-            f"another sweep submit is at work in {folder}", hint="wait until it has returned, then try again"
-        ) from None
+        hint = "wait until it has ended, then try again"
+        raise UserError(f"another sweep submit is running in {folder}", hint=hint) from None
     try:
         yield
     finally:
@@ -117,7 +122,10 @@ def submission_lock(folder: Path) -> Iterator[None]:
 
 
 def append_lines(path: Path, lines: Sequence[str]) -> None:
-    """Appends whole lines, under the file's lock and synced; a torn last line of an earlier crash is ended first."""
+    """Appends complete lines under the file's lock, with fsync.
+
+    If a crash has left an incomplete last line, a line break is written after it first.
+    """
     with FileLock(path.with_name(f".{path.name}.lock"), timeout=_LOCK_TIMEOUT_S), path.open("ab+") as file:
         if file.tell() > 0:
             file.seek(-1, os.SEEK_END)
@@ -129,14 +137,14 @@ def append_lines(path: Path, lines: Sequence[str]) -> None:
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
-    """The JSON objects of a file that `append_lines` wrote; what a crash tore is left out."""
-    found = []
+    """The JSON objects of a file that `append_lines` wrote. A line that a crash left incomplete is skipped."""
+    objects = []
     for line in path.read_text(encoding="utf-8").splitlines():
         try:
-            found.append(json.loads(line))
+            objects.append(json.loads(line))
         except json.JSONDecodeError:
-            continue  # the one torn line that a crash can leave
-    return found
+            continue  # the one incomplete line that a crash can leave
+    return objects
 
 
 def _append(folder: Path, event: Mapping[str, Any]) -> None:

@@ -1,4 +1,4 @@
-"""The folder of a sweep on one cluster: every file name in it, and what a submission lays down before it sends."""
+"""The folder of a sweep on one cluster: its file names, and the files that a submission writes first."""
 
 from __future__ import annotations
 
@@ -15,12 +15,15 @@ from disttrain.records.record_files import CHECKPOINTS_NAME, SUMMARY_NAME, failu
 from disttrain.records.versions import versions
 from jobs.storage.code_state import git_state
 
-_LAST = ".last"  # in the root: the sweep submitted last, for commands that name none
+_LAST = ".last"  # a file in the root that names the sweep submitted last, the default of `sweep status` and others
 
 
 @dataclass(frozen=True)
 class SweepFolder:
-    """Paths of one sweep on one cluster: ``<root>/<sweep>/<cluster>``; all relative to `path`, so it can be moved."""
+    """The paths of one sweep on one cluster: ``<root>/<sweep>/<cluster>``.
+
+    All paths are relative to `path`, so the folder can be moved.
+    """
 
     path: Path
 
@@ -56,14 +59,14 @@ class SweepFolder:
         return self.path / "runs" / run_id
 
     def planned_runs(self) -> list[dict[str, Any]]:
-        """Every run that was ever submitted here, as `plan.run_json` wrote it, in order."""
+        """The runs of plan.json, in order, as `plan.run_json` wrote them."""
         if not self.plan_file.exists():
             return []
         runs: list[dict[str, Any]] = json.loads(self.plan_file.read_text(encoding="utf-8"))["runs"]
         return runs
 
     def is_owner(self) -> bool:
-        """Whether the folder is this user's; others only read, even where a group or root could write."""
+        """Whether this user owns the folder. Other users only read it, even if the group or root could write."""
         return self.path.stat().st_uid == os.geteuid() and os.access(self.path, os.W_OK)
 
 
@@ -72,24 +75,24 @@ def prepare(
     sweep_text: str,
     plan: Mapping[str, Any],
     runs: Sequence[Mapping[str, Any]],
-    sent: Collection[str] = (),
+    submitted_ids: Collection[str] = (),
     import_path: Sequence[str] = (),
 ) -> None:
-    """Lays down what the ranks and later commands read, before anything is sent.
+    """Writes the files that the ranks and later commands read. It runs before the submission.
 
     Args:
-        folder: Where; made if it is not there.
-        sweep_text: The sweep's YAML as submitted.
-        plan: The whole plan as JSON.
-        runs: The runs that are about to be sent, as in the plan; what an earlier attempt of them said of itself is
-            removed, or a new attempt would be taken for a finished one.
-        sent: Ids of the runs of earlier submissions: those that the plan no longer names are kept behind its own. One
-            that was planned and never sent is not: nobody would ever send it.
-        import_path: Folders in which the ranks look for a model family of the user's own.
+        folder: The folder of the sweep; created if it does not exist.
+        sweep_text: The text of the submitted sweep file.
+        plan: The complete plan as JSON.
+        runs: The runs that are about to be submitted, as in the plan. The summary and failure files of their earlier
+            attempts are removed; otherwise the new attempt would look finished.
+        submitted_ids: The ids of all runs of earlier submissions. plan.json keeps those that the plan no longer has,
+            after the runs of the plan. It drops a run that was planned and never submitted.
+        import_path: The folders in which the ranks search for the user's own model family.
     """
     folder.logs.mkdir(parents=True, exist_ok=True)
-    named = {run["run_id"] for run in plan["runs"]}
-    earlier = [run for run in folder.planned_runs() if run["run_id"] in set(sent) - named]
+    planned_ids = {run["run_id"] for run in plan["runs"]}
+    earlier = [run for run in folder.planned_runs() if run["run_id"] in set(submitted_ids) - planned_ids]
     write_text(folder.sweep_file, sweep_text)
     write_text(folder.plan_file, json.dumps({**plan, "runs": [*plan["runs"], *earlier]}, indent=2) + "\n")
     facts = {"versions": versions(), "git": git_state(Path.cwd()), "import_path": list(import_path)}
@@ -97,60 +100,59 @@ def prepare(
         run_dir = folder.run(run["run_id"])
         run_dir.mkdir(parents=True, exist_ok=True)
         (run_dir / SUMMARY_NAME).unlink(missing_ok=True)
-        goes_on = any((run_dir / CHECKPOINTS_NAME).glob("*.json"))
+        resumes = any((run_dir / CHECKPOINTS_NAME).glob("*.json"))
         for rank in range(run["world_size"]):
             (run_dir / failure_name(rank)).unlink(missing_ok=True)
-            if not goes_on:  # else the records of the steps before its checkpoint are kept
+            if not resumes:  # a run with a checkpoint needs the records of the steps before it
                 (run_dir / metrics_name(rank)).unlink(missing_ok=True)
         write_text(run_dir / "run.json", json.dumps({**run, **facts}, indent=2) + "\n")
     write_text(folder.path.parent.parent / _LAST, f"{folder.sweep_name}/{folder.cluster_name}\n")
 
 
 def find_folder(root: Path, sweep: str | None, cluster: str | None) -> SweepFolder:
-    """The folder that SWEEP means: a sweep's YAML, its name, or its folder; None: the one submitted last.
+    """Finds the folder of a submitted sweep.
 
     Args:
         root: The folder of all sweeps.
-        sweep: As on the command line.
-        cluster: Of several clusters that the sweep was submitted to; None: the only one, or the latest.
+        sweep: The sweep's YAML file, name or folder; None for the sweep submitted last.
+        cluster: The cluster, for a sweep that was submitted to several; None for the latest one.
 
     Raises:
-        UserError: There is no such sweep, or nothing was submitted.
+        UserError: The sweep does not exist, or nothing was submitted.
     """
     if sweep is None:
         last = root / _LAST
         if not last.exists():
-            raise UserError(f"no sweep was submitted in {str(root)!r}", hint="name one, or give --root")
+            raise UserError(f"no sweep was submitted in {str(root)!r}", hint="name a sweep, or give --root")
         return _existing(root / last.read_text(encoding="utf-8").strip(), cluster)
     path = Path(sweep)
     if (path / "plan.json").is_file():
         folder = SweepFolder(path.resolve())
         if cluster not in (None, folder.cluster_name):
-            raise UserError(
-                f"{sweep!r} was submitted to {folder.cluster_name!r}, not to {cluster!r}", where="--cluster"
-            )
+            message = f"{sweep!r} was submitted to {folder.cluster_name!r}, not to {cluster!r}"
+            raise UserError(message, where="--cluster")
         return folder
     if path.suffix in (".yaml", ".yml"):
         from jobs.planning.sweep_file import load_sweep
 
         return _newest(root / load_sweep(path).name, sweep, cluster)
-    # A folder that happens to have the sweep's name, sweeps/ say, is not meant.
+    # A folder without plan.json can have the same name as a sweep, for example sweeps/. It is not the sweep's folder.
     if path.is_dir() and any(path.glob("*/plan.json")):
         return _newest(path, sweep, cluster)
     return _newest(root / sweep, sweep, cluster)
 
 
 def _newest(sweep_dir: Path, wanted: str, cluster: str | None) -> SweepFolder:
-    found = sorted(sweep_dir.glob("*/plan.json"), key=lambda plan: plan.stat().st_mtime)
+    plans = sorted(sweep_dir.glob("*/plan.json"), key=lambda plan: plan.stat().st_mtime)
     if cluster is not None:
-        found = [plan for plan in found if plan.parent.name == cluster]
-    if not found:
-        on = f" on {cluster!r}" if cluster else ""
-        raise UserError(
-            f"sweep {wanted!r} was not submitted{on}: {str(sweep_dir)!r} holds no plan.json",
-            hint="submit it with sweep submit, or give the --root and --cluster that it was submitted with",
-        )
-    return SweepFolder(found[-1].parent.resolve())
+        plans = [plan for plan in plans if plan.parent.name == cluster]
+    if not plans:
+        what = f"sweep {wanted!r} was not submitted"
+        if cluster:
+            what += f" to {cluster!r}"
+        hint = "submit it with sweep submit, or give the --root and --cluster of its submission"
+        raise UserError(f"{what}: {str(sweep_dir)!r} has no plan.json", hint=hint)
+    return SweepFolder(plans[-1].parent.resolve())
 
 
 def _existing(path: Path, cluster: str | None) -> SweepFolder:

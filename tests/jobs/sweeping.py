@@ -1,4 +1,4 @@
-"""What the tests of real sweeps share: the `sweep` command as a user starts it, tiny sweeps, a look at processes."""
+"""Helpers for tests of real sweeps: the `sweep` command as a user starts it, tiny sweeps, and running processes."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ T = TypeVar("T")
 
 DATA = Path(__file__).resolve().parents[2] / "sweeps" / "data"
 COMMAND_TIMEOUT_S = 60.0
-# A failing run must be over this long after its first rank has failed.
+# A failing run must end within this time after its first rank has failed.
 END_LIMIT_S = 30.0
 
 _TINY = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 64}
@@ -26,7 +26,7 @@ TINY_VIT = {**_TINY, "patch_size": 8}
 
 
 def tiny_base(**changes: Any) -> dict[str, Any]:
-    """A `base` of a few short steps of a tiny BERT from scratch on the CPU."""
+    """A `base` that trains a tiny BERT from scratch on the CPU for a few steps."""
     return {
         "model": "bert", "dataset": str(DATA / "sst2"), "architecture": TINY_BERT, "device": "cpu", "num_workers": 0,
         "per_gpu_batch": 4, "max_steps": 4, "max_train_examples": 200, "max_eval_examples": 40,
@@ -35,7 +35,7 @@ def tiny_base(**changes: Any) -> dict[str, Any]:
 
 
 def write_sweep(path: Path, **sections: Any) -> Path:
-    """A sweep file with these sections, named after the file."""
+    """Writes a sweep file with these sections. The sweep has the name of the file."""
     path.write_text(yaml.safe_dump({"name": path.stem, **sections}, sort_keys=False))
     return path
 
@@ -48,51 +48,53 @@ class Sweeping:
         self.environ = {**environ, "PYTHONUNBUFFERED": "1"}
 
     def command(self, *arguments: str | Path) -> list[str]:
-        """The command line, with the script that the package's installation made."""
+        """The command line, with the script that the installation of the package created."""
         return [str(Path(sys.executable).with_name("sweep")), *map(str, arguments)]
 
     def run(
         self, *arguments: str | Path, exit_code: int = 0, timeout_s: float = COMMAND_TIMEOUT_S
     ) -> subprocess.CompletedProcess[str]:
-        """Runs it to its end, which must come with this exit status."""
-        done = subprocess.run(
+        """Runs the command until it ends, and checks its exit status."""
+        completed = subprocess.run(
             self.command(*arguments), cwd=self.folder, env=self.environ, stdin=subprocess.DEVNULL, capture_output=True,
             text=True, timeout=timeout_s, check=False,
         )  # fmt: skip
-        assert done.returncode == exit_code, f"{done.args}: {done.returncode}\n{done.stdout}{done.stderr}"
-        return done
+        assert completed.returncode == exit_code, (
+            f"{completed.args}: {completed.returncode}\n{completed.stdout}{completed.stderr}"
+        )
+        return completed
 
     def status(self, *arguments: str | Path) -> list[dict[str, Any]]:
-        """The rows of `sweep status --json`, whatever its exit status says of the runs."""
-        done = subprocess.run(
+        """The rows of `sweep status --json`. The exit status must agree with their states."""
+        completed = subprocess.run(
             self.command("status", "--json", *arguments), cwd=self.folder, env=self.environ, capture_output=True,
             text=True, timeout=COMMAND_TIMEOUT_S, check=False,
         )  # fmt: skip
-        assert done.returncode in (0, 1), done.stderr
-        rows: list[dict[str, Any]] = json.loads(done.stdout)["runs"]
+        assert completed.returncode in (0, 1), completed.stderr
+        rows: list[dict[str, Any]] = json.loads(completed.stdout)["runs"]
         failed = any(
             row["state"] not in ("NOT_SUBMITTED", "PENDING", "REQUEUED", "RUNNING", "COMPLETED") for row in rows
         )
-        assert done.returncode == int(failed)
+        assert completed.returncode == int(failed)
         return rows
 
     def outside(self, *command: str | Path) -> str:
-        """What another command prints, sacct or scontrol say; it must succeed."""
-        done = subprocess.run(
+        """The output of another command, for example sacct or scontrol. It must succeed."""
+        completed = subprocess.run(
             list(map(str, command)), cwd=self.folder, env=self.environ, stdin=subprocess.DEVNULL, capture_output=True,
             text=True, timeout=COMMAND_TIMEOUT_S, check=False,
         )  # fmt: skip
-        assert done.returncode == 0, f"{command}: {done.stderr}"
-        return done.stdout
+        assert completed.returncode == 0, f"{command}: {completed.stderr}"
+        return completed.stdout
 
 
-def wait_for(look: Callable[[], T | None], what: str, *, limit_s: float, pause_s: float = 0.25) -> T:
-    """What `look` finds, once it finds something."""
+def wait_for(poll: Callable[[], T | None], what: str, *, limit_s: float, pause_s: float = 0.25) -> T:
+    """The first true value that `poll` returns."""
     deadline = time.monotonic() + limit_s
     while True:
-        found = look()
-        if found:
-            return found
+        value = poll()
+        if value:
+            return value
         assert time.monotonic() < deadline, f"no {what} within {limit_s:.0f} s"
         time.sleep(pause_s)
 
@@ -101,26 +103,26 @@ def records(run_dir: Path, rank: int, kind: str) -> list[dict[str, Any]]:
     """The records of one kind that a rank has written so far."""
     path = run_dir / f"metrics-rank{rank:05d}.jsonl"
     lines = path.read_text().splitlines(keepends=True) if path.is_file() else []
-    found = [json.loads(line) for line in lines if line.endswith("\n")]
-    return [record for record in found if record["kind"] == kind]
+    complete = [json.loads(line) for line in lines if line.endswith("\n")]
+    return [record for record in complete if record["kind"] == kind]
 
 
 def processes_with(*entries: str) -> dict[int, str]:
-    """Command lines, by process id, of the living processes that have all these entries in their environment."""
-    found = {}
+    """The command lines, by process id, of the running processes with all these entries in their environment."""
+    commands = {}
     for folder in Path("/proc").iterdir():
         if not folder.name.isdecimal() or folder.name == str(os.getpid()):
             continue
         try:
-            environ = (folder / "environ").read_bytes().split(b"\0")  # empty of a zombie
+            environ = (folder / "environ").read_bytes().split(b"\0")  # empty for a zombie process
             command = (folder / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
         except OSError:
             continue  # it has just ended
         if all(entry.encode() in environ for entry in entries):
-            found[int(folder.name)] = command
-    return found
+            commands[int(folder.name)] = command
+    return commands
 
 
 def by_run(rows: Sequence[dict[str, Any]]) -> dict[str, dict[str, Any]]:
-    """Result rows by run id."""
+    """The result rows by run id."""
     return {row["run_id"]: row for row in rows}

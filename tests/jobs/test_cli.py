@@ -1,4 +1,4 @@
-"""The sweep command as its users meet it: mistakes, exit statuses, pipes, and a login node without torch."""
+"""The sweep command for its users: error messages, exit statuses, pipes, and a login node without torch."""
 
 from __future__ import annotations
 
@@ -35,15 +35,15 @@ HEAVY = ("torch", "torchvision", "transformers", "datasets", "numpy", "pandas", 
 
 
 @dataclass(frozen=True)
-class Done:
-    """What a command said."""
+class Output:
+    """The exit status and the output of a command."""
 
     exit_code: int
     out: str
     err: str
 
 
-Sweep = Callable[..., Done]
+Sweep = Callable[..., Output]
 
 
 @pytest.fixture
@@ -57,13 +57,13 @@ def sweep(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Captur
     for name in ("SWEEP_CLUSTER", "SWEEP_ROOT"):
         monkeypatch.delenv(name, raising=False)
 
-    def run(*arguments: str) -> Done:
+    def run(*arguments: str) -> Output:
         monkeypatch.setattr(sys, "argv", ["sweep", *arguments])
         with pytest.raises(SystemExit) as ended:
             cli.main()
-        said = capsys.readouterr()
+        output = capsys.readouterr()
         assert isinstance(ended.value.code, int)
-        return Done(ended.value.code, said.out, said.err)
+        return Output(ended.value.code, output.out, output.err)
 
     return run
 
@@ -71,46 +71,46 @@ def sweep(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Captur
 @pytest.mark.parametrize(
     ("command", "error"),
     [
-        ("plan", "Missing argument 'FILE' (sweep plan --help shows how)"),
-        ("plna", "No such command 'plna'. Did you mean 'plan'? (sweep --help shows how)"),
+        ("plan", "Missing argument 'FILE' (see sweep plan --help)"),
+        ("plna", "No such command 'plna'. Did you mean 'plan'? (see sweep --help)"),
         ("plan s.yaml --clutser x", "No such option: --clutser"),
         ("plan nope.yaml", "nope.yaml: no such file (check the path)"),
         ("plan .", ".: is a folder, not a file (name the YAML file in it)"),
-        ("plan s.yaml --set lr", "--set: 'lr' is not KEY=VALUE (--set max_steps=3)"),
+        ("plan s.yaml --set lr", "--set: 'lr' is not KEY=VALUE (for example --set max_steps=3)"),
         ("plan s.yaml --set lr=1 --set lr=2", "--set: lr is set twice (drop one of the two)"),
         ("plan s.yaml --set max_steps=0", "--set max_steps=0: max_steps is 0: input should be greater than or"),
         ("plan s.yaml --set learning_rate=1", "--set learning_rate=1: unknown field 'learning_rate'"),
         ("plan s.yaml --cluster nope", "--cluster: no cluster profile 'nope' in"),
-        ("plan s.yaml --cluster x.yaml", "<here>/x.yaml: no such file (check the path)"),
-        ("plan s.yaml --scripts", "cluster 'local' sends no scripts (give --cluster a Slurm profile)"),
+        ("plan s.yaml --cluster x.yaml", "<folder>/x.yaml: no such file (check the path)"),
+        ("plan s.yaml --scripts", "cluster 'local' has no batch scripts (choose a Slurm profile with --cluster)"),
         ("plan typo.yaml", "typo.yaml:4: slurm.tiem: unknown key 'tiem' (did you mean time?)"),
         ("submit bad.yaml --cluster local", "bad.yaml:2: allocations[0]: '2*2' is not an allocation"),
         ("submit s.yaml --cluster slurm", "cluster 'slurm' needs Slurm, and sbatch is not on PATH"),
-        ("submit s.yaml --cluster slurm --max-parallel 2", "--max-parallel 2 is for --cluster local"),
-        ("submit s.yaml --cluster debug --max-parallel 2", "--max-parallel 2 is for --cluster local"),
+        ("submit s.yaml --cluster slurm --max-parallel 2", "--max-parallel 2 needs --cluster local"),
+        ("submit s.yaml --cluster debug --max-parallel 2", "--max-parallel 2 needs --cluster local"),
         ("submit s.yaml --max-parallel 0", "Invalid value for '--max-parallel'"),
         ("submit s.yaml --poll often", "Invalid value for '--poll'"),
-        ("submit s.yaml --root /proc/here", "/proc/here: No such file or directory"),
-        ("submit s.yaml --root s.yaml", "<here>/s.yaml"),
-        ("status", "no sweep was submitted in '<here>/runs' (name one, or give --root)"),
-        ("status s", "sweep 's' was not submitted: '<here>/runs/s' holds no plan.json"),
-        ("collect s.yaml --cluster x", "sweep 's.yaml' was not submitted on 'x': '<here>/runs/s' holds no plan.json"),
+        ("submit s.yaml --root /proc/missing", "/proc/missing: No such file or directory"),
+        ("submit s.yaml --root s.yaml", "<folder>/s.yaml"),
+        ("status", "no sweep was submitted in '<folder>/runs' (name a sweep, or give --root)"),
+        ("status s", "sweep 's' was not submitted: '<folder>/runs/s' has no plan.json"),
+        ("collect s.yaml --cluster x", "sweep 's.yaml' was not submitted to 'x': '<folder>/runs/s' has no plan.json"),
         ("collect s --format xml", "Invalid value for '--format'"),
     ],
 )  # fmt: skip
-def test_a_mistake_is_one_line_and_creates_nothing(command: str, error: str, sweep: Sweep, tmp_path: Path) -> None:
+def test_a_mistake_gives_one_line_and_no_file(command: str, error: str, sweep: Sweep, tmp_path: Path) -> None:
     (tmp_path / "bad.yaml").write_text(SWEEP.replace("1x1", "2*2"))
     (tmp_path / "typo.yaml").write_text(SWEEP.replace("time", "tiem"))
     before = sorted(tmp_path.rglob("*"))
-    done = sweep(*command.split())
-    assert (done.exit_code, done.out, done.err.count("\n")) == (2, "", 1)
-    assert done.err.startswith(f"error: {error.replace('<here>', str(tmp_path))}")
+    output = sweep(*command.split())
+    assert (output.exit_code, output.out, output.err.count("\n")) == (2, "", 1)
+    assert output.err.startswith(f"error: {error.replace('<folder>', str(tmp_path))}")
     assert sorted(tmp_path.rglob("*")) == before
 
 
-def test_help_without_a_command(sweep: Sweep) -> None:
-    bare, asked = sweep(), sweep("--help")
-    assert bare == asked
+def test_no_command_prints_the_help(sweep: Sweep) -> None:
+    bare, helped = sweep(), sweep("--help")
+    assert bare == helped
     assert (bare.exit_code, bare.err) == (0, "")
     assert [line.split()[0] for line in bare.out.split("Commands:")[1].splitlines() if line.strip()] == [
         "plan",
@@ -121,39 +121,39 @@ def test_help_without_a_command(sweep: Sweep) -> None:
     ]
 
 
-def test_the_plan_as_json_is_nothing_else(sweep: Sweep, tmp_path: Path) -> None:
-    done = sweep("plan", "s.yaml", "--json", "--set", "lr=1e-3", "--set", "dataset_config=1")
-    found = json.loads(done.out)
-    assert (done.exit_code, done.err, found["sweep"], found["cluster"]) == (0, "", "s", "local")
-    asked = {"allocation", "nodes", "gpus_per_node", "world_size"}
-    assert [{name: run[name] for name in asked} for run in found["runs"]] == [
+def test_plan_json_prints_only_json(sweep: Sweep, tmp_path: Path) -> None:
+    output = sweep("plan", "s.yaml", "--json", "--set", "lr=1e-3", "--set", "dataset_config=1")
+    plan = json.loads(output.out)
+    assert (output.exit_code, output.err, plan["sweep"], plan["cluster"]) == (0, "", "s", "local")
+    names = {"allocation", "nodes", "gpus_per_node", "world_size"}
+    assert [{name: run[name] for name in names} for run in plan["runs"]] == [
         {"allocation": "1x1", "nodes": 1, "gpus_per_node": 1, "world_size": 1},
         {"allocation": "2x1", "nodes": 2, "gpus_per_node": 1, "world_size": 2},
     ]
     assert {
-        (run["train"]["lr"], run["train"]["dataset_config"], run["train"]["max_steps"]) for run in found["runs"]
+        (run["train"]["lr"], run["train"]["dataset_config"], run["train"]["max_steps"]) for run in plan["runs"]
     } == {(1e-3, "1", 3)}
     assert not (tmp_path / "runs").exists()
 
 
-def test_a_plan_shows_the_scripts_of_the_sweeps_own_profile(sweep: Sweep, tmp_path: Path) -> None:
+def test_plan_prints_the_scripts_of_a_profile(sweep: Sweep, tmp_path: Path) -> None:
     (tmp_path / "clusters").mkdir()
     (tmp_path / "clusters" / "site.yaml").write_text("partition: gpu\ntime: 01:00:00\n")
-    done = sweep("plan", "s.yaml", "--cluster", "site", "--scripts")
-    told = [
+    output = sweep("plan", "s.yaml", "--cluster", "site", "--scripts")
+    options = [
         line
-        for line in done.out.splitlines()
+        for line in output.out.splitlines()
         if line.startswith(("#SBATCH --time", "#SBATCH --part", "#SBATCH --nodes"))
     ]
-    assert told == [
+    assert options == [
         f"#SBATCH --{option}" for nodes in "12" for option in (f"nodes={nodes}", "partition=gpu", "time=30")
     ]
-    assert f"{tmp_path}/runs/s/site/logs" in done.out
+    assert f"{tmp_path}/runs/s/site/logs" in output.out
 
 
 @pytest.fixture
 def submitted(sweep: Sweep, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> SweepFolder:
-    """s, as it is after `sweep submit s.yaml --cluster local` with a queue that has sent off neither run."""
+    """The folder of s after `sweep submit s.yaml --cluster local`, with a queue that has started no run."""
     monkeypatch.setattr("jobs.launch.send_to_local", lambda *_, **__: None)
     assert sweep("submit", "s.yaml", "--cluster", "local").exit_code == 0
     folder = SweepFolder(tmp_path / "runs" / "s" / "local")
@@ -177,7 +177,7 @@ def note(folder: SweepFolder, *states: State) -> None:
         ((State.CANCELLED, State.RUNNING), 1),
     ],
 )
-def test_the_exit_status_says_whether_a_run_failed(
+def test_the_exit_status_shows_a_failed_run(
     states: tuple[State, ...], exit_code: int, sweep: Sweep, submitted: SweepFolder
 ) -> None:
     note(submitted, *states)
@@ -185,13 +185,13 @@ def test_the_exit_status_says_whether_a_run_failed(
         assert sweep(*command).exit_code == exit_code, command
 
 
-def test_collect(sweep: Sweep, submitted: SweepFolder, tmp_path: Path) -> None:
+def test_collect_writes_every_format(sweep: Sweep, submitted: SweepFolder, tmp_path: Path) -> None:
     note(submitted, State.COMPLETED, State.FAILED)
     failed = submitted.planned_runs()[1]["run_id"]
-    told = Failure(
+    failure = Failure(
         rank=1, host="n1", time_s=1.0, error="ValueError", message="no [label]\ncolumn", traceback="", user_error=True
     )
-    write_json(submitted.run(failed) / failure_name(1), told)
+    write_json(submitted.run(failed) / failure_name(1), failure)
     table = sweep("collect")
     assert table.out.splitlines()[0].rstrip() == "s on local"
     assert table.out.splitlines()[-2:] == [
@@ -204,19 +204,19 @@ def test_collect(sweep: Sweep, submitted: SweepFolder, tmp_path: Path) -> None:
     as_json = json.loads(sweep("collect", "--format", "json").out)
     assert as_json == json.loads(sweep("status", "--json").out)
     assert [run["state"] for run in as_json["runs"]] == ["COMPLETED", "FAILED"]
-    written = {
+    texts = {
         "all.csv": as_csv.out, "all.json": json.dumps(as_json, indent=2) + "\n", "all": as_csv.out, "link": as_csv.out,
     }  # fmt: skip
     (tmp_path / "link").symlink_to("target")
-    for name, text in written.items():
-        done = sweep("collect", "-o", name)
-        assert (done.out.splitlines()[0], (tmp_path / name).read_text()) == (f"wrote {name}", text)
+    for name, text in texts.items():
+        output = sweep("collect", "-o", name)
+        assert (output.out.splitlines()[0], (tmp_path / name).read_text()) == (f"wrote {name}", text)
     assert (tmp_path / "target").read_text() == as_csv.out
-    for name, why in ((".", "it is a folder"), ("no/all.csv", "its folder is not there")):
-        assert sweep("collect", "-o", name) == Done(2, "", f"error: -o: {name!r} cannot be written: {why}\n")
+    for name, reason in ((".", "it is a folder"), ("no/all.csv", "its folder does not exist")):
+        assert sweep("collect", "-o", name) == Output(2, "", f"error: -o: {name!r} cannot be written: {reason}\n")
 
 
-def test_a_reader_who_does_not_own_the_folder_collects_elsewhere(
+def test_another_user_collects_to_another_folder(
     sweep: Sweep, submitted: SweepFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     note(submitted, State.COMPLETED, State.COMPLETED)
@@ -227,7 +227,7 @@ def test_a_reader_who_does_not_own_the_folder_collects_elsewhere(
     assert sorted(submitted.path.rglob("*")) == before
 
 
-def test_what_was_submitted_is_found_from_elsewhere_by_the_root(
+def test_the_root_option_finds_a_sweep(
     sweep: Sweep, submitted: SweepFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir("/")
@@ -244,8 +244,8 @@ def program(path: Path, text: str) -> None:
 
 def environ_of(folder: Path, **more: str) -> dict[str, str]:
     dropped = ("SWEEP", "SLURM", "COVERAGE", "PYTHONUNBUFFERED")
-    kept = {name: value for name, value in os.environ.items() if not name.startswith(dropped)}
-    return {**kept, "XDG_CONFIG_HOME": str(folder / "config"), **more}
+    environ = {name: value for name, value in os.environ.items() if not name.startswith(dropped)}
+    return {**environ, "XDG_CONFIG_HOME": str(folder / "config"), **more}
 
 
 def python(code: str, folder: Path, environ: Mapping[str, str]) -> subprocess.CompletedProcess[str]:
@@ -260,14 +260,14 @@ def main_of(*arguments: str, then: str = "") -> str:
 
 
 def modules(code: str, folder: Path) -> set[str]:
-    done = python(code, folder, environ_of(folder))
-    return set(done.stderr.split())
+    completed = python(code, folder, environ_of(folder))
+    return set(completed.stderr.split())
 
 
 PRINT_MODULES = "print(*sys.modules, file=sys.stderr)"
 
 
-def test_help_is_instant_since_it_loads_nothing_but_typer(tmp_path: Path) -> None:
+def test_help_loads_only_typer(tmp_path: Path) -> None:
     typer = modules(f"import sys, typer\n{PRINT_MODULES}", tmp_path)
     helped = modules(main_of("--help", then=PRINT_MODULES), tmp_path)
     more = {name for name in helped - typer if not name.startswith("typer.")}
@@ -276,9 +276,9 @@ def test_help_is_instant_since_it_loads_nothing_but_typer(tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize("options", [[], ["--json"], ["--cluster", "slurm"], ["--cluster", "slurm", "--scripts"]])
-def test_a_plan_loads_no_torch_and_no_data_library(options: list[str], tmp_path: Path) -> None:
+def test_a_plan_loads_no_heavy_library(options: list[str], tmp_path: Path) -> None:
     (tmp_path / "s.yaml").write_text(SWEEP)
-    # submitit's scripts want cloudpickle and no more; numpy it loads on the compute side alone.
+    # For its scripts submitit needs only cloudpickle; it loads numpy only on the compute nodes.
     loaded = modules(main_of("plan", "s.yaml", *options, then=PRINT_MODULES), tmp_path)
     assert "jobs.planning.plan" in loaded
     assert loaded & set(HEAVY) == set()
@@ -301,44 +301,47 @@ echo "8^|^PENDING^|^$now^|^s"
 """
 
 
-def test_a_login_node_without_torch_plans_submits_and_collects(tmp_path: Path) -> None:
+def test_a_login_node_needs_no_torch(tmp_path: Path) -> None:
     (tmp_path / "s.yaml").write_text(SWEEP)
-    for folder in ("bin", "blocked", "got"):
+    for folder in ("bin", "blocked", "scripts"):
         (tmp_path / folder).mkdir()
     (tmp_path / "blocked" / "sitecustomize.py").write_text(BLOCK)
     program(tmp_path / "bin" / "srun", "")
     program(tmp_path / "bin" / "sacct", SACCT)
     program(
         tmp_path / "bin" / "sbatch",
-        f'env > {tmp_path}/env\ncp "$1" {tmp_path}/got/$(ls {tmp_path}/got | wc -l)\n'
-        f"echo Submitted batch job $((6 + $(ls {tmp_path}/got | wc -l)))",
+        f'env > {tmp_path}/env\ncp "$1" {tmp_path}/scripts/$(ls {tmp_path}/scripts | wc -l)\n'
+        f"echo Submitted batch job $((6 + $(ls {tmp_path}/scripts | wc -l)))",
     )
     environ = environ_of(
         tmp_path,
         PATH=f"{tmp_path / 'bin'}:{os.environ['PATH']}",
         PYTHONPATH=str(tmp_path / "blocked"),
         SLURM_JOB_ID="1",
-        SBATCH_PARTITION="theirs",
+        SBATCH_PARTITION="other",
     )
     for name in HEAVY:
         assert f"No module named '{name}'" in python(f"import {name}", tmp_path, environ).stderr
 
     def run(*arguments: str) -> subprocess.CompletedProcess[str]:
-        done = python(main_of(*arguments), tmp_path, environ)
-        assert (done.returncode, done.stderr) == (0, ""), done.stderr
-        return done
+        completed = python(main_of(*arguments), tmp_path, environ)
+        assert (completed.returncode, completed.stderr) == (0, ""), completed.stderr
+        return completed
 
-    scripts = run("plan", "s.yaml", "--scripts").stdout
+    planned = run("plan", "s.yaml", "--scripts").stdout
     assert run("submit", "s.yaml").stdout.splitlines() == [
-        "s on slurm: sending 2 of 2 runs",
+        "s on slurm: submitting 2 of 2 runs",
         "  1x1: 1 run as job 7",
         "  2x1: 1 run as job 8",
-        "sweep status s    shows how it goes",
+        "sweep status s    shows the progress",
     ]
-    assert "\n".join(path.read_text() for path in sorted((tmp_path / "got").iterdir())) == scripts
-    given = (tmp_path / "env").read_text().splitlines()
-    assert not [line for line in given if line.startswith(("SLURM_JOB_ID", "SBATCH_"))]
-    assert run("submit", "s.yaml").stdout.splitlines()[0] == "s on slurm: sending 0 of 2 runs (1 done, 1 under way)"
+    assert "\n".join(path.read_text() for path in sorted((tmp_path / "scripts").iterdir())) == planned
+    environ_lines = (tmp_path / "env").read_text().splitlines()
+    assert not [line for line in environ_lines if line.startswith(("SLURM_JOB_ID", "SBATCH_"))]
+    assert (
+        run("submit", "s.yaml").stdout.splitlines()[0]
+        == "s on slurm: submitting 0 of 2 runs (1 done, 1 queued or running)"
+    )
     rows: list[dict[str, Any]] = json.loads(run("status", "--json").stdout)["runs"]
     assert [(row["job_id"], row["state"]) for row in rows] == [("7", "COMPLETED"), ("8", "PENDING")]
     run("collect", "-o", "all.csv")
@@ -346,12 +349,12 @@ def test_a_login_node_without_torch_plans_submits_and_collects(tmp_path: Path) -
 
 
 @pytest.mark.parametrize("options", ["", "--json", "--scripts"])
-@pytest.mark.parametrize("runs", [2, 200], ids=["less than a buffer", "more than a pipe holds"])
-def test_a_reader_who_leaves_is_no_failure(options: str, runs: int, tmp_path: Path) -> None:
+@pytest.mark.parametrize("runs", [2, 200], ids=["less than a buffer", "more than a pipe"])
+def test_a_closed_pipe_is_no_failure(options: str, runs: int, tmp_path: Path) -> None:
     (tmp_path / "s.yaml").write_text(SWEEP + f"seeds: {list(range(runs // 2))}\n")
     plan = f"{sys.executable} -m jobs plan s.yaml --cluster slurm {options}"
     command = f"{plan} | head -c 0 > /dev/null; echo ${{PIPESTATUS[*]}}"
-    done = subprocess.run(
+    completed = subprocess.run(
         ["bash", "-c", command], cwd=tmp_path, env=environ_of(tmp_path), capture_output=True, text=True, check=True
     )
-    assert (done.stdout, done.stderr) == ("0 0\n", "")
+    assert (completed.stdout, completed.stderr) == ("0 0\n", "")

@@ -1,4 +1,4 @@
-"""What runs on each rank: the config of the run's own folder, in the place that the scheduler gave the rank."""
+"""The entry point of a rank: the config comes from the run's folder, the rank from the scheduler."""
 
 from __future__ import annotations
 
@@ -23,26 +23,26 @@ HANDLED = (signal.SIGTERM, signal.SIGCONT, signal.SIGUSR2)
 
 @pytest.fixture
 def run_dir(tmp_path: Path) -> Path:
-    laid = {"run_id": "2x1-a", "point": {}, "train": dataclasses.asdict(CONFIG), "versions": {}, "git": None}
-    (tmp_path / "run.json").write_text(json.dumps(laid))
+    description = {"run_id": "2x1-a", "point": {}, "train": dataclasses.asdict(CONFIG), "versions": {}, "git": None}
+    (tmp_path / "run.json").write_text(json.dumps(description))
     return tmp_path
 
 
 @pytest.fixture
 def calls(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[tuple[TrainConfig, RankEnv, Path]]]:
-    """What the training core is called with; as submitit leaves the process, its handlers set."""
-    found: list[tuple[TrainConfig, RankEnv, Path]] = []
-    monkeypatch.setattr(disttrain.run, "run", lambda *arguments: found.append(arguments))
+    """The calls of the training core, in a process with the signal handlers that submitit sets."""
+    recorded: list[tuple[TrainConfig, RankEnv, Path]] = []
+    monkeypatch.setattr(disttrain.run, "run", lambda *arguments: recorded.append(arguments))
     for name in list(os.environ):
         if name.startswith(("SLURM", "SUBMITIT", "CUDA", "OMP")):
             monkeypatch.delenv(name)
     before = {number: signal.signal(number, lambda *_: None) for number in HANDLED}
-    yield found
+    yield recorded
     for number, handler in before.items():
         signal.signal(number, handler)
 
 
-def test_a_rank_of_slurm(
+def test_a_slurm_rank(
     run_dir: Path, calls: list[tuple[TrainConfig, RankEnv, Path]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     environ = {
@@ -59,12 +59,12 @@ def test_a_rank_of_slurm(
     assert (env.rank, env.allocation, env.folded, env.launcher) == (1, "2x1", False, "slurm")
     assert os.environ["CUDA_VISIBLE_DEVICES"] == "3"
     assert "OMP_NUM_THREADS" not in os.environ
-    # A rank ends when Slurm says so, and goes on when it only warns.
+    # SIGTERM ends a rank. USR2, a warning, does not.
     assert [signal.getsignal(number) for number in HANDLED] == [signal.SIG_DFL, signal.SIG_DFL, signal.SIG_IGN]
 
 
 @pytest.mark.parametrize(("user", "threads"), [(None, "3"), ("8", "8")])
-def test_a_rank_of_the_local_executor_is_folded(
+def test_a_local_rank_is_folded(
     user: str | None,
     threads: str,
     run_dir: Path,
@@ -77,7 +77,7 @@ def test_a_rank_of_the_local_executor_is_folded(
     } | ({"OMP_NUM_THREADS": user} if user else {})  # fmt: skip
     for name, value in environ.items():
         monkeypatch.setenv(name, value)
-    monkeypatch.setenv("OMP_NUM_THREADS", os.environ.get("OMP_NUM_THREADS", ""))  # comes back after the test
+    monkeypatch.setenv("OMP_NUM_THREADS", os.environ.get("OMP_NUM_THREADS", ""))  # restored after the test
     if user is None:
         monkeypatch.delenv("OMP_NUM_THREADS")
     RankTask(str(run_dir), nodes=2, gpus_per_node=2, folded=True, visible_gpus="", threads=3)()
@@ -87,7 +87,7 @@ def test_a_rank_of_the_local_executor_is_folded(
     assert (os.environ["CUDA_VISIBLE_DEVICES"], os.environ["OMP_NUM_THREADS"]) == ("", threads)
 
 
-def test_a_task_travels_by_reference_and_holds_no_config() -> None:
+def test_the_pickle_has_no_config() -> None:
     task = RankTask("/sweeps/s/site/runs/a", nodes=2, gpus_per_node=2)
     data = pickle.dumps(task)
     assert pickle.loads(data) == task

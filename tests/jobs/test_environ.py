@@ -1,4 +1,4 @@
-"""The environment of a submission: what leaks is hidden and comes back, what says where the cluster is stays."""
+"""The environment of a submission: job variables are hidden and restored; the cluster's own variables stay."""
 
 from __future__ import annotations
 
@@ -39,26 +39,26 @@ def surrounded(monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
         monkeypatch.delenv(name)
     for name, value in {**STAYS, **LEAKS}.items():
         monkeypatch.setenv(name, value)
-    return seen()
+    return current()
 
 
-def seen() -> dict[str, str]:
+def current() -> dict[str, str]:
     return {name: value for name, value in os.environ.items() if name != "PYTEST_CURRENT_TEST"}
 
 
-def test_variables_of_a_surrounding_job_are_hidden_and_come_back(surrounded: dict[str, str]) -> None:
+def test_hides_and_restores_job_variables(surrounded: dict[str, str]) -> None:
     with clean_environ():
-        assert seen() == STAYS
-    assert seen() == surrounded
+        assert current() == STAYS
+    assert current() == surrounded
 
 
-def test_they_come_back_after_an_error_too(surrounded: dict[str, str]) -> None:
+def test_restores_variables_after_an_error(surrounded: dict[str, str]) -> None:
     with pytest.raises(RuntimeError, match="refused"), clean_environ():
         raise RuntimeError("refused")
-    assert seen() == surrounded
+    assert current() == surrounded
 
 
-def test_gpus_of_this_node_are_not_named_to_another(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_hides_gpu_numbers_from_another_node(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
     with clean_environ():
         assert os.environ["CUDA_VISIBLE_DEVICES"] == "0"

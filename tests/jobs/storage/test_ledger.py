@@ -1,4 +1,4 @@
-"""The ledger: what a sequence of events leads to, and that neither a crash nor a rival spoils the file."""
+"""The ledger: the result of its events, and a file that survives crashes and parallel writers."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ from jobs.storage.ledger import (
 QUEUE = QueueProcess("laptop", 123, 1700000000.25)
 
 
-def test_nothing_was_submitted(tmp_path: Path) -> None:
+def test_an_empty_folder_has_an_empty_ledger(tmp_path: Path) -> None:
     assert read_ledger(tmp_path) == Ledger({}, ())
 
 
-def test_replay(tmp_path: Path) -> None:
+def test_replays_all_events(tmp_path: Path) -> None:
     intend(tmp_path, ["a", "b"], 1.0)
     record(tmp_path, {"a": "7_0", "b": "7_1"}, 2.0)
     intend(tmp_path, ["c"], 3.0)
@@ -47,19 +47,19 @@ def test_replay(tmp_path: Path) -> None:
     assert read_ledger(tmp_path).unconfirmed == ("d",)
 
 
-@pytest.mark.parametrize("torn", [1, 10, 40])
-def test_a_line_that_a_crash_tore_is_left_out_and_spoils_no_other(torn: int, tmp_path: Path) -> None:
+@pytest.mark.parametrize("size_bytes", [1, 10, 40])
+def test_an_incomplete_line_is_skipped(size_bytes: int, tmp_path: Path) -> None:
     path = tmp_path / LEDGER_NAME
     record(tmp_path, {"a": "1"}, 1.0)
-    whole = path.read_bytes()
+    complete = path.read_bytes()
     record(tmp_path, {"b": "2"}, 2.0)
-    path.write_bytes(path.read_bytes()[: len(whole) + torn])
+    path.write_bytes(path.read_bytes()[: len(complete) + size_bytes])
     assert set(read_ledger(tmp_path).jobs) == {"a"}
     record(tmp_path, {"c": "3"}, 3.0)
     assert set(read_ledger(tmp_path).jobs) == {"a", "c"}
 
 
-def test_a_last_line_that_lacks_only_its_end_counts(tmp_path: Path) -> None:
+def test_a_line_without_its_end_counts(tmp_path: Path) -> None:
     path = tmp_path / LEDGER_NAME
     record(tmp_path, {"a": "1"}, 1.0)
     path.write_bytes(path.read_bytes().removesuffix(b"\n"))
@@ -67,7 +67,7 @@ def test_a_last_line_that_lacks_only_its_end_counts(tmp_path: Path) -> None:
     assert set(read_ledger(tmp_path).jobs) == {"a", "b"}
 
 
-def test_several_processes_append_whole_lines(tmp_path: Path) -> None:
+def test_processes_append_complete_lines(tmp_path: Path) -> None:
     path = tmp_path / "lines.jsonl"
     code = (
         "import json, sys; from pathlib import Path; from jobs.storage.ledger import append_lines\n"
@@ -77,27 +77,29 @@ def test_several_processes_append_whole_lines(tmp_path: Path) -> None:
     )
     writers = [subprocess.Popen([sys.executable, "-c", code, path, name]) for name in "abc"]
     assert [writer.wait(timeout=60) for writer in writers] == [0, 0, 0]
-    found = [json.loads(line)[:3] for line in path.read_text().splitlines()]
-    assert sorted(found) == [[name, i, j] for name in "abc" for i in range(25) for j in (0, 1)]
-    assert [place for place, (_, _, j) in enumerate(found) if j == place % 2] == list(range(150))  # pairs stay together
+    lines = [json.loads(line)[:3] for line in path.read_text().splitlines()]
+    assert sorted(lines) == [[name, i, j] for name in "abc" for i in range(25) for j in (0, 1)]
+    assert [index for index, (_, _, j) in enumerate(lines) if j == index % 2] == list(
+        range(150)
+    )  # the two lines of one call stay together
 
 
-def test_lines_are_read_as_they_were_appended(tmp_path: Path) -> None:
+def test_reads_lines_unchanged(tmp_path: Path) -> None:
     values = [{"reason": "line\u2028separator\nand \U0001f600"}, {"reason": ""}]
     append_lines(tmp_path / "x.jsonl", [json.dumps(value) for value in values])
     assert read_lines(tmp_path / "x.jsonl") == values
 
 
-def test_a_second_submission_is_refused_while_the_first_is_at_work(tmp_path: Path) -> None:
+def test_only_one_submission_at_a_time(tmp_path: Path) -> None:
     with submission_lock(tmp_path), pytest.raises(UserError) as caught, submission_lock(tmp_path):
         pass
-    told = f"another sweep submit is at work in {tmp_path} (wait until it has returned, then try again)"
-    assert str(caught.value) == told
+    message = f"another sweep submit is running in {tmp_path} (wait until it has ended, then try again)"
+    assert str(caught.value) == message
     with submission_lock(tmp_path):
-        pass  # the lock is free again
+        pass  # the lock is free
 
 
-def test_an_error_frees_the_lock(tmp_path: Path) -> None:
+def test_an_error_releases_the_lock(tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt), submission_lock(tmp_path):
         raise KeyboardInterrupt
     with submission_lock(tmp_path):
