@@ -25,6 +25,8 @@ _CHUNK = 2000
 # The token ids of a split with at least this many characters are cached. For 100,000 characters, about 1000 sentences,
 # tokenising takes 20 to 50 ms on two cores, and reading the cache 5 to 10 ms.
 _CACHED_FROM = 100_000
+# The tokens of a mask that a compiled kernel reads at a time on a GPU.
+_VECTOR = 8
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,7 +61,7 @@ class TextExamples:
     labels: NDArray[np.int64]
     pad_id: int
     first_lengths: NDArray[np.int64] | None = None  # for pairs: the number of tokens before the second text
-    always_masked: bool = False
+    compiled_max_length: int | None = None  # the largest width, if the model is compiled; else None
     in_memory = True
 
     @property
@@ -72,18 +74,21 @@ class TextExamples:
     def batch(self, indices: Sequence[int] | Indices) -> Batch:
         """The texts, padded to the longest one, with a mask if any text is padded; a mask makes attention slower.
 
-        A compiled model always gets a mask: otherwise a second graph without it would be compiled during training.
+        A compiled model always gets a mask, and a width that is a multiple of 8. Otherwise a second graph, without the
+        mask or for widths that fill the vectors of a GPU, would be compiled during training (docs/gpu.md).
         """
         chosen = np.asarray(indices)
         starts = self.offsets[chosen]
         lengths = self.offsets[chosen + 1] - starts
         width = max(1, int(lengths.max()))  # without special tokens, an empty text has no tokens
+        if self.compiled_max_length is not None:
+            width = min(-(-width // _VECTOR) * _VECTOR, self.compiled_max_length)
         is_token = np.arange(width) < lengths[:, None]
         ids = np.full(is_token.shape, self.pad_id, dtype=np.int64)
         for row, (start, length) in enumerate(zip(starts, lengths, strict=True)):
             ids[row, :length] = self.tokens[start : start + length]
         batch = {"input_ids": torch.from_numpy(ids), "labels": torch.from_numpy(self.labels[chosen])}
-        if self.always_masked or not is_token.all():
+        if self.compiled_max_length is not None or not is_token.all():
             batch["attention_mask"] = torch.from_numpy(is_token.astype(np.int64))
         if self.first_lengths is not None:
             second = (np.arange(width) >= self.first_lengths[chosen, None]) & is_token

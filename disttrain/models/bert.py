@@ -124,7 +124,8 @@ def encode(config: TrainConfig, splits: Splits, group: Group, work_dir: Path) ->
         first_lengths = None
         if "token_type_ids" in tokenizer.model_input_names:
             first_lengths = ids.first_lengths
-        return TextExamples(ids.tokens, ids.offsets, split.labels, pad_id, first_lengths, config.compile)
+        compiled_max_length = config.max_length if config.compile else None
+        return TextExamples(ids.tokens, ids.offsets, split.labels, pad_id, first_lengths, compiled_max_length)
 
     train = examples("train", splits.train)
     held_out = None

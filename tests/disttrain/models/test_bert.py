@@ -46,8 +46,15 @@ def test_a_batch_is_padded_to_its_longest_text() -> None:
     assert batch["attention_mask"].tolist() == [[1, 1, 1], [1, 1, 0]]
     assert batch["labels"].tolist() == [1, 0]
     assert set(examples.batch([1, 1])) == {"input_ids", "labels"}  # no padding, so no mask
-    masked = dataclasses.replace(examples, always_masked=True).batch([1, 1])
-    assert masked["attention_mask"].tolist() == [[1], [1]]
+
+
+@pytest.mark.parametrize(("max_length", "width"), [(16, 8), (5, 5)])
+def test_a_compiled_model_gets_few_widths(max_length: int, width: int) -> None:
+    tokens, offsets = np.array([1, 2, 3], np.int32), np.array([0, 1, 3])
+    examples = TextExamples(tokens, offsets, np.array([0, 1]), 9, compiled_max_length=max_length)
+    batch = examples.batch([1, 0])
+    assert batch["input_ids"].tolist() == [[2, 3, *[9] * (width - 2)], [1, *[9] * (width - 1)]]
+    assert batch["attention_mask"].sum(dim=1).tolist() == [2, 1]
 
 
 def test_a_tokenizer_is_the_same_in_every_process() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,10 @@ from disttrain.records.record_files import metrics_name, read_records
 from disttrain.records.record_types import StartRecord
 from disttrain.run import run
 
+pytestmark = pytest.mark.skipif(
+    shutil.which(os.environ.get("CXX", "g++")) is None,
+    reason="no C++ compiler, which torch.compile needs on a CPU: apt install g++",
+)
 COMPILING_S = 200.0  # enough while other tests run at the same time
 
 
