@@ -1,1 +1,1 @@
-"""What a run writes: record and summary types, and their files. Loads no torch."""
+"""The files of a run: the types of records and summaries, their readers and writers. Loads no torch."""

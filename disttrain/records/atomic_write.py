@@ -11,12 +11,15 @@ from typing import BinaryIO
 
 @contextmanager
 def atomic_write(path: Path, *, sync: bool = True) -> Iterator[BinaryIO]:
-    """Opens a file that appears under its name only when all of it is written.
+    """Opens a file that gets its final name only after it is completely written.
 
     Args:
         path: The final name.
-        sync: Wait until file and name are on the disk, so that they survive a power cut too. It costs some ms a file:
-            leave it out for a file that can be written again.
+        sync: Whether to wait until the file and its name are on disk, so that they survive a power failure. This costs
+            some ms per file; a file that can be written again does not need it.
+
+    Yields:
+        The temporary file, open for writing.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
@@ -38,6 +41,6 @@ def atomic_write(path: Path, *, sync: bool = True) -> Iterator[BinaryIO]:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Writes a text file atomically, without waiting for the disk: a reader never sees half of it."""
+    """Writes a text file atomically, without fsync: a reader never sees a partial file."""
     with atomic_write(path, sync=False) as file:
         file.write(text.encode())

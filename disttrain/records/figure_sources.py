@@ -1,4 +1,4 @@
-"""Where the figures of records and results come from: what docs/records.md has in its last column."""
+"""The sources of the figures in records and results: the last column of docs/records.md."""
 
 from __future__ import annotations
 
@@ -7,22 +7,22 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Source:
-    """Where a figure comes from."""
+    """The source of a figure."""
 
     text: str
 
 
 CONFIG = Source("the run's config")
-PLACE = Source("environment of the launcher (disttrain.environment.rank_env)")
-DATA = Source("the data of the run")
-LOOP = Source("counted by the loop")
+PLACE = Source("the launcher's environment (disttrain.environment.rank_env)")
+DATA = Source("the run's data")
+LOOP = Source("counted by the program")
 LINKS = Source("the link records")
 WALL = Source("`time.time()`")
 HOST_CLOCK = Source("`time.perf_counter()`")
-# The clock that the work itself is timed by: it runs on while the host goes ahead.
-DEVICE_CLOCK = Source("CUDA events in the stream; on a CPU `time.perf_counter()`")
-HOOK = Source("marks in DDP's communication hook, by the device's clock")
-DDP_LOGGER = Source("DDP's own logger")
+# The clock of the device that does the work, because the host runs ahead of a GPU.
+DEVICE_CLOCK = Source("GPU: CUDA events in the stream; CPU: `time.perf_counter()`")
+HOOK = Source("time marks in DDP's communication hook, on the device's clock")
+DDP_LOGGER = Source("DDP's built-in logger")
 TORCH = Source("torch")
 SYSTEM = Source("the operating system")
 STEPS = Source("the step records")

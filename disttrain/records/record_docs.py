@@ -1,4 +1,4 @@
-"""The records as a table for people: docs/records.md, which ``python -m disttrain.records.record_docs`` writes."""
+"""The page docs/records.md, which ``python -m disttrain.records.record_docs`` prints."""
 
 from __future__ import annotations
 
@@ -15,15 +15,18 @@ from disttrain.records.summary_types import Failure, RunInfo, Summary
 
 _PAGE = """# Records
 
-What a run writes down, field by field: made of the annotations in `disttrain/records/record_types.py` and
-`disttrain/records/summary_types.py` by `python -m disttrain.records.record_docs`.
-A line of `metrics-rank00000.jsonl` is one of the kinds
-below, its `kind` first. Absent is null, never 0.
+The files that a run writes, field by field. `python -m disttrain.records.record_docs` generates this page from the
+annotations in `record_types.py`, `timing_types.py` and `summary_types.py` in `disttrain/records/`.
+
+Each line of `metrics-rank00000.jsonl` (rank 0) is one JSON object. Its first key, `kind`, names one of the record types
+below. A missing value is null, never 0.
+
+In the formulas, n is the number of ranks. A step's exchange is the all-reduce of all its gradient buckets.
 """
 
 
 def records_page() -> str:
-    """The whole page."""
+    """The text of the page."""
     sections = [_section(kind, f"{kind.__name__}: `{name}`") for name, kind in KINDS.items()]
     sections += [_section(kind, kind.__name__) for kind in (RunInfo, Failure, Summary)]
     return "\n".join([_PAGE, *sections])
@@ -42,7 +45,9 @@ def _section(kind: type[Any], title: str) -> str:
 
 
 def _type(plain: Any) -> str:
-    text = plain.__name__ if isinstance(plain, type) and not typing.get_args(plain) else str(plain)
+    text = str(plain)
+    if isinstance(plain, type) and not typing.get_args(plain):
+        text = plain.__name__
     return text.replace("typing.", "").replace("|", "or").replace("None", "null")
 
 

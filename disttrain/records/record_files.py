@@ -1,4 +1,4 @@
-"""The files of records: JSON lines that a rank appends, and objects that are there whole or not at all."""
+"""Readers and writers of record files: JSON lines that a rank appends, and JSON objects that are written atomically."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from disttrain.records.summary_types import Failure
 
 T = TypeVar("T")
 
-# Figures that an earlier release wrote under another name; records and summaries with the old names are still read.
+# Fields that an earlier release wrote under another name. Records and summaries with the old names can still be read.
 FORMER_NAMES = {
     "exposed_ms": "exposed_comm_ms",
     "exposed_p95_ms": "exposed_comm_p95_ms",
@@ -41,7 +41,7 @@ FAILURE_GLOB = "failure-rank*.json"
 
 
 def metrics_name(rank: int) -> str:
-    """File name of the records of one rank.
+    """The file name of one rank's records.
 
     Example:
         >>> metrics_name(3)
@@ -51,35 +51,35 @@ def metrics_name(rank: int) -> str:
 
 
 def failure_name(rank: int) -> str:
-    """File name of what one rank says about its own failure."""
+    """The file name of one rank's failure."""
     return f"failure-rank{rank:05d}.json"
 
 
 @dataclass(frozen=True)
 class RecordPosition:
-    """How far a rank's records are written, and what is written: enough to find out whether a file still begins so."""
+    """A position in a rank's records file: the number of bytes before it and their checksum."""
 
     size_bytes: int = 0
     crc32: int = 0
 
 
-def is_intact(path: Path, written: RecordPosition) -> bool:
-    """Whether a file begins with exactly what was written."""
-    if written.size_bytes == 0:
+def is_intact(path: Path, position: RecordPosition) -> bool:
+    """Whether the bytes of a file up to a position match the checksum."""
+    if position.size_bytes == 0:
         return True
     try:
         with path.open("rb") as file:
-            return zlib.crc32(file.read(written.size_bytes)) == written.crc32
+            return zlib.crc32(file.read(position.size_bytes)) == position.crc32
     except OSError:
         return False
 
 
-def records_after(path: Path, written: RecordPosition) -> Iterator[Record]:
-    """The records behind what was written, up to the first that is torn or of another version."""
+def records_after(path: Path, position: RecordPosition) -> Iterator[Record]:
+    """The records after a position, up to the first that is incomplete or from an unknown version."""
     if not path.exists():
         return
     with path.open("rb") as file:
-        file.seek(written.size_bytes)
+        file.seek(position.size_bytes)
         for line in file:
             try:
                 yield decode(line.decode())
@@ -88,27 +88,27 @@ def records_after(path: Path, written: RecordPosition) -> Iterator[Record]:
 
 
 class RecordWriter:
-    """Appends records to one rank's file, a JSON object a line.
+    """Appends records to one rank's file, one JSON object per line.
 
-    Lines are buffered: a flush for every step costs 6 % of a 12 ms step, and the loop hands over many steps at once.
+    A flush for every step would cost 6 % of a 12 ms step. The training loop therefore passes many steps together.
 
     Args:
         path: The file.
-        kept: Of an earlier attempt's records, the part to go on behind: the steps before its checkpoint.
+        position: The end of the part of an earlier attempt's records to continue from: the steps before its checkpoint.
     """
 
-    def __init__(self, path: Path, kept: RecordPosition = RecordPosition()) -> None:
+    def __init__(self, path: Path, position: RecordPosition = RecordPosition()) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
-        # A file of its own: an older attempt that still lives writes into the one it has open, which is then nobody's.
+        # A new file: an older attempt that is still alive keeps writing to its open file, which then has no name.
         with atomic_write(path) as file:
-            if kept.size_bytes:
+            if position.size_bytes:
                 with path.open("rb") as earlier:
-                    file.write(earlier.read(kept.size_bytes))
+                    file.write(earlier.read(position.size_bytes))
         self._file = path.open("ab")
-        self._written = kept
+        self._written = position
 
     def write(self, records: Sequence[Record]) -> None:
-        """Appends the records and hands them to the operating system."""
+        """Appends the records and flushes them to the operating system."""
         lines = "".join(encode(record) + "\n" for record in records).encode()
         self._file.write(lines)
         self._file.flush()
@@ -116,7 +116,11 @@ class RecordWriter:
         self._written = RecordPosition(before.size_bytes + len(lines), zlib.crc32(lines, before.crc32))
 
     def sync(self) -> RecordPosition:
-        """Waits until all records are on the disk, before a checkpoint counts on them."""
+        """Waits until all records are on disk, before a checkpoint refers to them.
+
+        Returns:
+            The end of the records.
+        """
         os.fsync(self._file.fileno())
         return self._written
 
@@ -133,23 +137,27 @@ class RecordWriter:
 
 
 def encode(record: Record) -> str:
-    """One line of JSON, its kind first."""
+    """One line of JSON, with the kind as its first key."""
     return json.dumps({"kind": record.kind, **_plain(record)}, allow_nan=False)
 
 
 def _plain(value: Any) -> dict[str, Any]:
-    """A dataclass as JSON takes it: a loss that has become NaN or infinite is null, since JSON has no such number."""
-    return {
-        name: None if isinstance(item, float) and not math.isfinite(item) else item
-        for name, item in dataclasses.asdict(value).items()
-    }
+    """The fields of a dataclass as JSON values."""
+    return {name: _json_value(item) for name, item in dataclasses.asdict(value).items()}
+
+
+def _json_value(item: Any) -> Any:
+    """NaN and infinity (of a loss that diverged) become null, because JSON has no such numbers."""
+    if isinstance(item, float) and not math.isfinite(item):
+        return None
+    return item
 
 
 def decode(line: str) -> Record:
-    """The record of one line; fields that a newer version wrote and this one does not know are left out.
+    """The record of one line, without fields that only a newer version has.
 
     Raises:
-        ValueError: The line is not a record of a known kind.
+        ValueError: The line is not a record, or its kind is unknown.
     """
     values = json.loads(line)
     kind = KINDS.get(values.pop("kind", ""))
@@ -159,7 +167,7 @@ def decode(line: str) -> Record:
 
 
 def read_records(path: Path) -> Iterator[Record]:
-    """The records of one file, oldest first; a last line that is still being written is left out."""
+    """The records of one file, oldest first; an incomplete last line, which is still being written, is skipped."""
     with path.open(encoding="utf-8") as file:
         for line in file:
             if line.endswith("\n"):
@@ -167,28 +175,30 @@ def read_records(path: Path) -> Iterator[Record]:
 
 
 def from_json(kind: type[T], values: dict[str, Any]) -> T:
-    """A dataclass from its JSON object: lists become tuples again, and former names are understood.
+    """A dataclass from its JSON object.
 
-    Fields that this version does not have are left out.
+    Lists become tuples, former names become current names, and fields that this version does not have are left out.
     """
     names = {field.name for field in dataclasses.fields(kind)}  # type: ignore[arg-type]
-    found = {}
-    for written, value in values.items():
-        name = FORMER_NAMES.get(written, written)
-        if name in names:
-            found[name] = tuple(value) if isinstance(value, list) else value
-    return kind(**found)
+    renamed = {FORMER_NAMES.get(name, name): _without_list(value) for name, value in values.items()}
+    return kind(**{name: value for name, value in renamed.items() if name in names})
+
+
+def _without_list(value: Any) -> Any:
+    if isinstance(value, list):
+        return tuple(value)
+    return value
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Writes a dataclass as JSON, whole or not at all: a reader never sees half of it."""
+    """Writes a dataclass as JSON, atomically: a reader never sees a partial file."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with atomic_write(path) as file:  # a summary counts as the end of a run: its checkpoints are removed behind it
+    with atomic_write(path) as file:  # with fsync: a summary marks the end of a run, whose checkpoints are then removed
         file.write((json.dumps(_plain(value), indent=2, allow_nan=False) + "\n").encode())
 
 
 def write_failure(folder: Path, rank: int, error: BaseException) -> None:
-    """Writes down why a rank ends: at once, before its process ends and the others fail for want of it."""
+    """Writes the failure of a rank immediately, before its process ends and the other ranks fail because of that."""
     failure = Failure(
         rank=rank,
         host=socket.gethostname(),
@@ -200,5 +210,5 @@ def write_failure(folder: Path, rank: int, error: BaseException) -> None:
     )
     try:
         write_json(folder / failure_name(rank), failure)
-    except OSError as unwritten:
-        error.add_note(f"and its record could not be written: {unwritten}")
+    except OSError as write_error:
+        error.add_note(f"its record could not be written: {write_error}")

@@ -1,4 +1,4 @@
-"""A run's folder, as its ranks find and leave it: what an earlier attempt left there, and the trained model."""
+"""The folder of a run: the files that an earlier attempt left, and the trained model."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from disttrain.config.run_id import run_id
 from disttrain.config.train_config import TrainConfig
@@ -20,29 +21,33 @@ MODEL_NAME = "model"
 
 
 def begin_run(config: TrainConfig, env: RankEnv, output_dir: Path) -> Summary | None:
-    """Writes down what is run, unless the sweep has.
+    """Writes run.json, unless the sweep has written it.
 
     Returns:
-        The summary of this very run where it had ended when its job was started once more, because its node died just
-        then; else None.
+        The summary if this run is already complete, which happens when a node fails at the very end and the job is
+        started again; otherwise None.
     """
-    about, path = run_info(config, env), output_dir / record_files.RUN_NAME
-    written = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-    by_sweep = bool(written.keys() - {field.name for field in dataclasses.fields(about)})  # it has more to say
+    info, path = run_info(config, env), output_dir / record_files.RUN_NAME
+    written: dict[str, Any] = {}
+    if path.exists():
+        written = json.loads(path.read_text(encoding="utf-8"))
+    by_sweep = bool(written.keys() - {field.name for field in dataclasses.fields(info)})  # a sweep writes more fields
     summary = output_dir / record_files.SUMMARY_NAME
-    if env.restart_count > 0 and summary.exists() and (by_sweep or written.get("run_id") == about.run_id):
+    if env.restart_count > 0 and summary.exists() and (by_sweep or written.get("run_id") == info.run_id):
         return record_files.from_json(Summary, json.loads(summary.read_text(encoding="utf-8")))
     if not by_sweep:
-        if written.get("run_id") != about.run_id:
-            summary.unlink(missing_ok=True)  # of another run: a second start of this one must not take it for its own
-        record_files.write_json(path, about)
+        if written.get("run_id") != info.run_id:
+            # It belongs to another run: after a restart, this run must not return it as its own.
+            summary.unlink(missing_ok=True)
+        record_files.write_json(path, info)
     return None
 
 
 def remove_results(output_dir: Path, world_size: int) -> None:
-    """Removes what an earlier attempt left that this one may not write anew: results, and records of further ranks."""
+    """Removes files of an earlier attempt that this one may not overwrite: results, and records of higher ranks."""
     (output_dir / record_files.SUMMARY_NAME).unlink(missing_ok=True)
-    for folder in (output_dir / MODEL_NAME, *output_dir.glob(f".{MODEL_NAME}.*")):  # of a kill while it was saved
+    # A kill during a save leaves a temporary folder.
+    for folder in (output_dir / MODEL_NAME, *output_dir.glob(f".{MODEL_NAME}.*")):
         shutil.rmtree(folder, ignore_errors=True)
     ours = {name(rank) for rank in range(world_size) for name in (record_files.metrics_name, record_files.failure_name)}
     for pattern in (record_files.METRICS_GLOB, record_files.FAILURE_GLOB):
@@ -52,15 +57,15 @@ def remove_results(output_dir: Path, world_size: int) -> None:
 
 
 def save_model(output_dir: Path, save: Callable[[Path], object], check_owner: Callable[[], None]) -> None:
-    """Keeps the trained model, whole and on the disk, or not at all.
+    """Saves the trained model atomically, with fsync.
 
     Args:
         output_dir: The run's folder.
-        save: Writes the model into a folder.
-        check_owner: Raises where a newer attempt has the folder.
+        save: A function that writes the model into a folder.
+        check_owner: A function that raises if a newer attempt owns the folder.
 
     Raises:
-        OSError: It could not be written.
+        OSError: The model could not be written.
     """
     folder = output_dir / MODEL_NAME
     temporary = folder.with_name(f".{folder.name}.{os.getpid()}")
@@ -74,7 +79,7 @@ def save_model(output_dir: Path, save: Callable[[Path], object], check_owner: Ca
     for path in (*temporary.iterdir(), temporary):
         descriptor = os.open(path, os.O_RDONLY)
         try:
-            os.fsync(descriptor)  # behind it the checkpoints are removed
+            os.fsync(descriptor)  # the checkpoints are removed after this
         finally:
             os.close(descriptor)
     check_owner()
@@ -83,6 +88,7 @@ def save_model(output_dir: Path, save: Callable[[Path], object], check_owner: Ca
 
 
 def run_info(config: TrainConfig, env: RankEnv) -> RunInfo:
+    """The content of run.json."""
     return RunInfo(
         run_id=run_id(env.allocation, config),
         allocation=env.allocation,

@@ -1,11 +1,11 @@
-"""What a run leaves as a whole: what it is, why it failed, and what it measured, figure by figure."""
+"""The types of the files that describe a complete run: its identity, its failures and its summary."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import Annotated, Any
 
-from annotated_types import Unit, doc
+from annotated_types import DocInfo, Unit, doc
 
 from disttrain.records.figure_sources import (
     CONFIG,
@@ -25,156 +25,251 @@ from disttrain.records.figure_sources import (
     WALL,
 )
 
-# Fields with a default came later: what was written before them can still be read.
+
+def _median(figure: str) -> DocInfo:
+    return doc(f"{figure}: median over rank 0's measured steps.")
+
+
+def _p95(name: str) -> DocInfo:
+    return doc(f"95th percentile of {name} over rank 0's measured steps, by nearest rank.")
+
+
+def _minimum(name: str) -> DocInfo:
+    return doc(f"Minimum of {name} over rank 0's measured steps.")
 
 
 @dataclass(frozen=True, kw_only=True)
 class RunInfo:
-    """What a run is: run.json, by rank 0 where a sweep has not written its own before."""
+    """The identity of a run: run.json, written by rank 0 unless a sweep has already written its own."""
 
-    run_id: Annotated[str, doc("its identity"), CONFIG]
-    allocation: Annotated[str, doc("nodes x GPUs per node"), CONFIG]
-    nodes: Annotated[int, doc("of the allocation"), CONFIG]
-    gpus_per_node: Annotated[int, doc("of the allocation"), CONFIG]
-    world_size: Annotated[int, doc("number of ranks"), CONFIG]
-    train: Annotated[dict[str, Any], doc("the resolved config"), CONFIG]
-    versions: Annotated[dict[str, str], doc("of Python and the libraries"), SYSTEM]
+    run_id: Annotated[str, doc("Id of the run."), CONFIG]
+    allocation: Annotated[str, doc("Number of nodes x number of GPUs per node, for example 2x4."), CONFIG]
+    nodes: Annotated[int, doc("Number of nodes in the allocation."), CONFIG]
+    gpus_per_node: Annotated[int, doc("Number of GPUs per node in the allocation."), CONFIG]
+    world_size: Annotated[int, doc("Number of ranks."), CONFIG]
+    train: Annotated[dict[str, Any], doc("The resolved config."), CONFIG]
+    versions: Annotated[dict[str, str], doc("Versions of Python and of the libraries."), SYSTEM]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Failure:
-    """Why one rank ended early, told by itself: failure-rank00000.json. The first in time is the run's reason."""
+    """The failure of one rank, written by that rank: failure-rank00000.json.
 
-    rank: Annotated[int, doc("number of the rank"), PLACE]
-    host: Annotated[str, doc("name of its host"), SYSTEM]
-    time_s: Annotated[float, Unit("s since 1970"), doc("when it failed"), WALL]
-    error: Annotated[str, doc("name of the exception's class"), SYSTEM]
-    message: Annotated[str, doc("of the exception"), SYSTEM]
-    traceback: Annotated[str, doc("of the exception"), SYSTEM]
-    user_error: Annotated[bool, doc("the mistake is in the config or the data, not in the program"), SYSTEM]
+    The failure with the earliest time_s is reported as the reason of the run.
+    """
+
+    rank: Annotated[int, doc("The rank that failed."), PLACE]
+    host: Annotated[str, doc("Name of its host."), SYSTEM]
+    time_s: Annotated[float, Unit("s since 1970"), doc("Time of the failure."), WALL]
+    error: Annotated[str, doc("Class name of the exception."), SYSTEM]
+    message: Annotated[str, doc("Message of the exception."), SYSTEM]
+    traceback: Annotated[str, doc("Traceback of the exception."), SYSTEM]
+    user_error: Annotated[bool, doc("True if the mistake is in the config or the data, not in the program."), SYSTEM]
 
 
+# A field with a default was added later; the default lets older files be read.
 @dataclass(frozen=True, kw_only=True)
 class Summary:
-    """What a finished run measured: summary.json, by rank 0. Times are over the measured steps; none without any."""
+    """The measurements of a complete run: summary.json, written by rank 0.
 
-    world_size: Annotated[int, doc("number of ranks"), PLACE]
-    num_nodes: Annotated[int, doc("of the allocation"), PLACE]
-    hosts: Annotated[tuple[str, ...], doc("of each rank, by rank"), SYSTEM]
-    device_name: Annotated[str, doc("model of the GPU, or of the CPU"), TORCH]
-    backend: Annotated[str | None, doc("nccl or gloo; none for one rank"), TORCH]
-    comparable: Annotated[bool, doc("false: ranks shared a GPU, or the nodes were folded onto one host"), PLACE]
-    steps: Annotated[int, doc("of the optimizer"), LOOP]
-    measured_steps: Annotated[int, doc("those behind the first timing_warmup_steps of each start"), STEPS]
-    train_s: Annotated[float, Unit("s"), doc("the training loop without evaluation"), HOST_CLOCK]
+    Times cover the measured steps and are null if there are none. GPU and process figures cover rank 0's samples of the
+    last start, without the one before the first step.
+    """
+
+    world_size: Annotated[int, doc("Number of ranks."), PLACE]
+    num_nodes: Annotated[int, doc("Number of nodes in the allocation."), PLACE]
+    hosts: Annotated[tuple[str, ...], doc("Host of each rank, by rank."), SYSTEM]
+    device_name: Annotated[str, doc("Model of the GPU, or of the CPU."), TORCH]
+    backend: Annotated[str | None, doc("Communication backend, nccl or gloo; null with one rank."), TORCH]
+    comparable: Annotated[
+        bool, doc("False if ranks shared a GPU or all nodes were one host: times are then not comparable."), PLACE
+    ]
+    steps: Annotated[int, doc("Number of optimizer steps."), LOOP]
+    measured_steps: Annotated[int, doc("Number of steps after the first timing_warmup_steps of each start."), STEPS]
+    train_s: Annotated[float, Unit("s"), doc("Duration of the training loop without evaluations."), HOST_CLOCK]
     samples_per_s: Annotated[
-        float | None, Unit("1/s"), doc("examples of all ranks in the measured steps / sum of their step_ms"), STEPS
+        float | None,
+        Unit("1/s"),
+        doc("Throughput: examples of all ranks in the measured steps / sum of rank 0's step_ms."),
+        STEPS,
     ]
-    samples_per_s_per_gpu: Annotated[float | None, Unit("1/s"), doc("samples_per_s / world_size"), STEPS]
-    data_ms: Annotated[float | None, Unit("ms"), doc("median of rank 0"), STEPS]
-    forward_ms: Annotated[float | None, Unit("ms"), doc("median of rank 0"), STEPS]
-    backward_ms: Annotated[float | None, Unit("ms"), doc("median of rank 0"), STEPS]
-    optimizer_ms: Annotated[float | None, Unit("ms"), doc("median of rank 0"), STEPS]
-    step_ms: Annotated[float | None, Unit("ms"), doc("median of rank 0"), STEPS]
+    samples_per_s_per_gpu: Annotated[
+        float | None, Unit("1/s"), doc("Throughput per rank: samples_per_s / world_size."), STEPS
+    ]
+    data_ms: Annotated[float | None, Unit("ms"), _median("Wait for the next batch and its copy to the device"), STEPS]
+    forward_ms: Annotated[float | None, Unit("ms"), _median("Forward passes, including the losses"), STEPS]
+    backward_ms: Annotated[
+        float | None, Unit("ms"), _median("Backward passes, including the communication that they wait for"), STEPS
+    ]
+    optimizer_ms: Annotated[float | None, Unit("ms"), _median("Optimizer step"), STEPS]
+    step_ms: Annotated[float | None, Unit("ms"), _median("Complete step"), STEPS]
     train_loss: Annotated[
-        float | None, Unit("nats"), doc("mean over the examples of the last tenth of the steps, all ranks"), RANKS
+        float | None,
+        Unit("nats"),
+        doc("Mean cross-entropy over the examples of all ranks in the last tenth of the steps."),
+        RANKS,
     ]
-    eval_loss: Annotated[float | None, Unit("nats"), doc("of the last evaluation"), EVALS]
-    eval_accuracy: Annotated[float | None, Unit("share of 1"), doc("of the last evaluation"), EVALS]
-    eval_examples: Annotated[int | None, doc("of the last evaluation"), EVALS]
+    eval_loss: Annotated[
+        float | None, Unit("nats"), doc("Mean cross-entropy in the last evaluation; null without an evaluation."), EVALS
+    ]
+    eval_accuracy: Annotated[
+        float | None,
+        Unit("share of 1"),
+        doc("Correctly classified examples / eval_examples, in the last evaluation."),
+        EVALS,
+    ]
+    eval_examples: Annotated[int | None, doc("Number of examples in the last evaluation, over all ranks."), EVALS]
     backward_compute_ms: Annotated[
-        float | None, Unit("ms"), doc("median of rank 0: backward_ms - exposed_comm_ms"), HOOK
+        float | None,
+        Unit("ms"),
+        _median("Backward pass without the wait for communication, backward_ms - exposed_comm_ms"),
+        HOOK,
     ] = None
-    exposed_comm_ms: Annotated[float | None, Unit("ms"), doc("median of rank 0"), HOOK] = None
-    overlapped_comm_ms: Annotated[float | None, Unit("ms"), doc("median of rank 0"), HOOK] = None
-    data_p95_ms: Annotated[float | None, Unit("ms"), doc("95th percentile of rank 0, by nearest rank"), STEPS] = None
-    data_min_ms: Annotated[float | None, Unit("ms"), doc("minimum of rank 0"), STEPS] = None
-    forward_p95_ms: Annotated[float | None, Unit("ms"), doc("95th percentile of rank 0, by nearest rank"), STEPS] = None
-    forward_min_ms: Annotated[float | None, Unit("ms"), doc("minimum of rank 0"), STEPS] = None
-    backward_p95_ms: Annotated[float | None, Unit("ms"), doc("95th percentile of rank 0, by nearest rank"), STEPS] = (
-        None
-    )
-    backward_min_ms: Annotated[float | None, Unit("ms"), doc("minimum of rank 0"), STEPS] = None
-    backward_compute_p95_ms: Annotated[
-        float | None, Unit("ms"), doc("95th percentile of rank 0, by nearest rank"), HOOK
+    exposed_comm_ms: Annotated[
+        float | None, Unit("ms"), _median("The part of backward_ms that waits for communication"), HOOK
     ] = None
-    backward_compute_min_ms: Annotated[float | None, Unit("ms"), doc("minimum of rank 0"), HOOK] = None
-    exposed_comm_p95_ms: Annotated[
-        float | None, Unit("ms"), doc("95th percentile of rank 0, by nearest rank"), HOOK
+    overlapped_comm_ms: Annotated[
+        float | None, Unit("ms"), _median("The communication that overlaps backward computation"), HOOK
     ] = None
-    exposed_comm_min_ms: Annotated[float | None, Unit("ms"), doc("minimum of rank 0"), HOOK] = None
-    overlapped_comm_p95_ms: Annotated[
-        float | None, Unit("ms"), doc("95th percentile of rank 0, by nearest rank"), HOOK
+    data_p95_ms: Annotated[float | None, Unit("ms"), _p95("data_ms"), STEPS] = None
+    data_min_ms: Annotated[float | None, Unit("ms"), _minimum("data_ms"), STEPS] = None
+    forward_p95_ms: Annotated[float | None, Unit("ms"), _p95("forward_ms"), STEPS] = None
+    forward_min_ms: Annotated[float | None, Unit("ms"), _minimum("forward_ms"), STEPS] = None
+    backward_p95_ms: Annotated[float | None, Unit("ms"), _p95("backward_ms"), STEPS] = None
+    backward_min_ms: Annotated[float | None, Unit("ms"), _minimum("backward_ms"), STEPS] = None
+    backward_compute_p95_ms: Annotated[float | None, Unit("ms"), _p95("backward_compute_ms"), HOOK] = None
+    backward_compute_min_ms: Annotated[float | None, Unit("ms"), _minimum("backward_compute_ms"), HOOK] = None
+    exposed_comm_p95_ms: Annotated[float | None, Unit("ms"), _p95("exposed_comm_ms"), HOOK] = None
+    exposed_comm_min_ms: Annotated[float | None, Unit("ms"), _minimum("exposed_comm_ms"), HOOK] = None
+    overlapped_comm_p95_ms: Annotated[float | None, Unit("ms"), _p95("overlapped_comm_ms"), HOOK] = None
+    overlapped_comm_min_ms: Annotated[float | None, Unit("ms"), _minimum("overlapped_comm_ms"), HOOK] = None
+    optimizer_p95_ms: Annotated[float | None, Unit("ms"), _p95("optimizer_ms"), STEPS] = None
+    optimizer_min_ms: Annotated[float | None, Unit("ms"), _minimum("optimizer_ms"), STEPS] = None
+    step_p95_ms: Annotated[float | None, Unit("ms"), _p95("step_ms"), STEPS] = None
+    step_min_ms: Annotated[float | None, Unit("ms"), _minimum("step_ms"), STEPS] = None
+    bucket_count: Annotated[
+        int | None, doc("Number of gradient buckets; with one bucket no communication can overlap."), HOOK
     ] = None
-    overlapped_comm_min_ms: Annotated[float | None, Unit("ms"), doc("minimum of rank 0"), HOOK] = None
-    optimizer_p95_ms: Annotated[float | None, Unit("ms"), doc("95th percentile of rank 0, by nearest rank"), STEPS] = (
-        None
-    )
-    optimizer_min_ms: Annotated[float | None, Unit("ms"), doc("minimum of rank 0"), STEPS] = None
-    step_p95_ms: Annotated[float | None, Unit("ms"), doc("95th percentile of rank 0, by nearest rank"), STEPS] = None
-    step_min_ms: Annotated[float | None, Unit("ms"), doc("minimum of rank 0"), STEPS] = None
-    bucket_count: Annotated[int | None, doc("gradient buckets; of one nothing can be hidden"), HOOK] = None
     exchange_ms: Annotated[
         float | None,
         Unit("ms"),
-        doc("all-reduces of a step: median of the time with one under way; of the last 1000 steps"),
+        doc(
+            "Time of a step with at least one bucket's all-reduce in progress,"
+            " median over the last 1000 measured steps."
+        ),
         RANKS,
     ] = None
     bus_gb_per_s: Annotated[
-        float | None, Unit("10^9 bytes/s"), doc("bytes / exchange_ms x 2(n - 1)/n, as nccl-tests defines it"), RANKS
+        float | None,
+        Unit("10^9 bytes/s"),
+        doc("Bus bandwidth of the exchange: bytes / exchange_ms x 2(n - 1)/n, as nccl-tests defines it."),
+        RANKS,
     ] = None
     buckets: Annotated[
         tuple[dict[str, float], ...] | None,
         doc(
-            "size_bytes; all_reduce_ms, its p95 and minimum; algorithm_gb_per_s and bus_gb_per_s, by order of readiness"
+            "For each bucket, in the order in which they were ready: size_bytes; all_reduce_ms (median),"
+            " all_reduce_p95_ms, all_reduce_min_ms; algorithm_gb_per_s, bus_gb_per_s."
         ),
         RANKS,
     ] = None
     check_exposed_ms: Annotated[
-        float | None, Unit("ms"), doc("rank 0's cross check: exposed_comm_ms of its passes"), HOOK
+        float | None,
+        Unit("ms"),
+        doc("Exposed communication in rank 0's cross-check passes, by the bucket times."),
+        HOOK,
     ] = None
     no_sync_exposed_ms: Annotated[
         float | None,
         Unit("ms"),
-        doc("the same without an exchange: how much shorter the backward pass is"),
+        doc("The same estimate by no_sync: the amount by which the backward pass is shorter without the exchange."),
         DEVICE_CLOCK,
     ] = None
     no_sync_difference: Annotated[
-        float | None, Unit("share of 1"), doc("no_sync_exposed_ms / check_exposed_ms - 1"), DEVICE_CLOCK
+        float | None,
+        Unit("share of 1"),
+        doc("Relative difference of the two estimates: no_sync_exposed_ms / check_exposed_ms - 1."),
+        DEVICE_CLOCK,
     ] = None
     no_sync_is_check: Annotated[
-        bool | None, doc("the two must agree: the exchange takes 3 times the backward pass; else a bound"), HOOK
+        bool | None,
+        doc(
+            "True if the exchange takes over 3 times as long as the backward pass, so that both must agree;"
+            " if false, no_sync_exposed_ms is only a bound."
+        ),
+        HOOK,
     ] = None
-    ddp_exposed_ms: Annotated[float | None, Unit("ms"), doc("the same, by DDP's logger"), DDP_LOGGER] = None
+    ddp_exposed_ms: Annotated[
+        float | None,
+        Unit("ms"),
+        doc("The same estimate by DDP's logger; null if this torch does not log it."),
+        DDP_LOGGER,
+    ] = None
     slowest_rank: Annotated[
-        int | None, doc("whose own work takes longest: data, forward, optimizer, backward if watched"), RANKS
+        int | None,
+        doc(
+            "The rank whose own work takes longest: data, forward, optimizer, and backward computation if measured;"
+            " null with one rank."
+        ),
+        RANKS,
     ] = None
-    slowest_host: Annotated[str | None, doc("its host"), SYSTEM] = None
+    slowest_host: Annotated[str | None, doc("Host of slowest_rank."), SYSTEM] = None
     slowest_ratio: Annotated[
-        float | None, doc("median of its own work / median of the others', over the last 1000 steps"), RANKS
+        float | None,
+        doc("Own work of slowest_rank / median own work of the other ranks, median over the last 1000 measured steps."),
+        RANKS,
     ] = None
     link_latency_ms: Annotated[
-        float | None, Unit("ms"), doc("model link: median all-reduce of the smallest size"), LINKS
+        float | None, Unit("ms"), doc("Model link: median all-reduce time of the smallest size."), LINKS
     ] = None
     link_bus_gb_per_s: Annotated[
-        float | None, Unit("10^9 bytes/s"), doc("model link: of the largest size that it carried in its time"), LINKS
+        float | None,
+        Unit("10^9 bytes/s"),
+        doc("Model link: bus bandwidth of the largest size that was measured in the available time."),
+        LINKS,
     ] = None
-    gpu_util_percent: Annotated[float | None, Unit("%"), doc("mean of rank 0's samples"), NVML] = None
-    gpu_power_w: Annotated[float | None, Unit("W"), doc("mean of rank 0's samples"), NVML] = None
-    gpu_memory_peak_mib: Annotated[float | None, Unit("MiB"), doc("highest of rank 0's samples"), NVML] = None
-    gpu_temperature_peak_c: Annotated[float | None, Unit("deg C"), doc("highest of rank 0's samples"), NVML] = None
-    gpu_throttle: Annotated[tuple[str, ...] | None, doc("all reasons that rank 0's samples name"), NVML] = None
+    gpu_util_percent: Annotated[
+        float | None,
+        Unit("%"),
+        doc("Share of time in which a kernel ran on the GPU, as NVML measures it: mean over rank 0's samples."),
+        NVML,
+    ] = None
+    gpu_power_w: Annotated[
+        float | None, Unit("W"), doc("Power draw of the complete GPU board: mean over rank 0's samples."), NVML
+    ] = None
+    gpu_memory_peak_mib: Annotated[
+        float | None,
+        Unit("MiB"),
+        doc("GPU memory in use, including that of other processes: maximum over rank 0's samples."),
+        NVML,
+    ] = None
+    gpu_temperature_peak_c: Annotated[
+        float | None, Unit("deg C"), doc("Temperature of the GPU chip: maximum over rank 0's samples."), NVML
+    ] = None
+    gpu_throttle: Annotated[
+        tuple[str, ...] | None,
+        doc("All reasons for reduced GPU clocks in rank 0's samples; empty if there are none."),
+        NVML,
+    ] = None
     gpu_energy_j: Annotated[
         float | None,
         Unit("J"),
-        doc("sum over the boards, each once, and over the starts as far as they count; none: one is unknown"),
+        doc(
+            "Energy of all GPU boards, each counted once, summed over the starts;"
+            " of a start that was resumed, only the part with records; null if the energy of a board is unknown."
+        ),
         NVML,
     ] = None
-    gpu_energy_source: Annotated[str | None, doc("counter, or power: rank 0's"), NVML] = None
+    gpu_energy_source: Annotated[str | None, doc("Method for gpu_energy_j on rank 0: counter or power."), NVML] = None
     process_cpu_percent: Annotated[
-        float | None, Unit("%"), doc("mean of rank 0's samples; 100 is one core"), SYSTEM
+        float | None,
+        Unit("%"),
+        doc("CPU load of the rank and its data workers: mean over rank 0's samples; 100 is one core."),
+        SYSTEM,
     ] = None
-    process_memory_peak_mib: Annotated[float | None, Unit("MiB"), doc("highest of rank 0's samples"), SYSTEM] = None
+    process_memory_peak_mib: Annotated[
+        float | None, Unit("MiB"), doc("Resident memory of the rank: maximum over rank 0's samples."), SYSTEM
+    ] = None
     notices: Annotated[
-        tuple[str, ...], doc("of the start records, and of what went wrong without ending the run"), STEPS
+        tuple[str, ...], doc("Notices of the start records, and problems that did not end the run."), STEPS
     ]

@@ -1,4 +1,4 @@
-"""The versions of Python and of the packages that decide a result."""
+"""The versions of Python and of the packages that affect a result."""
 
 from __future__ import annotations
 
@@ -6,17 +6,17 @@ import functools
 import importlib.metadata
 import platform
 
-# submitit starts the ranks and decides no result, but a queued job is read by the version that is installed then.
+# submitit does not affect a result, but a queued job is read by the version that is installed when it starts.
 _PACKAGES = ("disttrain-sweeps", "torch", "torchvision", "transformers", "tokenizers", "datasets", "numpy", "submitit")
 
 
-@functools.cache  # each is a file that is read and parsed, and a run asks in three places
+@functools.cache  # each lookup reads and parses a file, and a run needs the versions in three places
 def versions() -> dict[str, str]:
-    """The installed versions by name; a package that is not installed (torch on a login node) is left out."""
-    found = {"python": platform.python_version()}
+    """The installed versions by package name, without packages that are not installed (torch on a login node)."""
+    installed = {"python": platform.python_version()}
     for name in _PACKAGES:
         try:
-            found[name] = importlib.metadata.version(name)
+            installed[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
             continue
-    return found
+    return installed

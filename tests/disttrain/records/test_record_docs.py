@@ -1,4 +1,4 @@
-"""docs/records.md against the record types."""
+"""docs/records.md agrees with the record types."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ UNITS = {
 }
 
 
-def test_the_page_is_made_of_the_types(repository: Path) -> None:
+def test_the_page_is_generated(repository: Path) -> None:
     assert (repository / "docs" / "records.md").read_text(encoding="utf-8") == records_page(), (
         "python -m disttrain.records.record_docs > docs/records.md"
     )
 
 
 @pytest.mark.parametrize("kind", [*KINDS.values(), RunInfo, Failure, Summary])
-def test_a_name_that_ends_in_a_unit_has_it(kind: type[Any]) -> None:
+def test_a_unit_suffix_matches_the_unit(kind: type[Any]) -> None:
     hints = typing.get_type_hints(kind, include_extras=True)
     for field in dataclasses.fields(kind):
         unit = next((item.unit for item in typing.get_args(hints[field.name]) if isinstance(item, Unit)), "")
