@@ -1,1 +1,1 @@
-"""What follows from the records: phases, communication overlap, bandwidth, summary. Loads no torch."""
+"""Computes results from the records: phases, communication overlap, bandwidth, summary. Loads no torch."""

@@ -1,4 +1,4 @@
-"""All-reduce time and bandwidth of each gradient bucket and of a step."""
+"""The all-reduce time and bandwidth of each gradient bucket and of a step."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ class BucketSummary:
     """One gradient bucket over the measured steps."""
 
     size_bytes: int
-    all_reduce_ms: Percentiles  # from the last rank ready and an earlier bucket done, to done on every rank
-    algorithm_gb_per_s: float  # of the median
-    bus_gb_per_s: float  # of the median
+    all_reduce_ms: Percentiles  # the spans of `all_reduce_spans`
+    algorithm_gb_per_s: float  # from the median time
+    bus_gb_per_s: float  # from the median time
 
 
 @dataclass(frozen=True)
@@ -25,29 +25,29 @@ class ExchangeSummary:
     """All buckets over the measured steps."""
 
     buckets: tuple[BucketSummary, ...]
-    all_reduce_ms: Percentiles  # of a whole step: while any bucket was under way
-    bus_gb_per_s: float  # of the median
+    all_reduce_ms: Percentiles  # per step: the time with at least one bucket in progress
+    bus_gb_per_s: float  # from the median time
 
 
-def summarise_exchanges(ranks: Sequence[Sequence[MeasuredStep]], at_once: int) -> ExchangeSummary | None:
-    """The exchange over the link, bucket by bucket and as a whole; None where it was not watched or there is none.
+def summarise_exchanges(ranks: Sequence[Sequence[MeasuredStep]], concurrency: int) -> ExchangeSummary | None:
+    """The gradient exchange, per bucket and in total; None if there is none or it was not measured.
 
     Args:
-        ranks: The same measured steps of every rank, of the same buckets.
-        at_once: All-reduces that the backend works on at the same time.
+        ranks: The measured steps of each rank: the same steps with the same buckets.
+        concurrency: The number of all-reduces that the backend processes at the same time.
     """
     world_size, spans = len(ranks), []
     sizes: tuple[int, ...] = ()
-    for together in zip(*ranks, strict=True):
-        found = [step.exchange for step in together if step.exchange is not None]
-        if len(found) < world_size:
+    for steps in zip(*ranks, strict=True):
+        exchanges = [step.exchange for step in steps if step.exchange is not None]
+        if len(exchanges) < world_size:
             return None
-        sizes = found[0].bucket_bytes
-        spans.append(all_reduce_spans(found, [step.start_ms for step in together], at_once))
+        sizes = exchanges[0].bucket_bytes
+        spans.append(all_reduce_spans(exchanges, [step.start_ms for step in steps], concurrency))
     if not spans:
         return None
     by_bucket = [percentiles([end - begin for begin, end in column]) for column in zip(*spans, strict=True)]
-    whole = percentiles([covered_ms(step) for step in spans])
+    total = percentiles([covered_ms(step) for step in spans])
     return ExchangeSummary(
         buckets=tuple(
             BucketSummary(
@@ -58,23 +58,25 @@ def summarise_exchanges(ranks: Sequence[Sequence[MeasuredStep]], at_once: int) -
             )
             for size, times in zip(sizes, by_bucket, strict=True)
         ),
-        all_reduce_ms=whole,
-        bus_gb_per_s=bus_bandwidth(sum(sizes), whole.median, world_size),
+        all_reduce_ms=total,
+        bus_gb_per_s=bus_bandwidth(sum(sizes), total.median, world_size),
     )
 
 
 def algorithm_bandwidth(size_bytes: float, elapsed_ms: float) -> float:
-    """10^9 bytes a second: the size of the data over the time (nccl-tests, doc/PERFORMANCE.md: algbw = S / t).
+    """Algorithm bandwidth in 10^9 bytes/s: size / time (nccl-tests, doc/PERFORMANCE.md: algbw = S / t).
 
     Example:
         >>> algorithm_bandwidth(1e9, 500.0)
         2.0
     """
-    return size_bytes / elapsed_ms / 1e6 if elapsed_ms else math.inf  # below what the clock tells apart
+    if not elapsed_ms:  # shorter than the clock's resolution
+        return math.inf
+    return size_bytes / elapsed_ms / 1e6
 
 
 def bus_bandwidth(size_bytes: float, elapsed_ms: float, world_size: int) -> float:
-    """10^9 bytes a second that the slowest link must carry: algbw x 2(n - 1)/n (nccl-tests, for an all-reduce).
+    """Bus bandwidth of an all-reduce in 10^9 bytes/s: algbw x 2(n - 1)/n, the load of the slowest link (nccl-tests).
 
     Example:
         >>> bus_bandwidth(1e9, 500.0, 4)

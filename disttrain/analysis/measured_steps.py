@@ -1,4 +1,4 @@
-"""Experiment 3: the phases of the measured steps over all ranks, the exchange bucket by bucket, and who is slow."""
+"""The measured steps of one rank: their phases, their gradient exchange, and percentiles over them."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ PHASES = (
 
 @dataclass(frozen=True)
 class MeasuredStep:
-    """One measured step of one rank; milliseconds, on rank 0's clock what is on a clock."""
+    """One measured step of one rank, in milliseconds; `start_ms` is on rank 0's clock."""
 
     start_ms: float
     data_ms: float
@@ -40,27 +40,29 @@ class MeasuredStep:
 
     @property
     def backward_compute_ms(self) -> float | None:
-        """The backward pass without the exchange that it waits for."""
-        return None if self.exposed_comm_ms is None else self.backward_ms - self.exposed_comm_ms
+        """The backward pass without the communication that it waits for."""
+        if self.exposed_comm_ms is None:
+            return None
+        return self.backward_ms - self.exposed_comm_ms
 
     @property
     def own_ms(self) -> float:
-        """What a rank does alone: no wait for another is in it."""
+        """The rank's own work, without any wait for other ranks."""
         return self.data_ms + self.forward_ms + (self.backward_compute_ms or 0.0) + self.optimizer_ms
 
 
 def split_by_start(records: Sequence[Record]) -> list[list[Record]]:
-    """The records of each start of a rank: a run that goes on from a checkpoint starts again, maybe on another host."""
-    found: list[list[Record]] = []
+    """The records of each start of a rank. A run that resumes starts again, possibly on another host."""
+    starts: list[list[Record]] = []
     for record in records:
-        if isinstance(record, StartRecord) or not found:
-            found.append([])
-        found[-1].append(record)
-    return found
+        if isinstance(record, StartRecord) or not starts:
+            starts.append([])
+        starts[-1].append(record)
+    return starts
 
 
 def steps_after_warmup(records: Sequence[Record], warmup_steps: int) -> list[StepRecord]:
-    """The steps without the first ones of each start, in which it warms up."""
+    """The steps without the first `warmup_steps` of each start."""
     return [
         step
         for start in split_by_start(records)
@@ -69,21 +71,24 @@ def steps_after_warmup(records: Sequence[Record], warmup_steps: int) -> list[Ste
 
 
 def measured_steps(records: Sequence[Record], warmup_steps: int) -> list[MeasuredStep]:
-    """The measured steps of one rank, with their exchange, on rank 0's clock.
+    """The measured steps of one rank with their exchange, on rank 0's clock.
 
     Args:
         records: All records of the rank.
-        warmup_steps: First steps of each start, which no measurement counts.
+        warmup_steps: The number of first steps of each start that are not measured.
     """
     return [step for start in split_by_start(records) for step in _measured_steps_of_start(start, warmup_steps)]
 
 
 def _measured_steps_of_start(start: Sequence[Record], warmup_steps: int) -> Iterator[MeasuredStep]:
-    exchanges = {record.step: record for record in start if isinstance(record, ExchangeRecord)}
+    exchanges = {
+        record.step: Exchange(record.bucket_bytes, record.ready_ms, record.done_ms)
+        for record in start
+        if isinstance(record, ExchangeRecord)
+    }
     clocks = [record for record in start if isinstance(record, ClockRecord)]
     for step in steps_after_warmup(start, warmup_steps):
-        found = exchanges.get(step.step)
-        start_s = step.start_s or 0.0  # of an earlier version's record, which had no exchange to lay on a clock
+        start_s = step.start_s or 0.0  # records of an early version have no start, and no exchange that would need it
         yield MeasuredStep(
             start_ms=(start_s - offset_at(start_s, clocks)) * 1000,
             data_ms=step.data_ms,
@@ -92,19 +97,22 @@ def _measured_steps_of_start(start: Sequence[Record], warmup_steps: int) -> Iter
             optimizer_ms=step.optimizer_ms,
             exposed_comm_ms=step.exposed_comm_ms,
             overlapped_comm_ms=step.overlapped_comm_ms,
-            exchange=Exchange(found.bucket_bytes, found.ready_ms, found.done_ms) if found else None,
+            exchange=exchanges.get(step.step),
         )
 
 
 def offset_at(time_s: float, clocks: Sequence[ClockRecord]) -> float:
-    """What to take off a time of this host: on the line through what was measured before training and behind it.
+    """The clock offset to subtract from a time of this host, interpolated between the two measured offsets.
 
     Args:
-        time_s: By this host's monotonic clock.
-        clocks: Of this start: none where it was not asked for, one where the start was cut off.
+        time_s: The time on this host's monotonic clock.
+        clocks: The clock records of this start: two (before and after training), one if the start was interrupted, none
+            without detailed timing.
     """
-    if len(clocks) < 2:
-        return clocks[0].offset_s if clocks else 0.0
+    if not clocks:
+        return 0.0
+    if len(clocks) == 1:
+        return clocks[0].offset_s
     first, last = clocks
     share = (time_s - first.at_s) / max(1e-9, last.at_s - first.at_s)
     return first.offset_s + share * (last.offset_s - first.offset_s)
@@ -112,7 +120,7 @@ def offset_at(time_s: float, clocks: Sequence[ClockRecord]) -> float:
 
 @dataclass(frozen=True)
 class Percentiles:
-    """Of one phase on one rank."""
+    """Statistics of one figure."""
 
     median: float
     p95: float
@@ -123,14 +131,18 @@ def percentiles(values: Sequence[float]) -> Percentiles:
     """Median, 95th percentile (nearest rank) and minimum.
 
     Example:
-        >>> spread([1.0, 2.0, 3.0, 10.0])
-        Spread(median=2.5, p95=10.0, minimum=1.0)
+        >>> percentiles([1.0, 2.0, 3.0, 10.0])
+        Percentiles(median=2.5, p95=10.0, minimum=1.0)
     """
     ordered = sorted(values)
     return Percentiles(statistics.median(ordered), ordered[-(-95 * len(ordered) // 100) - 1], ordered[0])
 
 
 def phase_percentiles(steps: Sequence[MeasuredStep]) -> dict[str, Percentiles | None]:
-    """Each phase of one rank; None where it was not watched."""
-    found = {name: [getattr(step, name) for step in steps] for name in PHASES}
-    return {name: None if not values or None in values else percentiles(values) for name, values in found.items()}
+    """The statistics of each phase of one rank; None if the phase was not measured in every step."""
+    statistics_by_phase: dict[str, Percentiles | None] = dict.fromkeys(PHASES)
+    for name in PHASES:
+        values = [getattr(step, name) for step in steps]
+        if values and None not in values:
+            statistics_by_phase[name] = percentiles(values)
+    return statistics_by_phase

@@ -1,4 +1,4 @@
-"""The summary of a run, derived from its records by pure functions."""
+"""Computes the summary of a run from its records, with pure functions."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from disttrain.analysis.measured_steps import (
     split_by_start,
     steps_after_warmup,
 )
+from disttrain.analysis.notices import run_notices, slow_rank_notices
 from disttrain.analysis.straggler import Straggler, find_straggler
 from disttrain.records.record_types import (
-    CheckpointRecord,
     CrossCheckRecord,
     EndRecord,
     EvalRecord,
@@ -30,19 +30,20 @@ from disttrain.records.record_types import (
 )
 from disttrain.records.summary_types import Summary
 
-# All-reduces that a backend works on at the same time: NCCL has one stream, gloo two threads (torch's default).
-AT_ONCE = {"nccl": 1, "gloo": 2}
+# The number of all-reduces that a backend processes at the same time: NCCL has one stream, gloo two threads (torch's
+# default).
+CONCURRENT_ALL_REDUCES = {"nccl": 1, "gloo": 2}
 
 
 @dataclass(frozen=True)
 class Sums:
-    """What must be added up over the ranks, since each knows only its own examples."""
+    """One rank's part of the sums over all ranks; each rank has only its own examples."""
 
-    tail_loss: float  # over the examples of the last tenth of the steps
-    tail_examples: float
-    measured_examples: float  # of the steps after the warm-up
-    energy_j: float  # of each GPU once
-    energy_ranks: float  # whose GPU's energy is known, or counted by another rank
+    tail_loss: float  # summed over the examples of the last tenth of the steps
+    tail_examples: float  # the number of these examples
+    measured_examples: float  # the number of examples in the measured steps
+    energy_j: float  # each GPU is counted once
+    energy_ranks: float  # the number of ranks whose GPU's energy is known or counted by another rank
 
 
 def own_sums(records: Sequence[Record], warmup_steps: int, *, first_on_gpu: bool = True) -> Sums:
@@ -50,20 +51,29 @@ def own_sums(records: Sequence[Record], warmup_steps: int, *, first_on_gpu: bool
 
     Args:
         records: All records of the rank.
-        warmup_steps: First steps, which no measurement counts.
-        first_on_gpu: Whether the energy of its GPU, which is that of the whole board, is this rank's to count.
+        warmup_steps: The number of first steps of each start that are not measured.
+        first_on_gpu: Whether this rank counts the energy of its GPU board, which several ranks may share.
     """
     steps = [record for record in records if isinstance(record, StepRecord)]
-    last = steps[-1].step if steps else 0
-    tail = [record for record in steps if record.step > last - math.ceil(last / 10) and record.loss is not None]
-    energies = [_energy(start) for start in split_by_start(records)]
+    tail = _last_tenth_with_loss(steps)
+    energy_j, energy_known = 0.0, True
+    if first_on_gpu:
+        energies = [_energy(start) for start in split_by_start(records)]
+        energy_j, energy_known = sum(filter(None, energies)), energies[-1] is not None
     return Sums(
         tail_loss=sum((record.loss or 0.0) * record.examples for record in tail),
         tail_examples=sum(record.examples for record in tail),
         measured_examples=sum(record.examples for record in steps_after_warmup(records, warmup_steps)),
-        energy_j=sum(filter(None, energies)) if first_on_gpu else 0.0,
-        energy_ranks=float(energies[-1] is not None or not first_on_gpu),
+        energy_j=energy_j,
+        energy_ranks=float(energy_known),
     )
+
+
+def _last_tenth_with_loss(steps: Sequence[StepRecord]) -> list[StepRecord]:
+    if not steps:
+        return []
+    last = steps[-1].step
+    return [record for record in steps if record.step > last - math.ceil(last / 10) and record.loss is not None]
 
 
 def summarise(
@@ -79,20 +89,22 @@ def summarise(
 
     Args:
         records: All records of rank 0.
-        sums: Over all ranks.
-        ranks: The measured steps of all ranks.
-        hosts: Of each rank, by rank.
-        num_nodes: Logical nodes.
-        warmup_steps: First steps, which no measurement counts.
+        sums: The sums over all ranks.
+        ranks: The measured steps of each rank.
+        hosts: The host of each rank, by rank.
+        num_nodes: The number of logical nodes.
+        warmup_steps: The number of first steps of each start that are not measured.
     """
-    begun = [record for record in records if isinstance(record, StartRecord)]
-    start, slow = begun[-1], find_straggler(ranks)
+    start = [record for record in records if isinstance(record, StartRecord)][-1]
+    straggler = find_straggler(ranks)
     comparable = not (start.shared_gpu or start.folded)
     end = next(record for record in records if isinstance(record, EndRecord))
-    last_eval = next((record for record in reversed(records) if isinstance(record, EvalRecord)), None)
-    steps = steps_after_warmup(records, warmup_steps)
-    measured_s = sum(record.step_ms for record in steps) / 1000
-    samples_per_s = sums.measured_examples / measured_s if steps else None
+    notices = run_notices(records)
+    if comparable:
+        notices += slow_rank_notices(straggler, hosts)
+    gpu_energy_j = None
+    if sums.energy_ranks == start.world_size:
+        gpu_energy_j = sums.energy_j
     return Summary(
         world_size=start.world_size,
         num_nodes=num_nodes,
@@ -101,71 +113,71 @@ def summarise(
         backend=start.backend,
         comparable=comparable,
         steps=end.steps,
-        measured_steps=len(steps),
         train_s=end.train_s,
-        samples_per_s=samples_per_s,
-        samples_per_s_per_gpu=None if samples_per_s is None else samples_per_s / start.world_size,
-        train_loss=sums.tail_loss / sums.tail_examples if sums.tail_examples else None,
-        eval_loss=last_eval.loss if last_eval else None,
-        eval_accuracy=last_eval.accuracy if last_eval else None,
-        eval_examples=last_eval.examples if last_eval else None,
-        notices=(
-            *dict.fromkeys(notice for record in begun for notice in record.notices),
-            *_divergence(records),
-            *_unsaved(records),
-            *_unread(records),
-            *(_slow(slow, hosts) if comparable else ()),
-        ),
+        train_loss=_quotient(sums.tail_loss, sums.tail_examples),
+        notices=notices,
+        **_throughput(steps_after_warmup(records, warmup_steps), sums, start.world_size),
+        **_last_evaluation(records),
         **_phases(measured_steps(records, warmup_steps)),
-        **_exchange(summarise_exchanges(ranks, AT_ONCE.get(start.backend or "", 1))),
+        **_exchange(summarise_exchanges(ranks, CONCURRENT_ALL_REDUCES.get(start.backend or "", 1))),
         **_cross_check(records),
-        **_slowest(slow, hosts),
+        **_slowest_rank(straggler, hosts),
         **_link(records),
         **_telemetry(_samples(records)),
-        gpu_energy_j=sums.energy_j if sums.energy_ranks == start.world_size else None,
+        gpu_energy_j=gpu_energy_j,
     )
 
 
-def _divergence(records: Sequence[Record]) -> tuple[str, ...]:
-    for record in records:
-        if isinstance(record, StepRecord) and record.examples and record.loss is None:
-            return (f"the training loss is not finite from step {record.step} on",)
-    return ()
+def _quotient(total: float, count: float) -> float | None:
+    """None if nothing was counted."""
+    if not count:
+        return None
+    return total / count
 
 
-def _unsaved(records: Sequence[Record]) -> tuple[str, ...]:
-    failed = [record for record in records if isinstance(record, CheckpointRecord) and record.error is not None]
-    if not failed:
-        return ()
-    return (f"{len(failed)} checkpoints could not be written; the last, of step {failed[-1].step}: {failed[-1].error}",)
+def _throughput(steps: Sequence[StepRecord], sums: Sums, world_size: int) -> dict[str, Any]:
+    samples_per_s = _quotient(sums.measured_examples, sum(record.step_ms for record in steps) / 1000)
+    samples_per_s_per_gpu = None
+    if samples_per_s is not None:
+        samples_per_s_per_gpu = samples_per_s / world_size
+    return {
+        "measured_steps": len(steps),
+        "samples_per_s": samples_per_s,
+        "samples_per_s_per_gpu": samples_per_s_per_gpu,
+    }
 
 
-def _unread(records: Sequence[Record]) -> tuple[str, ...]:
-    failed = [record for record in records if isinstance(record, TelemetryRecord) and record.error is not None]
-    return (f"telemetry: {len(failed)} samples lack something; the last: {failed[-1].error}",) if failed else ()
+def _last_evaluation(records: Sequence[Record]) -> dict[str, Any]:
+    for record in reversed(records):
+        if isinstance(record, EvalRecord):
+            return {"eval_loss": record.loss, "eval_accuracy": record.accuracy, "eval_examples": record.examples}
+    return dict.fromkeys(("eval_loss", "eval_accuracy", "eval_examples"))
 
 
 def _energy(start: Sequence[Record]) -> float | None:
-    """Of one start, each of which counts from 0."""
-    known = [record.gpu_energy_j for record in start if isinstance(record, TelemetryRecord)]
-    return next((energy_j for energy_j in reversed(known) if energy_j is not None), None)
+    """The energy of one start; every start counts from 0."""
+    energies = [record.gpu_energy_j for record in start if isinstance(record, TelemetryRecord)]
+    return next((energy_j for energy_j in reversed(energies) if energy_j is not None), None)
 
 
 def _samples(records: Sequence[Record]) -> list[TelemetryRecord]:
-    """Of the last start: an earlier one may have been on another GPU."""
+    """The samples of the last start: an earlier one may have used another GPU."""
     return [record for record in split_by_start(records)[-1] if isinstance(record, TelemetryRecord)]
 
 
 def _telemetry(samples: Sequence[TelemetryRecord]) -> dict[str, Any]:
-    # Without the first sample, which was taken before the first step, unless there is no other.
+    # The first sample was taken before the first step; it is used only if there is no other.
     during = samples[1:] or samples
+    gpu_throttle = None
     reasons = [sample.gpu_throttle for sample in during if sample.gpu_throttle is not None]
+    if reasons:
+        gpu_throttle = tuple(dict.fromkeys(name for names in reasons for name in names))
     return {
         "gpu_util_percent": _mean([sample.gpu_util_percent for sample in during]),
         "gpu_power_w": _mean([sample.gpu_power_w for sample in during]),
         "gpu_memory_peak_mib": _peak([sample.gpu_memory_used_mib for sample in during]),
         "gpu_temperature_peak_c": _peak([sample.gpu_temperature_c for sample in during]),
-        "gpu_throttle": tuple(dict.fromkeys(name for each in reasons for name in each)) if reasons else None,
+        "gpu_throttle": gpu_throttle,
         "gpu_energy_source": next(filter(None, (sample.gpu_energy_source for sample in during)), None),
         "process_cpu_percent": _mean([sample.process_cpu_percent for sample in during]),
         "process_memory_peak_mib": _peak([sample.process_memory_mib for sample in during]),
@@ -174,7 +186,9 @@ def _telemetry(samples: Sequence[TelemetryRecord]) -> dict[str, Any]:
 
 def _mean(values: Sequence[float | None]) -> float | None:
     known = [value for value in values if value is not None]
-    return statistics.fmean(known) if known else None
+    if not known:
+        return None
+    return statistics.fmean(known)
 
 
 def _peak(values: Sequence[float | None]) -> float | None:
@@ -182,23 +196,24 @@ def _peak(values: Sequence[float | None]) -> float | None:
 
 
 def _phases(steps: Sequence[MeasuredStep]) -> dict[str, Any]:
-    """Median, 95th percentile and minimum of each phase."""
-    found: dict[str, Any] = {}
+    """The median, 95th percentile and minimum of each phase."""
+    fields: dict[str, Any] = {}
     for name, values in phase_percentiles(steps).items():
         stem = name.removesuffix("_ms")
-        found[name] = values.median if values else None
-        found[f"{stem}_p95_ms"] = values.p95 if values else None
-        found[f"{stem}_min_ms"] = values.minimum if values else None
-    return found
+        names = (name, f"{stem}_p95_ms", f"{stem}_min_ms")
+        fields |= dict.fromkeys(names)
+        if values is not None:
+            fields |= zip(names, (values.median, values.p95, values.minimum), strict=True)
+    return fields
 
 
-def _exchange(exchanged: ExchangeSummary | None) -> dict[str, Any]:
-    if exchanged is None:
+def _exchange(summary: ExchangeSummary | None) -> dict[str, Any]:
+    if summary is None:
         return {}
     return {
-        "bucket_count": len(exchanged.buckets),
-        "exchange_ms": exchanged.all_reduce_ms.median,
-        "bus_gb_per_s": exchanged.bus_gb_per_s,
+        "bucket_count": len(summary.buckets),
+        "exchange_ms": summary.all_reduce_ms.median,
+        "bus_gb_per_s": summary.bus_gb_per_s,
         "buckets": tuple(
             {
                 "size_bytes": bucket.size_bytes,
@@ -208,7 +223,7 @@ def _exchange(exchanged: ExchangeSummary | None) -> dict[str, Any]:
                 "algorithm_gb_per_s": bucket.algorithm_gb_per_s,
                 "bus_gb_per_s": bucket.bus_gb_per_s,
             }
-            for bucket in exchanged.buckets
+            for bucket in summary.buckets
         ),
     }
 
@@ -217,35 +232,34 @@ def _cross_check(records: Sequence[Record]) -> dict[str, Any]:
     check = next((record for record in reversed(records) if isinstance(record, CrossCheckRecord)), None)
     if check is None:
         return {}
+    difference = None
+    if check.exposed_comm_ms:
+        difference = check.no_sync_exposed_ms / check.exposed_comm_ms - 1
     return {
         "check_exposed_ms": check.exposed_comm_ms,
         "no_sync_exposed_ms": check.no_sync_exposed_ms,
-        "no_sync_difference": check.no_sync_exposed_ms / check.exposed_comm_ms - 1 if check.exposed_comm_ms else None,
+        "no_sync_difference": difference,
         "no_sync_is_check": check.is_check,
         "ddp_exposed_ms": check.ddp_exposed_ms,
     }
 
 
-def _slowest(slow: Straggler | None, hosts: tuple[str, ...]) -> dict[str, Any]:
-    return (
-        {}
-        if slow is None
-        else {"slowest_rank": slow.rank, "slowest_host": hosts[slow.rank], "slowest_ratio": slow.ratio}
-    )
+def _slowest_rank(straggler: Straggler | None, hosts: tuple[str, ...]) -> dict[str, Any]:
+    if straggler is None:
+        return {}
+    return {
+        "slowest_rank": straggler.rank,
+        "slowest_host": hosts[straggler.rank],
+        "slowest_ratio": straggler.ratio,
+    }
 
 
 def _link(records: Sequence[Record]) -> dict[str, Any]:
     links = [record for record in records if isinstance(record, LinkRecord)]
+    if not links:
+        return {}
     return {
-        "link_latency_ms": links[0].median_ms if links else None,
-        # Not the highest of all sizes: behind a token bucket a short message passes at a rate that nothing longer gets.
-        "link_bus_gb_per_s": links[-1].bus_gb_per_s if links else None,
+        "link_latency_ms": links[0].median_ms,
+        # The largest size, not the highest bandwidth: a token bucket lets short messages pass faster than any long one.
+        "link_bus_gb_per_s": links[-1].bus_gb_per_s,
     }
-
-
-def _slow(slow: Straggler | None, hosts: tuple[str, ...]) -> tuple[str, ...]:
-    if slow is None or not slow.is_slow:
-        return ()
-    return (
-        f"rank {slow.rank} on {hosts[slow.rank]} is slow: its own work takes {slow.ratio:.2f} times that of the others",
-    )

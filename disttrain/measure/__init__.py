@@ -1,1 +1,1 @@
-"""What is measured while a run starts and trains: phases, telemetry, clocks, start check, all-reduces."""
+"""The measurements of a run that starts and trains: phases, telemetry, clocks, start check, all-reduces."""

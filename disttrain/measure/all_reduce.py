@@ -1,4 +1,4 @@
-"""A run of model `link`: how long an all-reduce takes, by size, over an allocation's link with nothing else to do."""
+"""Model `link`: the time of all-reduces by size, over an otherwise idle link of an allocation."""
 
 from __future__ import annotations
 
@@ -14,38 +14,44 @@ from disttrain.records.record_types import LinkRecord
 
 SIZES_BYTES = tuple(4096 * 4**power for power in range(9))  # 4 KiB to 256 MiB
 BUDGET_S = 30.0
-# Of each size, behind one that warms up; for a 95th percentile that is not the maximum, on a slow link for a median.
-REPEATS, AT_LEAST = 40, 3
-SHARE = 4  # a size takes a quarter of the time that is left, where that is enough for AT_LEAST
+# The number of timed all-reduces of a size, after one warm-up. The 95th percentile of 40 is not their maximum. On a
+# slow link, 3 give a median.
+MAX_REPEATS, MIN_REPEATS = 40, 3
+TIME_DIVISOR = 4  # a size takes a quarter of the remaining time if that allows MIN_REPEATS
 _FLOAT_BYTES = 4
 
 
 def measure_link(
     group: Group, sizes_bytes: Sequence[int] = SIZES_BYTES, budget_s: float = BUDGET_S
 ) -> Iterator[LinkRecord]:
-    """All-reduces of growing size, until the largest is done or the time is up; all ranks call this.
+    """Times all-reduces of increasing size until the largest is done or the time is up; all ranks call this.
 
-    The time of one is that of the rank on which it took longest, from a barrier to its end.
+    The time of one all-reduce is from a barrier to its end, on the rank where it takes longest.
 
     Args:
         group: The ranks, two or more.
-        sizes_bytes: That each rank gives, ascending; multiples of 4.
-        budget_s: What all of it may take. One all-reduce may go over it.
+        sizes_bytes: The sizes of the tensor on each rank, ascending; multiples of 4.
+        budget_s: The time limit for all sizes. A single all-reduce may exceed it.
+
+    Yields:
+        One record per measured size.
     """
     deadline_s = time.monotonic() + budget_s
-    expected_s, before_bytes = 0.0, 0
+    previous_s, previous_bytes = 0.0, 0
     for size_bytes in sizes_bytes:
-        if before_bytes and not _repeats(expected_s * size_bytes / before_bytes, 1, deadline_s, group):
+        if previous_bytes and not _repeats(previous_s * size_bytes / previous_bytes, 1, deadline_s, group):
             return
-        values = torch.zeros(size_bytes // _FLOAT_BYTES, device=group.device)  # a sum of ones would grow without end
-        # The buffer's first touch, and what NCCL prepares for a size; where the size before foretold too little, the
-        # time is up here, one all-reduce too late.
-        (warm_ms,) = _slowest(values, 1, group)
-        repeats = _repeats(warm_ms / 1000, 0, deadline_s, group)
+        values = torch.zeros(
+            size_bytes // _FLOAT_BYTES, device=group.device
+        )  # the sum of ones would grow with every repeat
+        # The warm-up includes the first memory access and NCCL's setup for this size. If the estimate from the previous
+        # size was too low, the deadline is noticed only now, one all-reduce late.
+        (warm_up_ms,) = _slowest_times(values, 1, group)
+        repeats = _repeats(warm_up_ms / 1000, 0, deadline_s, group)
         if not repeats:
             return
-        times = percentiles(_slowest(values, repeats, group))
-        expected_s, before_bytes = times.median / 1000, size_bytes
+        times = percentiles(_slowest_times(values, repeats, group))
+        previous_s, previous_bytes = times.median / 1000, size_bytes
         yield LinkRecord(
             size_bytes=size_bytes,
             repeats=repeats,
@@ -57,34 +63,40 @@ def measure_link(
         )
 
 
-def _repeats(one_s: float, warm_up: int, deadline_s: float, group: Group) -> int:
-    """How many all-reduces of `one_s` each, behind `warm_up` of them, there is time for; by rank 0's clock.
+def _repeats(expected_s: float, warm_up: int, deadline_s: float, group: Group) -> int:
+    """The number of all-reduces that fit before the deadline on rank 0's clock; 0 if that is below MIN_REPEATS.
 
-    0 where that are not AT_LEAST.
+    Args:
+        expected_s: The expected time of one all-reduce.
+        warm_up: The number of all-reduces before the timed ones.
+        deadline_s: The deadline on the monotonic clock.
+        group: The ranks.
     """
-    affordable = (deadline_s - time.monotonic()) / max(one_s, 1e-9) - warm_up
-    repeats = 0 if affordable < AT_LEAST else int(min(REPEATS, max(AT_LEAST, affordable / SHARE)))
+    affordable = (deadline_s - time.monotonic()) / max(expected_s, 1e-9) - warm_up
+    repeats = 0
+    if affordable >= MIN_REPEATS:
+        repeats = int(min(MAX_REPEATS, max(MIN_REPEATS, affordable / TIME_DIVISOR)))
     return group.broadcast_from_main(repeats)
 
 
-def _slowest(values: torch.Tensor, repeats: int, group: Group) -> list[float]:
-    """Milliseconds of each of some all-reduces, on the rank on which it took longest."""
+def _slowest_times(values: torch.Tensor, repeats: int, group: Group) -> list[float]:
+    """The time of each all-reduce on the rank where it takes longest, in milliseconds."""
     own = torch.tensor([time_all_reduce(values, group) for _ in range(repeats)], dtype=torch.float64)
     slowest: list[float] = torch.stack(group.gather(own)).amax(dim=0).tolist()
     return slowest
 
 
 def time_all_reduce(values: torch.Tensor, group: Group) -> float:
-    """Milliseconds of one all-reduce on this rank, from a barrier; all ranks call this."""
+    """The time of one all-reduce on this rank from a barrier to its end, in milliseconds; all ranks call this."""
     group.barrier()
     synchronize(values.device)
     start_s = time.perf_counter()
     group.sum(values)
-    synchronize(values.device)  # what is timed is the link, from edge to edge
+    synchronize(values.device)  # the end of the timed interval: the all-reduce must be complete
     return (time.perf_counter() - start_s) * 1000
 
 
 def synchronize(device: torch.device) -> None:
-    """Waits until the device has done all that it was given."""
+    """Waits until the device has completed all queued work."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)

@@ -1,4 +1,4 @@
-"""How far the hosts' monotonic clocks are apart, so that what ranks noted can be laid on one axis of time."""
+"""The offset between the hosts' monotonic clocks, so that times of all ranks can be compared."""
 
 from __future__ import annotations
 
@@ -15,20 +15,22 @@ ROUNDS = 20
 
 @dataclass(frozen=True)
 class Offset:
-    """One rank's clock against that of rank 0."""
+    """The offset of one rank's clock from that of rank 0."""
 
-    offset_s: float  # to be taken off this rank's times
-    error_s: float  # it may be wrong by so much, at most
+    offset_s: float  # to be subtracted from this rank's times
+    error_s: float  # the largest possible error of offset_s
 
 
 def clock_offset(group: Group) -> Offset:
-    """This rank's monotonic clock less that of rank 0, from the shortest of some round trips (Cristian 1989).
+    """This rank's monotonic clock minus that of rank 0, from the shortest of several round trips (Cristian 1989).
 
-    Rank 0 answers the others one after the other; all ranks call this.
+    Rank 0 answers one rank after another; all ranks call this.
     """
     if group.backend is None:
         return Offset(0.0, 0.0)
-    device = group.device if group.backend == "nccl" else torch.device("cpu")  # gloo sends from memory alone
+    device = torch.device("cpu")  # gloo sends only from host memory
+    if group.backend == "nccl":
+        device = group.device
     if group.is_main:
         for rank in range(1, group.env.world_size):
             for _ in range(ROUNDS):
@@ -45,10 +47,10 @@ def clock_offset(group: Group) -> Offset:
 
 
 def best_offset(trips: list[tuple[float, float, float]]) -> Offset:
-    """The offset of the shortest trip, of which the other clock's time lies somewhere between its ends.
+    """The offset from the shortest trip. The answer was sent at some time within the trip.
 
     Args:
-        trips: (sent, the other clock's answer, received), in seconds, by one clock the first and the last.
+        trips: (sent, answered, received) in seconds; sent and received by this clock, answered by the other clock.
 
     Example:
         >>> best_offset([(10.0, 4.5, 13.0), (20.0, 15.0, 21.0)])
@@ -63,6 +65,6 @@ def _send(rank: int, device: torch.device) -> None:
 
 
 def _receive(rank: int, device: torch.device) -> float:
-    box = torch.zeros(1, dtype=torch.float64, device=device)
-    dist.recv(box, src=rank)
-    return float(box)  # of a GPU it waits for the message, as it must
+    message = torch.zeros(1, dtype=torch.float64, device=device)
+    dist.recv(message, src=rank)
+    return float(message)  # on a GPU this waits for the message, as intended

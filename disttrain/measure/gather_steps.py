@@ -1,4 +1,4 @@
-"""The measured steps of every rank, brought together on each of them."""
+"""Gathers the measured steps of all ranks."""
 
 from __future__ import annotations
 
@@ -13,56 +13,59 @@ from disttrain.analysis.measured_steps import MeasuredStep
 from disttrain.distributed.group import Group
 from disttrain.records.record_types import ExchangeRecord, Record
 
-# Of the last so many steps: enough for a 95th percentile, and some MB over hundreds of ranks.
+# Only this number of last steps is gathered: enough for a 95th percentile, and a few MB for hundreds of ranks.
 MAX_STEPS = 1000
 _PHASES = 7
 
 
 def drop_old_exchanges(records: Iterable[Record]) -> list[Record]:
-    """The records of a rank, without the older of its exchange records, which would take GBs of 10^5 steps."""
-    kept: list[Record | None] = []
-    exchanges: deque[int] = deque()  # where they are
+    """The records of a rank with only the last MAX_STEPS exchange records: those of 10^5 steps would take GBs."""
+    remaining: list[Record | None] = []
+    exchange_indices: deque[int] = deque()
     for record in records:
         if isinstance(record, ExchangeRecord):
-            exchanges.append(len(kept))
-            if len(exchanges) > MAX_STEPS:
-                kept[exchanges.popleft()] = None
-        kept.append(record)
-    return [record for record in kept if record is not None]
+            exchange_indices.append(len(remaining))
+            if len(exchange_indices) > MAX_STEPS:
+                remaining[exchange_indices.popleft()] = None
+        remaining.append(record)
+    return [record for record in remaining if record is not None]
 
 
 def gather_measured_steps(own: Sequence[MeasuredStep], group: Group) -> list[list[MeasuredStep]]:
-    """The last measured steps of all ranks, by rank; all ranks call this, and rank 0 alone gets them.
+    """The last measured steps of all ranks, by rank. All ranks call this; only rank 0 receives them.
 
     Args:
-        own: Of this rank; the same steps as of every other.
+        own: The measured steps of this rank; every rank passes the same steps.
         group: The ranks.
     """
     steps = [step for step in own[-MAX_STEPS:] if _layout(step) == _layout(own[-1])]
-    everyone = group.gather(torch.tensor([pack(step) for step in steps], dtype=torch.float64)) if steps else []
-    if not everyone or not group.is_main:
+    gathered: list[torch.Tensor] = []
+    if steps:
+        gathered = group.gather(torch.tensor([pack(step) for step in steps], dtype=torch.float64))
+    if not gathered or not group.is_main:
         return [[] for _ in range(group.env.world_size)]
-    return [[unpack(row) for row in theirs.tolist()] for theirs in everyone]
+    return [[unpack(row) for row in rows.tolist()] for rows in gathered]
 
 
 def _layout(step: MeasuredStep) -> tuple[int, ...]:
-    """Its buckets: DDP may lay out others in its first steps."""
-    return step.exchange.bucket_bytes if step.exchange else ()
+    """The bucket sizes of a step: DDP may use other buckets in its first steps."""
+    if step.exchange is None:
+        return ()
+    return step.exchange.bucket_bytes
 
 
 def pack(step: MeasuredStep) -> list[float]:
-    """A step as a row of figures; rows of all ranks are of one length, since all have the same buckets."""
+    """A step as a row of numbers, with NaN for None. All ranks have the same buckets, so all rows have one length."""
     phases = (step.data_ms, step.forward_ms, step.backward_ms, step.optimizer_ms)
-    communication = (step.exposed_comm_ms, step.overlapped_comm_ms)
-    row = [step.start_ms, *phases, *(math.nan if value is None else value for value in communication)]
+    row = [step.start_ms, *phases, _none_to_nan(step.exposed_comm_ms), _none_to_nan(step.overlapped_comm_ms)]
     if (exchange := step.exchange) is not None:
         row += [*map(float, exchange.bucket_bytes), *exchange.ready_ms, *exchange.done_ms]
     return row
 
 
 def unpack(row: list[float]) -> MeasuredStep:
-    """The step of such a row."""
-    start_ms, data, forward, backward, optimizer, exposed, hidden = row[:_PHASES]
+    """The step of a row that `pack` returned."""
+    start_ms, data, forward, backward, optimizer, exposed, overlapped = row[:_PHASES]
     rest = row[_PHASES:]
     count = len(rest) // 3
     exchange = None
@@ -75,7 +78,19 @@ def unpack(row: list[float]) -> MeasuredStep:
         forward_ms=forward,
         backward_ms=backward,
         optimizer_ms=optimizer,
-        exposed_comm_ms=None if math.isnan(exposed) else exposed,
-        overlapped_comm_ms=None if math.isnan(hidden) else hidden,
+        exposed_comm_ms=_nan_to_none(exposed),
+        overlapped_comm_ms=_nan_to_none(overlapped),
         exchange=exchange,
     )
+
+
+def _none_to_nan(value: float | None) -> float:
+    if value is None:
+        return math.nan
+    return value
+
+
+def _nan_to_none(value: float) -> float | None:
+    if math.isnan(value):
+        return None
+    return value

@@ -1,4 +1,4 @@
-"""CPU and memory of this rank and of its host, in few reads: each may cost a busy rank a switch of Python's lock."""
+"""CPU and memory load of this rank and its host, with few reads: each may cost a busy rank a GIL switch."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _TICK_S = 1 / os.sysconf("SC_CLK_TCK")
 
 @dataclass(frozen=True)
 class HostState:
-    """One reading; what is told over a time is None at the first, which has no time behind it."""
+    """One reading. The CPU loads are averages since the previous reading, so they are None in the first one."""
 
     process_cpu_percent: float | None
     process_memory_mib: float
@@ -24,38 +24,40 @@ class HostState:
 
 
 class Host:
-    """Reads the load; of one thread, since psutil keeps what it compares with for each."""
+    """Reads the load. One thread must make all readings, because psutil saves its previous values per thread."""
 
     def __init__(self) -> None:
-        self._before: tuple[float, float | None] | None = None  # when, and the CPU seconds so far
+        self._before: tuple[float, float | None] | None = None  # (time, CPU seconds) of the previous reading
 
     def read(self) -> HostState:
         """The state now.
 
         Raises:
-            OSError: The system does not tell.
+            OSError: The system does not provide the values.
         """
         now_s, used_s = time.monotonic(), cpu_s()
         before, self._before = self._before, (now_s, used_s)
-        host_percent = psutil.cpu_percent()  # at its first call 0.0, of no time at all
-        own_percent = None
+        own_percent = host_percent = None
+        host_average = psutil.cpu_percent()  # the first call returns 0.0, for an empty interval
+        if before is not None:
+            host_percent = host_average
         if before is not None and used_s is not None and before[1] is not None:
             own_percent = max(0.0, used_s - before[1]) / max(1e-9, now_s - before[0]) * 100
         memory = psutil.virtual_memory()
         return HostState(
             process_cpu_percent=own_percent,
             process_memory_mib=_resident_bytes() / MIB,
-            host_cpu_percent=None if before is None else host_percent,
+            host_cpu_percent=host_percent,
             host_memory_used_mib=(memory.total - memory.available) / MIB,
         )
 
 
 def cpu_s() -> float | None:
-    """CPU seconds of this process and of its children so far: the workers that load its data, also those that ended.
+    """CPU seconds of this process and of its children so far: the workers that load its data, including ended ones.
 
-    None where the kernel does not list children (CONFIG_PROC_CHILDREN). It does so for each thread: here it is the main
-    one, which starts the workers. psutil would look through all processes of the host, multiprocessing's own list
-    takes away the end of a worker that torch waits for.
+    None if the kernel does not list children (CONFIG_PROC_CHILDREN). The kernel lists them per thread; the main thread
+    starts the workers. psutil would scan all processes of the host. multiprocessing's list of children would collect
+    the exit status of a worker that torch waits for.
     """
     pid = os.getpid()
     try:
@@ -71,8 +73,8 @@ def _child_s(pid: str) -> float:
     try:
         line = Path(f"/proc/{pid}/stat").read_bytes()
     except OSError:
-        return 0.0  # it has ended just now
-    fields = line.rpartition(b")")[2].split()  # proc(5): from the third field on; its name may hold blanks
+        return 0.0  # the child has ended in the meantime
+    fields = line.rpartition(b")")[2].split()  # proc(5): the third field and later; the name may contain spaces
     return (int(fields[11]) + int(fields[12])) * _TICK_S
 
 

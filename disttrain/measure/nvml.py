@@ -1,4 +1,4 @@
-"""One GPU as NVML tells of it; what it does not support is None, never 0."""
+"""The state of one GPU, read through NVML; an unsupported figure is None, never 0."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from functools import partial
 from typing import Any
 
 _ENERGY = "nvmlDeviceGetTotalEnergyConsumption"
-# nvmlClocksEventReasons of nvml.h, called throttle reasons before: why clocks are held down.
+# nvmlClocksEventReasons in nvml.h (earlier: throttle reasons): the reasons why clocks are reduced.
 THROTTLE_REASONS = {
     0x1: "gpu_idle",
     0x2: "applications_clocks_setting",
@@ -39,23 +39,23 @@ class GpuState:
     memory_clock_mhz: float | None = None
     throttle: tuple[str, ...] | None = None
     energy_counter_j: float | None = None  # since the driver was loaded
-    error: str | None = None  # of a figure that could be read before: a GPU that has fallen off the bus
+    error: str | None = None  # of a figure that could be read before, for example when the GPU has fallen off the bus
 
 
 class Gpu:
-    """The GPU of a rank, or the slice of one: then what the driver tells of the slice, and nothing of its GPU instead.
+    """The GPU of a rank, or its MIG slice. For a slice, figures of the complete GPU are not used in their place.
 
     Args:
-        uuid: As torch gives it: without the prefix that tells a GPU from a MIG slice.
-        nvml: The module pynvml, of nvidia-ml-py3 or of its successor nvidia-ml-py.
+        uuid: The UUID as torch returns it, without the prefix that distinguishes a GPU from a MIG slice.
+        nvml: The module pynvml, from nvidia-ml-py3 or from its successor nvidia-ml-py.
 
     Raises:
-        NVMLError: There is no NVML, or no such GPU.
+        NVMLError: NVML is not available, or it does not find the GPU.
     """
 
     def __init__(self, uuid: str, nvml: Any) -> None:
         self._nvml = nvml
-        self._supported: set[str] = set()  # functions that have answered
+        self._supported: set[str] = set()  # functions that have returned a value
         self._error: str | None = None
         nvml.nvmlInit()
         try:
@@ -65,19 +65,19 @@ class Gpu:
             raise
 
     def read(self) -> GpuState:
-        """The state now. Nothing is raised: a figure that cannot be read is None."""
+        """The current state. A figure that cannot be read is None; no error is raised."""
         self._error = None
         nvml = self._nvml
         state = {
             "util_percent": self._get("nvmlDeviceGetUtilizationRates", convert=lambda rates: float(rates.gpu)),
             "memory_used_mib": self._get("nvmlDeviceGetMemoryInfo", convert=lambda memory: memory.used / 2**20),
             "power_w": self._get("nvmlDeviceGetPowerUsage", convert=lambda milliwatts: milliwatts / 1000),
-            # Of two names the second is what a CUDA leaves that no longer has the first, or the other way round.
+            # For two names: a CUDA release may have only one of the two functions.
             "temperature_c": self._get(
-                "nvmlDeviceGetTemperature", "nvmlDeviceGetTemperatureV", argument=nvml.NVML_TEMPERATURE_GPU
+                "nvmlDeviceGetTemperature", "nvmlDeviceGetTemperatureV", arguments=(nvml.NVML_TEMPERATURE_GPU,)
             ),
-            "sm_clock_mhz": self._get("nvmlDeviceGetClockInfo", argument=nvml.NVML_CLOCK_SM),
-            "memory_clock_mhz": self._get("nvmlDeviceGetClockInfo", argument=nvml.NVML_CLOCK_MEM),
+            "sm_clock_mhz": self._get("nvmlDeviceGetClockInfo", arguments=(nvml.NVML_CLOCK_SM,)),
+            "memory_clock_mhz": self._get("nvmlDeviceGetClockInfo", arguments=(nvml.NVML_CLOCK_MEM,)),
             "throttle": self._get(
                 "nvmlDeviceGetCurrentClocksEventReasons",
                 "nvmlDeviceGetCurrentClocksThrottleReasons",
@@ -93,13 +93,12 @@ class Gpu:
 
     def _find(self, uuid: str) -> Any:
         try:
-            return self._nvml.nvmlDeviceGetHandleByUUID(f"GPU-{uuid}".encode())  # nvidia-ml-py3 takes bytes alone
+            return self._nvml.nvmlDeviceGetHandleByUUID(f"GPU-{uuid}".encode())  # nvidia-ml-py3 accepts only bytes
         except self._nvml.NVMLError:
             return self._nvml.nvmlDeviceGetHandleByUUID(f"MIG-{uuid}".encode())
 
-    def _get(self, *names: str, argument: int | None = None, convert: Callable[[Any], Any] = float) -> Any:
-        """What the first of these functions gives that this module and this driver have, and this GPU supports."""
-        arguments = () if argument is None else (argument,)
+    def _get(self, *names: str, arguments: tuple[int, ...] = (), convert: Callable[[Any], Any] = float) -> Any:
+        """The value of the first function that the module, the driver and the GPU support; None if there is none."""
         for name in names:
             function = _function(self._nvml, name)
             if function is None:
@@ -107,7 +106,7 @@ class Gpu:
             try:
                 value = convert(function(self._handle, *arguments))
             except self._nvml.NVMLError as error:
-                if name in self._supported:  # else it is the driver's way to say that there is no such figure
+                if name in self._supported:  # otherwise the error only means that the figure is not supported
                     self._error = f"{name}: {error}"
                 continue
             self._supported.add(name)
@@ -116,9 +115,11 @@ class Gpu:
 
 
 def _function(nvml: Any, name: str) -> Callable[..., Any] | None:
-    """A function of the module; the energy counter also where only the library under it has one: nvidia-ml-py3."""
-    found: Callable[..., Any] | None = getattr(nvml, name, None)
-    return partial(_energy_counter, nvml) if found is None and name == _ENERGY else found
+    """A function of the module; for nvidia-ml-py3, the energy counter is read from the library directly."""
+    function: Callable[..., Any] | None = getattr(nvml, name, None)
+    if function is None and name == _ENERGY:
+        return partial(_energy_counter, nvml)
+    return function
 
 
 def _energy_counter(nvml: Any, handle: Any) -> int:
@@ -128,8 +129,8 @@ def _energy_counter(nvml: Any, handle: Any) -> int:
 
 
 def open_gpu(uuid: str) -> tuple[Gpu | None, str | None]:
-    """A GPU through NVML, or the reason why there is none of it."""
-    import pynvml  # not before: a rank without a GPU needs none
+    """A GPU opened through NVML, or the reason why it could not be opened."""
+    import pynvml  # only here: a rank without a GPU does not need it
 
     try:
         return Gpu(uuid, pynvml), None
@@ -138,11 +139,11 @@ def open_gpu(uuid: str) -> tuple[Gpu | None, str | None]:
 
 
 def throttle_names(mask: int) -> tuple[str, ...]:
-    """The reasons of a bit mask; one that is not known here by its bit.
+    """The names of the reasons in a bit mask; an unknown reason appears as its bit.
 
     Example:
         >>> throttle_names(0x4 | 0x1000)
         ('sw_power_cap', '0x1000')
     """
-    bits = [1 << place for place in range(mask.bit_length()) if mask >> place & 1]
+    bits = [1 << index for index in range(mask.bit_length()) if mask >> index & 1]
     return tuple(THROTTLE_REASONS.get(bit, hex(bit)) for bit in bits)

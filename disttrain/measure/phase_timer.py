@@ -1,4 +1,4 @@
-"""How long the phases of a training step take, and the exchange within them, on the device's own clock."""
+"""Times the phases of a training step and its gradient exchange, on the device's own clock."""
 
 from __future__ import annotations
 
@@ -16,26 +16,26 @@ Mark = float | torch.cuda.Event
 
 @dataclass(frozen=True)
 class StepTimes:
-    """One optimizer step, its forward passes summed over gradient accumulation; milliseconds."""
+    """The times of one optimizer step, summed over its gradient accumulation; milliseconds."""
 
     start_s: float  # on the host's monotonic clock
     data_ms: float
     forward_ms: float
-    backward_ms: float  # the exchange that it waits for included
+    backward_ms: float  # includes the communication that it waits for
     optimizer_ms: float
-    exposed_comm_ms: float | None = None  # of the backward pass; None: the exchange is not watched
-    overlapped_comm_ms: float | None = None  # beside the backward pass
+    exposed_comm_ms: float | None = None  # part of backward_ms; None if not measured
+    overlapped_comm_ms: float | None = None  # during backward computation; None if not measured
     exchange: Exchange | None = None
 
     @property
     def step_ms(self) -> float:
-        """The whole step: its phases leave no gap between them."""
+        """The complete step: its phases leave no gap."""
         return self.data_ms + self.forward_ms + self.backward_ms + self.optimizer_ms
 
 
 @dataclass
 class BucketMarks:
-    """One bucket on its way; `done` is set by another thread."""
+    """The time marks of one bucket; another thread sets `done`."""
 
     size_bytes: int
     ready: Mark
@@ -51,12 +51,12 @@ class _Step:
 class PhaseTimer:
     """A stopwatch that never makes the host wait for the GPU.
 
-    On a GPU a lap only puts an event into the stream; the times between events are known later, and `read` waits for
-    the last of them. On a CPU a lap reads the clock.
+    On a GPU a lap only records an event in the stream. The times between events are known later; `read` waits for the
+    last event. On a CPU a lap reads the clock.
 
     Args:
-        device: Of the rank.
-        alone: There is no other rank, so that no time goes into an exchange.
+        device: The rank's device.
+        alone: Whether the run has a single rank, so that no time is spent on communication.
     """
 
     def __init__(self, device: torch.device, alone: bool = False) -> None:
@@ -68,18 +68,18 @@ class PhaseTimer:
         self._last = self.mark()
 
     def restart(self) -> None:
-        """Leaves out what came since the last step: an evaluation, or a pass that settles DDP's buckets."""
+        """Discards the time since the last step: an evaluation, or a pass after which DDP's buckets are final."""
         self._laps, self._buckets = [], []
         self._last = self.mark()
 
     def lap(self, phase: StepPhase) -> None:
-        """The time since the last lap belongs to this phase."""
+        """Assigns the time since the last lap to a phase."""
         now = self.mark()
         self._laps.append((phase, self._last, now))
         self._last = now
 
     def bucket_ready(self, size_bytes: int) -> BucketMarks:
-        """Notes that a bucket's exchange begins; whoever knows its end marks it."""
+        """Marks the start of a bucket's exchange. The caller sets `done` in the returned marks."""
         bucket = BucketMarks(size_bytes, self.mark())
         self._buckets.append(bucket)
         return bucket
@@ -89,51 +89,59 @@ class PhaseTimer:
         self._laps, self._buckets = [], []
 
     def read(self) -> list[StepTimes]:
-        """The steps that ended since the last reading; waits for a GPU to reach the end of the last one."""
+        """The steps that ended since the last reading; on a GPU this waits for the end of the last step."""
         steps, self._steps = self._steps, []
         if not steps:
             return []
         now = self.mark()
         if isinstance(now, torch.cuda.Event):
             now.synchronize()
-        now_s = now if isinstance(now, float) else time.perf_counter()
+            now_s = time.perf_counter()
+        else:
+            now_s = now
         return [self._step_times(step, now, now_s) for step in steps]
 
     def mark(self) -> Mark:
-        """This moment, in the current stream of a GPU."""
+        """A mark of the current time; on a GPU, an event in the current stream."""
         if self._device.type != "cuda":
             return time.perf_counter()
         event: torch.cuda.Event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
-        event.record(torch.cuda.current_stream(self._device))  # in a thread of gloo's another device is the current one
+        event.record(torch.cuda.current_stream(self._device))  # in a gloo thread, another device may be current
         return event
 
     def _step_times(self, step: _Step, now: Mark, now_s: float) -> StepTimes:
-        """Its times, told from a moment after it on both clocks: of hours a GPU's event would tell milliseconds."""
+        """Converts the events of a step to times.
+
+        The start is relative to `now`, which is read on both clocks. CUDA event times are float32: over hours they
+        only resolve milliseconds.
+        """
         sums: dict[StepPhase, float] = {"data": 0.0, "forward": 0.0, "backward": 0.0, "optimizer": 0.0}
         for phase, start, end in step.laps:
             sums[phase] += _elapsed_ms(start, end)
         begin = step.laps[0][1]
         exchange = None
-        exposed = hidden = 0.0 if self._alone else None
+        exposed_comm_ms = overlapped_comm_ms = None
+        if self._alone:
+            exposed_comm_ms = overlapped_comm_ms = 0.0
         if step.buckets:
             exchange = _exchange(begin, step.buckets)
             backward_end = [end for phase, _, end in step.laps if phase == "backward"][-1]
-            exposed = exchange.exposed_comm_ms(_elapsed_ms(begin, backward_end))
-            hidden = exchange.overlapped_comm_ms()
+            exposed_comm_ms = exchange.exposed_comm_ms(_elapsed_ms(begin, backward_end))
+            overlapped_comm_ms = exchange.overlapped_comm_ms()
         return StepTimes(
             start_s=now_s - _elapsed_ms(begin, now) / 1000,
             data_ms=sums["data"],
             forward_ms=sums["forward"],
             backward_ms=sums["backward"],
             optimizer_ms=sums["optimizer"],
-            exposed_comm_ms=exposed,
-            overlapped_comm_ms=hidden,
+            exposed_comm_ms=exposed_comm_ms,
+            overlapped_comm_ms=overlapped_comm_ms,
             exchange=exchange,
         )
 
 
 def _exchange(begin: Mark, buckets: list[BucketMarks]) -> Exchange:
-    # The backward pass has waited for every bucket: all are marked.
+    # The backward pass has waited for every bucket, so `done` is set in all marks.
     return Exchange(
         bucket_bytes=tuple(bucket.size_bytes for bucket in buckets),
         ready_ms=tuple(_elapsed_ms(begin, bucket.ready) for bucket in buckets),

@@ -1,4 +1,4 @@
-"""The state of a rank's GPU and host, sampled in the background while it trains."""
+"""Samples the state of a rank's GPU and host in the background during training."""
 
 from __future__ import annotations
 
@@ -14,36 +14,39 @@ from disttrain.measure.nvml import Gpu, GpuState, open_gpu
 from disttrain.records.record_types import TelemetryRecord
 
 EnergySource = Literal["counter", "power"]
-_PATIENCE_S = 10.0  # for the last sample: a GPU that has fallen off the bus may never answer
+_LAST_SAMPLE_TIMEOUT_S = 10.0  # a GPU that has fallen off the bus may never answer
 
 
 class Energy:
-    """What a GPU has used since the first reading that tells of it.
+    """The energy that a GPU has used since the first reading with a counter or a power.
 
-    By its energy counter; where that reading has none, the mean of two neighbouring powers times the time between them,
-    summed. It stays with the one kind: a counter that fails once is not replaced by another kind of figure.
+    If that reading has an energy counter, the energy is the difference of the counter. Otherwise it is the integral of
+    the power: the mean of two consecutive powers times the time between them, summed. The method never changes: if one
+    counter reading fails, power does not replace it.
     """
 
     def __init__(self) -> None:
         self.source: EnergySource | None = None
-        self._first_j = 0.0  # of the counter
-        self._last: tuple[float, float] | None = None  # time and power
+        self._first_j = 0.0  # the first value of the counter
+        self._last: tuple[float, float] | None = None  # (time, power) of the previous reading
         self._sum_j = 0.0
 
     def add(self, time_s: float, state: GpuState) -> float | None:
-        """The energy up to this reading, in joules; None where it does not tell.
+        """The energy up to this reading, in joules; None if the reading lacks the figure.
 
         Args:
-            time_s: Of the reading, by a clock that is never set.
+            time_s: The time of the reading on a monotonic clock.
             state: The reading.
         """
         if self.source is None and state.energy_counter_j is not None:
             self.source, self._first_j = "counter", state.energy_counter_j
         elif self.source is None and state.power_w is not None:
             self.source = "power"
-        if self.source == "counter":
-            return None if state.energy_counter_j is None else state.energy_counter_j - self._first_j
-        return None if state.power_w is None else self._integrate(time_s, state.power_w)
+        if self.source == "counter" and state.energy_counter_j is not None:
+            return state.energy_counter_j - self._first_j
+        if self.source == "power" and state.power_w is not None:
+            return self._integrate(time_s, state.power_w)
+        return None
 
     def _integrate(self, time_s: float, power_w: float) -> float:
         if self._last is not None:
@@ -54,17 +57,17 @@ class Energy:
 
 
 class Sampler:
-    """Reads a rank's GPU and host every so many seconds, in a thread, as long as the block that it is entered for.
+    """Samples a rank's GPU and host at an interval, in a thread, for the duration of a `with` block.
 
-    Whatever goes wrong there is in a sample's `error`, and disturbs no training.
+    An error is reported in the sample's `error` and does not affect the training.
 
     Args:
-        every_s: Seconds between two samples; 0: there are none.
-        gpu: None: the columns of the GPU stay empty.
+        interval_s: Seconds between two samples; 0 disables sampling.
+        gpu: The rank's GPU; None leaves the GPU figures empty.
     """
 
-    def __init__(self, every_s: float, gpu: Gpu | None) -> None:
-        self._every_s = every_s
+    def __init__(self, interval_s: float, gpu: Gpu | None) -> None:
+        self._interval_s = interval_s
         self._gpu = gpu
         self._host = Host()
         self._energy = Energy()
@@ -73,30 +76,32 @@ class Sampler:
         self._thread = threading.Thread(target=self._run, name="telemetry", daemon=True)
 
     def __enter__(self) -> Self:
-        if self._every_s:
+        if self._interval_s:
             self._thread.start()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Takes a last sample, so that the energy is that of the whole time."""
+        """Takes a last sample, so that the energy covers the complete block."""
         self._ended.set()
-        if self._every_s:
-            self._thread.join(_PATIENCE_S)
+        if self._interval_s:
+            self._thread.join(_LAST_SAMPLE_TIMEOUT_S)
 
     def taken(self) -> list[TelemetryRecord]:
         """The samples since the last call."""
-        found = []
+        samples = []
         while not self._records.empty():
-            found.append(self._records.get())
-        return found
+            samples.append(self._records.get())
+        return samples
 
     def sample(self) -> TelemetryRecord:
-        """One sample, here and now."""
+        """Takes one sample now."""
         time_s = time.time()
         try:
-            state = self._gpu.read() if self._gpu else GpuState()
+            state = GpuState()
+            if self._gpu:
+                state = self._gpu.read()
             return TelemetryRecord(
                 time_s=time_s,
                 gpu_util_percent=state.util_percent,
@@ -111,25 +116,28 @@ class Sampler:
                 **dataclasses.asdict(self._host.read()),
                 error=state.error,
             )
-        except Exception as error:  # noqa: BLE001 - of drivers and kernels anything may come, and none may end a run
+        except Exception as error:  # noqa: BLE001 - a driver or kernel may raise anything; no error may end a run
             return TelemetryRecord(time_s=time_s, error=f"{type(error).__name__}: {error}")
 
     def _run(self) -> None:
         self._records.put(self.sample())
-        while not self._ended.wait(self._every_s):
+        while not self._ended.wait(self._interval_s):
             self._records.put(self.sample())
         self._records.put(self.sample())
         if self._gpu:
             self._gpu.close()
 
 
-def open_sampler(every_s: float, gpu_uuid: str | None) -> tuple[Sampler, tuple[str, ...]]:
-    """The sampler of a rank, and what the user should know of it.
+def open_sampler(interval_s: float, gpu_uuid: str | None) -> tuple[Sampler, tuple[str, ...]]:
+    """The sampler of a rank, and notices for the user.
 
     Args:
-        every_s: Seconds between two samples; 0: there are none.
-        gpu_uuid: Of the rank's GPU; None: it has none.
+        interval_s: Seconds between two samples; 0 disables sampling.
+        gpu_uuid: The UUID of the rank's GPU; None without a GPU.
     """
-    gpu, lost = open_gpu(gpu_uuid) if every_s and gpu_uuid is not None else (None, None)
-    notices = () if lost is None else (f"the telemetry of the GPU is empty: NVML says {lost!r}",)
-    return Sampler(every_s, gpu), notices
+    if not interval_s or gpu_uuid is None:
+        return Sampler(interval_s, None), ()
+    gpu, error = open_gpu(gpu_uuid)
+    if error is not None:
+        return Sampler(interval_s, None), (f"GPU telemetry is empty: NVML reports {error!r}",)
+    return Sampler(interval_s, gpu), ()

@@ -1,4 +1,6 @@
-"""A libnvidia-ml with known answers, under the installed pynvml: structures, constants and errors are the real ones."""
+"""A scripted libnvidia-ml under the installed pynvml, whose structures, constants and errors are real.
+
+A test machine without a GPU has no NVML, so the library itself is scripted."""
 
 from __future__ import annotations
 
@@ -10,13 +12,13 @@ import pytest
 
 
 class Failing(int):
-    """An answer that is an error of this number."""
+    """An answer that is the NVML error with this number."""
 
 
 NOT_SUPPORTED = Failing(pynvml.NVML_ERROR_NOT_SUPPORTED)
 GPU_IS_LOST = Failing(pynvml.NVML_ERROR_GPU_IS_LOST)
-# What a GPU answers: a number for the one out-parameter, fields for a structure, or a table by argument.
-WHOLE: dict[str, Any] = {
+# The answers of a GPU: a number for a single out-parameter, fields for a structure, or values by argument.
+ALL_FIGURES: dict[str, Any] = {
     "nvmlDeviceGetUtilizationRates": {"gpu": 73, "memory": 20},
     "nvmlDeviceGetMemoryInfo": {"used": 3 * 2**30, "total": 80 * 2**30},
     "nvmlDeviceGetPowerUsage": 412_500,
@@ -28,7 +30,7 @@ WHOLE: dict[str, Any] = {
 
 
 class ScriptedLibrary:
-    """Stands for the shared library: one GPU, and a function for every answer; a further one is not there."""
+    """Takes the place of the shared library: one GPU, and one function per answer. Other functions do not exist."""
 
     def __init__(self, uuid: str, answers: dict[str, Any]) -> None:
         self._uuid = uuid
@@ -69,12 +71,12 @@ class ScriptedLibrary:
 
 
 def script_nvml(monkeypatch: pytest.MonkeyPatch, answers: dict[str, Any], uuid: str = "GPU-1") -> ScriptedLibrary:
-    """Puts such a library under pynvml for the length of a test.
+    """Puts a scripted library under pynvml for the duration of a test.
 
     Args:
-        monkeypatch: Of the test.
-        answers: By the library's functions; they may be changed later.
-        uuid: Of its GPU, with its prefix.
+        monkeypatch: The test's fixture.
+        answers: The answer of each function; a test may change the answers of the returned library.
+        uuid: The UUID of its GPU, with its prefix.
     """
     library = ScriptedLibrary(uuid, dict(answers))
     monkeypatch.setattr(pynvml, "nvmlLib", library)

@@ -1,4 +1,4 @@
-"""Phases over ranks, and who is named as slow."""
+"""Phases of measured steps, exchanges over ranks, and slow ranks."""
 
 from __future__ import annotations
 
@@ -26,57 +26,57 @@ def step(start_ms: float = 0.0, own: float = 1.0, exchange: Exchange | None = No
 
 
 def test_the_phases_add_up_to_the_step() -> None:
-    one = step(exchange=Exchange((10,), (30.0,), (41.0,)))
-    found = {name: value.median for name, value in phase_percentiles([one]).items() if value is not None}
+    measured = step(exchange=Exchange((10,), (30.0,), (41.0,)))
+    medians = {name: value.median for name, value in phase_percentiles([measured]).items() if value is not None}
     parts = ("data_ms", "forward_ms", "backward_compute_ms", "exposed_comm_ms", "optimizer_ms")
-    assert sum(found[name] for name in parts) == found["step_ms"] == 43.0
-    assert found["exposed_comm_ms"] == 11.0
-    assert phase_percentiles([step()])["exposed_comm_ms"] is None, "not watched is not 0"
+    assert sum(medians[name] for name in parts) == medians["step_ms"] == 43.0
+    assert medians["exposed_comm_ms"] == 11.0
+    assert phase_percentiles([step()])["exposed_comm_ms"] is None, "not measured is None, not 0"
 
 
-def test_buckets_over_the_steps() -> None:
+def test_bucket_times_over_the_steps() -> None:
     exchange = Exchange((4_000_000, 2_000_000), (10.0, 20.0), (18.0, 24.0))
     ranks = [[step(at, exchange=exchange) for at in (0.0, 100.0)]] * 2
-    found = summarise_exchanges(ranks, 1)
-    assert found is not None
-    first, second = found.buckets
+    exchanges = summarise_exchanges(ranks, 1)
+    assert exchanges is not None
+    first, second = exchanges.buckets
     assert (first.size_bytes, first.all_reduce_ms.median, first.bus_gb_per_s) == (4_000_000, 8.0, 0.5)
     assert (second.all_reduce_ms.median, second.bus_gb_per_s) == (4.0, 0.5)
-    assert (found.all_reduce_ms.median, found.bus_gb_per_s) == (12.0, 0.5)
+    assert (exchanges.all_reduce_ms.median, exchanges.bus_gb_per_s) == (12.0, 0.5)
     assert summarise_exchanges([[step()], [step()]], 1) is None
 
 
 def noisy(own: float, seed: int, steps: int = 50) -> list[MeasuredStep]:
-    drawn = random.Random(seed)
-    return [step(own=own * drawn.uniform(0.9, 1.1)) for _ in range(steps)]
+    rng = random.Random(seed)
+    return [step(own=own * rng.uniform(0.9, 1.1)) for _ in range(steps)]
 
 
 @pytest.mark.parametrize("ranks", [2, 4])
-def test_a_slow_rank_is_named_and_an_even_run_accuses_nobody(ranks: int) -> None:
+def test_only_a_slow_rank_is_reported(ranks: int) -> None:
     for seed in range(10):
         even = [noisy(1.0, seed * 10 + rank) for rank in range(ranks)]
-        found = find_straggler(even)
-        assert found is not None
-        assert not found.is_slow
+        straggler = find_straggler(even)
+        assert straggler is not None
+        assert not straggler.is_slow
         even[1] = noisy(1.6, seed)
-        found = find_straggler(even)
-        assert found is not None
-        assert (found.rank, found.is_slow) == (1, True)
+        straggler = find_straggler(even)
+        assert straggler is not None
+        assert (straggler.rank, straggler.is_slow) == (1, True)
 
 
-def test_a_rank_that_is_slow_now_and_then_is_not_accused() -> None:
+def test_an_occasionally_slow_rank_is_not_reported() -> None:
     mostly_even = [step() for _ in range(60)] + [step(own=5.0) for _ in range(40)]
-    found = find_straggler([[step() for _ in range(100)], mostly_even])
-    assert found is not None
-    assert not found.is_slow
+    straggler = find_straggler([[step() for _ in range(100)], mostly_even])
+    assert straggler is not None
+    assert not straggler.is_slow
 
 
-def test_one_rank_has_nobody_to_compare_with() -> None:
+def test_one_rank_has_no_straggler() -> None:
     assert find_straggler([[step()]]) is None
     assert find_straggler([[], []]) is None
 
 
-def test_a_few_steps_accuse_nobody() -> None:
-    found = find_straggler([noisy(1.0, 1, steps=19), noisy(3.0, 2, steps=19)])
-    assert found is not None
-    assert (found.rank, found.is_slow) == (1, False)
+def test_few_steps_report_no_rank() -> None:
+    straggler = find_straggler([noisy(1.0, 1, steps=19), noisy(3.0, 2, steps=19)])
+    assert straggler is not None
+    assert (straggler.rank, straggler.is_slow) == (1, False)

@@ -60,7 +60,7 @@ def step(number: int, *, loss: float | None = 1.0, examples: int = 2) -> StepRec
     )
 
 
-def test_summary() -> None:
+def test_summary_of_two_ranks() -> None:
     records: list[Record] = [START, *(step(number) for number in range(1, 19))]
     records += [step(19, loss=4.0, examples=3), step(20, loss=None, examples=0)]
     records += [EvalRecord(step=20, loss=0.5, accuracy=0.75, examples=4, elapsed_s=1.0), END]
@@ -73,7 +73,7 @@ def test_summary() -> None:
     assert summary.samples_per_s_per_gpu == pytest.approx(30 / 0.15)
     assert (summary.data_ms, summary.forward_ms, summary.backward_ms, summary.optimizer_ms) == (1, 2, 3, 4)
     assert (summary.step_ms, summary.step_p95_ms, summary.step_min_ms) == (10, 10, 10)
-    assert (summary.exposed_comm_ms, summary.overlapped_comm_min_ms) == (None, None), "not watched"
+    assert (summary.exposed_comm_ms, summary.overlapped_comm_min_ms) == (None, None), "not measured"
     assert summary.train_loss == 13 / 4
     assert (summary.eval_loss, summary.eval_accuracy, summary.eval_examples) == (0.5, 0.75, 4)
     assert not summary.comparable
@@ -81,7 +81,7 @@ def test_summary() -> None:
     assert summary.notices == ("a notice",)
 
 
-def test_nothing_measured_is_none() -> None:
+def test_unmeasured_figures_are_none() -> None:
     records: list[Record] = [START, step(1), END]
     summary = summarise(records, own_sums(records, 1), [[], []], hosts=("n1", "n2"), num_nodes=1, warmup_steps=1)
     assert summary.measured_steps == 0
@@ -92,8 +92,8 @@ def test_nothing_measured_is_none() -> None:
     assert summary.train_loss == 1.0
 
 
-def test_a_link_is_as_fast_as_its_largest_size() -> None:
-    """Behind a token bucket the sizes that fit into it are the fastest."""
+def test_link_bandwidth_of_the_largest_size() -> None:
+    """With a token bucket, the sizes that fit into it are the fastest."""
     links = [
         LinkRecord(
             size_bytes=size, repeats=40, median_ms=median_ms, p95_ms=9.0, min_ms=0.1, algorithm_gb_per_s=speed,
@@ -112,7 +112,7 @@ def sample(energy_j: float | None, **figures: Any) -> TelemetryRecord:
     return TelemetryRecord(time_s=1.0, gpu_energy_j=energy_j, gpu_energy_source=source, **figures)
 
 
-def test_the_samples_of_the_last_start() -> None:
+def test_samples_of_the_last_start() -> None:
     earlier: list[Record] = [START, sample(0.0), sample(900.0, gpu_util_percent=1.0), step(1)]
     records = [*earlier, START, sample(0.0, gpu_util_percent=0.0), step(2), step(3)]
     records += [
@@ -127,7 +127,7 @@ def test_the_samples_of_the_last_start() -> None:
     assert (summary.gpu_util_percent, summary.gpu_memory_peak_mib) == (70.0, 7.0)
     assert (summary.gpu_throttle, summary.gpu_power_w) == (("sw_power_cap",), None)
     assert (summary.gpu_energy_j, summary.gpu_energy_source) == (2300.0, "counter")
-    assert summary.notices == ("a notice", "telemetry: 1 samples lack something; the last: GPU is lost")
+    assert summary.notices == ("a notice", "telemetry: 1 samples are incomplete; the last error: GPU is lost")
 
 
 def two(one: Sums, other: Sums) -> Sums:
@@ -139,7 +139,7 @@ def two(one: Sums, other: Sums) -> Sums:
     ("first_j", "second_j", "shared", "together_j"),
     [(100.0, 50.0, False, 150.0), (100.0, 101.0, True, 100.0), (100.0, None, False, None), (None, 100.0, True, None)],
 )
-def test_the_energy_of_a_gpu_that_ranks_share_counts_once(
+def test_a_shared_gpu_counts_once(
     first_j: float | None, second_j: float | None, shared: bool, together_j: float | None
 ) -> None:
     ranks: list[list[Record]] = [[START, step(1), sample(energy_j), END] for energy_j in (first_j, second_j)]

@@ -1,4 +1,4 @@
-"""A run that measures its link, on real gloo ranks."""
+"""Runs of model `link` on real gloo ranks."""
 
 from __future__ import annotations
 
@@ -29,7 +29,8 @@ CONFIG = TrainConfig(model="link", device="cpu", start_check_s=0.1)
 SMALL = (4096, 16384, 65536)
 
 
-def test_a_run_of_model_link_trains_nothing_and_has_the_link_in_its_summary(run_ranks: RunRanks) -> None:
+def test_the_link_is_in_the_summary(run_ranks: RunRanks) -> None:
+    """The run trains nothing."""
     finished = run_ranks(CONFIG, 2, target=run_small)
     assert finished.exit_codes == (0, 0)
     start, check, *links, end = read_records(finished.output_dir / metrics_name(0))
@@ -40,13 +41,14 @@ def test_a_run_of_model_link_trains_nothing_and_has_the_link_in_its_summary(run_
     assert [type(link) for link in links] == [LinkRecord] * len(SMALL)
     others = [type(record) for record in read_records(finished.output_dir / metrics_name(1))]
     assert others == [StartRecord, CheckRecord, EndRecord]
-    found = [link for link in links if isinstance(link, LinkRecord)]
-    assert [link.size_bytes for link in found] == list(SMALL)
-    for link in found:
+    link_records = [link for link in links if isinstance(link, LinkRecord)]
+    assert [link.size_bytes for link in link_records] == list(SMALL)
+    for link in link_records:
         assert 0 < link.min_ms <= link.median_ms <= link.p95_ms
         assert link.bus_gb_per_s == bus_bandwidth(link.size_bytes, link.median_ms, 2) == link.algorithm_gb_per_s
     summary = finished.summary
-    assert (summary.link_latency_ms, summary.link_bus_gb_per_s) == (found[0].median_ms, found[-1].bus_gb_per_s)
+    expected = (link_records[0].median_ms, link_records[-1].bus_gb_per_s)
+    assert (summary.link_latency_ms, summary.link_bus_gb_per_s) == expected
     assert (summary.world_size, summary.backend, summary.steps, len(summary.hosts)) == (2, "gloo", 0, 2)
     assert (summary.samples_per_s, summary.step_ms, summary.bus_gb_per_s) == (None, None, None)
     info = json.loads((finished.output_dir / "run.json").read_text())
@@ -58,23 +60,23 @@ def run_small(config: TrainConfig, env: RankEnv, output_dir: Path) -> None:
     run(config, env, output_dir)
 
 
-def test_a_size_for_which_there_is_no_time_is_left_out(run_ranks: RunRanks) -> None:
-    finished = run_ranks(CONFIG, 2, target=measure_what_there_is_time_for)
+def test_a_size_beyond_the_budget_is_skipped(run_ranks: RunRanks) -> None:
+    finished = run_ranks(CONFIG, 2, target=measure_within_budgets)
     assert finished.exit_codes == (0, 0)
     for rank in range(2):
-        carried = json.loads((finished.output_dir / str(rank)).read_text())
-        assert carried == [[4096], []]
+        measured = json.loads((finished.output_dir / str(rank)).read_text())
+        assert measured == [[4096], []]
 
 
-def measure_what_there_is_time_for(config: TrainConfig, env: RankEnv, output_dir: Path) -> None:
+def measure_within_budgets(config: TrainConfig, env: RankEnv, output_dir: Path) -> None:
     output_dir.mkdir(exist_ok=True)
-    sizes = (4096, 2**60)  # which takes years, at the rate of the first
+    sizes = (4096, 2**60)  # the second would take years at the rate of the first
     with process_group(env, config.device) as group:
-        carried = [[link.size_bytes for link in measure_link(group, sizes, budget_s)] for budget_s in (60.0, 0.0)]
-    (output_dir / str(env.rank)).write_text(json.dumps(carried))
+        measured = [[link.size_bytes for link in measure_link(group, sizes, budget_s)] for budget_s in (60.0, 0.0)]
+    (output_dir / str(env.rank)).write_text(json.dumps(measured))
 
 
-def test_a_lost_rank_is_the_runs_failure(run_ranks: RunRanks) -> None:
+def test_a_failed_rank_fails_the_run(run_ranks: RunRanks) -> None:
     finished = run_ranks(CONFIG, 2, target=run_without_rank_1)
     assert finished.exit_codes == (1, 1)
     failures = [
@@ -96,7 +98,9 @@ def unplugged(group: Group) -> Iterator[LinkRecord]:
     raise RuntimeError("the cable is out")
 
 
-def test_one_rank_has_no_link(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"^model 'link' needs two or more ranks: it times all-reduces \(choose") as caught:
+def test_one_rank_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(
+        UserError, match=r"^model 'link' needs two or more ranks: it times all-reduces \(choose"
+    ) as caught:
         run(CONFIG, RankEnv(), tmp_path)
     assert "\n" not in str(caught.value)

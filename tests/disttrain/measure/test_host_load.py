@@ -1,4 +1,4 @@
-"""The load of this very process, with work and children that can be seen."""
+"""The load of the test process and its children, which do a known amount of work."""
 
 from __future__ import annotations
 
@@ -31,34 +31,34 @@ def used_s() -> float:
     return used
 
 
-def test_the_cpu_time_of_a_worker_counts_while_it_lives_and_once_it_has_ended() -> None:
+def test_a_worker_counts_before_and_after_its_end() -> None:
     context = multiprocessing.get_context("fork")
     done, end = context.Event(), context.Event()
     before = used_s()
     worker = context.Process(target=compute_and_wait, args=(0.3, done, end))
     worker.start()
     done.wait()
-    living = used_s() - before
+    alive_s = used_s() - before
     end.set()
     worker.join()
-    ended = used_s() - before
-    assert living >= 0.28
-    assert living - 0.02 <= ended < living + 0.28
+    ended_s = used_s() - before
+    assert alive_s >= 0.28
+    assert alive_s - 0.02 <= ended_s < alive_s + 0.28
 
 
-def test_a_first_reading_has_no_time_behind_it() -> None:
+def test_the_first_reading_has_no_cpu_load() -> None:
     host, began = Host(), time.monotonic()
     first = host.read()
     assert first.process_cpu_percent is first.host_cpu_percent is None
     compute(0.2)
     second = host.read()
     assert second.process_cpu_percent is not None
-    assert second.process_cpu_percent >= 19 / (time.monotonic() - began)  # 0.2 s but for the ticks of the clock
+    assert second.process_cpu_percent >= 19 / (time.monotonic() - began)  # 0.2 s, less one tick of the CPU clock
     assert second.host_cpu_percent is not None
     assert 0 < second.host_cpu_percent <= 100
 
 
-def test_memory_is_that_of_the_process_and_of_its_host() -> None:
+def test_memory_of_process_and_host() -> None:
     state = Host().read()
     assert state.process_memory_mib == pytest.approx(psutil.Process(os.getpid()).memory_info().rss / 2**20, rel=0.1)
     assert state.process_memory_mib < state.host_memory_used_mib < psutil.virtual_memory().total / 2**20

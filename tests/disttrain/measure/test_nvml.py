@@ -1,6 +1,7 @@
-"""A GPU through the installed pynvml, over a library with known answers.
+"""A GPU read through the installed pynvml, with a scripted library under it.
 
-Both modules of that name must pass: `pip install --target DIR nvidia-ml-py`, then `PYTHONPATH=DIR pytest` this file.
+Both packages with a module pynvml must pass: `pip install --target DIR nvidia-ml-py`, then `PYTHONPATH=DIR pytest` this
+file.
 """
 
 from __future__ import annotations
@@ -12,18 +13,18 @@ import pynvml
 import pytest
 
 from disttrain.measure.nvml import THROTTLE_REASONS, Gpu, GpuState, open_gpu, throttle_names
-from tests.disttrain.scriptednvml import GPU_IS_LOST, NOT_SUPPORTED, WHOLE, script_nvml
+from tests.disttrain.scriptednvml import ALL_FIGURES, GPU_IS_LOST, NOT_SUPPORTED, script_nvml
 
 
 def opened(uuid: str = "1") -> Gpu:
-    gpu, lost = open_gpu(uuid)
-    assert lost is None
+    gpu, error = open_gpu(uuid)
+    assert error is None
     assert gpu is not None
     return gpu
 
 
-def test_every_figure_in_its_unit(monkeypatch: pytest.MonkeyPatch) -> None:
-    library = script_nvml(monkeypatch, WHOLE)
+def test_every_figure_is_in_its_unit(monkeypatch: pytest.MonkeyPatch) -> None:
+    library = script_nvml(monkeypatch, ALL_FIGURES)
     gpu = opened()
     assert gpu.read() == GpuState(
         util_percent=73.0,
@@ -52,24 +53,24 @@ def test_every_figure_in_its_unit(monkeypatch: pytest.MonkeyPatch) -> None:
     ],
 )
 @pytest.mark.parametrize("missing", [False, True], ids=["not supported", "not in the driver"])
-def test_what_cannot_be_read_is_empty_and_the_rest_is_not(
+def test_only_an_unreadable_figure_is_empty(
     function: str, field: str, missing: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    library = script_nvml(monkeypatch, WHOLE)
-    whole = opened().read()
+    library = script_nvml(monkeypatch, ALL_FIGURES)
+    complete = opened().read()
     if missing:
         del library.answers[function]
     else:
         library.answers[function] = NOT_SUPPORTED
     monkeypatch.setattr(pynvml, "_nvmlGetFunctionPointer_cache", {})
-    assert opened().read() == GpuState(**{**vars(whole), field: None})
+    assert opened().read() == GpuState(**{**vars(complete), field: None})
 
 
 def test_zero_is_not_empty(monkeypatch: pytest.MonkeyPatch) -> None:
     script_nvml(
         monkeypatch,
         {
-            **WHOLE,
+            **ALL_FIGURES,
             "nvmlDeviceGetUtilizationRates": {"gpu": 0, "memory": 0},
             "nvmlDeviceGetCurrentClocksThrottleReasons": 0,
         },
@@ -78,47 +79,49 @@ def test_zero_is_not_empty(monkeypatch: pytest.MonkeyPatch) -> None:
     assert (state.util_percent, state.throttle) == (0.0, ())
 
 
-def test_a_slice_has_what_the_driver_tells_of_slices(monkeypatch: pytest.MonkeyPatch) -> None:
-    answers: dict[str, Any] = {**dict.fromkeys(WHOLE, NOT_SUPPORTED), "nvmlDeviceGetMemoryInfo": {"used": 2**30}}
+def test_a_mig_slice_has_only_its_figures(monkeypatch: pytest.MonkeyPatch) -> None:
+    answers: dict[str, Any] = {**dict.fromkeys(ALL_FIGURES, NOT_SUPPORTED), "nvmlDeviceGetMemoryInfo": {"used": 2**30}}
     script_nvml(monkeypatch, answers, uuid="MIG-7")
     assert opened("7").read() == GpuState(memory_used_mib=1024.0)
 
 
-def test_what_was_read_before_and_fails_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    library = script_nvml(monkeypatch, {**WHOLE, "nvmlDeviceGetPowerUsage": NOT_SUPPORTED})
+def test_a_figure_that_fails_later_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    library = script_nvml(monkeypatch, {**ALL_FIGURES, "nvmlDeviceGetPowerUsage": NOT_SUPPORTED})
     gpu = opened()
     assert gpu.read().error is None
-    library.answers.update(dict.fromkeys(WHOLE, GPU_IS_LOST))
-    lost = gpu.read()
-    assert lost.error is not None
-    assert re.fullmatch(r"nvml\w+: GPU is lost", lost.error)
-    assert lost == GpuState(error=lost.error)
-    library.answers.update(WHOLE)
+    library.answers.update(dict.fromkeys(ALL_FIGURES, GPU_IS_LOST))
+    failed = gpu.read()
+    assert failed.error is not None
+    assert re.fullmatch(r"nvml\w+: GPU is lost", failed.error)
+    assert failed == GpuState(error=failed.error)
+    library.answers.update(ALL_FIGURES)
     assert gpu.read().error is None
 
 
-def test_no_such_gpu_or_no_nvml_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    library = script_nvml(monkeypatch, WHOLE, uuid="GPU-2")
+def test_missing_gpu_or_nvml_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
+    library = script_nvml(monkeypatch, ALL_FIGURES, uuid="GPU-2")
     assert open_gpu("1") == (None, "Not Found")
     assert library.opened == 0
     monkeypatch.setattr(pynvml, "CDLL", lambda name: (_ for _ in ()).throw(OSError(name)))
     monkeypatch.setattr(pynvml, "nvmlLib", None)
-    gpu, lost = open_gpu("1")
+    gpu, error = open_gpu("1")
     assert gpu is None
-    assert lost in ("NVML Shared Library Not Found", "NVML Shared Library Not Found. ")
+    assert error in ("NVML Shared Library Not Found", "NVML Shared Library Not Found. ")
 
 
-def test_a_driver_that_has_only_the_newer_names(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_driver_with_only_newer_names(monkeypatch: pytest.MonkeyPatch) -> None:
     if not hasattr(pynvml, "nvmlDeviceGetCurrentClocksEventReasons"):
-        pytest.skip("nvidia-ml-py3 knows the older names alone")
-    answers = {name: answer for name, answer in WHOLE.items() if "Throttle" not in name and "Temperature" not in name}
+        pytest.skip("nvidia-ml-py3 has only the older names")
+    answers = {
+        name: answer for name, answer in ALL_FIGURES.items() if "Throttle" not in name and "Temperature" not in name
+    }
     answers |= {"nvmlDeviceGetCurrentClocksEventReasons": 0x8, "nvmlDeviceGetTemperatureV": {"temperature": 55}}
     script_nvml(monkeypatch, answers)
     state = opened().read()
     assert (state.throttle, state.temperature_c) == (("hw_slowdown",), 55.0)
 
 
-def test_reasons_have_the_names_of_nvml() -> None:
+def test_throttle_reasons_have_nvml_names() -> None:
     assert throttle_names(0) == ()
     assert throttle_names(0x1 | 0x1000) == ("gpu_idle", "0x1000")
     for name, bit in vars(pynvml).items():

@@ -1,4 +1,4 @@
-"""Phases add up, and what belongs to no step is left out."""
+"""Phases add up to the step; time between steps is left out."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 from disttrain.measure.phase_timer import PhaseTimer
 
 
-def test_laps_of_one_phase_add_up_and_a_pause_is_left_out() -> None:
+def test_laps_add_up_without_the_pause() -> None:
     timer = PhaseTimer(torch.device("cpu"))
     for _ in range(2):
         time.sleep(0.5)
@@ -30,7 +30,7 @@ def test_laps_of_one_phase_add_up_and_a_pause_is_left_out() -> None:
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-def test_on_a_gpu_the_times_are_those_of_the_device() -> None:
+def test_gpu_times_are_device_times() -> None:
     timer = PhaseTimer(torch.device("cuda"))
     matrix = torch.rand(4096, 4096, device="cuda")
     timer.restart()

@@ -1,4 +1,4 @@
-"""Samples of a GPU with known answers, and of this very process."""
+"""Samples of a scripted GPU and of the test process."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from disttrain.measure import telemetry
 from disttrain.measure.nvml import GpuState, open_gpu
 from disttrain.measure.telemetry import Energy, Sampler, open_sampler
 from disttrain.records.record_types import TelemetryRecord
-from tests.disttrain.scriptednvml import GPU_IS_LOST, WHOLE, script_nvml
+from tests.disttrain.scriptednvml import ALL_FIGURES, GPU_IS_LOST, script_nvml
 
 COUNTER = "nvmlDeviceGetTotalEnergyConsumption"
 
 
-def test_energy_by_the_counter_or_else_by_power() -> None:
+def test_energy_comes_from_counter_or_power() -> None:
     counter = Energy()
     readings = [
         counter.add(at, GpuState(energy_counter_j=value, power_w=1.0)) for at, value in ((0.0, 500.0), (5.0, 900.0))
@@ -28,7 +28,7 @@ def test_energy_by_the_counter_or_else_by_power() -> None:
     assert Energy().add(0.0, GpuState()) is None
 
 
-def test_one_kind_of_energy_does_not_take_the_place_of_the_other() -> None:
+def test_the_energy_method_never_changes() -> None:
     counter = Energy()
     counter.add(0.0, GpuState(energy_counter_j=500.0, power_w=100.0))
     assert counter.add(1.0, GpuState(power_w=100.0)) is None
@@ -40,9 +40,9 @@ def test_one_kind_of_energy_does_not_take_the_place_of_the_other() -> None:
     assert (power.add(4.0, GpuState(power_w=100.0)), power.source) == (400.0, "power")
 
 
-def test_power_that_changes_evenly_gives_the_energy_of_the_counter(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Through pynvml: 100 W and 20 W more each second, whose integral is the counter."""
-    library = script_nvml(monkeypatch, WHOLE)
+def test_linear_power_gives_the_counter_energy(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Through pynvml: 100 W, rising by 20 W per second; the counter is the integral."""
+    library = script_nvml(monkeypatch, ALL_FIGURES)
     gpu, _ = open_gpu("1")
     assert gpu is not None
     counter, power = Energy(), Energy()
@@ -50,14 +50,14 @@ def test_power_that_changes_evenly_gives_the_energy_of_the_counter(monkeypatch: 
         library.answers["nvmlDeviceGetPowerUsage"] = 100_000 + 20_000 * second
         library.answers[COUNTER] = 10**9 + 100_000 * second + 10_000 * second**2
         state = gpu.read()
-        by_counter = counter.add(float(second), state)
-        by_power = power.add(float(second), dataclasses.replace(state, energy_counter_j=None))
-    assert by_power == pytest.approx(2000.0)
-    assert by_counter == pytest.approx(2000.0)
+        counter_j = counter.add(float(second), state)
+        power_j = power.add(float(second), dataclasses.replace(state, energy_counter_j=None))
+    assert power_j == pytest.approx(2000.0)
+    assert counter_j == pytest.approx(2000.0)
     assert (counter.source, power.source) == ("counter", "power")
 
 
-def test_without_a_gpu_its_columns_are_empty_and_the_host_s_are_not() -> None:
+def test_without_a_gpu_only_its_figures_are_empty() -> None:
     sampler, notices = open_sampler(0.05, None)
     with sampler:
         time.sleep(0.2)
@@ -69,8 +69,8 @@ def test_without_a_gpu_its_columns_are_empty_and_the_host_s_are_not() -> None:
     assert sampler.taken() == []
 
 
-def test_a_first_and_a_last_sample_whatever_the_interval(monkeypatch: pytest.MonkeyPatch) -> None:
-    library = script_nvml(monkeypatch, WHOLE)
+def test_first_and_last_sample_ignore_the_interval(monkeypatch: pytest.MonkeyPatch) -> None:
+    library = script_nvml(monkeypatch, ALL_FIGURES)
     sampler, _ = open_sampler(3600.0, "1")
     with sampler:
         pass
@@ -80,12 +80,13 @@ def test_a_first_and_a_last_sample_whatever_the_interval(monkeypatch: pytest.Mon
     assert library.opened == 0
 
 
-def test_a_gpu_that_is_lost_is_told_and_the_host_is_still_read(monkeypatch: pytest.MonkeyPatch) -> None:
-    library = script_nvml(monkeypatch, WHOLE)
+def test_a_lost_gpu_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The host is still sampled."""
+    library = script_nvml(monkeypatch, ALL_FIGURES)
     gpu, _ = open_gpu("1")
     sampler = Sampler(1.0, gpu)
     assert sampler.sample().error is None
-    library.answers.update(dict.fromkeys(WHOLE, GPU_IS_LOST))
+    library.answers.update(dict.fromkeys(ALL_FIGURES, GPU_IS_LOST))
     sample = sampler.sample()
     assert sample.gpu_memory_used_mib is sample.gpu_energy_j is None
     assert sample.process_memory_mib is not None
@@ -93,7 +94,7 @@ def test_a_gpu_that_is_lost_is_told_and_the_host_is_still_read(monkeypatch: pyte
     assert sample.error.endswith("GPU is lost")
 
 
-def test_whatever_goes_wrong_disturbs_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_error_does_not_stop_sampling(monkeypatch: pytest.MonkeyPatch) -> None:
     class Broken:
         def read(self) -> None:
             raise ValueError("nonsense in /proc")
@@ -108,14 +109,14 @@ def test_whatever_goes_wrong_disturbs_nobody(monkeypatch: pytest.MonkeyPatch) ->
         assert sample == TelemetryRecord(time_s=sample.time_s, error="ValueError: nonsense in /proc")
 
 
-def test_a_gpu_that_nvml_does_not_find_is_told_and_the_host_sampled(monkeypatch: pytest.MonkeyPatch) -> None:
-    script_nvml(monkeypatch, WHOLE, uuid="GPU-2")
+def test_an_unknown_gpu_gives_a_notice(monkeypatch: pytest.MonkeyPatch) -> None:
+    script_nvml(monkeypatch, ALL_FIGURES, uuid="GPU-2")
     sampler, notices = open_sampler(1.0, "1")
-    assert notices == ("the telemetry of the GPU is empty: NVML says 'Not Found'",)
+    assert notices == ("GPU telemetry is empty: NVML reports 'Not Found'",)
     assert sampler.sample().process_memory_mib is not None
 
 
-def test_never() -> None:
+def test_interval_zero_takes_no_sample() -> None:
     sampler, notices = open_sampler(0.0, "1")
     with sampler:
         pass
