@@ -1,1 +1,1 @@
-"""Everything that asks or tells Slurm: submission, accounting, job states, attempts."""
+"""Everything that talks to Slurm: submission, accounting, job states, attempts."""

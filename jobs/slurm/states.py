@@ -1,4 +1,4 @@
-"""The vocabulary of Slurm's job states: one table, and what each word means for a run."""
+"""Slurm's job states, and the phase of a run in each of them."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ class JobPhase(Enum):
 class State(StrEnum):
     """A job or step state, in Slurm's own long form.
 
-    sacct prints the base states, and REQUEUED, RESIZING and REVOKED; squeue prints the others as well, which are flags
-    over a base state. A word that is missing here reads as UNKNOWN, which is in no phase.
+    sacct prints the base states, and REQUEUED, RESIZING and REVOKED. squeue also prints the others, which are flags on
+    top of a base state. A word that is missing here becomes UNKNOWN, which is in no phase.
     """
 
     BOOT_FAIL = "BOOT_FAIL"
@@ -31,7 +31,7 @@ class State(StrEnum):
     FAILED = "FAILED"
     LAUNCH_FAILED = "LAUNCH_FAILED"
     NODE_FAIL = "NODE_FAIL"
-    NOT_SUBMITTED = "NOT_SUBMITTED"  # not Slurm's: planned, and never sent or refused
+    NOT_SUBMITTED = "NOT_SUBMITTED"  # not a Slurm state: planned, and never submitted or refused
     OUT_OF_MEMORY = "OUT_OF_MEMORY"
     PENDING = "PENDING"
     POWER_UP_NODE = "POWER_UP_NODE"
@@ -65,7 +65,7 @@ class State(StrEnum):
 
     @property
     def is_finished(self) -> bool:
-        """Whether the attempt is over for good; where Slurm requeues by itself, another attempt may follow."""
+        """Whether the attempt has ended; if Slurm requeues the job by itself, another attempt may follow."""
         return self.phase is JobPhase.FINISHED
 
     @property
@@ -78,17 +78,17 @@ _PHASES: dict[State, JobPhase] = {
     State.PENDING: JobPhase.PENDING,
     State.NOT_SUBMITTED: JobPhase.PENDING,
     State.EXPEDITING: JobPhase.PENDING,
-    # A requeue closes the record as REQUEUED; the new PENDING record comes seconds later, so this is not the end.
+    # A requeue closes the record as REQUEUED. The new PENDING record comes seconds later, so the job has not ended.
     State.REQUEUED: JobPhase.PENDING,
     State.REQUEUE_FED: JobPhase.PENDING,
-    # Held until somebody releases it: after a special exit, too many requeues, a lost reservation, a failed launch.
+    # Held until a user releases it: after a special exit, too many requeues, a lost reservation or a failed launch.
     State.REQUEUE_HOLD: JobPhase.PENDING,
     State.SPECIAL_EXIT: JobPhase.PENDING,
     State.RESV_DEL_HOLD: JobPhase.PENDING,
     State.LAUNCH_FAILED: JobPhase.PENDING,
     State.RECONFIG_FAIL: JobPhase.PENDING,
     State.RUNNING: JobPhase.RUNNING,
-    # Nodes are allocated, and charged, while they boot and while the job's last processes and files are cleared away.
+    # Nodes are allocated, and charged, while they boot and while the job's last processes and files are removed.
     State.CONFIGURING: JobPhase.RUNNING,
     State.POWER_UP_NODE: JobPhase.RUNNING,
     State.COMPLETING: JobPhase.RUNNING,
@@ -113,13 +113,13 @@ _PHASES: dict[State, JobPhase] = {
 
 
 def parse_state(text: str) -> State:
-    """Read the state that sacct or squeue printed.
+    """Reads the state that sacct or squeue printed.
 
     Args:
-        text: The state, perhaps with who cancelled the job behind it.
+        text: The state, for a cancelled job possibly followed by the user who cancelled it.
 
     Returns:
-        The state named by the first word; UNKNOWN for a word that is not in the vocabulary, or none.
+        The state named by the first word; UNKNOWN for any other word and for an empty text.
 
     Example:
         >>> parse_state("CANCELLED by 1000")
@@ -127,5 +127,5 @@ def parse_state(text: str) -> State:
         >>> parse_state("HIBERNATING")
         <State.UNKNOWN: 'UNKNOWN'>
     """
-    word = text.split(maxsplit=1)[0].upper() if text.strip() else ""
+    word, *_ = text.upper().split() or [""]
     return State.__members__.get(word, State.UNKNOWN)

@@ -1,4 +1,4 @@
-"""The adapter to submitit for Slurm and for the debugger; the local executor's is the queue that it lacks."""
+"""Submits the job groups of a plan to Slurm through submitit."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from jobs.storage.sweep_folder import SweepFolder
 
 
 def require_slurm(cluster_name: str) -> None:
-    """Checks that Slurm can be asked, before anything is written.
+    """Checks that Slurm's commands are on PATH, before any file is written.
 
     Raises:
-        UserError: There is no Slurm here.
+        UserError: sbatch or srun is missing.
     """
     for program in ("sbatch", "srun"):
         if shutil.which(program) is None:
@@ -31,16 +31,16 @@ def require_slurm(cluster_name: str) -> None:
             )
 
 
-def send_to_slurm(plan: Plan, clock: Callable[[], float], sent: Callable[[JobGroup, str], None]) -> None:
-    """Submits every group of the plan, and records each in the ledger; `require_slurm` has found Slurm here.
+def send_to_slurm(plan: Plan, clock: Callable[[], float], on_sent: Callable[[JobGroup, str], None]) -> None:
+    """Submits every group of the plan and records each in the ledger. Call `require_slurm` before.
 
     Args:
-        plan: Of the runs to send; their folders are prepared.
-        clock: Seconds since 1970.
-        sent: Called after each group with the id of its job (array).
+        plan: The plan of the runs to submit; their folders are prepared.
+        clock: A function that returns the seconds since 1970.
+        on_sent: A function that is called after each group, with the id of its job or job array.
 
     Raises:
-        UserError: sbatch refused a group; the groups before it are sent and recorded.
+        UserError: sbatch refused a group; the groups before it are submitted and recorded.
     """
     for group in plan.groups:
         run_ids = [run.run_id for run in group.runs]
@@ -51,7 +51,7 @@ def send_to_slurm(plan: Plan, clock: Callable[[], float], sent: Callable[[JobGro
             ledger.give_up(plan.folder, run_ids, clock(), error.message)
             raise
         ledger.record(plan.folder, dict(zip(run_ids, job_ids, strict=True)), clock())
-        sent(group, job_ids[0].split("_")[0])
+        on_sent(group, job_ids[0].split("_")[0])
 
 
 def _sbatch(plan: Plan, group: JobGroup) -> list[str]:
@@ -61,27 +61,27 @@ def _sbatch(plan: Plan, group: JobGroup) -> list[str]:
     executor = SlurmExecutor(folder=plan.log_folder, python=compute_python(plan.cluster))
     executor.update_parameters(**group.parameters)
     tasks = [rank_task(plan, run) for run in group.runs]
-    # submitit prints what sbatch says of a refusal, which the one line of our error repeats.
+    # submitit prints the output of sbatch after a refusal; our one-line error already has it.
     with clean_environ(other_node=True), contextlib.redirect_stderr(io.StringIO()):
         try:
-            # An array for many, a plain job for one.
+            # submitit makes an array of several tasks, and a plain job of one.
             return [str(job.job_id) for job in executor.submit_array(tasks)]
         except (FailedJobError, FailedSubmissionError) as error:
             raise UserError(
                 f"sbatch refused {len(tasks)} runs of {group.allocation}: {_reason(error)}",
                 where=f"cluster {plan.cluster_name!r}",
-                hint="sweep plan --scripts shows what was sent",
+                hint="sweep plan --scripts shows what was submitted",
             ) from None
 
 
 def _reason(error: Exception) -> str:
-    """What sbatch said, in one line: the value at fault is often in the first of its lines."""
+    """All lines of sbatch's error in one: the first line often names the wrong value."""
     lines = [line.removeprefix("sbatch: ").removeprefix("error: ") for line in str(error).splitlines() if line.strip()]
     return "; ".join(lines) or type(error).__name__
 
 
 def rank_task(plan: Plan, run: RunSpec) -> RankTask:
-    """What each rank of the run is started with."""
+    """The task that each rank of the run executes."""
     return RankTask(
         run_dir=str(SweepFolder(plan.folder).run(run.run_id)),
         nodes=run.allocation.nodes,

@@ -1,4 +1,4 @@
-"""Attempts and their history: identity, derived quantities, what outlives sacct."""
+"""Attempts and their history: identity, derived quantities, and rows that sacct no longer lists."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def test_derived_quantities() -> None:
     assert replace(DONE, submit_s=None).queue_wait_s is None
 
 
-def test_waits_and_run_times_of_all_attempts_part_the_life_of_a_job() -> None:
+def test_waits_and_run_times_add_up() -> None:
     second = replace(DONE, submit_s=4660, eligible_s=4781, start_s=4800, end_s=5000, elapsed_s=200)
     parts = [part for row in (DONE, second) for part in (row.queue_wait_s, row.elapsed_s)]
     assert sum(part or 0 for part in parts) == 5000 - 1000
@@ -46,45 +46,56 @@ def test_waits_and_run_times_of_all_attempts_part_the_life_of_a_job() -> None:
         job_name=st.none() | st.text(),
     )
 )
-def test_a_row_survives_json(row: AccountingRow) -> None:
+def test_json_round_trip_of_a_row(row: AccountingRow) -> None:
     assert AccountingRow.from_json(json.loads(json.dumps(row.to_json()))) == row
 
 
-def test_rows_of_other_versions_can_be_read() -> None:
+def test_reads_rows_of_other_versions() -> None:
     assert AccountingRow.from_json({"job_id": "7", "state": "HIBERNATING", "carbon_g": 3}) == AccountingRow(
         job_id="7", state=State.UNKNOWN
     )
 
 
-def test_attempts_are_in_the_order_of_their_submission() -> None:
+def test_orders_attempts_by_submission() -> None:
     rows = [AGAIN, OTHER, REQUEUED]
     assert attempts_by_job(rows) == {"7_0": (REQUEUED, AGAIN), "7_1": (OTHER,)}
 
 
-def test_a_requeued_row_without_its_successor_is_pending() -> None:
+def test_requeued_row_without_successor_is_pending() -> None:
     assert attempts_by_job([REQUEUED])["7_0"][-1].state.is_pending
 
 
 @pytest.mark.parametrize(
     ("old", "new", "merged"),
     [
-        pytest.param([PENDING], [RUNNING], [RUNNING], id="it started"),
-        pytest.param([RUNNING], [DONE], [DONE], id="it ended"),
-        pytest.param([RUNNING], [REQUEUED, AGAIN], [REQUEUED, AGAIN], id="it was requeued"),
-        pytest.param([DONE], [], [DONE], id="sacct forgot the job"),
-        pytest.param([DONE], [replace(DONE, max_rss_bytes=None, out_of_memory=False)], [DONE], id="and its steps"),
-        pytest.param([RUNNING], [PENDING], [RUNNING], id="a waiting array's record lags"),
+        pytest.param([PENDING], [RUNNING], [RUNNING], id="started"),
+        pytest.param([RUNNING], [DONE], [DONE], id="ended"),
+        pytest.param([RUNNING], [REQUEUED, AGAIN], [REQUEUED, AGAIN], id="requeued"),
+        pytest.param([DONE], [], [DONE], id="job purged"),
         pytest.param(
-            [RUNNING], [replace(PENDING, state=State.CANCELLED, end_s=1070)], [RUNNING], id="and is cancelled with it"
+            [DONE],
+            [replace(DONE, max_rss_bytes=None, out_of_memory=False)],
+            [DONE],
+            id="steps purged",
+        ),
+        pytest.param([RUNNING], [PENDING], [RUNNING], id="lagging record"),
+        pytest.param(
+            [RUNNING],
+            [replace(PENDING, state=State.CANCELLED, end_s=1070)],
+            [RUNNING],
+            id="lagging record cancelled",
         ),
         pytest.param(
-            [replace(PENDING, state=State.CANCELLED, end_s=1070)], [RUNNING], [RUNNING], id="in the other order"
+            [replace(PENDING, state=State.CANCELLED, end_s=1070)],
+            [RUNNING],
+            [RUNNING],
+            id="cancelled record first",
         ),
         pytest.param(
             [PENDING],
             [replace(PENDING, reason=None, eligible_s=2000)],
             [replace(PENDING, reason=None, eligible_s=2000)],
-            id="it still waits, for something else",
+            id="still pending for another reason",
         ),
         pytest.param([], [OTHER, DONE], [OTHER, DONE], id="no history"),
     ],
@@ -94,7 +105,7 @@ def test_merge_history(old: list[AccountingRow], new: list[AccountingRow], merge
 
 
 @given(st.lists(st.sampled_from([PENDING, RUNNING, DONE, REQUEUED, AGAIN]), max_size=6))
-def test_merging_again_changes_nothing(rows: list[AccountingRow]) -> None:
+def test_merge_history_is_idempotent(rows: list[AccountingRow]) -> None:
     once = merge_history((), rows)
     assert merge_history(once, once) == once
     assert len({row.key for row in once}) == len(once)

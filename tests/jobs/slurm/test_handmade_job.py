@@ -1,4 +1,4 @@
-"""What everything stands on: a job of two gloo ranks on two nodes, sent by submitit, read back from sacct."""
+"""The base of all Slurm tests: a job of two gloo ranks on two nodes, submitted by submitit, with its sacct row."""
 
 from __future__ import annotations
 
@@ -50,9 +50,9 @@ def test_two_ranks_on_two_nodes(on_slurm: Mapping[str, str], tmp_path: Path) -> 
 
 
 def _finished(job_id: str, since_s: float) -> tuple[AccountingRow, ...]:
-    """sacct's rows, once it knows of the end: the results are there a moment before.
+    """sacct's rows after the end of the job, which sacct lists a moment after the results exist.
 
-    And once the job's last node is free: until then Slurm may name only some of the nodes of a job that has ended.
+    This also waits until the job's last node is free: before, Slurm may list only some of the nodes of an ended job.
     """
     for _ in range(60):
         rows = query_sacct([job_id], environ=os.environ, since_s=since_s)

@@ -1,4 +1,4 @@
-"""A sweep that measures the link between two nodes of the real Slurm, beside the run whose exchange it carries."""
+"""A sweep on the real Slurm with a training run and a run that measures the link between its two nodes."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ pytestmark = pytest.mark.slurm
 FINISH_LIMIT_S = 240.0
 
 
-def test_an_exchange_is_shown_as_a_share_of_its_link(slurm_cluster: Mapping[str, str], tmp_path: Path) -> None:
+def test_bandwidth_as_a_share_of_the_link(slurm_cluster: Mapping[str, str], tmp_path: Path) -> None:
     sweeping = Sweeping(tmp_path, {**os.environ, **slurm_cluster})
     base = tiny_base(detailed_timing=True, max_steps=6)
     file = write_sweep(tmp_path / "linked.yaml", allocations=["2x1"], base=base, measure_link=True)
@@ -32,4 +32,6 @@ def test_an_exchange_is_shown_as_a_share_of_its_link(slurm_cluster: Mapping[str,
     assert (link["link_latency_ms"], link["link_bus_gb_per_s"]) == (sizes[0]["median_ms"], sizes[-1]["bus_gb_per_s"])
     assert f"{trained['link_share']:.0%}" in done.stdout
     assert "link of 2x1: " in done.stdout
-    assert sweeping.run("submit", file).stdout.startswith("linked on two_nodes: sending 0 of 2 runs (2 done, 0 under")
+    assert sweeping.run("submit", file).stdout.startswith(
+        "linked on two_nodes: submitting 0 of 2 runs (2 done, 0 queued"
+    )

@@ -1,4 +1,4 @@
-"""What surrounds a submission to the real Slurm: leaked variables, refusals, and ports that are taken."""
+"""The surroundings of a submission to the real Slurm: leaked variables, refusals, and ports in use."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ pytestmark = pytest.mark.slurm
 
 CPUS = 3
 FINISH_LIMIT_S = 90.0
-# What a job, an impatient user or a launcher may have left in the environment of `sweep submit`.
+# Variables that a job, an impatient user or a launcher may have left in the environment of `sweep submit`.
 LEAKED = {
     "SBATCH_PARTITION": "nonexistent", "SBATCH_ARRAY_INX": "0-7", "SLURM_CPU_BIND": "quiet,mask_cpu:0x1",
     "SLURM_CPUS_PER_TASK": "7", "SLURM_MEM_PER_CPU": "100", "SLURM_NTASKS_PER_NODE": "5", "SLURM_JOB_ID": "4242",
@@ -30,33 +30,33 @@ LEAKED = {
     "TORCHELASTIC_RUN_ID": "other", "RANK": "3", "LOCAL_RANK": "3", "WORLD_SIZE": "9", "MASTER_ADDR": "10.9.9.9",
     "MASTER_PORT": "1",
 }  # fmt: skip
-# Takes two ports on its host: of the first it hangs up on everyone, of the second it never says a word.
+# Listens on two ports of its host: it closes every connection to the first, and never answers on the second.
 LISTENER = """
 import select, socket, sys
-rude, silent = (socket.create_server(("", int(port))) for port in sys.argv[1:])
+closing, silent = (socket.create_server(("", int(port))) for port in sys.argv[1:])
 print("ready", flush=True)
-kept = []
+connections = []
 while True:
-    for listener in select.select([rude, silent], [], [])[0]:
+    for listener in select.select([closing, silent], [], [])[0]:
         connection, (address, _) = listener.accept()
-        kept.append(connection) if listener is silent else connection.close()
-        print("silent" if listener is silent else "rude", address, flush=True)
+        connections.append(connection) if listener is silent else connection.close()
+        print("silent" if listener is silent else "closing", address, flush=True)
 """
 
 
 @dataclass(frozen=True)
-class Ran:
-    """A 2x1 job that was sent from inside another job, and whose first two ports were taken."""
+class SubmittedRun:
+    """A 2x1 run that was submitted from inside another job, and whose first two ports were in use."""
 
     row: dict[str, Any]
     script: str
-    environs: tuple[dict[str, str], ...]  # of the ranks, as srun started them
+    environs: tuple[dict[str, str], ...]  # the environments of the ranks when srun started them
     run_dir: Path
-    strangers: str  # what came to the ports that were taken
+    connections: str  # the connections to the ports in use
 
 
 @pytest.fixture(scope="module")
-def ran(slurm_cluster: Mapping[str, str], tmp_path_factory: pytest.TempPathFactory) -> Ran:
+def submitted(slurm_cluster: Mapping[str, str], tmp_path_factory: pytest.TempPathFactory) -> SubmittedRun:
     folder = tmp_path_factory.mktemp("inside")
     sweeping = Sweeping(folder, {**os.environ, **slurm_cluster})
     python = folder / "python"
@@ -66,7 +66,8 @@ def ran(slurm_cluster: Mapping[str, str], tmp_path_factory: pytest.TempPathFacto
         folder / "inside.yaml",
         allocations=["2x1"],
         base=tiny_base(),
-        # Slurm 22.05 hands the CPUs of a task on by this variable of the batch shell; here srun has to get them itself.
+        # Slurm 22.05 passes the CPUs of a task to srun by this variable of the batch shell. Without it, srun needs an
+        # option.
         slurm={
             "python": str(python), "cpus_per_gpu": CPUS, "sbatch": {"hold": True},
             "setup": ["unset SLURM_CPUS_PER_TASK"],
@@ -79,19 +80,19 @@ def ran(slurm_cluster: Mapping[str, str], tmp_path_factory: pytest.TempPathFacto
     job_id = row["job_id"]
     try:
         script = sweeping.outside("scontrol", "write", "batch_script", job_id, "-")
-        with ports_taken_on_node1(port_candidates(f"{job_id}.0/0")[:2], folder / "strangers"):
+        with listening_on_node1(port_candidates(f"{job_id}.0/0")[:2], folder / "connections"):
             sweeping.outside("scontrol", "release", job_id)
             (row,) = wait_for(
                 lambda: [row for row in sweeping.status() if row["end_time"]], "end of the job", limit_s=FINISH_LIMIT_S
             )
     finally:
         subprocess.run(["scancel", job_id], env=sweeping.environ, check=False)
-    return Ran(
+    return SubmittedRun(
         row=row,
         script=script,
         environs=tuple(_read_environ(folder / f"environ-{rank}") for rank in range(2)),
         run_dir=folder / "runs" / "inside" / "two_nodes" / "runs" / row["run_id"],
-        strangers=(folder / "strangers").read_text(),
+        connections=(folder / "connections").read_text(),
     )
 
 
@@ -101,8 +102,8 @@ def _read_environ(path: Path) -> dict[str, str]:
 
 
 @contextmanager
-def ports_taken_on_node1(ports: tuple[int, ...], log: Path) -> Iterator[None]:
-    """Somebody else listens on these two ports of node1 meanwhile."""
+def listening_on_node1(ports: tuple[int, ...], log: Path) -> Iterator[None]:
+    """Another process listens on these two ports of node1 in the meantime."""
     command = ["ip", "netns", "exec", "sweeptest-node1", sys.executable, "-c", LISTENER, *map(str, ports)]
     with log.open("w") as file, subprocess.Popen(command, stdout=file) as process:
         try:
@@ -112,12 +113,12 @@ def ports_taken_on_node1(ports: tuple[int, ...], log: Path) -> Iterator[None]:
             process.kill()
 
 
-def test_job_runs_as_if_nothing_had_leaked(ran: Ran) -> None:
-    row = ran.row
+def test_leaked_variables_have_no_effect(submitted: SubmittedRun) -> None:
+    row = submitted.row
     assert (row["state"], row["reason"], row["hosts"], row["backend"]) == ("COMPLETED", None, "node1,node2", "gloo")
-    assert "#SBATCH --partition=gpu" in ran.script
-    assert "--array" not in ran.script
-    for rank, environ in enumerate(ran.environs):
+    assert "#SBATCH --partition=gpu" in submitted.script
+    assert "--array" not in submitted.script
+    for rank, environ in enumerate(submitted.environs):
         assert environ["SLURM_JOB_ID"] == row["job_id"]
         assert (environ["SLURM_JOB_PARTITION"], environ["SLURM_PROCID"]) == ("gpu", str(rank))
         assert environ["SUBMITIT_EXECUTOR"] == "slurm"
@@ -129,33 +130,33 @@ def test_job_runs_as_if_nothing_had_leaked(ran: Ran) -> None:
         assert environ["SLURM_STEP_GPUS"] != LEAKED["SLURM_STEP_GPUS"]
 
 
-def test_srun_gets_the_cpus_of_each_rank(ran: Ran) -> None:
-    for environ in ran.environs:
+def test_srun_gets_cpus_per_rank(submitted: SubmittedRun) -> None:
+    for environ in submitted.environs:
         assert (environ["SLURM_CPUS_PER_TASK"], environ["SLURM_CPUS_ON_NODE"]) == (str(CPUS), str(CPUS))
-    (start,) = records(ran.run_dir, 0, "start")
+    (start,) = records(submitted.run_dir, 0, "start")
     assert start["threads"] == min(CPUS, os.cpu_count() or 1)
 
 
-def test_job_passes_over_ports_of_others(ran: Ran) -> None:
-    assert ran.row["state"] == "COMPLETED"
-    # Rank 1, on node2, tried both in their order, and neither answered for this job.
-    assert ran.strangers.splitlines()[:3] == ["ready", "rude ::ffff:10.77.0.12", "silent ::ffff:10.77.0.12"] or (
-        ran.strangers.splitlines()[:3] == ["ready", "rude 10.77.0.12", "silent 10.77.0.12"]
-    )
+def test_skips_ports_in_use(submitted: SubmittedRun) -> None:
+    assert submitted.row["state"] == "COMPLETED"
+    # Rank 1, on node2, tried both ports in their order, and neither answered for this job.
+    assert submitted.connections.splitlines()[:3] == [
+        "ready",
+        "closing ::ffff:10.77.0.12",
+        "silent ::ffff:10.77.0.12",
+    ] or (submitted.connections.splitlines()[:3] == ["ready", "closing 10.77.0.12", "silent 10.77.0.12"])
 
 
-def test_refused_submission_leaves_nothing_and_a_corrected_one_sends_all(
-    slurm_cluster: Mapping[str, str], tmp_path: Path
-) -> None:
+def test_corrected_submission_after_a_refusal(slurm_cluster: Mapping[str, str], tmp_path: Path) -> None:
     sweeping = Sweeping(tmp_path, {**os.environ, **slurm_cluster})
     sections: dict[str, Any] = {"allocations": ["1x1", "2x2"], "base": tiny_base(), "seeds": [0, 1]}
     name = f"refused-{os.getpid()}"
     wrong = write_sweep(tmp_path / f"{name}.yaml", **sections, slurm={"partition": "nonexistent"})
     done = sweeping.run("submit", wrong, exit_code=2)
-    assert done.stdout == f"{name} on two_nodes: sending 4 of 4 runs\n"
+    assert done.stdout == f"{name} on two_nodes: submitting 4 of 4 runs\n"
     assert done.stderr == (
         "error: cluster 'two_nodes': sbatch refused 2 runs of 1x1: invalid partition specified: nonexistent; Batch job"
-        " submission failed: Invalid partition name specified (sweep plan --scripts shows what was sent)\n"
+        " submission failed: Invalid partition name specified (sweep plan --scripts shows what was submitted)\n"
     )
     ledger_file = tmp_path / "runs" / name / "two_nodes" / "ledger.jsonl"
     intended, given_up = (json.loads(line) for line in ledger_file.read_text().splitlines())
@@ -165,19 +166,19 @@ def test_refused_submission_leaves_nothing_and_a_corrected_one_sends_all(
     assert sweeping.outside("squeue", "-h", f"--name={name}") == ""
     assert [row["state"] for row in sweeping.status()] == ["NOT_SUBMITTED"] * 4
 
-    # Held, so that nothing of it starts.
+    # Submitted on hold, so that no run starts.
     write_sweep(wrong, **sections, slurm={"sbatch": {"hold": True}})
     try:
-        assert sweeping.run("submit", wrong).stdout.startswith(f"{name} on two_nodes: sending 4 of 4 runs\n")
+        assert sweeping.run("submit", wrong).stdout.startswith(f"{name} on two_nodes: submitting 4 of 4 runs\n")
         queued = sweeping.outside("squeue", "-h", "-r", f"--name={name}", "-o", "%i").split()
         rows = sweeping.status()
         assert sorted(row["job_id"] for row in rows) == sorted(queued)
         assert {row["run_id"] for row in rows[:2]} == set(intended["run_ids"])
         again = sweeping.run("submit", wrong).stdout
-        assert again.startswith(f"{name} on two_nodes: sending 0 of 4 runs (0 done, 4 under way)\n")
+        assert again.startswith(f"{name} on two_nodes: submitting 0 of 4 runs (0 done, 4 queued or running)\n")
     finally:
         sweeping.outside("scancel", f"--name={name}")
-    # Cancelled so soon, sacct may learn nothing of an array's tasks; a minute later they must not wait any more.
+    # sacct may never list the tasks of an array that is cancelled so soon; a minute later they must not be pending.
     rows = wait_for(lambda: _if_all_cancelled(sweeping), "end of all runs", limit_s=90)
     assert {(row["reason"], row["start_time"], row["gpu_hours"]) for row in rows} == {("cancelled", None, 0.0)}
 

@@ -1,306 +1,19 @@
-"""sacct's command line and its parser, on answers recorded from Slurm 22.05 and on made ones in data/sacct."""
+"""The queries to sacct and squeue: the command lines, the environment, and the errors."""
 
 from __future__ import annotations
 
 import subprocess
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from jobs.slurm.attempts import AccountingRow
-from jobs.slurm.sacct import (
-    FIELDS,
-    SEPARATOR,
-    AccountingUnavailable,
-    available_fields,
-    parse_sacct,
-    query_sacct,
-    sacct_command,
-)
+from jobs.slurm.sacct import FIELDS, available_fields, query_sacct, queued_jobs, sacct_command
+from jobs.slurm.sacct_table import AccountingUnavailable
 from jobs.slurm.states import State
 
 DATA = Path(__file__).parents[1] / "data" / "sacct"
-
-
-def recorded(name: str) -> tuple[AccountingRow, ...]:
-    return parse_sacct((DATA / f"{name}.txt").read_text(encoding="utf-8"))
-
-
-def table(*rows: Mapping[str, str]) -> str:
-    names = list(dict.fromkeys(name for row in rows for name in row))
-    lines = [names, *([row.get(name, "") for name in names] for row in rows)]
-    return "".join(SEPARATOR.join(line) + "\n" for line in lines)
-
-
-ARRAY = AccountingRow(
-    job_id="3_0",
-    job_id_raw="7",
-    state=State.COMPLETED,
-    submit_s=1795507824,
-    eligible_s=1795507824,
-    start_s=1795507841,
-    end_s=1795507849,
-    elapsed_s=8,
-    timelimit_min=5,
-    partition="gpu",
-    nodes=1,
-    node_list="node1",
-    alloc_cpus=1,
-    alloc_gpus=1,
-    max_rss_bytes=11030528,
-    exit_code=0,
-    derived_exit_code=0,
-    job_name="arr|ay",
-)
-
-FIRST_ATTEMPT = AccountingRow(
-    job_id="4",
-    job_id_raw="4",
-    state=State.REQUEUED,
-    submit_s=1795507824,
-    eligible_s=1795507824,
-    start_s=1795507850,
-    end_s=1795507853,
-    elapsed_s=3,
-    timelimit_min=5,
-    partition="gpu",
-    nodes=2,
-    node_list="node[1-2]",
-    alloc_cpus=4,
-    alloc_gpus=4,
-    max_rss_bytes=73797632,
-    job_name="two\nnodes",
-)
-
-SECOND_ATTEMPT_WAITS = AccountingRow(
-    job_id="4",
-    job_id_raw="4",
-    state=State.PENDING,
-    submit_s=1795507856,
-    eligible_s=1795507867,
-    timelimit_min=5,
-    partition="gpu",
-    nodes=2,
-    reason="BeginTime",
-    job_name="two\nnodes",
-)
-
-CANCELLED_IN_THE_QUEUE = AccountingRow(
-    job_id="5",
-    job_id_raw="5",
-    state=State.CANCELLED,
-    submit_s=1795507824,
-    end_s=1795507828,
-    timelimit_min=5,
-    partition="gpu",
-    nodes=1,
-    reason="JobHeldUser",
-    job_name="held",
-)
-
-
-def test_an_array_whose_base_number_is_the_raw_id_of_its_last_task() -> None:
-    assert recorded("array") == (
-        ARRAY,
-        replace(ARRAY, job_id="3_1", job_id_raw="8", max_rss_bytes=10973184),
-        replace(ARRAY, job_id="3_2", job_id_raw="3", max_rss_bytes=11227136),
-    )
-
-
-def test_a_requeued_job_on_two_nodes_with_a_newline_in_its_name() -> None:
-    assert recorded("requeued") == (FIRST_ATTEMPT, SECOND_ATTEMPT_WAITS)
-
-
-def test_the_attempt_after_a_requeue_keeps_the_derived_exit_code_of_the_first() -> None:
-    assert recorded("requeued_done") == (
-        FIRST_ATTEMPT,
-        replace(
-            SECOND_ATTEMPT_WAITS,
-            state=State.COMPLETED,
-            start_s=1795507867,
-            end_s=1795507879,
-            elapsed_s=12,
-            node_list="node[1-2]",
-            alloc_cpus=4,
-            alloc_gpus=4,
-            max_rss_bytes=73781248,
-            exit_code=0,
-            derived_exit_code=0,
-            derived_exit_signal=15,
-        ),
-    )
-
-
-def test_one_task_of_an_array_is_requeued_after_a_hold() -> None:
-    rows = recorded("requeued_task")
-    assert [(row.job_id, row.job_id_raw, row.state, row.queue_wait_s, row.reason) for row in rows] == [
-        ("6_0", "8", State.RUNNING, 46, "JobHeldUser"),
-        ("6_1", "6", State.REQUEUED, 46, "JobHeldUser"),
-        ("6_1", "6", State.PENDING, None, "BeginTime"),
-    ]
-
-
-def test_a_job_and_an_array_cancelled_in_the_queue_never_started() -> None:
-    held_task = replace(CANCELLED_IN_THE_QUEUE, job_id_raw=None, job_name="heldarray")
-    assert recorded("cancelled_pending") == (
-        CANCELLED_IN_THE_QUEUE,
-        *(replace(held_task, job_id=f"6_{task}") for task in range(0, 21, 2)),
-    )
-    assert {row.gpu_hours for row in recorded("cancelled_pending")} == {0.0}
-
-
-def test_a_waiting_array_is_a_row_for_each_task() -> None:
-    waiting = AccountingRow(
-        job_id="940_4",
-        state=State.PENDING,
-        submit_s=1767000000,
-        eligible_s=1767000000,
-        timelimit_min=60,
-        partition="gpu",
-        nodes=1,
-        reason="JobArrayTaskLimit",
-        job_name="bert",
-    )
-    rows = recorded("pending_remainder")
-    assert rows[:-1] == tuple(replace(waiting, job_id=f"940_{task}") for task in (4, 5, 6, 10, 15, 20))
-    assert (rows[-1].job_id, rows[-1].job_id_raw, rows[-1].state) == ("940_3", "947", State.RUNNING)
-
-
-def test_the_cut_end_of_a_long_task_list_is_left_out() -> None:
-    assert [row.job_id for row in recorded("truncated_remainder")] == ["950_0", "950_5", "950_7", "950_11"]
-
-
-@pytest.mark.parametrize(
-    ("name", "last_three"),
-    [
-        # Its record says 5_[4-6%2], though 4 and 5 have started and have records of their own.
-        ("lagging_array", [("5_4", "10", "RUNNING"), ("5_5", "11", "RUNNING"), ("5_6", None, "PENDING")]),
-        # Cancelled then, it says so for good.
-        (
-            "lagging_array_cancelled",
-            [("5_4", "10", "CANCELLED"), ("5_5", "11", "CANCELLED"), ("5_6", None, "CANCELLED")],
-        ),
-    ],
-)
-def test_a_waiting_array_lists_tasks_that_have_started(
-    name: str, last_three: list[tuple[str, str | None, str]]
-) -> None:
-    rows = recorded(name)
-    assert [row.job_id for row in rows] == [f"5_{task}" for task in range(7)]
-    assert [(row.job_id, row.job_id_raw, row.state) for row in rows[4:]] == last_three
-    assert [row.start_s for row in rows[4:]] == [1795508236, 1795508236, None]
-    assert [row.gpu_hours for row in rows[4:]] == [2 / 3600, 2 / 3600, 0.0]
-
-
-def test_a_job_that_only_failed_while_its_step_ran_out_of_memory() -> None:
-    assert recorded("oom_on_step") == (
-        AccountingRow(
-            job_id="900",
-            job_id_raw="900",
-            state=State.FAILED,
-            submit_s=1767000000,
-            eligible_s=1767000000,
-            start_s=1767000060,
-            end_s=1767000460,
-            elapsed_s=400,
-            timelimit_min=60,
-            partition="gpu",
-            nodes=2,
-            node_list="gpu[08-09]",
-            alloc_cpus=16,
-            alloc_gpus=4,
-            max_rss_bytes=round(61.5 * 1024**3),
-            exit_code=1,
-            derived_exit_code=137,
-            restarts=0,
-            out_of_memory=True,
-            job_name="vit|2x2",
-        ),
-    )
-
-
-def test_typed_untyped_and_unaccounted_gpus() -> None:
-    both, none, plain = recorded("typed_gres")
-    assert [row.alloc_gpus for row in (both, none, plain)] == [3, None, 1]
-    assert [row.gpu_hours for row in (both, none, plain)] == [3.0, None, 1.0]
-    assert [row.timelimit_min for row in (both, none, plain)] == [60, None, None]
-    assert (plain.state, plain.failed_node, plain.restarts, plain.reason) == (State.NODE_FAIL, "node1", 1, "NodeDown")
-
-
-def test_a_timeout_stays_one_although_its_steps_are_cancelled() -> None:
-    (row,) = recorded("timeout")
-    assert (row.state, row.elapsed_s, row.timelimit_min, row.exit_code) == (State.TIMEOUT, 89, 1, 0)
-
-
-def test_exit_codes_and_signals() -> None:
-    # One script ended with exit 137, the other with srun's exit status after its rank was killed, which is 137 too.
-    exits, killed = recorded("exits")
-    assert (exits.state, exits.exit_code, exits.exit_signal, exits.elapsed_s) == (State.FAILED, 9, None, 0)
-    assert (exits.derived_exit_code, exits.derived_exit_signal) == (0, None)
-    assert (killed.state, killed.exit_code, killed.exit_signal, killed.elapsed_s) == (State.FAILED, 9, None, 0)
-    assert (killed.derived_exit_code, killed.derived_exit_signal) == (0, 9)
-
-
-def test_a_cancelled_job_that_had_started() -> None:
-    (row,) = recorded("cancelled")
-    assert (row.state, row.start_s, row.elapsed_s, row.exit_code) == (State.CANCELLED, 1795507874, 19, 0)
-
-
-def test_the_parts_of_a_heterogeneous_job_are_jobs_of_their_own() -> None:
-    rows = recorded("het")
-    assert [(row.job_id, row.state, row.max_rss_bytes, row.end_s) for row in rows] == [
-        ("930+0", State.RUNNING, 1024, None),
-        ("930+1", State.UNKNOWN, 2048, None),
-    ]
-
-
-def test_missing_columns_and_orphaned_steps() -> None:
-    text = table({"JobID": "8.0", "MaxRSS": "5K"}, {"JobID": "9"}, {"JobID": "9.batch", "MaxRSS": "7?"})
-    assert parse_sacct(text) == (AccountingRow(job_id="9"),)
-
-
-def test_rows_from_before_ids_wrapped_around_are_dropped() -> None:
-    text = table(*({"JobID": "9", "Submit": submit} for submit in ("1000", "996500", "1000000")))
-    assert [row.submit_s for row in parse_sacct(text, since_s=10**6)] == [996_500, 10**6]
-
-
-@pytest.mark.parametrize("text", ["", "\n", "sacct: error: something\n", "JobID|State\n9|COMPLETED\n"])
-def test_text_that_is_no_table(text: str) -> None:
-    with pytest.raises(AccountingUnavailable, match="instead of a table"):
-        parse_sacct(text)
-
-
-def test_times_that_are_not_epoch_seconds() -> None:
-    with pytest.raises(AccountingUnavailable, match="SLURM_TIME_FORMAT did not reach it"):
-        parse_sacct(table({"JobID": "9", "Submit": "2026-11-24T08:10:24"}))
-
-
-@given(st.text(alphabet="a|^\n\r\u2028é 1._", min_size=1, max_size=20).filter(lambda name: SEPARATOR not in name))
-def test_a_job_name_may_hold_anything(name: str) -> None:
-    row = {"JobID": "9", "State": "RUNNING", "JobName": name}
-    assert parse_sacct(table(row, {**row, "JobID": "10"})) == (
-        AccountingRow(job_id="9", state=State.RUNNING, job_name=name),
-        AccountingRow(job_id="10", state=State.RUNNING, job_name=name),
-    )
-
-
-WORDS = st.sampled_from(
-    ["", "0", "17", "Unknown", "None", "None assigned", "UNLIMITED", "1:0", "4K", "1.5G", "7?", "a=b,gres/gpu:x=?"]
-)
-JOB_IDS = st.sampled_from(
-    ["1", "1_2", "1_[0-2%1]", "1_[0,2...]", "1_[]", "1_[3", "1+0", "1.batch", "1_2.0", "1+0.0", "x"]
-)
-
-
-@given(st.lists(st.fixed_dictionaries({name: JOB_IDS if name == "JobID" else WORDS for name in FIELDS}), max_size=4))
-def test_no_word_crashes(rows: list[dict[str, str]]) -> None:
-    for row in rows:
-        row.update(dict.fromkeys(("Submit", "Eligible", "Start", "End"), "1700000000"))
-    parse_sacct(table(dict.fromkeys(FIELDS, ""), *rows))
 
 
 def test_fields_of_slurm_22_05() -> None:
@@ -324,7 +37,7 @@ def test_the_command() -> None:
 
 
 class Sacct:
-    """A stand-in for the subprocess, which keeps what it was asked."""
+    """A mock of the subprocess that stores its commands: a real sacct cannot be made to fail in these ways."""
 
     def __init__(self, stdout: str, *, returncode: int = 0, stderr: str = "") -> None:
         self.stdout, self.returncode, self.stderr = stdout, returncode, stderr
@@ -339,8 +52,8 @@ class Sacct:
         return subprocess.CompletedProcess(command, self.returncode, self.stdout, self.stderr)
 
 
-def test_one_probe_and_one_call_for_a_whole_sweep() -> None:
-    sacct = Sacct(table({"JobID": "9_0", "State": "COMPLETED", "JobName": "bert"}))
+def test_one_call_for_a_sweep() -> None:
+    sacct = Sacct("JobID^|^State^|^JobName\n9_0^|^COMPLETED^|^bert\n")
     environ = {"PATH": "/bin", "SLURM_CONF": "/etc/s.conf", "SACCT_FORMAT": "User", "SLURM_TIME_FORMAT": "relative"}
     rows = query_sacct(["9_0", "9_1"], environ=environ, run=sacct)
     assert rows == (AccountingRow(job_id="9_0", state=State.COMPLETED, job_name="bert"),)
@@ -350,7 +63,7 @@ def test_one_probe_and_one_call_for_a_whole_sweep() -> None:
     ]
 
 
-def test_no_jobs_is_no_call() -> None:
+def test_no_call_without_jobs() -> None:
     sacct = Sacct("")
     assert query_sacct([], environ={}, run=sacct) == ()
     assert sacct.commands == []
@@ -381,7 +94,7 @@ sacct: error: Problem talking to the database: Connection refused
         (Sacct("", returncode=0), "sacct failed with exit status 0: no output"),
     ],
 )
-def test_an_unavailable_database_is_one_line(sacct: Sacct, line: str) -> None:
+def test_unavailable_database_is_one_line(sacct: Sacct, line: str) -> None:
     with pytest.raises(AccountingUnavailable) as caught:
         query_sacct(["9"], environ={}, run=sacct)
     assert str(caught.value) == line
@@ -402,18 +115,18 @@ def raising(error: Exception) -> Callable[[Sequence[str], Mapping[str, str]], su
         (PermissionError(13, "Permission denied"), "sacct cannot be started: [Errno 13] Permission denied"),
     ],
 )
-def test_an_sacct_that_cannot_run_is_one_line(error: Exception, line: str) -> None:
+def test_failed_start_is_one_line(error: Exception, line: str) -> None:
     with pytest.raises(AccountingUnavailable) as caught:
         query_sacct(["9"], environ={}, run=raising(error))
     assert str(caught.value) == line
 
 
-def test_the_real_runner_without_sacct(tmp_path: Path) -> None:
+def test_real_runner_without_sacct(tmp_path: Path) -> None:
     with pytest.raises(AccountingUnavailable, match="not on PATH"):
         query_sacct(["9"], environ={"PATH": str(tmp_path)})
 
 
-STAND_IN = """\
+SACCT_SCRIPT = """\
 #!/bin/sh
 case $1 in
 --helpformat) echo "JobID JobName" ;;
@@ -422,9 +135,24 @@ esac
 """
 
 
-def test_the_real_runner_with_a_script_for_sacct(tmp_path: Path) -> None:
+def test_real_runner_with_a_sacct_script(tmp_path: Path) -> None:
     script = tmp_path / "sacct"
-    script.write_text(STAND_IN)
+    script.write_text(SACCT_SCRIPT)
     script.chmod(0o755)
     rows = query_sacct(["9"], environ={"PATH": f"{tmp_path}:/usr/bin:/bin"})
     assert rows == (AccountingRow(job_id="9", job_name="UTC"),)
+
+
+@pytest.mark.parametrize(
+    ("run", "line"),
+    [
+        (raising(FileNotFoundError("squeue")), "squeue cannot be queried: squeue"),
+        (Sacct("", returncode=1, stderr="squeue: error:\n  refused\n"), "squeue failed: squeue: error: refused"),
+    ],
+)
+def test_unavailable_squeue_is_one_line(
+    run: Callable[[Sequence[str], Mapping[str, str]], subprocess.CompletedProcess[str]], line: str
+) -> None:
+    with pytest.raises(AccountingUnavailable) as caught:
+        queued_jobs("s", environ={}, run=run)
+    assert str(caught.value) == line

@@ -1,4 +1,4 @@
-"""The state vocabulary: every member has a phase, every outside word has a member."""
+"""The job states: every state has a phase, and every unknown word has a state."""
 
 from __future__ import annotations
 
@@ -28,23 +28,23 @@ def test_parse_state(text: str, state: State) -> None:
 
 
 @given(st.text(max_size=12))
-def test_no_word_crashes(text: str) -> None:
+def test_parses_any_word(text: str) -> None:
     assert parse_state(text) in State
 
 
 @pytest.mark.parametrize("state", State)
-def test_every_state_reads_back_and_is_in_one_phase(state: State) -> None:
+def test_every_state_has_one_phase(state: State) -> None:
     assert parse_state(state.value) is state
     assert not (state.is_pending and state.is_finished)
     assert state.phase in JobPhase
 
 
-def test_only_unknown_is_in_no_phase_and_only_completed_is_success() -> None:
+def test_unknown_phase_and_success() -> None:
     assert [state for state in State if state.phase is JobPhase.UNKNOWN] == [State.UNKNOWN]
     assert [state for state in State if state.is_success] == [State.COMPLETED]
 
 
-def test_the_end_of_an_attempt_is_told_from_the_end_of_a_record() -> None:
+def test_states_that_end_an_attempt() -> None:
     assert {state for state in State if state.is_finished} == {
         State.COMPLETED,
         State.BOOT_FAIL,
