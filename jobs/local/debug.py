@@ -1,4 +1,4 @@
-"""The debug executor: every run in this process, as one rank."""
+"""The debug executor: runs every run in this process, as one rank."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from jobs.storage.sweep_folder import SweepFolder
 
 
 def run_in_debugger(plan: Plan, runs: Sequence[RunSpec]) -> None:
-    """Runs every run in this process, one after the other, as one rank each: a breakpoint works, an error opens pdb.
+    """Runs the runs in this process one after the other, as one rank each: breakpoints work, and an error opens pdb.
 
     Args:
-        plan: Its folder is a scratch folder (`scratch_folder`).
-        runs: In order; an error ends the sequence.
+        plan: The plan of the sweep; its folder is a scratch folder (`scratch_folder`).
+        runs: The runs in their order; an error ends the sequence.
     """
     from submitit import DebugExecutor
 
@@ -30,5 +30,5 @@ def run_in_debugger(plan: Plan, runs: Sequence[RunSpec]) -> None:
 
 
 def scratch_folder(sweep_name: str) -> Path:
-    """A new folder for one debug session: its records must not be taken for those of a real run."""
+    """A new folder for one debug session, so that its records cannot be mistaken for those of a real run."""
     return Path(tempfile.mkdtemp(prefix=f"sweep-debug-{sweep_name}-")) / sweep_name / "debug"

@@ -1,4 +1,4 @@
-"""The queue that submitit's local executor lacks: never more runs at once than this machine carries."""
+"""The queue of the local executor, which submitit lacks: it limits how many runs share this machine."""
 
 from __future__ import annotations
 
@@ -12,8 +12,10 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
+from types import FrameType
+from typing import Any
 
 import psutil
 from filelock import FileLock, Timeout
@@ -27,10 +29,32 @@ from jobs.storage import ledger
 from jobs.storage.sweep_folder import SweepFolder
 
 _POLL_S = 0.5
+_Handler = Callable[[int, FrameType | None], Any] | signal.Handlers
+
+
+def _exit_on_signal(number: int, _: object) -> None:
+    sys.exit(128 + number)
+
+
+# The signals that end a queue. The default action of SIGTERM and SIGHUP would end it without a cleanup, and its ranks
+# would continue. SIGINT needs Python's handler: in a process that a script has started in the background it is ignored,
+# children inherit this, and Python then does not install its handler.
+_ENDING_SIGNALS: Mapping[signal.Signals, _Handler] = {
+    signal.SIGINT: signal.default_int_handler,
+    signal.SIGTERM: _exit_on_signal,
+    signal.SIGHUP: _exit_on_signal,
+}
 
 
 class LocalQueue:
-    """Runs a list of runs on this machine, as many at once as it carries; notes what became of each, as sacct would."""
+    """Runs a list of runs on this machine, as many at a time as fit, and records their states as sacct would.
+
+    Args:
+        folder: The folder of the sweep.
+        runs: The runs, in the order in which they start.
+        max_ranks: The number of ranks at a time; None for the number of GPUs or cores.
+        submit_s: The submission time in seconds since 1970.
+    """
 
     def __init__(self, folder: SweepFolder, runs: Sequence[QueuedRun], max_ranks: int | None, submit_s: int) -> None:
         self._folder = folder
@@ -42,74 +66,71 @@ class LocalQueue:
         folder.logs.mkdir(parents=True, exist_ok=True)
 
     def run(self, tick: Callable[[], None] = lambda: None) -> None:
-        """Works until every run has ended; where it is itself ended before, it ends what runs.
+        """Works until every run has ended. If a signal ends the queue earlier, the queue ends the running runs first.
 
         Args:
-            tick: Called about twice a second.
+            tick: A function that is called about twice a second.
         """
-        for run in self._waiting:
-            self._note(run, State.PENDING)
-        # Their default would leave the ranks behind.
-        with _handling(dict.fromkeys((signal.SIGTERM, signal.SIGHUP), lambda number, _: sys.exit(128 + number))):
+        with _signal_handlers(_ENDING_SIGNALS):
             try:
+                for run in self._waiting:
+                    self._record(run, State.PENDING)
                 with _machine_lock(tick):
-                    # With the lock in hand no other queue works here: what still runs of this sweep was left behind by
-                    # one that was killed, and must not write beside what starts now.
+                    # Only the queue with the lock starts runs. If a process of this sweep still exists, its queue was
+                    # killed, and it must not write to the same files as the runs that start now.
                     end_processes(self._folder.logs)
                     while self._waiting or self._running:
-                        self._start_what_fits()
+                        self._start_fitting_runs()
                         tick()
                         time.sleep(_POLL_S)
-                        self._reap()
+                        self._record_ended_runs()
             finally:
-                # A second Ctrl-C of an impatient user must not stop what the first has begun.
-                with _handling(dict.fromkeys((signal.SIGINT, signal.SIGTERM, signal.SIGHUP), signal.SIG_IGN)):
-                    self._end()
+                # A second Ctrl-C of an impatient user must not interrupt the cleanup after the first.
+                with _signal_handlers(dict.fromkeys(_ENDING_SIGNALS, signal.SIG_IGN)):
+                    self._cancel_all()
 
-    def _end(self) -> None:
+    def _cancel_all(self) -> None:
         for running in self._running:
             running.kill()
-            self._note(running.run, State.CANCELLED, running.start_s)
+            self._record(running.run, State.CANCELLED, running.start_s)
         for run in self._waiting:
-            self._note(run, State.CANCELLED)
+            self._record(run, State.CANCELLED)
 
-    def _start_what_fits(self) -> None:
+    def _start_fitting_runs(self) -> None:
         while self._waiting:
             run = self._waiting[0]
-            spot = place(run, [(other.run, other.placement) for other in self._running], self._machine, self._max_ranks)
-            if spot is None:
-                return  # in order: a large run is not starved by small ones that would fit
-            # In the list before it starts: what interrupts the start finds it there, and ends it.
-            running = LocalRun(self._folder, run, spot)
+            occupied = [(running.run, running.placement) for running in self._running]
+            placement = place(run, occupied, self._machine, self._max_ranks)
+            if placement is None:
+                return  # keeps the order: small runs that would fit must not delay a large one forever
+            # The run is in the list before it starts: after an interrupted start `_cancel_all` still ends it.
+            running = LocalRun(self._folder, run, placement)
             self._running.append(running)
             del self._waiting[0]
             running.start()
-            self._note(run, State.RUNNING, running.start_s)
+            self._record(run, State.RUNNING, running.start_s)
 
-    def _reap(self) -> None:
+    def _record_ended_runs(self) -> None:
         for running in list(self._running):
             state = running.poll()
             if state is not None:
                 self._running.remove(running)
-                self._note(running.run, state, running.start_s, exit_code=0 if state.is_success else 1)
+                self._record(running.run, state, running.start_s, exit_code=int(not state.is_success))
 
-    def _note(self, run: QueuedRun, state: State, start_s: int | None = None, exit_code: int | None = None) -> None:
-        end_s = int(time.time()) if state.is_finished else None
+    def _record(self, run: QueuedRun, state: State, start_s: int | None = None, exit_code: int | None = None) -> None:
         row = AccountingRow(
-            job_id=run.job_id,
-            state=state,
-            submit_s=self._submit_s,
-            start_s=start_s,
-            end_s=end_s,
-            elapsed_s=end_s - start_s if end_s is not None and start_s is not None else None,
-            exit_code=exit_code,
+            job_id=run.job_id, state=state, submit_s=self._submit_s, start_s=start_s, exit_code=exit_code
         )
+        if state.is_finished:
+            row = replace(row, end_s=int(time.time()))
+        if row.start_s is not None and row.end_s is not None:
+            row = replace(row, elapsed_s=row.end_s - row.start_s)
         ledger.append_lines(self._folder.accounting_file, [json.dumps(row.to_json())])
 
 
 @contextlib.contextmanager
-def _handling(handlers: Mapping[signal.Signals, Callable[..., object] | signal.Handlers]) -> Iterator[None]:
-    """Has these signals handled so."""
+def _signal_handlers(handlers: Mapping[signal.Signals, _Handler]) -> Iterator[None]:
+    """Installs these signal handlers, and restores the earlier ones at the end."""
     before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
     try:
         yield
@@ -120,60 +141,67 @@ def _handling(handlers: Mapping[signal.Signals, Callable[..., object] | signal.H
 
 @contextlib.contextmanager
 def _machine_lock(tick: Callable[[], None]) -> Iterator[None]:
-    """One queue at a time works for a user on a machine, whatever its sweep: two would overload it."""
+    """Lets only one queue of a user work at a time, because two would overload the machine."""
     lock = FileLock(Path(tempfile.gettempdir()) / f"sweep-local-{os.getuid()}.lock")
     while not lock.is_locked:
         with contextlib.suppress(Timeout):
             lock.acquire(timeout=_POLL_S)
         tick()
     with lock:
-        lock.release()  # the context has counted a second acquisition
+        lock.release()  # undoes the second acquisition by the `with` statement
         yield
 
 
-def send_to_local(plan: Plan, max_ranks: int | None, clock: Callable[[], float], *, here: bool) -> LocalQueue | None:
-    """Queues every run of the plan on this machine, and records them in the ledger.
+def send_to_local(
+    plan: Plan, max_ranks: int | None, clock: Callable[[], float], *, in_process: bool
+) -> LocalQueue | None:
+    """Queues every run of the plan on this machine, and records the runs in the ledger.
 
     Args:
-        plan: Of the runs to send; their folders are prepared.
-        max_ranks: Ranks at once; None: as many as there are GPUs, or cores.
-        clock: Seconds since 1970.
-        here: This process works through the queue; else one in the background, which outlives it.
+        plan: The plan of the runs to submit; their folders are prepared.
+        max_ranks: The number of ranks at a time; None for the number of GPUs or cores.
+        clock: A function that returns the seconds since 1970.
+        in_process: Whether this process runs the queue. If not, a background process does, which outlives this one.
 
     Returns:
-        The queue that is left to run, if `here`.
+        The queue that the caller has to run, if `in_process`.
     """
     folder = SweepFolder(plan.folder)
     submit_s = int(clock())
     runs = [
         QueuedRun(
-            run.run_id,
-            f"local-{submit_s}-{index}",
-            run.allocation.nodes,
-            run.allocation.gpus_per_node,
-            run.config.device == "cpu",
+            run_id=run.run_id,
+            job_id=f"local-{submit_s}-{index}",
+            nodes=run.allocation.nodes,
+            gpus_per_node=run.allocation.gpus_per_node,
+            on_cpu=run.config.device == "cpu",
         )
         for index, run in enumerate(plan.runs)
     ]
     jobs = {run.run_id: run.job_id for run in runs}
-    if here:
+    if in_process:
         ledger.record(folder.path, jobs, clock(), _queue_process(psutil.Process()))
         return LocalQueue(folder, runs, max_ranks, submit_s)
+    worker = _start_worker(folder)
+    ledger.record(folder.path, jobs, clock(), _queue_process(psutil.Process(worker.pid)))
+    assert worker.stdin is not None
+    with worker.stdin as pipe:
+        request = {"folder": str(folder.path), "max_ranks": max_ranks, "submit_s": submit_s}
+        json.dump({**request, "runs": [asdict(run) for run in runs]}, pipe)
+    return None
+
+
+def _start_worker(folder: SweepFolder) -> subprocess.Popen[str]:
+    """Starts the background process of a queue. It reads its request from stdin."""
     with (folder.logs / "queue.log").open("a") as log:
-        worker = subprocess.Popen(
+        return subprocess.Popen(
             [sys.executable, "-P", "-m", "jobs.local.local_queue"],
             stdin=subprocess.PIPE,
             stdout=log,
             stderr=log,
-            start_new_session=True,  # Ctrl-C in this terminal is not meant for it
+            start_new_session=True,  # Ctrl-C in this terminal must not reach the queue
             text=True,
         )
-    ledger.record(folder.path, jobs, clock(), _queue_process(psutil.Process(worker.pid)))
-    assert worker.stdin is not None
-    with worker.stdin as pipe:
-        order = {"folder": str(folder.path), "max_ranks": max_ranks, "submit_s": submit_s}
-        json.dump({**order, "runs": [asdict(run) for run in runs]}, pipe)
-    return None
 
 
 def _queue_process(process: psutil.Process) -> ledger.QueueProcess:
@@ -181,11 +209,12 @@ def _queue_process(process: psutil.Process) -> ledger.QueueProcess:
 
 
 def is_queue_alive(queue: ledger.QueueProcess) -> bool:
-    """Whether the process that works through a local queue is there; taken for alive when it is another host's."""
+    """Whether the process of a local queue exists; assumed for a process on another host."""
     if queue.host != socket.gethostname():
         return True
     try:
-        # Start times differ by rounding between readings; a pid that was given out again by far more.
+        # Two readings of one start time differ by rounding. The start time of a process that reuses the pid differs
+        # by far more.
         process = psutil.Process(queue.pid)
         return abs(process.create_time() - queue.created_s) < 2 and is_alive(process)
     except psutil.NoSuchProcess:
@@ -193,9 +222,10 @@ def is_queue_alive(queue: ledger.QueueProcess) -> bool:
 
 
 def _main() -> None:
-    order = json.load(sys.stdin)
-    runs = [QueuedRun(**run) for run in order["runs"]]
-    LocalQueue(SweepFolder(Path(order["folder"])), runs, order["max_ranks"], order["submit_s"]).run()
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # also while it waits for its request
+    request = json.load(sys.stdin)
+    runs = [QueuedRun(**run) for run in request["runs"]]
+    LocalQueue(SweepFolder(Path(request["folder"])), runs, request["max_ranks"], request["submit_s"]).run()
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""One run under submitit's local executor, and the watch that ends all of it when one of its ranks has failed."""
+"""One run under submitit's local executor, which ends completely when one of its ranks fails."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ from jobs.local.machine import Placement, QueuedRun
 from jobs.slurm.states import State
 from jobs.storage.sweep_folder import SweepFolder
 
-_WEEK_MIN = 7 * 24 * 60  # submitit's local executor wants a limit; a laptop has none
+_WEEK_MIN = 7 * 24 * 60  # submitit's local executor requires a limit; a laptop has none
 _KILL_WAIT_S = 5.0
-_START_S = 10.0  # submitit's controller has started every rank by then
-_LAST_WORDS_S = 3.0  # that a rank which has failed has for them, at most
-_MARK = "SWEEP_LOCAL_JOB"  # in the environment of every process of a run: the folder of its logs
+_START_S = 10.0  # after this time submitit's controller has started every rank
+_TRACEBACK_S = 3.0  # the longest time for a failed rank to write its traceback
+_MARK = "SWEEP_LOCAL_JOB"  # an environment variable of every process of a run: the folder of its logs
 
 
 class LocalRun:
-    """One run under submitit's local executor, and the watch over its ranks.
+    """One run under submitit's local executor, with a check on its ranks.
 
-    submitit starts the ranks and waits for all of them: it neither ends the others when one has failed, nor sees that
-    one was killed.
+    submitit starts the ranks and waits for all of them. It does not end the others when one fails, and it does not
+    notice that one was killed.
     """
 
     def __init__(self, folder: SweepFolder, run: QueuedRun, placement: Placement) -> None:
@@ -37,7 +37,7 @@ class LocalRun:
         self.placement = placement
         self.start_s = int(time.time())
         self._run_dir = folder.run(run.run_id)
-        # A folder of its own: submitit names files after the process id, which the machine gives out again.
+        # Each run has its own log folder: submitit names files after the process id, which the machine reuses.
         self._log_dir = folder.logs / run.job_id
         self._ranks_seen: set[int] = set()
         self._started = time.monotonic()
@@ -66,35 +66,34 @@ class LocalRun:
         self._started = time.monotonic()
 
     def poll(self) -> State | None:
-        """How the run ended; None while it runs. Ends it where a rank has failed."""
-        ended = self._job.done()
-        if not ended and self._rank_failed():
-            ended = True
-        if not ended:
+        """The final state of the run; None while it runs. If a rank has failed, this ends the run."""
+        if not self._job.done() and not self._rank_failed():
             return None
         self.kill()
         self._job.done()  # reaps the controller
         failed = any(self._run_dir.glob(FAILURE_GLOB))
         complete = (self._run_dir / SUMMARY_NAME).exists() and self._finished_ranks() == self.run.world_size
-        return State.COMPLETED if complete and not failed else State.FAILED
+        if complete and not failed:
+            return State.COMPLETED
+        return State.FAILED
 
     def kill(self) -> None:
-        """Ends every process of the run that is still there: submitit's controller, ranks, whatever these started."""
+        """Ends every remaining process of the run: submitit's controller, the ranks, and all their children."""
         end_processes(self._log_dir)
 
     def _rank_failed(self) -> bool:
-        alive = self._look()
+        alive = self._count_living_ranks()
         if any(self._run_dir.glob(FAILURE_GLOB)):
             self._failed_s = self._failed_s or time.monotonic()
-            # The rank that says so has yet to write its traceback into the log, and ends then by itself.
-            return alive < len(self._ranks_seen) or time.monotonic() - self._failed_s > _LAST_WORDS_S
-        # A rank may die between two looks, before it was ever seen.
+            # The failed rank may still be writing its traceback into the log; it then ends by itself.
+            return alive < len(self._ranks_seen) or time.monotonic() - self._failed_s > _TRACEBACK_S
+        # A rank may die between two polls, before it was ever seen.
         all_started = len(self._ranks_seen) == self.run.world_size or time.monotonic() - self._started > _START_S
-        # A rank writes its result before it exits: one that is gone without was killed.
+        # A rank writes its result before it exits. If it has exited without a result, it was killed.
         return all_started and alive + self._finished_ranks() < self.run.world_size
 
-    def _look(self) -> int:
-        """Notes the ranks of the run; how many of them live."""
+    def _count_living_ranks(self) -> int:
+        """The number of living ranks; the process ids of all ranks are remembered."""
         try:
             ranks = self._controller.children()
         except psutil.NoSuchProcess:
@@ -107,30 +106,30 @@ class LocalRun:
 
 
 def end_processes(logs: Path) -> None:
-    """Ends every process of the runs whose logs are in a folder, or below it.
+    """Ends every process of the runs whose logs are in a folder or its subfolders.
 
-    By their environment: one whose parent has died is nobody's child.
+    The environment identifies the processes: after the death of its parent, a process is no longer among the children.
     """
     deadline = time.monotonic() + _KILL_WAIT_S
-    while (processes := _marked(logs)) and time.monotonic() < deadline:
+    while (processes := _processes_of(logs)) and time.monotonic() < deadline:
         for process in processes:
             with contextlib.suppress(psutil.NoSuchProcess):
                 process.kill()
         time.sleep(0.02)
 
 
-def _marked(logs: Path) -> list[psutil.Process]:
-    found = []
+def _processes_of(logs: Path) -> list[psutil.Process]:
+    processes = []
     for process in psutil.process_iter():
-        with contextlib.suppress(psutil.Error, OSError):  # gone, or another user's
+        with contextlib.suppress(psutil.Error, OSError):  # the process has exited, or belongs to another user
             mark = process.environ().get(_MARK)
             if mark and Path(mark).is_relative_to(logs) and is_alive(process):
-                found.append(process)
-    return found
+                processes.append(process)
+    return processes
 
 
 def is_alive(process: psutil.Process) -> bool:
-    """Whether a process runs; a zombie that nobody has reaped does not."""
+    """Whether a process runs. A zombie, which has ended but was not reaped, does not."""
     try:
         return bool(process.status() != psutil.STATUS_ZOMBIE)
     except psutil.NoSuchProcess:

@@ -1,4 +1,4 @@
-"""What this machine can carry: its cores and GPUs, and where on them a run can start."""
+"""The cores and GPUs of this machine, and the placement of runs on them."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class QueuedRun:
-    """One run as the queue sees it."""
+    """One run in the queue."""
 
     run_id: str
     job_id: str
     nodes: int
     gpus_per_node: int
-    on_cpu: bool  # device: cpu
+    on_cpu: bool  # whether its config says device: cpu
 
     @property
     def world_size(self) -> int:
@@ -26,57 +26,71 @@ class QueuedRun:
 
 @dataclass(frozen=True)
 class Machine:
-    """What this machine can carry."""
+    """The cores and GPUs of a machine that runs may use."""
 
     cores: int
-    gpus: tuple[str, ...]  # as in CUDA_VISIBLE_DEVICES
+    gpus: tuple[str, ...]  # the names that CUDA_VISIBLE_DEVICES uses
 
 
 @dataclass(frozen=True)
 class Placement:
-    """Where one run goes."""
+    """The GPUs and threads of one run."""
 
-    visible_gpus: str
-    threads: int  # of each rank
+    visible_gpus: str  # the value of CUDA_VISIBLE_DEVICES
+    threads: int  # the number of threads of each rank
 
 
 def this_machine(environ: Mapping[str, str]) -> Machine:
-    """Cores that this process may use, and the GPUs that CUDA_VISIBLE_DEVICES leaves of those of the machine."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    shown = environ.get("CUDA_VISIBLE_DEVICES")
-    if shown is not None:
-        return Machine(cores, tuple(gpu for gpu in shown.split(",") if gpu not in ("", "-1", "NoDevFiles")))
+    """The cores that this process may use, and the GPUs; CUDA_VISIBLE_DEVICES limits these if it is set."""
+    visible = environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is not None:
+        return Machine(_core_count(), tuple(gpu for gpu in visible.split(",") if gpu not in ("", "-1", "NoDevFiles")))
+    return Machine(_core_count(), tuple(str(index) for index in range(_gpu_count())))
+
+
+def _core_count() -> int:
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def _gpu_count() -> int:
     if shutil.which("nvidia-smi") is None:
-        return Machine(cores, ())
+        return 0
     listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, check=False, timeout=60)
-    count = sum(line.startswith("GPU ") for line in listed.stdout.splitlines()) if listed.returncode == 0 else 0
-    return Machine(cores, tuple(str(index) for index in range(count)))
+    if listed.returncode != 0:
+        return 0
+    return sum(line.startswith("GPU ") for line in listed.stdout.splitlines())
 
 
 def place(
     run: QueuedRun, running: Sequence[tuple[QueuedRun, Placement]], machine: Machine, max_ranks: int | None
 ) -> Placement | None:
-    """Where the run can start now; None while it has to wait.
+    """The place where the run can start now; None while it has to wait.
 
-    Never more ranks at once than GPUs, or for runs without one than cores; a run that is larger than the machine waits
-    until it is alone, and its ranks then share.
+    The number of simultaneous ranks is at most the number of GPUs; for runs without a GPU, the number of cores. A run
+    that is larger than the machine waits until it is alone. Its ranks then share the GPUs or cores.
 
     Args:
-        run: The next of the queue.
-        running: What runs, with its placement.
-        machine: What there is.
-        max_ranks: Ranks at once, instead of the number of GPUs or cores.
+        run: The next run of the queue.
+        running: The runs that run now, with their placements.
+        machine: The cores and GPUs of the machine.
+        max_ranks: The number of ranks at a time, instead of the number of GPUs or cores.
     """
     uses_gpu = bool(machine.gpus) and not run.on_cpu
-    rivals = [(other, spot) for other, spot in running if max_ranks or bool(spot.visible_gpus) == uses_gpu]
-    capacity = max_ranks or (len(machine.gpus) if uses_gpu else machine.cores)
+    rivals = [(other, used) for other, used in running if max_ranks or bool(used.visible_gpus) == uses_gpu]
+    capacity = machine.cores
+    if uses_gpu:
+        capacity = len(machine.gpus)
+    if max_ranks:
+        capacity = max_ranks
     busy = sum(other.world_size for other, _ in rivals)
     if rivals and busy + run.world_size > capacity:
         return None
     threads = max(1, machine.cores // max(capacity, run.world_size))
     if not uses_gpu:
         return Placement("", threads)
-    # The least used first: with --max-parallel above their number they are shared.
-    use = {gpu: sum(gpu in spot.visible_gpus.split(",") for _, spot in rivals) for gpu in machine.gpus}
-    chosen = sorted(machine.gpus, key=lambda gpu: (use[gpu], machine.gpus.index(gpu)))[: run.world_size]
+    # The least used GPUs come first: if --max-parallel is larger than the number of GPUs, runs share them.
+    runs_on = {gpu: sum(gpu in used.visible_gpus.split(",") for _, used in rivals) for gpu in machine.gpus}
+    chosen = sorted(machine.gpus, key=lambda gpu: (runs_on[gpu], machine.gpus.index(gpu)))[: run.world_size]
     return Placement(",".join(chosen), threads)

@@ -1,4 +1,4 @@
-"""The local queue: every run ends, whatever its ranks do, and leaves no process."""
+"""The local queue: every run ends, in whatever way its ranks end, and leaves no process."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ class RankTask:
     def killed(self, rank, folder):
         if rank == 1:
             self._wait_for_all(folder)
-            time.sleep(0.7)  # the queue has seen it
+            time.sleep(0.7)  # longer than the queue's polling interval
             os.kill(os.getpid(), signal.SIGKILL)
         time.sleep(300)
 
@@ -74,15 +74,15 @@ class RankTask:
             os.kill(os.getpid(), signal.SIGKILL)
         time.sleep(300)
 
-    def leaves(self, rank, folder):
-        """Without a result, as after sys.exit(0) in a callback."""
+    def exits(self, rank, folder):
+        """Exits without a result, as after sys.exit(0) in a callback."""
         self._wait_for_all(folder)
         if rank == 1:
             sys.exit(0)
         time.sleep(300)
 
-    def clings(self, rank, folder):
-        """Ignores SIGTERM, and has a child that is nobody's, since its parent has died."""
+    def ignores_sigterm(self, rank, folder):
+        """Ignores SIGTERM, and starts a child that is an orphan after the death of this rank."""
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
         ignoring = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); time.sleep(300)"
         subprocess.Popen([sys.executable, "-c", ignoring], start_new_session=True)
@@ -91,21 +91,21 @@ class RankTask:
     def sleeps(self, rank, folder):
         time.sleep(300)
 
-    def lies(self, rank, folder):
-        """Comes to its end on every rank, and has measured nothing."""
+    def measures_nothing(self, rank, folder):
+        """Ends without an error on every rank, and writes no summary."""
 '''
 
 
 @pytest.fixture
 def sweep(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> SweepFolder:
-    """The folder of a sweep, and ranks that do what their run is called."""
+    """The folder of a sweep, with ranks that execute the method named like their run."""
     module = f"ranks_{tmp_path.name}"
     (tmp_path / f"{module}.py").write_text(RANKS)
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     monkeypatch.setattr(jobs.local.local_run, "RankTask", __import__(module).RankTask)
     monkeypatch.setattr(jobs.local.local_queue, "_POLL_S", 0.1)
-    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))  # where the machine's lock is: not that of other queues
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))  # the folder of the queue's lock
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     return SweepFolder(tmp_path / "s" / "local")
 
@@ -116,34 +116,34 @@ def queued(folder: SweepFolder, *names: str, ranks: int = 2) -> list[QueuedRun]:
     return [QueuedRun(name, f"local-{index}", 1, ranks, True) for index, name in enumerate(names)]
 
 
-def ends(folder: SweepFolder) -> list[str]:
-    """The states that the queue has noted, by job."""
+def final_states(folder: SweepFolder) -> list[str]:
+    """The last recorded state of each job, in the order of the job ids."""
     rows = [AccountingRow.from_json(values) for values in read_lines(folder.accounting_file)]
-    return [own[-1].state.value for _, own in sorted(attempts_by_job(merge_history((), rows)).items())]
+    return [attempts[-1].state.value for _, attempts in sorted(attempts_by_job(merge_history((), rows)).items())]
 
 
-def left_over(folder: SweepFolder) -> list[list[str]]:
-    """Command lines of the living processes that know of the sweep."""
-    found = []
+def remaining_processes(folder: SweepFolder) -> list[list[str]]:
+    """The command lines of the living processes with the sweep's folder in their environment."""
+    commands = []
     for process in psutil.process_iter():
         try:
             if process.pid != os.getpid() and str(folder.path) in " ".join(process.environ().values()):
-                found.append(process.cmdline())
+                commands.append(process.cmdline())
         except psutil.Error:
             continue
-    return [command for command in found if command]
+    return [command for command in commands if command]
 
 
-def look_late(pid_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The queue looks at its processes only once the one of this file is dead and buried."""
-    look = jobs.local.local_run.LocalRun._look
+def delay_checks(pid_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Delays the queue's checks of its processes until the process of this file has ended and was reaped."""
+    count_living_ranks = jobs.local.local_run.LocalRun._count_living_ranks
 
-    def late(running: Any) -> int:
+    def count_late(running: Any) -> int:
         while not (pid_file.exists() and pid_file.read_text() and not psutil.pid_exists(int(pid_file.read_text()))):
             time.sleep(0.01)
-        return look(running)
+        return count_living_ranks(running)
 
-    monkeypatch.setattr(jobs.local.local_run.LocalRun, "_look", late)
+    monkeypatch.setattr(jobs.local.local_run.LocalRun, "_count_living_ranks", count_late)
     monkeypatch.setattr(jobs.local.local_run, "_START_S", 0.5)
 
 
@@ -154,20 +154,18 @@ def look_late(pid_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         ("raises", "FAILED"),
         ("killed", "FAILED"),
         ("dies_unseen", "FAILED"),
-        ("leaves", "FAILED"),
-        ("clings", "FAILED"),
-        ("lies", "FAILED"),
+        ("exits", "FAILED"),
+        ("ignores_sigterm", "FAILED"),
+        ("measures_nothing", "FAILED"),
     ],
 )
-def test_every_run_ends_soon_and_leaves_no_process(
-    run: str, state: str, sweep: SweepFolder, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_every_run_ends_soon(run: str, state: str, sweep: SweepFolder, monkeypatch: pytest.MonkeyPatch) -> None:
     if run == "dies_unseen":
-        look_late(sweep.run(run) / "pid-1", monkeypatch)
+        delay_checks(sweep.run(run) / "pid-1", monkeypatch)
     began = time.monotonic()
     LocalQueue(sweep, queued(sweep, run), None, 1).run()
-    assert time.monotonic() - began < 30  # far below the 300 s that its other rank would take
-    assert (ends(sweep), left_over(sweep)) == ([state], [])
+    assert time.monotonic() - began < 30  # much less than the 300 s of its other rank
+    assert (final_states(sweep), remaining_processes(sweep)) == ([state], [])
     assert {path.name for path in sweep.run(run).glob("pid-*")} == {"pid-0", "pid-1"}  # both ranks have run
     last = AccountingRow.from_json(read_lines(sweep.accounting_file)[-1])
     assert (last.submit_s, last.exit_code) == (1, 0 if state == "COMPLETED" else 1)
@@ -176,18 +174,18 @@ def test_every_run_ends_soon_and_leaves_no_process(
     assert last.elapsed_s == last.end_s - last.start_s
 
 
-def test_a_failed_run_does_not_end_the_queue(sweep: SweepFolder) -> None:
+def test_queue_continues_after_a_failed_run(sweep: SweepFolder) -> None:
     ticks: list[float] = []
     LocalQueue(sweep, queued(sweep, "raises", "succeeds"), 2, 1).run(lambda: ticks.append(time.monotonic()))
-    assert ends(sweep) == ["FAILED", "COMPLETED"]
+    assert final_states(sweep) == ["FAILED", "COMPLETED"]
     assert len(ticks) > 3
 
 
-def test_runs_share_the_machine_and_a_larger_one_has_it_alone(sweep: SweepFolder) -> None:
+def test_large_run_has_the_machine_alone(sweep: SweepFolder) -> None:
     runs = queued(sweep, "succeeds-a", "succeeds-b", ranks=1) + queued(sweep, "succeeds-large", ranks=3)
     runs = [QueuedRun(run.run_id, f"local-{index}", 1, run.gpus_per_node, True) for index, run in enumerate(runs)]
     LocalQueue(sweep, runs, 2, 1).run()
-    assert ends(sweep) == ["COMPLETED"] * 3
+    assert final_states(sweep) == ["COMPLETED"] * 3
 
     def times(name: str, what: str) -> list[float]:
         return [float(path.read_text()) for path in sweep.run(name).glob(f"{what}-*")]
@@ -197,7 +195,7 @@ def test_runs_share_the_machine_and_a_larger_one_has_it_alone(sweep: SweepFolder
     assert max(small) < min(times("succeeds-large", "began"))
 
 
-# In a process of its own, since a signal ends it.
+# Runs in a separate process, because a signal ends it.
 QUEUE = """
 import sys, tempfile
 from pathlib import Path
@@ -210,10 +208,24 @@ jobs.local.local_queue.LocalQueue(SweepFolder(Path(sys.argv[3])), runs, 2, 1).ru
 """
 
 
-def started_queue(sweep: SweepFolder, tmp_path: Path, ready: Callable[[], bool]) -> subprocess.Popen[str]:
+QUEUE_MODULE = ["-P", "-m", "jobs.local.local_queue"]
+# Executes a command with SIGINT ignored, as a script does for a command that it starts in the background.
+IGNORE_SIGINT = """
+import os, signal, sys
+signal.signal(signal.SIGINT, signal.SIG_IGN)
+os.execv(sys.argv[1], sys.argv[1:])
+"""
+
+
+def started_queue(
+    sweep: SweepFolder, tmp_path: Path, ready: Callable[[], bool], *, ignore_sigint: bool = False
+) -> subprocess.Popen[str]:
+    """A queue of two runs in a new process, at the moment when it is ready."""
     queued(sweep, "sleeps", "succeeds")
-    arguments = [sys.executable, "-c", QUEUE, str(tmp_path), f"ranks_{tmp_path.name}", str(sweep.path)]
-    queue = subprocess.Popen(arguments, stderr=subprocess.PIPE, text=True)
+    command = [sys.executable, "-c", QUEUE, str(tmp_path), f"ranks_{tmp_path.name}", str(sweep.path)]
+    if ignore_sigint:
+        command = [sys.executable, "-c", IGNORE_SIGINT, *command]
+    queue = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     deadline = time.monotonic() + 60
     while not ready():
         assert queue.poll() is None
@@ -222,23 +234,54 @@ def started_queue(sweep: SweepFolder, tmp_path: Path, ready: Callable[[], bool])
     return queue
 
 
+def catches_sigint(process: psutil.Process) -> bool:
+    """Whether the process of a queue has a handler for SIGINT, from the signal mask that Linux shows."""
+    lines = Path(f"/proc/{process.pid}/status").read_text().splitlines()
+    (mask,) = (int(line.split()[1], 16) for line in lines if line.startswith("SigCgt:"))
+    # IGNORE_SIGINT, which becomes the queue, has other arguments.
+    return process.cmdline()[1:] == QUEUE_MODULE and bool(mask >> (signal.SIGINT - 1) & 1)
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 @pytest.mark.parametrize("early", [False, True], ids=["while it runs", "while it starts"])
-def test_a_queue_that_is_ended_ends_its_runs(
-    number: signal.Signals, early: bool, sweep: SweepFolder, tmp_path: Path
-) -> None:
-    """Ctrl-C, or a plain kill, while a run is under way, or on its way."""
+def test_ended_queue_ends_its_runs(number: signal.Signals, early: bool, sweep: SweepFolder, tmp_path: Path) -> None:
+    """Ctrl-C, or kill without options, while a run is running or starting."""
     files = sweep.logs / "local-sleeps" if early else sweep.run("sleeps") / "pid-1"
     queue = started_queue(sweep, tmp_path, files.exists)
     queue.send_signal(number)
     time.sleep(0.05)
-    queue.send_signal(number)  # an impatient user's
+    queue.send_signal(number)  # an impatient user repeats it
     queue.communicate(timeout=30)
     assert queue.returncode != 0
-    assert (ends(sweep), left_over(sweep)) == (["CANCELLED", "CANCELLED"], [])
+    assert (final_states(sweep), remaining_processes(sweep)) == (["CANCELLED", "CANCELLED"], [])
 
 
-def test_a_second_queue_waits_for_the_first_and_can_be_ended_while_it_waits(sweep: SweepFolder, tmp_path: Path) -> None:
+def test_sigint_ends_a_queue_started_with_sigint_ignored(sweep: SweepFolder, tmp_path: Path) -> None:
+    """The children of a background job inherit that SIGINT is ignored."""
+    queue = started_queue(sweep, tmp_path, (sweep.run("sleeps") / "pid-1").exists, ignore_sigint=True)
+    queue.send_signal(signal.SIGINT)
+    _, errors = queue.communicate(timeout=30)
+    assert queue.returncode == -signal.SIGINT
+    assert errors.endswith("KeyboardInterrupt\n")
+    assert (final_states(sweep), remaining_processes(sweep)) == (["CANCELLED", "CANCELLED"], [])
+
+
+def test_background_queue_ends_on_sigint(sweep: SweepFolder, tmp_path: Path) -> None:
+    """The module as the background process, which has SIGINT ignored and still waits for its request."""
+    command = [sys.executable, "-c", IGNORE_SIGINT, sys.executable, *QUEUE_MODULE]
+    queue = subprocess.Popen(command, stdin=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process = psutil.Process(queue.pid)
+    deadline = time.monotonic() + 60
+    while not catches_sigint(process):
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    queue.send_signal(signal.SIGINT)
+    queue.communicate(timeout=30)
+    assert queue.returncode == -signal.SIGINT
+
+
+def test_second_queue_waits_for_the_first(sweep: SweepFolder, tmp_path: Path) -> None:
+    """The second queue can be ended while it waits."""
     queue = started_queue(sweep, tmp_path, (sweep.run("sleeps") / "pid-1").exists)
     second = SweepFolder(tmp_path / "t" / "local")
 
@@ -247,7 +290,7 @@ def test_a_second_queue_waits_for_the_first_and_can_be_ended_while_it_waits(swee
 
     with pytest.raises(KeyboardInterrupt):
         LocalQueue(second, queued(second, "succeeds"), None, 1).run(give_up)
-    assert (ends(second), list(second.run("succeeds").iterdir())) == (["CANCELLED"], [])
+    assert (final_states(second), list(second.run("succeeds").iterdir())) == (["CANCELLED"], [])
     queue.terminate()
     queue.communicate(timeout=30)
-    assert left_over(sweep) == []
+    assert remaining_processes(sweep) == []

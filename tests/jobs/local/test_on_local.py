@@ -1,4 +1,4 @@
-"""Sweeps under the local executor and in the debugger, as a user starts them, on this machine's own cores."""
+"""Sweeps under the local executor and in the debugger, started with the user's commands on this machine's cores."""
 
 from __future__ import annotations
 
@@ -29,21 +29,21 @@ from tests.jobs.sweeping import (
 )
 
 SLURM_COLUMNS = ("job_id", "attempts", "queue_wait_s", "gpu_hours", "node_list", "max_rss_bytes")
-GOOD, RAISES, KILLED = 0, 1, 2  # seeds
+GOOD, RAISES, KILLED = 0, 1, 2  # the seeds of the runs
 RUN_LIMIT_S = 120.0
 MARK = "TEST_OF_LOCAL"
 
 
 def sweeping_in(folder: Path) -> Sweeping:
-    """No Slurm, nothing of the user's; its own TMPDIR has its own lock: no other sweep of this user holds us up."""
+    """Sweeps without Slurm or user settings. Their own TMPDIR has its own lock, so no other sweep delays them."""
     environ = {name: value for name, value in os.environ.items() if not name.startswith(("SLURM_", "SWEEP_"))}
     return Sweeping(folder, {**environ, "TMPDIR": str(folder), MARK: str(folder), "CUDA_VISIBLE_DEVICES": ""})
 
 
-def test_two_nodes_folded_onto_this_one(tmp_path: Path) -> None:
+def test_folds_two_nodes_onto_one(tmp_path: Path) -> None:
     sweeping = sweeping_in(tmp_path)
     file = write_sweep(tmp_path / "folded.yaml", allocations=["2x2"], base=tiny_base())
-    # A job or launcher around us is none of the run's business.
+    # Variables of a surrounding job or launcher must not affect the run.
     sweeping.environ |= {"RANK": "3", "WORLD_SIZE": "9", "MASTER_ADDR": "10.9.9.9", "SLURM_JOB_ID": "7"}
     done = sweeping.run("submit", file, "--cluster", "local", "--wait", timeout_s=RUN_LIMIT_S)
     assert "* not comparable: ranks shared a GPU, or all nodes were this one host" in done.stdout
@@ -65,14 +65,14 @@ def test_two_nodes_folded_onto_this_one(tmp_path: Path) -> None:
     assert collected == (tmp_path / "runs" / "folded" / "local" / "results.csv").read_text()
     (line,) = csv.DictReader(io.StringIO(collected))
     assert line == {name: "" if value is None else str(value) for name, value in row.items()}
-    again = sweeping.run("submit", file, "--cluster", "local").stdout
-    assert again.startswith("folded on local: sending 0 of 1 run (1 done, 0 under way)\n")
+    second = sweeping.run("submit", file, "--cluster", "local").stdout
+    assert second.startswith("folded on local: submitting 0 of 1 run (1 done, 0 queued or running)\n")
     assert not processes_with(f"{MARK}={tmp_path}")
 
 
-def test_the_figures_of_a_run_with_detailed_timing(tmp_path: Path) -> None:
+def test_figures_of_a_run_with_detailed_timing(tmp_path: Path) -> None:
     sweeping = sweeping_in(tmp_path)
-    # Gradients of 3 MB: DDP's first bucket takes up to 1 MiB, whatever the cap.
+    # 3 MB of gradients make several buckets: DDP's first bucket takes up to 1 MiB, regardless of the cap.
     size = {"hidden_size": 128, "intermediate_size": 512, "num_hidden_layers": 4}
     base = tiny_base(detailed_timing=True, bucket_cap_mb=0.5, architecture={**TINY_BERT, **size})
     file = write_sweep(tmp_path / "drawn.yaml", allocations=["1x1", "2x1"], base=base)
@@ -83,24 +83,24 @@ def test_the_figures_of_a_run_with_detailed_timing(tmp_path: Path) -> None:
     for rank in range(2):
         for name in ("forward", "backward-compute", "exposed", "bucket1-hidden"):
             assert f'id="rank{rank}-{name}"' in drawn.read_text()
-    # Step 1 warms up: it is never the one that is chosen.
-    sweeping.run("figures", "drawn", "--run", run_id, "--step", "1", "-o", tmp_path / "here")
-    assert (tmp_path / "here" / drawn.name).read_text() != drawn.read_text()
+    # Step 1 is a warm-up step, so the default step is another one.
+    sweeping.run("figures", "drawn", "--run", run_id, "--step", "1", "-o", tmp_path / "mine")
+    assert (tmp_path / "mine" / drawn.name).read_text() != drawn.read_text()
     missing = sweeping.run("figures", "--step", "9", exit_code=2)
-    assert missing.stderr == f"error: --step: run {run_id} has no step 9 (there are steps 1 to 4)\n"
+    assert missing.stderr == f"error: --step: run {run_id} has no step 9 (it has steps 1 to 4)\n"
 
 
 @dataclass(frozen=True)
 class Ended:
-    """A sweep of one good run and two of which a rank failed, in the background."""
+    """A sweep in the background with one good run and two runs with a failed rank, after its end."""
 
     sweeping: Sweeping
     folder: Path
-    submit_s: float  # that the command took
-    seen: list[tuple[str, ...]]  # every set of states that status told, in order
-    failed_s: dict[int, float]  # when the rank failed, by seed
-    gone_s: dict[int, float]  # when no process of the run was left, by seed
-    rows: dict[int, dict[str, Any]]  # by seed
+    submit_s: float  # the duration of the command
+    seen: list[tuple[str, ...]]  # every set of states that status reported, in order
+    failed_s: dict[int, float]  # the time of the rank's failure by seed
+    ended_s: dict[int, float]  # the time of the end of the last process by seed
+    rows: dict[int, dict[str, Any]]  # the rows of the status by seed
 
 
 @pytest.fixture(scope="module")
@@ -126,11 +126,11 @@ def ended(tmp_path_factory: pytest.TempPathFactory) -> Ended:
 def _follow(sweeping: Sweeping, folder: Path, submit_s: float) -> Ended:
     rows = {row["seed"]: row for row in sweeping.status()}
     run_dirs = {seed: folder / "runs" / row["run_id"] for seed, row in rows.items()}
-    # The first run has both places of the queue: this one has not begun.
+    # The first run blocks the queue, so this run has not started.
     (run_dirs[RAISES] / "metrics-rank00001.jsonl").mkdir()
     seen: list[tuple[str, ...]] = []
     failed_s: dict[int, float] = {}
-    gone_s: dict[int, float] = {}
+    ended_s: dict[int, float] = {}
 
     def all_ended() -> bool:
         if KILLED not in failed_s and records(run_dirs[KILLED], 1, "step"):
@@ -140,64 +140,64 @@ def _follow(sweeping: Sweeping, folder: Path, submit_s: float) -> Ended:
         failure = run_dirs[RAISES] / "failure-rank00001.json"
         if failure.exists():
             failed_s[RAISES] = json.loads(failure.read_text())["time_s"]
-        for seed in failed_s.keys() - gone_s.keys():
+        for seed in failed_s.keys() - ended_s.keys():
             if not _ranks_of(sweeping, folder, run_dirs[seed].name):
-                gone_s[seed] = time.time()
+                ended_s[seed] = time.time()
         states = tuple(row["state"] for row in sweeping.status())
         if seen[-1:] != [states]:
             seen.append(states)
         return not {"PENDING", "RUNNING"} & set(states)
 
     wait_for(all_ended, "end of all runs", limit_s=RUN_LIMIT_S)
-    gone_s = {seed: gone_s.get(seed, time.time()) for seed in failed_s}
-    return Ended(sweeping, folder, submit_s, seen, failed_s, gone_s, {row["seed"]: row for row in sweeping.status()})
+    ended_s = {seed: ended_s.get(seed, time.time()) for seed in failed_s}
+    return Ended(sweeping, folder, submit_s, seen, failed_s, ended_s, {row["seed"]: row for row in sweeping.status()})
 
 
 def _ranks_of(sweeping: Sweeping, folder: Path, run_id: str) -> list[int]:
-    """Living processes of a run: its logs lie in a folder that its job's id names."""
+    """The living processes of a run, identified by the log folder of its job."""
     lines = (folder / "ledger.jsonl").read_text().splitlines()
     job_ids = {run: job for line in lines for run, job in json.loads(line).get("jobs", {}).items()}
     logs = str(folder / "logs" / job_ids[run_id])
     return [pid for pid, command in processes_with(f"{MARK}={sweeping.folder}").items() if logs in command]
 
 
-def test_submit_returns_at_once_and_status_follows(ended: Ended) -> None:
+def test_submit_returns_before_the_runs_end(ended: Ended) -> None:
     assert ended.submit_s < 10
     assert ended.seen[0][1:] == ("PENDING", "PENDING")
     assert ("RUNNING", "PENDING", "PENDING") in ended.seen
     assert ended.seen[-1] == ("COMPLETED", "FAILED", "FAILED")
-    # --max-parallel 2: a run of two ranks never shared the machine with another.
+    # With --max-parallel 2 a run of two ranks never shares the machine with another run.
     assert all(states.count("RUNNING") <= 1 for states in ended.seen)
     assert ended.rows[GOOD]["samples_per_s"] is not None
     assert ended.rows[GOOD]["comparable"] is True
 
 
 @pytest.mark.parametrize("seed", [RAISES, KILLED], ids=["raises", "killed"])
-def test_failing_rank_ends_its_run_within_30_s(ended: Ended, seed: int) -> None:
+def test_failed_rank_ends_its_run_within_30_s(ended: Ended, seed: int) -> None:
     row = ended.rows[seed]
     assert datetime.fromisoformat(row["end_time"]).timestamp() - ended.failed_s[seed] < END_LIMIT_S
-    assert ended.gone_s[seed] - ended.failed_s[seed] < END_LIMIT_S
+    assert ended.ended_s[seed] - ended.failed_s[seed] < END_LIMIT_S
     assert row["exit_code"] == 1
     assert row["samples_per_s"] is None
 
 
-def test_reason_and_where_to_read_on(ended: Ended) -> None:
+def test_status_names_reason_traceback_and_log(ended: Ended) -> None:
     row = ended.rows[RAISES]
     run_dir = ended.folder / "runs" / row["run_id"]
     host = records(ended.folder / "runs" / ended.rows[GOOD]["run_id"], 0, "start")[0]["host"]
-    # The new file could not take the place of the directory.
+    # The new file could not replace the directory.
     assert row["reason"].startswith(f"rank 1 on {host}: IsADirectoryError: [Errno 21] Is a directory: ")
     assert row["reason"].endswith(f"-> '{run_dir}/metrics-rank00001.jsonl'")
-    said = ended.sweeping.run("status", exit_code=1).stdout.splitlines()
-    at = said.index(f"{row['run_id']}  FAILED: {row['reason']}")
-    assert said[at + 1] == f"    traceback in {run_dir / 'failure-rank00001.json'}"
-    log = Path(said[at + 2].removeprefix("    log in "))
+    lines = ended.sweeping.run("status", exit_code=1).stdout.splitlines()
+    index = lines.index(f"{row['run_id']}  FAILED: {row['reason']}")
+    assert lines[index + 1] == f"    traceback in {run_dir / 'failure-rank00001.json'}"
+    log = Path(lines[index + 2].removeprefix("    log in "))
     assert "IsADirectoryError" in log.read_text()
     assert log.name.endswith("_1_log.err")
     assert ended.rows[KILLED]["reason"]
 
 
-def test_no_process_is_left(ended: Ended) -> None:
+def test_no_process_remains(ended: Ended) -> None:
     wait_for(lambda: not processes_with(f"{MARK}={ended.sweeping.folder}"), "end of the queue", limit_s=10)
 
 
@@ -207,8 +207,8 @@ def debugged(tmp_path_factory: pytest.TempPathFactory) -> tuple[Sweeping, Path]:
     return sweeping, write_sweep(sweeping.folder / "debugged.yaml", allocations=["2x2"], base=tiny_base())
 
 
-def typed(command: list[str], lines: list[str], sweeping: Sweeping, exit_code: int) -> str:
-    """What a command prints while these lines are typed."""
+def output_of(command: list[str], lines: list[str], sweeping: Sweeping, exit_code: int) -> str:
+    """The output of a command with these lines as its input."""
     done = subprocess.run(
         command, cwd=sweeping.folder, env=sweeping.environ, input="\n".join(lines) + "\n", text=True,
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=RUN_LIMIT_S, check=False,
@@ -217,25 +217,27 @@ def typed(command: list[str], lines: list[str], sweeping: Sweeping, exit_code: i
     return done.stdout
 
 
-def test_breakpoint_works_in_the_debugger(debugged: tuple[Sweeping, Path]) -> None:
+def test_breakpoint_in_the_debugger(debugged: tuple[Sweeping, Path]) -> None:
     sweeping, file = debugged
     command = [sys.executable, "-m", "pdb", "-m", "jobs", "submit", str(file), "--cluster", "debug"]
     stop = ["import disttrain.training.evaluation", "b disttrain.training.evaluation.evaluate", "c"]
-    said = typed(command, [*stop, "p group.env.shape, group.env.launcher, len(examples)", "c", "q"], sweeping, 0)
-    # A 2x2 run, in this very process, as one rank.
-    assert "debug: 1 run as one rank each, in " in said
-    assert "(Pdb) ((1, 1), 'single', 40)\n" in said
-    assert "(Pdb) step 4/4  eval loss " in said
-    scratch = Path(said.partition("as one rank each, in ")[2].splitlines()[0])
+    output = output_of(
+        command, [*stop, "p group.env.allocation, group.env.launcher, len(examples)", "c", "q"], sweeping, 0
+    )
+    # A 2x2 run as one rank in the same process.
+    assert "debug: 1 run as one rank each, in " in output
+    assert "(Pdb) ('1x1', 'single', 40)\n" in output
+    assert "(Pdb) step 4/4  eval loss " in output
+    scratch = Path(output.partition("as one rank each, in ")[2].splitlines()[0])
     assert len(list(scratch.glob("runs/2x2-*/summary.json"))) == 1
-    # Nothing that a later status could take for a run of the sweep.
+    # A later status must not find a run of the sweep.
     assert not (sweeping.folder / "runs").exists()
 
 
-def test_error_opens_pdb_where_it_is_raised(debugged: tuple[Sweeping, Path]) -> None:
+def test_error_opens_pdb(debugged: tuple[Sweeping, Path]) -> None:
     sweeping, file = debugged
     command = sweeping.command("submit", file, "--cluster", "debug", "--set", "text_column=nowhere")
-    said = typed(command, ["p name + '?'", "q"], sweeping, 2)
-    assert "(Pdb) 'nowhere?'\n" in said
+    output = output_of(command, ["p name + '?'", "q"], sweeping, 2)
+    assert "(Pdb) 'nowhere?'\n" in output
     error = "error: text_column: column 'nowhere' is not in the dataset (it has: sentence, label)"
-    assert said.splitlines()[-1] == f"(Pdb) {error}"
+    assert output.splitlines()[-1] == f"(Pdb) {error}"
