@@ -1,1 +1,1 @@
-"""What became of the runs: status, results, tables and figures."""
+"""The outcome of the runs: status, results, tables and figures."""

@@ -1,4 +1,4 @@
-"""The figures of a sweep, and their files: a step's timeline of each run, and the bus bandwidth of each link."""
+"""Writes the figures of a sweep: the timeline of one step of each run, and the bus bandwidth of each link."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from disttrain.config.train_config import LINK
 from disttrain.errors import UserError
 from disttrain.records.record_files import SUMMARY_NAME, metrics_name, read_records
 from disttrain.records.record_types import LinkRecord, Record
-from jobs.results.timeline import NOT_WATCHED, binary_size, new_figure, timeline
+from jobs.results.timeline import DETAILED_TIMING_HINT, binary_size, new_figure, timeline
 from jobs.storage.sweep_folder import SweepFolder
 
 if TYPE_CHECKING:
@@ -21,63 +21,73 @@ _BLUE, _PALE = "#0072B2", "#D6ECF9"
 
 
 def write_figures(folder: SweepFolder, output: Path | None, run_id: str | None, step: int | None) -> Iterator[Path]:
-    """Draws what the finished runs of a sweep have measured, and gives each file as it is written.
+    """Draws the measurements of a sweep's finished runs, and yields the path of each file after writing it.
 
     Args:
-        folder: Of a sweep that was submitted.
-        output: Folder of the figures; None: `figures` in the sweep's own.
-        run_id: Of one run; None: all.
-        step: That a timeline shows; None: the one that takes as long as the median.
+        folder: The folder of a submitted sweep.
+        output: The folder of the figures; None for `figures` in the sweep's own folder.
+        run_id: The only run to draw; None for all runs.
+        step: The step that a timeline shows; None for the step with the median time.
 
     Raises:
-        UserError: There is nothing to draw, no such run or step, or the folder is another user's.
+        UserError: There is nothing to draw, the run or step does not exist, or the folder belongs to another user.
     """
-    of_sweep = f"{folder.sweep_name} on {folder.cluster_name}"
-    planned = folder.planned_runs()
-    links = Counter(run["allocation"] for run in planned if _is_link(run))
-    if run_id is not None and run_id not in {run["run_id"] for run in planned}:
-        raise UserError(f"there is no run {run_id!r} in {of_sweep}", where="--run", hint="sweep status names them")
-    chosen = [run for run in planned if run_id in (None, run["run_id"]) and (_is_link(run) or _is_watched(run))]
-    finished = [run for run in chosen if (folder.run(run["run_id"]) / SUMMARY_NAME).exists()]
-    if not finished:
-        what = f"run {run_id}" if run_id else of_sweep
-        if chosen:
-            raise UserError(
-                f"{what} has nothing to draw yet: no run has finished", hint="sweep status shows how it goes"
-            )
-        raise UserError(f"{what} has nothing to draw", hint=f"{NOT_WATCHED}, or measure_link: true beside base")
+    finished = _finished_runs(folder, run_id)
     if output is None and not folder.is_owner():
-        raise UserError(f"{str(folder.path)!r} is another user's", hint="write the figures elsewhere: -o FOLDER")
+        raise UserError(f"{str(folder.path)!r} belongs to another user", hint="write the figures elsewhere: -o FOLDER")
     target = output or folder.path / "figures"
+    links = Counter(run["allocation"] for run in folder.planned_runs() if _is_link(run))
     for run in finished:
-        run_dir, name = folder.run(run["run_id"]), run["run_id"]
-        if _is_link(run):
-            figure = bus_bandwidth(tuple(read_records(run_dir / metrics_name(0))), f"run {name} on {run['allocation']}")
-            # Seeds of one allocation are links of their own, and one must not take the other's place.
-            path = target / f"bus-bandwidth-{run['allocation'] if links[run['allocation']] == 1 else name}.svg"
-        else:
+        run_dir, name, allocation = folder.run(run["run_id"]), run["run_id"], run["allocation"]
+        if not _is_link(run):
             figure, path = timeline(run_dir, step), target / f"timeline-{name}.svg"
+        else:
+            figure = bus_bandwidth(tuple(read_records(run_dir / metrics_name(0))), f"run {name} on {allocation}")
+            path = target / f"bus-bandwidth-{allocation}.svg"
+            if links[allocation] > 1:
+                # Each seed measures the link of its allocation, and each measurement needs its own file.
+                path = target / f"bus-bandwidth-{name}.svg"
         target.mkdir(exist_ok=True)
         save(figure, path)
         yield path
+
+
+def _finished_runs(folder: SweepFolder, run_id: str | None) -> list[dict[str, Any]]:
+    """The finished runs that can be drawn, or the one of this id."""
+    sweep = f"{folder.sweep_name} on {folder.cluster_name}"
+    planned = folder.planned_runs()
+    if run_id is not None and run_id not in {run["run_id"] for run in planned}:
+        raise UserError(f"there is no run {run_id!r} in {sweep}", where="--run", hint="sweep status names them")
+    drawable = [run for run in planned if run_id in (None, run["run_id"]) and (_is_link(run) or _has_bucket_times(run))]
+    finished = [run for run in drawable if (folder.run(run["run_id"]) / SUMMARY_NAME).exists()]
+    if finished:
+        return finished
+    name = sweep
+    if run_id:
+        name = f"run {run_id}"
+    if drawable:
+        raise UserError(f"{name} has nothing to draw yet: no run has finished", hint="sweep status shows the progress")
+    raise UserError(
+        f"{name} has nothing to draw", hint=f"{DETAILED_TIMING_HINT}, or set measure_link: true next to base"
+    )
 
 
 def _is_link(run: dict[str, Any]) -> bool:
     return bool(run["train"]["model"] == LINK)
 
 
-def _is_watched(run: dict[str, Any]) -> bool:
+def _has_bucket_times(run: dict[str, Any]) -> bool:
     return bool(run["train"].get("detailed_timing")) and run["world_size"] > 1
 
 
 def bus_bandwidth(records: Sequence[Record], title: str = "") -> Figure:
-    """Bus bandwidth over message size, of the all-reduces that a run made with nothing else to do.
+    """Bus bandwidth over message size, from the all-reduces of a run that did nothing else.
 
-    The line is that of the median time, the band from the 95th percentile of the times to the shortest one.
+    The line shows the median time. The band reaches from the 95th percentile of the times to the shortest time.
 
     Args:
-        records: Of rank 0; its link records are drawn.
-        title: Names the run.
+        records: The records of rank 0; the link records among them are drawn.
+        title: The name of the run.
 
     Raises:
         UserError: There is no link record, or matplotlib is missing.
@@ -85,45 +95,45 @@ def bus_bandwidth(records: Sequence[Record], title: str = "") -> Figure:
     links = sorted((record for record in records if isinstance(record, LinkRecord)), key=lambda link: link.size_bytes)
     if not links:
         raise UserError(
-            f"{title or 'the run'} has measured no link", hint="measure_link: true in the sweep measures it"
+            f"{title or 'the run'} has not measured a link", hint="measure_link: true in the sweep measures it"
         )
     figure = new_figure(7.0, 4.2)
     axes = figure.add_subplot()
     sizes = [link.size_bytes for link in links]
     median = [link.bus_gb_per_s for link in links]
-    # A bandwidth is as many times that of the median as its time is shorter.
-    slow, fast = ([link.bus_gb_per_s * link.median_ms / of(link) for link in links] for of in (_p95, _shortest))
-    axes.fill_between(sizes, slow, fast, color=_PALE, label="from the 95th percentile of the times to the shortest")
+    # Bandwidth is inversely proportional to time, and bus_gb_per_s belongs to median_ms.
+    slow = [link.bus_gb_per_s * link.median_ms / link.p95_ms for link in links]
+    fast = [link.bus_gb_per_s * link.median_ms / link.min_ms for link in links]
+    axes.fill_between(sizes, slow, fast, color=_PALE, label="95th percentile of the times to the shortest time")
     axes.plot(sizes, median, color=_BLUE, marker="o", markersize=4, label="median time")
     axes.set_xscale("log", base=2)
     axes.set_xticks(sizes, [binary_size(size) for size in sizes], rotation=45, ha="right", rotation_mode="anchor")
     axes.minorticks_off()
     axes.set_ylim(0, 1.12 * max(fast))
-    axes.set(xlabel="message size, that each rank gives", ylabel="bus bandwidth in 10⁹ bytes/s")
-    first, last = links[0], links[-1]
-    told = (
-        f"latency {first.median_ms:.3g} ms (median of {binary_size(first.size_bytes)}), "
-        f"bandwidth {last.bus_gb_per_s:.3g} x 10⁹ bytes/s (of {binary_size(last.size_bytes)})"
-    )
-    axes.set_title(f"All-reduce, {title}\n{told}" if title else f"All-reduce\n{told}", fontsize=10)
+    axes.set(xlabel="message size of each rank", ylabel="bus bandwidth in 10⁹ bytes/s")
+    axes.set_title(_bandwidth_title(links, title), fontsize=10)
     axes.grid(color="#E5E5E5", linewidth=0.6)
     axes.spines[["top", "right"]].set_visible(False)
     figure.legend(loc="outside lower center", ncols=2, fontsize=8, frameon=False)
     return figure
 
 
-def _p95(link: LinkRecord) -> float:
-    return link.p95_ms
-
-
-def _shortest(link: LinkRecord) -> float:
-    return link.min_ms
+def _bandwidth_title(links: Sequence[LinkRecord], title: str) -> str:
+    """The title of the figure, with the latency of the smallest message and the bandwidth of the largest one."""
+    first, last = links[0], links[-1]
+    name = ", ".join(filter(None, ("All-reduce", title)))
+    return (
+        f"{name}\nlatency {first.median_ms:.3g} ms (median of {binary_size(first.size_bytes)}), "
+        f"bandwidth {last.bus_gb_per_s:.3g} x 10⁹ bytes/s (of {binary_size(last.size_bytes)})"
+    )
 
 
 def save(figure: Figure, path: Path) -> None:
-    """Writes a figure as its file's ending says, .svg or .png; the same figure is the same bytes each time."""
+    """Writes a figure in the format of the file suffix, .svg or .png. The same figure always gives the same bytes."""
     import matplotlib
 
-    metadata = {"Date": None} if path.suffix == ".svg" else None
+    metadata = None
+    if path.suffix == ".svg":
+        metadata = {"Date": None}
     with matplotlib.rc_context({"svg.hashsalt": path.stem}):
         figure.savefig(path, dpi=150, metadata=metadata)

@@ -1,4 +1,4 @@
-"""How plans and results look to a person and to a program: rich tables, csv and json."""
+"""Plans and results as rich tables, CSV and JSON."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import json
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from rich.box import SIMPLE_HEAD
 from rich.markup import escape
@@ -18,18 +18,19 @@ from rich.table import Table
 from disttrain.records.record_files import failure_name
 from jobs.planning.cluster_profile import DEBUG
 from jobs.planning.plan import Plan, count_runs
-from jobs.results.collect import COLUMNS, Result, read_run
+from jobs.results.collect import COLUMNS, Result
+from jobs.results.run_records import read_run
 from jobs.slurm.states import State
 from jobs.storage.ledger import read_ledger
 from jobs.storage.sweep_folder import SweepFolder
 
-# No vertical lines, two blanks between columns: fits 80 columns, and pastes well.
+# Without vertical lines and with two blanks between columns, a table fits 80 columns and is easy to paste.
 _LOOK: dict[str, Any] = {"box": SIMPLE_HEAD, "padding": (0, 1, 0, 0), "pad_edge": False}
 _STATE_STYLE = {State.COMPLETED.value: "green", State.RUNNING.value: "cyan", State.PENDING.value: "dim"}
 
 
 def plan_table(plan: Plan) -> Table:
-    """Every run under its allocation, with what the allocation asks for."""
+    """Every run below its allocation, with the resources that the allocation requests."""
     title = f"{plan.sweep_name} on {plan.cluster_name}: {count_runs(len(plan.runs))}"
     if plan.cluster_name == DEBUG:
         title += ", each as one rank in this process"
@@ -38,27 +39,34 @@ def plan_table(plan: Plan) -> Table:
     table.add_column("asks for, differs in")
     table.add_column("GPU-h at limit", justify="right", no_wrap=True)
     for group in plan.groups:
-        shape, limit = group.allocation, group.gpu_hours_limit
-        asks = f"nodes {shape.nodes}, tasks {shape.world_size}, GPUs {shape.world_size}"
-        asks += "" if group.time_min is None else f", {group.time_min} min"
-        table.add_row(f"{shape}: {count_runs(len(group.runs))}", asks, _cell(limit), style="bold")
+        allocation = group.allocation
+        request = f"nodes {allocation.nodes}, tasks {allocation.world_size}, GPUs {allocation.world_size}"
+        if group.time_min is not None:
+            request += f", {group.time_min} min"
+        name = f"{allocation}: {count_runs(len(group.runs))}"
+        table.add_row(name, request, _cell(group.gpu_hours_limit), style="bold")
+        run_limit = None
+        if group.gpu_hours_limit is not None:
+            run_limit = group.gpu_hours_limit / len(group.runs)
         for run in group.runs:
             point = ", ".join(f"{key}={_short(value)}" for key, value in run.point.items())
-            table.add_row(f"  {run.run_id}", escape(point), _cell(None if limit is None else limit / len(group.runs)))
+            table.add_row(f"  {run.run_id}", escape(point), _cell(run_limit))
         table.add_section()
-    limits = [group.gpu_hours_limit for group in plan.groups]
-    total = None if None in limits else sum(limit for limit in limits if limit is not None)
+    limits = [group.gpu_hours_limit for group in plan.groups if group.gpu_hours_limit is not None]
+    total = None
+    if len(limits) == len(plan.groups):
+        total = sum(limits)
     table.add_row("total", count_runs(len(plan.runs)), _cell(total), style="bold")
     return table
 
 
 def results_table(results: Sequence[Result], title: str, width: int) -> Table:
-    """What a person looks for first in results; csv and json have every column.
+    """The most important columns of the results; CSV and JSON have every column.
 
     Args:
         results: The rows.
-        title: Above them.
-        width: Of the terminal; a narrow one gets fewer columns rather than cut ones.
+        title: The title above the table.
+        width: The width of the terminal in characters; a narrow one gets fewer columns, but no truncated ones.
     """
     table = Table(title=title, title_justify="left", **_LOOK)
     shown = [
@@ -67,7 +75,7 @@ def results_table(results: Sequence[Result], title: str, width: int) -> Table:
         if width >= column.least_width and (not column.if_known or any(map(column.text, results)))
     ]
     for column in shown:
-        table.add_column(column.heading, justify="right" if column.number else "left", no_wrap=True)
+        table.add_column(column.heading, justify=column.justify, no_wrap=True)
     for row in results:
         table.add_row(*(column.text(row) for column in shown), style=_STATE_STYLE.get(row.state, "red"))
     table.caption = "\n".join(_remarks(results)) or None
@@ -80,18 +88,21 @@ def _remarks(results: Sequence[Result]) -> Iterator[str]:
         yield "* not comparable: ranks shared a GPU, or all nodes were this one host"
     for row in results:
         if row.link_bus_gb_per_s is not None:
-            carried = f"{_cell(row.link_bus_gb_per_s)} GB/s ({row.backend}, bus bandwidth)"
-            yield f"link of {row.allocation}: {_cell(row.link_latency_ms)} ms, {carried}"
+            bandwidth = f"{_cell(row.link_bus_gb_per_s)} GB/s ({row.backend}, bus bandwidth)"
+            yield f"link of {row.allocation}: {_cell(row.link_latency_ms)} ms, {bandwidth}"
     yield from (_cross_check(row) for row in results if row.no_sync_exposed_ms is not None)
 
 
 def _cross_check(row: Result) -> str:
-    """What a run's exposed exchange is by each estimate, of the same passes."""
-    told = [] if row.no_sync_difference is None else [f"{row.no_sync_difference * 100:+z.0f} %"]
-    told.append("a check" if row.no_sync_is_check else "a bound")
+    """Each estimate of a run's exposed communication, all from the same passes."""
+    kind = "a bound"
+    if row.no_sync_is_check:
+        kind = "a check"
+    if row.no_sync_difference is not None:
+        kind = f"{row.no_sync_difference * 100:+z.0f} %, {kind}"
     estimates = [
         f"exposed {_cell(row.check_exposed_ms)} ms by marks",
-        f"{_cell(row.no_sync_exposed_ms)} ms by no_sync ({', '.join(told)})",
+        f"{_cell(row.no_sync_exposed_ms)} ms by no_sync ({kind})",
     ]
     if row.ddp_exposed_ms is not None:
         estimates.append(f"{_cell(row.ddp_exposed_ms)} ms by DDP")
@@ -102,33 +113,36 @@ def _cross_check(row: Result) -> str:
 class _Column:
     heading: str
     text: Callable[[Result], str]
-    number: bool = True
-    least_width: int = 168  # of the terminal
-    if_known: bool = False  # left out where no row has it
+    justify: Literal["left", "right"] = "right"
+    least_width: int = 168  # the width of the terminal from which the column is shown
+    if_known: bool = False  # whether the column is left out if no row has a value
 
 
-def _number(heading: str, name: str, **how: Any) -> _Column:
-    return _Column(heading, lambda row: _cell(getattr(row, name)), **how)
+def _number(heading: str, name: str, **options: Any) -> _Column:
+    return _Column(heading, lambda row: _cell(getattr(row, name)), **options)
 
 
 def _batch(row: Result) -> str:
     if row.global_batch:
-        return f"{row.global_batch} in all"
+        return f"{row.global_batch} global"
     return _cell(row.per_gpu_batch)
 
 
 def _speed(row: Result) -> str:
-    # A number from shared GPUs, or from nodes that were one host, is no measurement of the shape: marked.
-    return _cell(row.samples_per_s) + ("*" if row.comparable is False and row.samples_per_s is not None else "")
+    speed = _cell(row.samples_per_s)
+    if speed and row.comparable is False:
+        # Speeds from shared GPUs, or from nodes that were one host, are not measurements of the allocation.
+        return f"{speed}*"
+    return speed
 
 
-_EXCHANGE: dict[str, Any] = {"least_width": 188, "if_known": True}
+_ALL_REDUCE: dict[str, Any] = {"least_width": 188, "if_known": True}
 _COLUMNS = (
-    _Column("run_id", lambda row: row.run_id, number=False, least_width=0),
-    _Column("model", lambda row: row.model, number=False, least_width=0),
+    _Column("run_id", lambda row: row.run_id, justify="left", least_width=0),
+    _Column("model", lambda row: row.model, justify="left", least_width=0),
     _Column("batch", _batch, least_width=0),
-    _Column("lr", lambda row: "" if row.lr is None else f"{row.lr:g}", least_width=0),
-    _Column("state", lambda row: row.state, number=False, least_width=0),
+    _Column("lr", lambda row: _formatted(row.lr, "g"), least_width=0),
+    _Column("state", lambda row: row.state, justify="left", least_width=0),
     _number("wait s", "queue_wait_s"),
     _number("elapsed s", "elapsed_s"),
     _number("GPU-h", "gpu_hours", least_width=0),
@@ -138,8 +152,8 @@ _COLUMNS = (
     _number("fwd ms", "forward_ms"),
     _number("bwd ms", "backward_ms"),
     _number("opt ms", "optimizer_ms"),
-    _number("exch ms", "exchange_ms", **_EXCHANGE),
-    _Column("of link", lambda row: "" if row.link_share is None else f"{row.link_share:.0%}", **_EXCHANGE),
+    _number("exch ms", "exchange_ms", **_ALL_REDUCE),
+    _Column("of link", lambda row: _formatted(row.link_share, ".0%"), **_ALL_REDUCE),
     _number("train loss", "train_loss"),
     _number("eval loss", "eval_loss"),
     _number("accuracy", "eval_accuracy", least_width=0),
@@ -147,24 +161,27 @@ _COLUMNS = (
 
 
 def failure_lines(results: Sequence[Result], folder: SweepFolder) -> list[str]:
-    """For each run that ended badly, why, and where to read on."""
+    """For each failed run, the reason and the paths of the traceback and the log."""
     lines = []
     jobs = read_ledger(folder.path).jobs
     for row in results:
         if row.reason:
             lines.append(f"{row.run_id}  {row.state}: {row.reason}")
-            first = read_run(folder.run(row.run_id)).failures[:1]
-            lines += [f"    traceback in {folder.run(row.run_id) / failure_name(failure.rank)}" for failure in first]
-            job_id = jobs[row.run_id][-1].job_id if row.run_id in jobs else ""
-            # The local executor has a folder of logs for each job, Slurm one for all.
-            rank = first[0].rank if first else 0
+            rank = 0
+            for failure in read_run(folder.run(row.run_id)).failures[:1]:
+                rank = failure.rank
+                lines.append(f"    traceback in {folder.run(row.run_id) / failure_name(rank)}")
+            job_id = ""
+            if row.run_id in jobs:
+                job_id = jobs[row.run_id][-1].job_id
+            # The local executor has one log folder for each job, Slurm has one for all jobs.
             logs = [*folder.logs.glob(f"{job_id}_{rank}_log.err"), *folder.logs.glob(f"{job_id}/*_{rank}_log.err")]
             lines += [f"    log in {path}" for path in sorted(logs)[:1]]
     return lines
 
 
 def to_csv(results: Sequence[Result]) -> str:
-    """Every column, a header, and an empty cell for None."""
+    """All columns with a header; None is an empty cell."""
     buffer = io.StringIO()
     writer = csv.DictWriter(buffer, COLUMNS, lineterminator="\n")
     writer.writeheader()
@@ -173,17 +190,29 @@ def to_csv(results: Sequence[Result]) -> str:
 
 
 def to_json(results: Sequence[Result], sweep: str, cluster: str) -> str:
-    """Every column, under `runs`; null for a loss that is not a number, for which JSON has no word."""
+    """All columns, under `runs`; null for a loss that is not finite, because JSON has no value for it."""
     runs = [{name: _finite(value) for name, value in dataclasses.asdict(row).items()} for row in results]
     return json.dumps({"sweep": sweep, "cluster": cluster, "runs": runs}, indent=2, allow_nan=False) + "\n"
 
 
 def _finite(value: Any) -> Any:
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value
 
 
 def _short(value: object) -> str:
-    return "{...}" if isinstance(value, dict) else f"{value:g}" if isinstance(value, float) else str(value)
+    if isinstance(value, dict):
+        return "{...}"
+    if isinstance(value, float):
+        return f"{value:g}"
+    return str(value)
+
+
+def _formatted(value: float | None, format_spec: str) -> str:
+    if value is None:
+        return ""
+    return format(value, format_spec)
 
 
 def _cell(value: float | int | None) -> str:
@@ -191,4 +220,6 @@ def _cell(value: float | int | None) -> str:
         return ""
     if isinstance(value, int):
         return str(value)
-    return f"{value:.3g}" if abs(value) < 100 else f"{value:.0f}"
+    if abs(value) < 100:
+        return f"{value:.3g}"
+    return f"{value:.0f}"

@@ -1,4 +1,4 @@
-"""The timeline of one step, drawn: what every rank does when, and what of its gradient exchange is hidden."""
+"""Draws the timeline of one step: the phases of every rank, and the exposed and overlapped part of its buckets."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-NOT_WATCHED = "set detailed_timing: true in base, on an allocation of several ranks"
+DETAILED_TIMING_HINT = "set detailed_timing: true in base, on an allocation of several ranks"
 _MOST_LANES = 8
 
-# The palette of Okabe and Ito, which colour-blind people tell apart; in grey its parts differ in lightness, and only
-# what is exposed is hatched.
+# The palette of Okabe and Ito, which colour-blind people can distinguish. In grey its colours differ in lightness, and
+# only the exposed part is hatched.
 _EXPOSED: dict[str, Any] = {"facecolor": "#D55E00", "edgecolor": "white", "hatch": "////", "linewidth": 0.5}
-_HIDDEN: dict[str, Any] = {"facecolor": "#C6E4F6", "edgecolor": "#0072B2", "linewidth": 0.8}
+_OVERLAPPED: dict[str, Any] = {"facecolor": "#C6E4F6", "edgecolor": "#0072B2", "linewidth": 0.8}
 _PHASES: dict[str, dict[str, Any]] = {
     "data": {"facecolor": "#BBBBBB", "edgecolor": "white"},
     "forward": {"facecolor": "#56B4E9", "edgecolor": "white"},
@@ -35,16 +35,14 @@ _PHASES: dict[str, dict[str, Any]] = {
     "optimizer": {"facecolor": "#F0E442", "edgecolor": "white"},
 }
 _LAST_READY: dict[str, Any] = {"color": "black", "linestyle": "--", "linewidth": 1.2}
-_EXPOSED_TEXT, _HIDDEN_TEXT = "#A03F00", "#005A8C"
-_ON_DARK = "backward compute"
-_THIN: dict[str, Any] = {
-    "linewidth": 0.0,
-    "hatch": None,
-}  # a bar of a bucket among very many: its edge would be all of it
+_EXPOSED_TEXT, _OVERLAPPED_TEXT = "#A03F00", "#005A8C"
+_TEXT_COLORS = {"backward compute": "white"}  # all other phases have black text
+# With very many buckets a bar is so thin that only its edge would be visible.
+_THIN: dict[str, Any] = {"linewidth": 0.0, "hatch": None}
 
-# Inches, which are the units of the vertical axis too.
-_WIDTH, _PHASE, _GAP, _BUCKET, _BUCKETS_IN_ALL, _NAMED, _FOOT = 9.0, 0.3, 0.35, 0.17, 10.0, 0.1, 0.21
-_CHARACTER = 0.075  # width of one, rather too much
+# All sizes are in inches, like the units of the vertical axis.
+_WIDTH, _PHASE, _GAP, _BUCKET, _ALL_BUCKETS, _LEAST_LABELLED, _FOOT = 9.0, 0.3, 0.35, 0.17, 10.0, 0.1, 0.21
+_CHARACTER = 0.075  # an upper estimate of a character's width
 
 
 @dataclass(frozen=True)
@@ -58,11 +56,11 @@ class Lane:
 
     @property
     def computed_ms(self) -> float:
-        """When its last bucket was ready, on rank 0's clock: from there on nothing is hidden."""
+        """The time at which its last bucket was ready, on rank 0's clock. From then on, communication is exposed."""
         return self.step.start_ms + self.exchange.computed_ms
 
     def phases(self) -> Iterator[tuple[str, float, float]]:
-        """(name, begin, end), on rank 0's clock."""
+        """Name, begin and end of each phase, on rank 0's clock in ms."""
         step, begin = self.step, self.step.start_ms
         exposed = step.exposed_comm_ms or 0.0
         lengths = (step.data_ms, step.forward_ms, step.backward_ms - exposed, exposed, step.optimizer_ms)
@@ -71,7 +69,7 @@ class Lane:
             begin += length
 
     def buckets(self) -> Iterator[tuple[float, float]]:
-        """(ready, done), on rank 0's clock."""
+        """The times at which each bucket was ready and done, on rank 0's clock in ms."""
         for ready, done in zip(self.exchange.ready_ms, self.exchange.done_ms, strict=True):
             yield self.step.start_ms + ready, self.step.start_ms + done
 
@@ -89,17 +87,17 @@ def timeline(run_dir: Path, step: int | None = None) -> Figure:
     """One step of the first eight ranks of a run, on one axis in milliseconds of rank 0's clock.
 
     Args:
-        run_dir: Of a run with detailed_timing.
-        step: Its number, from 1; None: the measured step whose step_ms on rank 0 is the median.
+        run_dir: The folder of a run with detailed_timing.
+        step: The number of the step, from 1; None for the measured step whose step_ms on rank 0 is the median.
 
     Raises:
-        UserError: There is no such step, its buckets were not watched, or matplotlib is missing.
+        UserError: The step does not exist, its buckets were not timed, or matplotlib is missing.
     """
     return draw(read_timeline(run_dir, step))
 
 
 def read_timeline(run_dir: Path, step: int | None = None) -> Timeline:
-    """What `timeline` draws; arguments and errors are its own."""
+    """The data that `timeline` draws; it has the same arguments and errors."""
     run = from_json(RunInfo, json.loads((run_dir / RUN_NAME).read_text(encoding="utf-8")))
     files = [run_dir / metrics_name(rank) for rank in range(min(run.world_size, _MOST_LANES))]
     number = step or _median_step(files[0], run.train["timing_warmup_steps"])
@@ -108,46 +106,49 @@ def read_timeline(run_dir: Path, step: int | None = None) -> Timeline:
 
 
 def _median_step(file: Path, warmup_steps: int) -> int:
-    """Number of the measured step that takes as long as the median; of all steps where none is measured."""
+    """The number of the measured step with the median time; without measured steps, of all steps."""
     records = [record for record in read_records(file) if isinstance(record, StartRecord | StepRecord)]
     steps = steps_after_warmup(records, warmup_steps) or steps_after_warmup(records, 0)
     return sorted(steps, key=lambda record: record.step_ms)[(len(steps) - 1) // 2].step
 
 
 def _lane(run: RunInfo, rank: int, file: Path, number: int) -> Lane:
-    kept: list[Record] = []
+    """The lane of one rank in the step of this number."""
+    needed: list[Record] = []
     numbers: set[int] = set()
     for record in read_records(file):
         if isinstance(record, StepRecord):
             numbers.add(record.step)
-        if _shows(record, number):
-            kept.append(record)
-    for start in split_by_start(kept):
+        if _is_needed(record, number):
+            needed.append(record)
+    for start in split_by_start(needed):
         host = next((record.host for record in start if isinstance(record, StartRecord)), "")
         for step in measured_steps(start, 0):
             if step.exchange:
                 return Lane(rank, host, step, step.exchange)
     if number in numbers:
-        raise UserError(f"run {run.run_id} has no times of buckets in step {number}", hint=NOT_WATCHED)
-    there = f"steps {min(numbers)} to {max(numbers)}" if numbers else "no steps"
-    raise UserError(f"run {run.run_id} has no step {number}", where="--step", hint=f"there are {there}")
+        raise UserError(f"run {run.run_id} has no bucket times in step {number}", hint=DETAILED_TIMING_HINT)
+    hint = "it has no steps"
+    if numbers:
+        hint = f"it has steps {min(numbers)} to {max(numbers)}"
+    raise UserError(f"run {run.run_id} has no step {number}", where="--step", hint=hint)
 
 
-def _shows(record: Record, number: int) -> bool:
-    """Whether a step's lane is drawn from a record: a login node has no room for all exchanges of a long run."""
+def _is_needed(record: Record, number: int) -> bool:
+    """Whether the lane of a step needs a record. All exchanges of a long run do not fit into a login node's memory."""
     if isinstance(record, StepRecord | ExchangeRecord):
         return record.step == number
     return isinstance(record, StartRecord | ClockRecord)
 
 
 def draw(shown: Timeline) -> Figure:
-    """The figure; every bar has a name of its own (gid), as `rank0-forward` or `rank1-bucket2-hidden`.
+    """The figure. Every bar has its own name (gid), like `rank0-forward` or `rank1-bucket2-hidden`.
 
     Raises:
         UserError: matplotlib is missing.
     """
     rows = sum(len(lane.exchange.bucket_bytes) for lane in shown.lanes)
-    bucket = min(_BUCKET, _BUCKETS_IN_ALL / rows)
+    bucket = min(_BUCKET, _ALL_BUCKETS / rows)
     height = rows * bucket + len(shown.lanes) * (_GAP + _PHASE) + _FOOT
     figure = new_figure(_WIDTH, height + 1.6)
     axes = figure.add_subplot()
@@ -160,7 +161,7 @@ def draw(shown: Timeline) -> Figure:
         labels += _draw_lane(axes, lane, origin, top + _GAP, bucket)
         top += _GAP + _PHASE + len(lane.exchange.bucket_bytes) * bucket
     _label_rows(axes, labels)
-    axes.set_xlabel("ms on rank 0's clock, from where it begins the step")
+    axes.set_xlabel("ms on rank 0's clock, from its start of the step")
     axes.grid(axis="x", color="#E5E5E5", linewidth=0.6)
     axes.set_axisbelow(True)
     axes.spines[["top", "right", "left"]].set_visible(False)
@@ -170,7 +171,7 @@ def draw(shown: Timeline) -> Figure:
 
 
 def _draw_lane(axes: Axes, lane: Lane, origin: float, top: float, bucket: float) -> list[tuple[float, str]]:
-    """Draws one rank from `top` down, and gives what its rows are called: (where, name)."""
+    """Draws one rank from `top` downwards, and returns the position and the label of each of its rows."""
     buckets = len(lane.exchange.bucket_bytes)
     bottom = top + _PHASE + buckets * bucket
     for name, begin, end in lane.phases():
@@ -180,17 +181,19 @@ def _draw_lane(axes: Axes, lane: Lane, origin: float, top: float, bucket: float)
         if name == "exposed":
             _shade(axes, begin - origin, end - origin, top, bottom)
     labels = [(top + _PHASE / 2, f"rank {lane.rank} on {lane.host}")]
-    thin = {} if bucket >= _NAMED else _THIN
+    thin: dict[str, Any] = {}
+    if bucket < _LEAST_LABELLED:
+        thin = _THIN
     for index, (ready, done) in enumerate(lane.buckets()):
         row = top + _PHASE + index * bucket
         split = min(max(ready, lane.computed_ms), done)
-        for name, look, begin, end in (("hidden", _HIDDEN, ready, split), ("exposed", _EXPOSED, split, done)):
+        for name, look, begin, end in (("hidden", _OVERLAPPED, ready, split), ("exposed", _EXPOSED, split, done)):
             gid = f"rank{lane.rank}-bucket{index + 1}-{name}"
             _bar(axes, gid, (begin - origin, end - origin), row + 0.15 * bucket, 0.7 * bucket, {**look, **thin})
         if not thin:
             labels.append((row + bucket / 2, f"bucket {index + 1}, {binary_size(lane.exchange.bucket_bytes[index])}"))
-    hidden = f"hidden {_ms(lane.step.overlapped_comm_ms or 0.0)} "
-    _emphasise(axes, hidden, lane.computed_ms - origin, bottom + _FOOT - 0.04, "right", _HIDDEN_TEXT)
+    overlapped = f"overlapped {_ms(lane.step.overlapped_comm_ms or 0.0)} "
+    _emphasise(axes, overlapped, lane.computed_ms - origin, bottom + _FOOT - 0.04, "right", _OVERLAPPED_TEXT)
     return labels
 
 
@@ -203,7 +206,7 @@ def _bar(axes: Axes, gid: str, span: tuple[float, float], top: float, height: fl
 
 
 def _shade(axes: Axes, begin: float, end: float, top: float, bottom: float) -> None:
-    """What is exposed, through all of a rank's rows: in this band its buckets are waited for."""
+    """Shades the exposed time in all rows of a rank: the step then only waits for its buckets."""
     from matplotlib.patches import Rectangle
 
     axes.add_patch(Rectangle((begin, top), end - begin, bottom - top, facecolor="#FBE3D3", zorder=0.6))
@@ -211,25 +214,25 @@ def _shade(axes: Axes, begin: float, end: float, top: float, bottom: float) -> N
 
 
 def _name_phase(axes: Axes, name: str, begin: float, end: float, top: float) -> None:
-    """Its name and time: what is exposed above the bar, the others in it where they fit."""
+    """Writes the name and time of a phase: of the exposed phase above the bar, of the others inside it if they fit."""
     middle = (begin + end) / 2
     if name == "exposed":
         _emphasise(axes, f"exposed {_ms(end - begin)}", middle, top - 0.05, "center", _EXPOSED_TEXT)
         return
     left, right = axes.get_xlim()
-    room = (end - begin) / (right - left) * _WIDTH * 0.75  # of the width, names of rows take the rest
+    room = (end - begin) / (right - left) * _WIDTH * 0.75  # the labels of the rows take a quarter of the width
     fitting = [text for text in (f"{name} {_ms(end - begin)}", _ms(end - begin)) if len(text) * _CHARACTER <= room]
     if fitting:
-        color = "white" if name == _ON_DARK else "black"
+        color = _TEXT_COLORS.get(name, "black")
         axes.text(middle, top + _PHASE / 2, fitting[0], ha="center", va="center", color=color, fontsize=8)
 
 
-def _emphasise(axes: Axes, text: str, at: float, bottom: float, side: Literal["center", "right"], color: str) -> None:
-    axes.text(at, bottom, text, ha=side, va="bottom", color=color, fontsize=9, fontweight="bold")
+def _emphasise(axes: Axes, text: str, x: float, bottom: float, side: Literal["center", "right"], color: str) -> None:
+    axes.text(x, bottom, text, ha=side, va="bottom", color=color, fontsize=9, fontweight="bold")
 
 
 def _label_rows(axes: Axes, labels: Sequence[tuple[float, str]]) -> None:
-    axes.set_yticks([at for at, _ in labels], [text for _, text in labels], fontsize=8)
+    axes.set_yticks([y for y, _ in labels], [text for _, text in labels], fontsize=8)
     for label in axes.get_yticklabels():
         if label.get_text().startswith("rank"):
             label.set(fontsize=9, fontweight="bold")
@@ -238,13 +241,15 @@ def _label_rows(axes: Axes, labels: Sequence[tuple[float, str]]) -> None:
 
 def _title(shown: Timeline) -> str:
     run, lanes = shown.run, shown.lanes
-    some = f", ranks 0 to {len(lanes) - 1} of {run.world_size}" if len(lanes) < run.world_size else ""
-    told = "; ".join(
+    ranks = ""
+    if len(lanes) < run.world_size:
+        ranks = f", ranks 0 to {len(lanes) - 1} of {run.world_size}"
+    times = "; ".join(
         f"rank {lane.rank}: exposed {_ms(lane.step.exposed_comm_ms or 0.0)},"
         f" overlapped {_ms(lane.step.overlapped_comm_ms or 0.0)}"
         for lane in lanes[:2]
     )
-    return f"{run.train['model']}, run {run.run_id} on {run.allocation}, step {shown.number}{some}\n{told}"
+    return f"{run.train['model']}, run {run.run_id} on {run.allocation}, step {shown.number}{ranks}\n{times}"
 
 
 def _legend(figure: Figure) -> None:
@@ -253,18 +258,18 @@ def _legend(figure: Figure) -> None:
 
     entries: list[Patch | Line2D] = [Patch(**look, label=name) for name, look in _PHASES.items() if name != "exposed"]
     entries += [
-        Patch(**_HIDDEN, label="exchange, hidden: gradients are still computed"),
-        Patch(**_EXPOSED, label="exchange, exposed: the step waits for it"),
+        Patch(**_OVERLAPPED, label="all-reduce, overlapped with the backward pass"),
+        Patch(**_EXPOSED, label="all-reduce, exposed: the step waits for it"),
         Line2D([], [], **_LAST_READY, label="last bucket ready"),
     ]
     figure.legend(handles=entries, loc="outside lower center", ncols=4, fontsize=8, frameon=False)
 
 
 def new_figure(width: float, height: float) -> Figure:
-    """An empty figure, in inches, that needs no display.
+    """An empty figure that needs no display; width and height are in inches.
 
     Raises:
-        UserError: matplotlib is missing, as on a login node without the heavy packages.
+        UserError: matplotlib is missing, for example on a login node without the heavy packages.
     """
     try:
         from matplotlib.figure import Figure
@@ -274,7 +279,7 @@ def new_figure(width: float, height: float) -> Figure:
 
 
 def binary_size(size_bytes: float) -> str:
-    """Bytes for people, in powers of 1024.
+    """A size in bytes as text, in powers of 1024.
 
     Example:
         >>> binary_size(4096), binary_size(1.25 * 2**20), binary_size(4)
@@ -285,4 +290,6 @@ def binary_size(size_bytes: float) -> str:
 
 
 def _ms(time_ms: float) -> str:
-    return f"{time_ms:.3g} ms" if time_ms < 100 else f"{time_ms:.0f} ms"
+    if time_ms < 100:
+        return f"{time_ms:.3g} ms"
+    return f"{time_ms:.0f} ms"

@@ -1,4 +1,4 @@
-"""Waiting for a sweep: a line for every change of a run's state, and a progress bar where there is a terminal."""
+"""Waits for the end of a sweep: prints a line for every change of a run's state, and a progress bar on a terminal."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ class Watch(AbstractContextManager["Watch"]):
     """Follows the runs of a sweep until they have ended.
 
     Args:
-        folder: Of the sweep.
-        console: Where to print.
-        environ: For sacct.
-        poll_s: Between two looks; sites ask for one or two sacct calls a minute at most.
+        folder: The folder of the sweep.
+        console: The console for the output.
+        environ: The environment for sacct.
+        poll_s: The interval between two queries in seconds; sites request at most one or two sacct calls a minute.
     """
 
     def __init__(self, folder: SweepFolder, console: Console, environ: Mapping[str, str], poll_s: float) -> None:
@@ -32,7 +32,7 @@ class Watch(AbstractContextManager["Watch"]):
         self._console = console
         self._environ = environ
         self._poll_s = poll_s
-        self._looked = float("-inf")
+        self._last_query_s = float("-inf")
         self._states: dict[str, str] = {}
         self._notices: set[str] = set()
         self._status = Status((), ())
@@ -57,15 +57,15 @@ class Watch(AbstractContextManager["Watch"]):
 
     @property
     def finished(self) -> bool:
-        """Whether every run had ended when last looked at."""
+        """Whether every run had ended at the last query."""
         results = self._status.results
         return bool(results) and all(result.phase is JobPhase.FINISHED for result in results)
 
     def tick(self) -> None:
-        """Looks again, if it is time to."""
-        if time.monotonic() - self._looked < self._poll_s:
+        """Queries the status if the interval is over, and prints the changes."""
+        if time.monotonic() - self._last_query_s < self._poll_s:
             return
-        self._looked = time.monotonic()
+        self._last_query_s = time.monotonic()
         self._status = read_status(self._folder, self._environ)
         for notice in self._status.notices:
             if notice not in self._notices:
@@ -81,7 +81,7 @@ class Watch(AbstractContextManager["Watch"]):
         self._progress.update(self._bar, total=len(self._status.results), completed=done, now=now)
 
     def wait(self, sleep: Callable[[float], None] = time.sleep) -> None:
-        """Looks until every run has ended."""
+        """Queries the status until every run has ended."""
         while True:
             self.tick()
             if self.finished:
@@ -90,11 +90,12 @@ class Watch(AbstractContextManager["Watch"]):
 
 
 def change_line(result: Result) -> str:
-    """One line on a run that has just come into its state."""
-    told = f"{result.run_id}  {result.model}  {result.state}"
+    """One line about a run whose state has changed."""
+    line = f"{result.run_id}  {result.model}  {result.state}"
     if result.reason:
-        return f"{told}: {result.reason}"
+        return f"{line}: {result.reason}"
     if result.samples_per_s is not None:
-        accuracy = "" if result.eval_accuracy is None else f", accuracy {result.eval_accuracy:.3f}"
-        return f"{told}  {result.samples_per_s:.1f} samples/s{accuracy}"
-    return told
+        line += f"  {result.samples_per_s:.1f} samples/s"
+        if result.eval_accuracy is not None:
+            line += f", accuracy {result.eval_accuracy:.3f}"
+    return line

@@ -1,4 +1,4 @@
-"""The join: one row for each run, in every state, from Slurm's accounting or the local queue's own."""
+"""The join: one row for each run in every state, from the accounting of Slurm or of the local queue."""
 
 from __future__ import annotations
 
@@ -6,17 +6,14 @@ import csv
 import dataclasses
 import io
 import json
-from collections.abc import Iterable
-from pathlib import Path
 from typing import Any
 
 import pytest
 
 from disttrain.config.train_config import TrainConfig
-from disttrain.records.record_files import encode, failure_name, metrics_name, write_json
-from disttrain.records.record_types import CheckpointRecord, ExchangeRecord, Record, StepRecord
 from disttrain.records.summary_types import Failure, Summary
-from jobs.results.collect import COLUMNS, Result, RunRecords, join, read_run
+from jobs.results.collect import COLUMNS, Result, join
+from jobs.results.run_records import RunRecords
 from jobs.results.tables import to_csv, to_json
 from jobs.slurm.attempts import AccountingRow
 from jobs.slurm.states import State
@@ -28,7 +25,16 @@ RUN = {
 }  # fmt: skip
 SPREADS: dict[str, Any] = {
     f"{phase}_{part}_ms": value
-    for phase in ("data", "forward", "backward", "backward_compute", "exposed_comm", "overlapped_comm", "optimizer", "step")
+    for phase in (
+        "data",
+        "forward",
+        "backward",
+        "backward_compute",
+        "exposed_comm",
+        "overlapped_comm",
+        "optimizer",
+        "step",
+    )
     for part, value in (("p95", 70.0), ("min", 0.5))
 }
 TELEMETRY: dict[str, Any] = {
@@ -72,17 +78,17 @@ def row_of(
     return result
 
 
-def told(result: Result) -> dict[str, Any]:
-    """The columns that are filled."""
-    asked = {"run_id", "allocation", "model", "per_gpu_batch", "lr", "seed", "world_size"}
+def outcome(result: Result) -> dict[str, Any]:
+    """The columns with a value, without those of the config."""
+    requested = {"run_id", "allocation", "model", "per_gpu_batch", "lr", "seed", "world_size"}
     row = dataclasses.asdict(result)
-    return {name: value for name, value in row.items() if value is not None and name not in asked}
+    return {name: value for name, value in row.items() if value is not None and name not in requested}
 
 
 TIMES = {
     "submit_time": "2023-11-14T22:13:20Z", "start_time": "2023-11-14T22:14:20Z", "end_time": "2023-11-14T23:14:20Z",
 }  # fmt: skip
-OF_SUMMARY = {
+MEASURED = {
     "backend": "nccl", "device_name": "H100", "comparable": True, "steps": 220, "train_s": 21.5,
     "samples_per_s": 300.0, "samples_per_s_per_gpu": 150.0, "train_loss": 0.5, "eval_loss": 0.6, "eval_accuracy": 0.75,
     "data_ms": 1.0, "forward_ms": 20.0, "backward_ms": 40.0, "optimizer_ms": 3.0, "step_ms": 65.0, "hosts": "n1,n2",
@@ -93,7 +99,7 @@ OF_SUMMARY = {
 }  # fmt: skip
 
 
-def test_a_finished_run() -> None:
+def test_finished_run() -> None:
     result = row_of(DONE, records=RunRecords(SUMMARY))
     assert (result.run_id, result.allocation, result.model, result.lr, result.seed) == (
         "2x1-abc",
@@ -103,62 +109,60 @@ def test_a_finished_run() -> None:
         3,
     )
     assert (result.per_gpu_batch, result.global_batch, result.world_size) == (16, None, 2)
-    assert told(result) == {
+    assert outcome(result) == {
         "state": "COMPLETED", "exit_code": 0, "job_id": "7_0", "attempts": 1, **TIMES, "queue_wait_s": 60,
         "elapsed_s": 3600, "gpu_hours": 2.0, "gpu_hours_from": "sacct", "node_list": "n[1-2]",
-        "max_rss_bytes": 4096, **OF_SUMMARY,
+        "max_rss_bytes": 4096, **MEASURED,
     }  # fmt: skip
 
 
-def test_all_that_a_run_measured_is_a_column_but_its_buckets() -> None:
-    beside = {"num_nodes", "measured_steps", "eval_examples", "buckets", "notices"}
-    assert {field.name for field in dataclasses.fields(Summary)} - set(COLUMNS) == beside
+def test_columns_of_the_summary() -> None:
+    others = {"num_nodes", "measured_steps", "eval_examples", "buckets", "notices"}
+    assert {field.name for field in dataclasses.fields(Summary)} - set(COLUMNS) == others
 
 
-@pytest.mark.parametrize(("reasons", "told"), [(("heat",), "heat"), ((), "none"), (None, None)])
-def test_throttling_that_was_never_found_is_not_what_nobody_looked_for(
-    reasons: tuple[str, ...] | None, told: str | None
-) -> None:
-    assert row_of(DONE, records=RunRecords(dataclasses.replace(SUMMARY, gpu_throttle=reasons))).gpu_throttle == told
+@pytest.mark.parametrize(("reasons", "column"), [(("heat",), "heat"), ((), "none"), (None, None)])
+def test_throttling_reasons(reasons: tuple[str, ...] | None, column: str | None) -> None:
+    """No throttling differs from no measurement."""
+    assert row_of(DONE, records=RunRecords(dataclasses.replace(SUMMARY, gpu_throttle=reasons))).gpu_throttle == column
 
 
-def test_the_local_executor_fills_the_same_columns_but_slurms() -> None:
+def test_local_executor_leaves_slurms_columns_empty() -> None:
     row = dataclasses.replace(DONE, job_id="local-1-0", node_list=None, alloc_gpus=None, max_rss_bytes=None)
     result = row_of(row, jobs=("local-1-0",), records=RunRecords(SUMMARY), local=True)
-    assert told(result) == {"state": "COMPLETED", "exit_code": 0, **TIMES, "elapsed_s": 3600, **OF_SUMMARY}
+    assert outcome(result) == {"state": "COMPLETED", "exit_code": 0, **TIMES, "elapsed_s": 3600, **MEASURED}
 
 
-def test_a_job_that_sacct_does_not_know_yet_is_pending() -> None:
-    assert told(row_of()) == {"state": "PENDING", "job_id": "7_0", "attempts": 0}
+def test_job_missing_in_sacct_is_pending() -> None:
+    assert outcome(row_of()) == {"state": "PENDING", "job_id": "7_0", "attempts": 0}
 
 
-def test_an_array_that_was_cancelled_before_sacct_knew_its_tasks() -> None:
-    bare = AccountingRow("7", state=State.CANCELLED, submit_s=1700000000, end_s=1700003660)
+def test_array_cancelled_before_its_tasks_exist() -> None:
+    array = AccountingRow("7", state=State.CANCELLED, submit_s=1700000000, end_s=1700003660)
     ledger = Ledger({"2x1-abc": (Job("2x1-abc", "7_0", 1.0),)}, ())
-    (result,) = join([RUN], ledger, {"7": [bare]}, {}, local=False)
+    (result,) = join([RUN], ledger, {"7": [array]}, {}, local=False)
     assert (result.state, result.reason, result.gpu_hours) == ("CANCELLED", "cancelled", 0.0)
     (running,) = join([RUN], ledger, {"7": [dataclasses.replace(DONE, job_id="7")]}, {}, local=False)
-    assert running.state == "PENDING"  # what has started under that number is another job
+    assert running.state == "PENDING"  # a started job with the id of the array is another job
 
 
-def test_a_run_that_was_never_sent_says_so() -> None:
-    assert told(row_of(jobs=())) == {"state": "NOT_SUBMITTED", "attempts": 0}
+def test_run_never_submitted() -> None:
+    assert outcome(row_of(jobs=())) == {"state": "NOT_SUBMITTED", "attempts": 0}
 
 
-def test_a_running_run_has_its_steps_and_no_result_yet() -> None:
+def test_running_run_has_only_steps() -> None:
     running = dataclasses.replace(
         DONE, state=State.RUNNING, end_s=None, elapsed_s=1800, exit_code=0, max_rss_bytes=None
     )
-    # A summary of an earlier attempt may still lie there: it measured another one.
     result = row_of(running, records=RunRecords(None, (), 40))
-    assert told(result) == {
+    assert outcome(result) == {
         "state": "RUNNING", "job_id": "7_0", "attempts": 1, "submit_time": TIMES["submit_time"],
         "start_time": TIMES["start_time"], "queue_wait_s": 60, "elapsed_s": 1800, "gpu_hours": 1.0,
         "gpu_hours_from": "sacct", "node_list": "n[1-2]", "steps": 40,
     }  # fmt: skip
 
 
-def test_a_requeued_run_is_pending_and_its_first_attempt_still_costs() -> None:
+def test_requeued_run_is_pending() -> None:
     first = dataclasses.replace(DONE, state=State.REQUEUED, exit_code=0)
     second = AccountingRow("7_0", state=State.PENDING, submit_s=1700003700)
     for attempts in ((first,), (first, second)):
@@ -167,19 +171,20 @@ def test_a_requeued_run_is_pending_and_its_first_attempt_still_costs() -> None:
         assert (result.exit_code, result.reason) == (None, None)
 
 
-def test_a_resubmitted_run_is_told_by_its_latest_job_and_costs_all_of_them() -> None:
+def test_resubmitted_run() -> None:
+    """The latest job gives the state, and all jobs count for the GPU-hours."""
     failed = dataclasses.replace(DONE, state=State.FAILED, exit_code=1)
     again = dataclasses.replace(DONE, job_id="9", elapsed_s=900)
     result = row_of(failed, again, jobs=("7_0", "9"), records=RunRecords(SUMMARY))
     assert (result.state, result.job_id, result.attempts, result.gpu_hours) == ("COMPLETED", "9", 2, 2.5)
 
 
-def test_gpu_hours_are_by_the_plan_where_the_site_does_not_account_gpus() -> None:
+def test_gpu_hours_without_accounted_gpus() -> None:
     result = row_of(dataclasses.replace(DONE, alloc_gpus=None))
     assert (result.gpu_hours, result.gpu_hours_from) == (2.0, "plan")
 
 
-def test_a_step_that_ran_out_of_memory_is_the_runs_end() -> None:
+def test_out_of_memory_of_a_step() -> None:
     result = row_of(dataclasses.replace(DONE, state=State.FAILED, exit_code=1, out_of_memory=True))
     assert (result.state, result.exit_code) == ("OUT_OF_MEMORY", 1)
 
@@ -188,14 +193,20 @@ def test_a_step_that_ran_out_of_memory_is_the_runs_end() -> None:
     ("changes", "failures", "reason"),
     [
         ({"state": State.FAILED}, (FIRST, LATER), "rank 1 on n1: RuntimeError: lost its data"),
-        ({"state": State.FAILED}, (), "no rank said why: see its log"),
-        ({"state": State.FAILED, "exit_signal": 9}, (), "ended by signal 9; no rank said why: see its log"),
-        # Where Slurm ended it, a rank's words are about the consequence.
-        ({"state": State.OUT_OF_MEMORY}, (LATER,), "out of memory: ask for more with memory_gb_per_gpu"),
+        (
+            {"state": State.FAILED},
+            (LATER,),
+            "rank 0 on n0: RuntimeError: connection closed by peer; no error from rank 1, killed?",
+        ),
+        ({"state": State.FAILED}, (LATER, FIRST), "rank 0 on n0: RuntimeError: connection closed by peer"),
+        ({"state": State.FAILED}, (), "no rank reported an error: see its log"),
+        ({"state": State.FAILED, "exit_signal": 9}, (), "ended by signal 9; no rank reported an error: see its log"),
+        # If Slurm ended the run, a rank only reports the consequence.
+        ({"state": State.OUT_OF_MEMORY}, (LATER,), "out of memory: request more with memory_gb_per_gpu"),
         (
             {"state": State.FAILED, "out_of_memory": True},
             (LATER,),
-            "out of memory: ask for more with memory_gb_per_gpu",
+            "out of memory: request more with memory_gb_per_gpu",
         ),
         ({"state": State.TIMEOUT}, (LATER,), "time limit of 60 min reached"),
         ({"state": State.TIMEOUT, "timelimit_min": None}, (), "timeout"),
@@ -209,64 +220,13 @@ def test_a_step_that_ran_out_of_memory_is_the_runs_end() -> None:
         ({"state": State.UNKNOWN}, (FIRST,), None),
     ],
 )
-def test_the_reason(changes: dict[str, Any], failures: tuple[Failure, ...], reason: str | None) -> None:
+def test_reason(changes: dict[str, Any], failures: tuple[Failure, ...], reason: str | None) -> None:
     assert row_of(dataclasses.replace(DONE, **changes), records=RunRecords(None, failures)).reason == reason
 
 
-def test_a_run_that_ended_badly_after_its_last_step_has_no_result_but_its_steps() -> None:
+def test_failed_run_with_a_summary_has_only_steps() -> None:
     result = row_of(dataclasses.replace(DONE, state=State.TIMEOUT), records=RunRecords(SUMMARY))
     assert (result.steps, result.samples_per_s, result.hosts) == (220, None, None)
-
-
-def step_of(number: int) -> StepRecord:
-    return StepRecord(
-        step=number, epoch=0, start_s=0.0, loss=1.0, lr=1e-3, examples=4, data_ms=1.0, forward_ms=1.0,
-        backward_ms=1.0, optimizer_ms=1.0, step_ms=4.0,
-    )  # fmt: skip
-
-
-def lines_of(records: Iterable[Record]) -> str:
-    return "".join(encode(record) + "\n" for record in records)
-
-
-def test_the_records_of_a_run_are_read_from_its_folder(tmp_path: Path) -> None:
-    assert read_run(tmp_path) == RunRecords()
-    for item in (LATER, FIRST):
-        write_json(tmp_path / failure_name(item.rank), item)
-    lines = lines_of(map(step_of, range(1, 101)))
-    (tmp_path / metrics_name(0)).write_text(lines + '{"kind": "step", "step": 101, "ep')
-    assert read_run(tmp_path) == RunRecords(None, (FIRST, LATER), 100)
-    write_json(tmp_path / "summary.json", SUMMARY)
-    assert read_run(tmp_path) == RunRecords(SUMMARY, (FIRST, LATER), None)
-
-
-def exchange_of(number: int, buckets: int) -> ExchangeRecord:
-    times = tuple(100 / 3 + bucket for bucket in range(buckets))
-    return ExchangeRecord(step=number, bucket_bytes=(2**20,) * buckets, ready_ms=times, done_ms=times)
-
-
-def test_the_last_step_is_found_before_an_exchange_of_any_length(tmp_path: Path) -> None:
-    file = tmp_path / metrics_name(0)
-    # As a rank writes them: the steps since it wrote last, then their exchanges.
-    flushed = lines_of([*map(step_of, range(1, 31)), *(exchange_of(number, 110) for number in range(1, 31))])
-    longer = lines_of([exchange_of(31, 20000)])
-    for written, step in ((flushed, 30), (flushed[:-2], 29), (flushed + longer[:-2], 30), (flushed + longer, 31)):
-        file.write_text(written)
-        assert read_run(tmp_path).last_step == step
-
-
-def test_a_checkpoint_tells_of_an_earlier_step(tmp_path: Path) -> None:
-    saved = CheckpointRecord(step=7, blocked_ms=1.0, write_s=1.0, size_bytes=1, error=None)
-    (tmp_path / metrics_name(0)).write_text(lines_of([step_of(7), step_of(8), saved]))
-    assert read_run(tmp_path).last_step == 8
-
-
-@pytest.mark.parametrize(
-    "before", ["", '{"kind": "start"}\n', '{"kind": "start", "vers', '{"kind": "telemetry"}\n' * 9999]
-)
-def test_a_file_that_has_no_step_yet(tmp_path: Path, before: str) -> None:
-    (tmp_path / metrics_name(0)).write_text(before)
-    assert read_run(tmp_path).last_step == 0
 
 
 LINK_SUMMARY = dataclasses.replace(
@@ -274,12 +234,12 @@ LINK_SUMMARY = dataclasses.replace(
 )
 
 
-def linked(*summaries: Summary | None, shapes: tuple[str, ...] = ("2x1", "2x1")) -> list[Result]:
-    """The rows of a run that trained and of one that measured a link; one without a summary is still under way."""
-    asked = (RUN["train"], dataclasses.asdict(TrainConfig(model="link")))
+def linked(*summaries: Summary | None, allocations: tuple[str, ...] = ("2x1", "2x1")) -> list[Result]:
+    """The rows of a training run and of a link run; a run without a summary is still running."""
+    configs = (RUN["train"], dataclasses.asdict(TrainConfig(model="link")))
     planned = [
-        {**RUN, "run_id": name, "allocation": shape, "train": train}
-        for name, shape, train in zip("ab", shapes, asked, strict=True)
+        {**RUN, "run_id": name, "allocation": allocation, "train": train}
+        for name, allocation, train in zip("ab", allocations, configs, strict=True)
     ]
     ledger = Ledger({name: (Job(name, name, 1.0),) for name in "ab"}, ())
     states = [State.COMPLETED if summary else State.RUNNING for summary in summaries]
@@ -290,23 +250,23 @@ def linked(*summaries: Summary | None, shapes: tuple[str, ...] = ("2x1", "2x1"))
     return list(join(planned, ledger, attempts, records, local=False))
 
 
-def test_an_exchange_is_a_share_of_what_its_link_carries() -> None:
+def test_share_of_the_link() -> None:
     trained, link = linked(SUMMARY, LINK_SUMMARY)
     assert (trained.bus_gb_per_s, trained.link_share) == (8.0, 0.8)
     assert (trained.link_latency_ms, trained.link_bus_gb_per_s) == (None, None)
     assert (link.model, link.link_latency_ms, link.link_bus_gb_per_s, link.link_share) == ("link", 0.25, 10.0, None)
-    # It trains nothing.
+    # A link run trains nothing.
     assert (link.per_gpu_batch, link.global_batch, link.lr, link.seed, link.samples_per_s) == (None,) * 5
 
 
-def test_a_share_that_is_not_known_is_none() -> None:
+def test_unknown_share_of_the_link() -> None:
     assert linked(SUMMARY, None)[0].link_share is None
     assert linked(dataclasses.replace(SUMMARY, bus_gb_per_s=None), LINK_SUMMARY)[0].link_share is None
-    assert linked(SUMMARY, LINK_SUMMARY, shapes=("2x1", "2x2"))[0].link_share is None
+    assert linked(SUMMARY, LINK_SUMMARY, allocations=("2x1", "2x2"))[0].link_share is None
     assert linked(SUMMARY, dataclasses.replace(LINK_SUMMARY, backend="gloo"))[0].link_share is None
 
 
-def test_csv_and_json_hold_every_column() -> None:
+def test_csv_and_json_have_every_column() -> None:
     rows = (row_of(DONE, records=RunRecords(SUMMARY)), row_of(), row_of(dataclasses.replace(DONE, state=State.FAILED)))
     plain = [dataclasses.asdict(row) for row in rows]
     assert json.loads(to_json(rows, "s", "site")) == {"sweep": "s", "cluster": "site", "runs": plain}

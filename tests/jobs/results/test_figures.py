@@ -1,4 +1,4 @@
-"""The figures of hand-made records: every bar where it belongs, the files and their names, and what cannot be drawn."""
+"""The figures of handmade records: the place of every bar, the files and their names, and the errors."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def start_of(rank: int) -> StartRecord:
 
 
 def step_of(number: int, start_s: float, optimizer_ms: float) -> tuple[StepRecord, ExchangeRecord]:
-    """Data 5 ms, forward 20, backward 60 of which the last 25 are exposed: buckets from 30, 40 and 60 on."""
+    """5 ms data, 20 ms forward, 60 ms backward with 25 ms exposed at its end; buckets are ready at 30, 40 and 60 ms."""
     step = StepRecord(
         step=number, epoch=0, start_s=start_s, loss=1.0, lr=1.0, examples=1, data_ms=5.0, forward_ms=20.0,
         backward_ms=60.0, optimizer_ms=optimizer_ms, step_ms=85.0 + optimizer_ms, exposed_comm_ms=25.0,
@@ -52,30 +52,30 @@ def step_of(number: int, start_s: float, optimizer_ms: float) -> tuple[StepRecor
 
 
 def write_run(run_dir: Path, records: dict[int, list[Record]], **train: Any) -> dict[str, Any]:
-    """A finished 2x1 run of these records by rank, as in a plan."""
+    """Writes a finished 2x1 run with these records by rank, and returns it as a plan has it."""
     run = {
         "run_id": run_dir.name, "allocation": "2x1", "nodes": 2, "gpus_per_node": 1, "world_size": 2, "versions": {},
         "train": {"model": "bert", "timing_warmup_steps": 1, "detailed_timing": True, **train},
     }  # fmt: skip
-    for rank, of_rank in records.items():
+    for rank, rank_records in records.items():
         with RecordWriter(run_dir / metrics_name(rank)) as writer:
-            writer.write([start_of(rank), *of_rank])
+            writer.write([start_of(rank), *rank_records])
     (run_dir / "run.json").write_text(json.dumps(run))
     (run_dir / "summary.json").write_text("{}")
     return run
 
 
 def two_ranks() -> dict[int, list[Record]]:
-    """Five steps; host 1's clock is 7 s ahead of host 0's, and rank 1 begins each step 3 ms later."""
-    found: dict[int, list[Record]] = {}
+    """Five steps. The clock of host 1 is 7 s ahead of host 0, and rank 1 begins each step 3 ms later."""
+    records: dict[int, list[Record]] = {}
     for rank, ahead_s, late_s in ((0, 0.0, 0.0), (1, 7.0, 0.003)):
         clocks = [ClockRecord(at_s=at_s + ahead_s, offset_s=ahead_s, error_s=0.0) for at_s in (0.0, 100.0)]
         steps = [
             step_of(number, number + ahead_s + late_s, optimizer_ms)
             for number, optimizer_ms in enumerate((500.0, 30.0, 10.0, 15.0, 20.0), start=1)
         ]
-        found[rank] = [clocks[0], *(record for pair in steps for record in pair), clocks[1]]
-    return found
+        records[rank] = [clocks[0], *(record for pair in steps for record in pair), clocks[1]]
+    return records
 
 
 @pytest.fixture
@@ -85,75 +85,78 @@ def run_dir(tmp_path: Path) -> Path:
 
 
 def bars(run_dir: Path, step: int | None = None) -> tuple[dict[str, tuple[float, float]], list[str]]:
-    """(begin and end of each bar by its name, every text) of a timeline."""
+    """The begin and end of each bar of a timeline by its name, and all texts."""
     figure = timeline(run_dir, step)
     (axes,) = figure.axes
-    found = {}
+    spans = {}
     for patch in axes.patches:
         if patch.get_gid():
             box = patch.get_extents().transformed(axes.transData.inverted())
-            found[str(patch.get_gid())] = (round(box.x0, 3), round(box.x1, 3))
+            spans[str(patch.get_gid())] = (round(box.x0, 3), round(box.x1, 3))
     labels = [label.get_text() for label in axes.get_yticklabels()]
     assert figure.get_suptitle()
-    return found, [figure.get_suptitle(), *labels, *(text.get_text() for text in axes.texts)]
+    return spans, [figure.get_suptitle(), *labels, *(text.get_text() for text in axes.texts)]
 
 
-def test_every_bar_is_where_the_records_say_on_rank_0s_clock(run_dir: Path) -> None:
-    found, texts = bars(run_dir, 3)
-    of_rank_0 = {
+def test_place_of_every_bar(run_dir: Path) -> None:
+    """All bars are on the clock of rank 0."""
+    spans, texts = bars(run_dir, 3)
+    expected = {
         "data": (0, 5), "forward": (5, 25), "backward-compute": (25, 60), "exposed": (60, 85), "optimizer": (85, 95),
         "bucket1-hidden": (30, 35), "bucket2-hidden": (40, 60), "bucket2-exposed": (60, 70),
         "bucket3-exposed": (60, 85),
     }  # fmt: skip
-    # Whole microseconds: a host's clock is in seconds since long ago.
-    assert found == {
+    # Rounded to microseconds, because the large values of a host's clock limit the resolution.
+    assert spans == {
         f"rank{rank}-{name}": (begin + late, end + late)
         for rank, late in ((0, 0.0), (1, 3.0))
-        for name, (begin, end) in of_rank_0.items()
+        for name, (begin, end) in expected.items()
     }
     assert texts[0] == (
-        "bert, run 2x1-a on 2x1, step 3\nrank 0: exposed 25 ms, hidden 30 ms; rank 1: exposed 25 ms, hidden 30 ms"
+        "bert, run 2x1-a on 2x1, step 3\n"
+        "rank 0: exposed 25 ms, overlapped 30 ms; rank 1: exposed 25 ms, overlapped 30 ms"
     )
     buckets = ["bucket 1, 4 KiB", "bucket 2, 1 MiB", "bucket 3, 3 MiB"]
     assert texts[1:9] == ["rank 0 on host0", *buckets, "rank 1 on host1", *buckets]
     assert texts.count("exposed 25 ms") == 2
 
 
-def test_the_step_is_the_measured_one_of_median_time(run_dir: Path) -> None:
-    _, texts = bars(run_dir)  # 30, 10, 15 and 20 ms of optimizer are measured; the lower median
+def test_default_step_has_the_median_time(run_dir: Path) -> None:
+    _, texts = bars(run_dir)  # the measured steps have 30, 10, 15 and 20 ms in the optimizer; 15 is the lower median
     assert texts[0].startswith("bert, run 2x1-a on 2x1, step 4\n")
 
 
-def test_very_many_buckets_have_no_names_and_every_bar(tmp_path: Path) -> None:
+def test_many_buckets_have_no_labels(tmp_path: Path) -> None:
     records = two_ranks()
-    for of_rank in records.values():
-        of_rank[2] = ExchangeRecord(
+    for rank_records in records.values():
+        rank_records[2] = ExchangeRecord(
             step=1, bucket_bytes=(8,) * 200, ready_ms=tuple(range(26, 226)), done_ms=tuple(range(30, 230))
         )
     write_run(tmp_path / "many", records)
-    found, texts = bars(tmp_path / "many", 1)
+    spans, texts = bars(tmp_path / "many", 1)
     assert not [text for text in texts if text.startswith("bucket")]
-    assert len({name.split("-")[1] for name in found if "bucket" in name}) == 200
+    assert len({name.split("-")[1] for name in spans if "bucket" in name}) == 200
 
 
-def test_what_a_timeline_cannot_show(run_dir: Path, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"^--step: run 2x1-a has no step 6 \(there are steps 1 to 5\)$"):
+def test_timeline_errors(run_dir: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"^--step: run 2x1-a has no step 6 \(it has steps 1 to 5\)$"):
         timeline(run_dir, 6)
     plain: dict[int, list[Record]] = {
-        rank: [record for record in of_rank if isinstance(record, StepRecord)] for rank, of_rank in two_ranks().items()
+        rank: [record for record in rank_records if isinstance(record, StepRecord)]
+        for rank, rank_records in two_ranks().items()
     }
     write_run(tmp_path / "plain", plain)
-    with pytest.raises(UserError, match=r"run plain has no times of buckets in step 4 \(set detailed_timing: true"):
+    with pytest.raises(UserError, match=r"run plain has no bucket times in step 4 \(set detailed_timing: true"):
         timeline(tmp_path / "plain")
 
 
-def test_a_long_run_is_never_in_memory_as_a_whole(tmp_path: Path) -> None:
+def test_long_run_needs_little_memory(tmp_path: Path) -> None:
     many = tuple(100 / 3 + bucket for bucket in range(200))
     exchanges = [ExchangeRecord(step=1, bucket_bytes=(8,) * 200, ready_ms=many, done_ms=many)] * 300
     records: list[Record] = [
-        each
+        record
         for number, exchange in enumerate(exchanges, start=1)
-        for each in (step_of(number, 0.0, 1.0)[0], replace(exchange, step=number))
+        for record in (step_of(number, 0.0, 1.0)[0], replace(exchange, step=number))
     ]
     write_run(tmp_path / "long", {0: records, 1: records})
     tracemalloc.start()
@@ -166,7 +169,7 @@ def test_a_long_run_is_never_in_memory_as_a_whole(tmp_path: Path) -> None:
     assert peak < (tmp_path / "long" / metrics_name(0)).stat().st_size / 2
 
 
-def test_bus_bandwidth_over_message_size() -> None:
+def test_bus_bandwidth_figure() -> None:
     figure = bus_bandwidth([start_of(0), *reversed(LINKS)], "run 2x1-a on 2x1")
     (axes,) = figure.axes
     (line,) = axes.lines
@@ -182,12 +185,12 @@ def test_bus_bandwidth_over_message_size() -> None:
         "latency 0.5 ms (median of 4 KiB), bandwidth 0.168 x 10⁹ bytes/s (of 16 MiB)",
     ]
     with pytest.raises(
-        UserError, match=r"^run x has measured no link \(measure_link: true in the sweep measures it\)$"
+        UserError, match=r"^run x has not measured a link \(measure_link: true in the sweep measures it\)$"
     ):
         bus_bandwidth([start_of(0)], "run x")
 
 
-def test_a_figure_is_the_same_bytes_each_time_and_of_the_files_kind(run_dir: Path, tmp_path: Path) -> None:
+def test_files_are_reproducible(run_dir: Path, tmp_path: Path) -> None:
     written = []
     for _ in range(2):
         save(timeline(run_dir), tmp_path / "figure.svg")
@@ -200,7 +203,7 @@ def test_a_figure_is_the_same_bytes_each_time_and_of_the_files_kind(run_dir: Pat
 
 @pytest.fixture
 def folder(tmp_path: Path) -> SweepFolder:
-    """A sweep of a watched run, two links, one that was not watched and one that has not finished."""
+    """A sweep of a run with bucket times, two link runs, a run without bucket times and an unfinished run."""
     folder = SweepFolder(tmp_path / "s" / "site")
     link: dict[int, list[Record]] = {0: list(LINKS), 1: []}
     runs = [
@@ -215,16 +218,16 @@ def folder(tmp_path: Path) -> SweepFolder:
     return folder
 
 
-def test_the_files_of_a_sweep(folder: SweepFolder, tmp_path: Path) -> None:
+def test_files_of_a_sweep(folder: SweepFolder, tmp_path: Path) -> None:
     written = list(write_figures(folder, None, None, None))
     names = ["timeline-2x1-a.svg", "bus-bandwidth-2x1.svg", "bus-bandwidth-4x1.svg"]
     assert written == [folder.path / "figures" / name for name in names]
     assert all(path.read_text().startswith("<?xml") for path in written)
-    one = list(write_figures(folder, tmp_path / "mine", "2x1-a", 2))
-    assert one == [tmp_path / "mine" / "timeline-2x1-a.svg"]
+    single = list(write_figures(folder, tmp_path / "mine", "2x1-a", 2))
+    assert single == [tmp_path / "mine" / "timeline-2x1-a.svg"]
 
 
-def test_two_links_of_one_allocation_have_a_file_each(folder: SweepFolder) -> None:
+def test_two_links_have_two_files(folder: SweepFolder) -> None:
     runs = folder.planned_runs()
     folder.plan_file.write_text(json.dumps({"runs": [runs[1], {**runs[2], "allocation": "2x1"}]}))
     written = [path.name for path in write_figures(folder, None, None, None)]
@@ -235,28 +238,28 @@ def test_two_links_of_one_allocation_have_a_file_each(folder: SweepFolder) -> No
     ("run_id", "error"),
     [
         ("x", "--run: there is no run 'x' in s on site (sweep status names them)"),
-        ("2x1-e", "run 2x1-e has nothing to draw yet: no run has finished (sweep status shows how it goes)"),
+        ("2x1-e", "run 2x1-e has nothing to draw yet: no run has finished (sweep status shows the progress)"),
         (
             "2x1-d",
             "run 2x1-d has nothing to draw (set detailed_timing: true in base, on an allocation of several ranks, or"
-            " measure_link: true beside base)",
+            " set measure_link: true next to base)",
         ),
     ],
 )
-def test_nothing_to_draw_is_said_in_one_line_and_makes_nothing(folder: SweepFolder, run_id: str, error: str) -> None:
+def test_nothing_to_draw_writes_nothing(folder: SweepFolder, run_id: str, error: str) -> None:
     with pytest.raises(UserError) as raised:
         list(write_figures(folder, None, run_id, None))
     assert str(raised.value) == error
     assert not (folder.path / "figures").exists()
 
 
-def test_a_folder_of_another_user_is_left_alone(folder: SweepFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_folder_of_another_user(folder: SweepFolder, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(SweepFolder, "is_owner", lambda _: False)
-    with pytest.raises(UserError, match=r"is another user's \(write the figures elsewhere: -o FOLDER\)$"):
+    with pytest.raises(UserError, match=r"belongs to another user \(write the figures elsewhere: -o FOLDER\)$"):
         list(write_figures(folder, None, None, None))
 
 
-def test_sizes_are_told_in_powers_of_1024() -> None:
+def test_binary_size() -> None:
     assert [binary_size(size) for size in (4, 4096, 5 * 2**18, 2**28, 2**31)] == [
         "4 B", "4 KiB", "1.25 MiB", "256 MiB", "2 GiB"
     ]  # fmt: skip

@@ -1,4 +1,4 @@
-"""The state of a sweep: one question to sacct, a memory of its answers, and local queues that are gone."""
+"""The status of a sweep: one sacct call, its saved answers, and local queues that have ended."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from jobs.planning.expand import RunSpec
 from jobs.planning.plan import make_plan, plan_json, run_json
 from jobs.results.status import read_status
 from jobs.slurm.attempts import AccountingRow
-from jobs.slurm.sacct import AccountingUnavailable
+from jobs.slurm.sacct_table import AccountingUnavailable
 from jobs.slurm.states import State
 from jobs.storage import ledger
 from jobs.storage.sweep_folder import SweepFolder, prepare
@@ -34,15 +34,15 @@ DONE = replace(RUNNING, state=State.COMPLETED, end_s=50, elapsed_s=30, exit_code
 
 
 class Sacct:
-    """A sacct that answers what it is told to, and remembers what it was asked."""
+    """A mock of sacct with a prepared answer, which stores the queries: a real sacct cannot be made to lose jobs."""
 
     def __init__(self) -> None:
         self.answer: Sequence[AccountingRow] | Exception = ()
-        self.asked: list[tuple[list[str], float | None]] = []
-        self.queued = ["7_0", "7_1"]  # that squeue knows
+        self.queries: list[tuple[list[str], float | None]] = []
+        self.queued = ["7_0", "7_1"]  # the answer of squeue
 
     def __call__(self, job_ids: Sequence[str], *, since_s: float | None, **_: Any) -> tuple[AccountingRow, ...]:
-        self.asked.append((list(job_ids), since_s))
+        self.queries.append((list(job_ids), since_s))
         if isinstance(self.answer, Exception):
             raise self.answer
         return tuple(self.answer)
@@ -57,8 +57,8 @@ def sacct(monkeypatch: pytest.MonkeyPatch) -> Sacct:
 
 
 @pytest.fixture
-def lay_down(tmp_path: Path) -> Callable[..., SweepFolder]:
-    """Lays down a sweep of runs a and b."""
+def write_sweep(tmp_path: Path) -> Callable[..., SweepFolder]:
+    """A function that writes the files of a sweep of runs a and b."""
 
     def make(cluster: str = "site") -> SweepFolder:
         folder = SweepFolder(tmp_path / "s" / cluster)
@@ -75,13 +75,13 @@ def states(folder: SweepFolder) -> list[str]:
     return [result.state for result in read_status(folder, {}).results]
 
 
-def test_one_question_for_all_jobs_since_the_first_was_sent(sacct: Sacct, lay_down: Callable[..., SweepFolder]) -> None:
-    folder = lay_down()
+def test_one_sacct_call_for_all_jobs(sacct: Sacct, write_sweep: Callable[..., SweepFolder]) -> None:
+    folder = write_sweep()
     ledger.record(folder.path, {"a": "7_0", "b": "7_1"}, 11.5)
     ledger.record(folder.path, {"a": "9"}, 99.0)
     sacct.answer = [DONE, replace(RUNNING, job_id="9", submit_s=100)]
     status = read_status(folder, {})
-    assert sacct.asked == [(["7_0", "9", "7_1"], 11.5)]
+    assert sacct.queries == [(["7_0", "9", "7_1"], 11.5)]
     assert [(row.run_id, row.state, row.attempts) for row in status.results] == [
         ("a", "RUNNING", 2),
         ("b", "PENDING", 0),
@@ -89,20 +89,20 @@ def test_one_question_for_all_jobs_since_the_first_was_sent(sacct: Sacct, lay_do
     assert status.notices == ()
 
 
-def test_what_sacct_forgets_is_kept(sacct: Sacct, lay_down: Callable[..., SweepFolder]) -> None:
-    folder = lay_down()
+def test_saves_sacct_answers(sacct: Sacct, write_sweep: Callable[..., SweepFolder]) -> None:
+    folder = write_sweep()
     ledger.record(folder.path, {"a": "7_0", "b": "7_1"}, 9.0)
     sacct.answer = [DONE, replace(RUNNING, job_id="7_1")]
     before = read_status(folder, {})
     sacct.answer = []
     assert read_status(folder, {}) == before
     sacct.answer = AccountingUnavailable("sacct is not installed here, or not on PATH")
-    notice = "sacct is not installed here, or not on PATH; states are those of the last answer"
+    notice = "sacct is not installed here, or not on PATH; the states are from the last successful query"
     assert read_status(folder, {}) == replace(before, notices=(notice,))
 
 
-def test_looking_again_writes_nothing_new(sacct: Sacct, lay_down: Callable[..., SweepFolder]) -> None:
-    folder = lay_down()
+def test_repeated_query_writes_no_new_rows(sacct: Sacct, write_sweep: Callable[..., SweepFolder]) -> None:
+    folder = write_sweep()
     ledger.record(folder.path, {"a": "7_0", "b": "7_1"}, 9.0)
     for elapsed_s in (5, 6, 7):
         sacct.answer = [replace(RUNNING, elapsed_s=elapsed_s)]
@@ -113,10 +113,10 @@ def test_looking_again_writes_nothing_new(sacct: Sacct, lay_down: Callable[..., 
     assert len(ledger.read_lines(folder.accounting_file)) == 2
 
 
-def test_who_does_not_own_the_folder_writes_nothing(
-    sacct: Sacct, lay_down: Callable[..., SweepFolder], monkeypatch: pytest.MonkeyPatch
+def test_other_users_write_nothing(
+    sacct: Sacct, write_sweep: Callable[..., SweepFolder], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    folder = lay_down()
+    folder = write_sweep()
     ledger.record(folder.path, {"a": "7_0", "b": "7_1"}, 9.0)
     before = sorted(folder.path.rglob("*"))
     sacct.answer = [DONE]
@@ -125,18 +125,16 @@ def test_who_does_not_own_the_folder_writes_nothing(
     assert sorted(folder.path.rglob("*")) == before
 
 
-def test_submissions_that_broke_off_or_were_refused_are_told(
-    sacct: Sacct, lay_down: Callable[..., SweepFolder]
-) -> None:
-    folder = lay_down()
+def test_notices_of_failed_submissions(sacct: Sacct, write_sweep: Callable[..., SweepFolder]) -> None:
+    folder = write_sweep()
     ledger.intend(folder.path, ["a"], 1.0)
     ledger.intend(folder.path, ["b"], 2.0)
     ledger.give_up(folder.path, ["b"], 3.0, "invalid account")
     status = read_status(folder, {})
     assert [row.state for row in status.results] == ["NOT_SUBMITTED", "NOT_SUBMITTED"]
     assert status.notices == (
-        "a submission broke off while it sent 1 runs: squeue --name=s shows what of it is queued",
-        "1 of 2 runs were never sent; sweep submit sends them",
+        "a submission of 1 runs was interrupted: squeue --name=s shows which of its jobs exist",
+        "1 of 2 runs were never submitted; sweep submit submits them",
     )
 
 
@@ -151,57 +149,51 @@ def local_states(folder: SweepFolder, queue: ledger.QueueProcess) -> list[str]:
     return states(folder)
 
 
-def test_a_local_queue_that_lives(sacct: Sacct, lay_down: Callable[..., SweepFolder]) -> None:
-    assert local_states(lay_down("local"), queue_of(psutil.Process())) == ["RUNNING", "PENDING"]
-    assert sacct.asked == []
+def test_living_local_queue(sacct: Sacct, write_sweep: Callable[..., SweepFolder]) -> None:
+    assert local_states(write_sweep("local"), queue_of(psutil.Process())) == ["RUNNING", "PENDING"]
+    assert sacct.queries == []
 
 
-def test_a_local_queue_that_is_gone_left_cancelled_runs(lay_down: Callable[..., SweepFolder]) -> None:
-    # Another process has its number by now.
-    assert local_states(lay_down("local"), queue_of(psutil.Process(), earlier_s=60)) == ["CANCELLED", "CANCELLED"]
+def test_ended_local_queue_cancels_its_runs(write_sweep: Callable[..., SweepFolder]) -> None:
+    # Another process has the same pid.
+    assert local_states(write_sweep("local"), queue_of(psutil.Process(), earlier_s=60)) == ["CANCELLED", "CANCELLED"]
 
 
-def test_a_local_queue_that_is_dead_but_not_buried_is_gone(lay_down: Callable[..., SweepFolder]) -> None:
+def test_zombie_queue_has_ended(write_sweep: Callable[..., SweepFolder]) -> None:
     child = subprocess.Popen([sys.executable, "-c", ""], stdout=subprocess.PIPE)
     assert child.stdout is not None
-    child.stdout.read()  # its end, and nobody has waited for it
+    child.stdout.read()  # until it ends, without a wait for it
     queue = queue_of(psutil.Process(child.pid))
     while psutil.Process(child.pid).status() != psutil.STATUS_ZOMBIE:
         pass
-    assert local_states(lay_down("local"), queue) == ["CANCELLED", "CANCELLED"]
+    assert local_states(write_sweep("local"), queue) == ["CANCELLED", "CANCELLED"]
     child.wait()
 
 
-def test_a_local_queue_of_another_host_cannot_be_looked_at(lay_down: Callable[..., SweepFolder]) -> None:
+def test_queue_on_another_host_counts_as_living(write_sweep: Callable[..., SweepFolder]) -> None:
     queue = queue_of(psutil.Process(), host="another", earlier_s=60)
-    assert local_states(lay_down("local"), queue) == ["RUNNING", "PENDING"]
+    assert local_states(write_sweep("local"), queue) == ["RUNNING", "PENDING"]
 
 
-def test_a_task_that_was_cancelled_while_it_waited_may_be_known_to_nobody(
-    sacct: Sacct, lay_down: Callable[..., SweepFolder]
-) -> None:
-    folder = lay_down()
+def test_unlisted_task_is_cancelled(sacct: Sacct, write_sweep: Callable[..., SweepFolder]) -> None:
+    folder = write_sweep()
     ledger.record(folder.path, {"a": "7_0", "b": "7_1"}, 1.0)
     sacct.answer = [DONE]
-    assert states(folder) == ["COMPLETED", "PENDING"], "squeue still has it"
+    assert states(folder) == ["COMPLETED", "PENDING"], "squeue still lists it"
     sacct.queued = []
     assert states(folder) == ["COMPLETED", "CANCELLED"]
 
 
-def test_a_job_that_ran_is_not_taken_for_cancelled_while_sacct_is_late(
-    sacct: Sacct, lay_down: Callable[..., SweepFolder]
-) -> None:
-    folder = lay_down()
+def test_job_with_records_is_not_cancelled(sacct: Sacct, write_sweep: Callable[..., SweepFolder]) -> None:
+    folder = write_sweep()
     ledger.record(folder.path, {"a": "7_0"}, 1.0)
     (folder.run("a") / "metrics-rank00000.jsonl").touch()
     sacct.queued = []
     assert states(folder)[0] == "PENDING"
 
 
-def test_records_that_an_earlier_job_left_do_not_say_that_this_one_ran(
-    sacct: Sacct, lay_down: Callable[..., SweepFolder]
-) -> None:
-    folder = lay_down()
+def test_records_of_an_earlier_job(sacct: Sacct, write_sweep: Callable[..., SweepFolder]) -> None:
+    folder = write_sweep()
     records = folder.run("a") / "metrics-rank00000.jsonl"
     records.touch()
     os.utime(records, (1.0, 1.0))
@@ -210,19 +202,15 @@ def test_records_that_an_earlier_job_left_do_not_say_that_this_one_ran(
     assert states(folder)[0] == "CANCELLED"
 
 
-def test_a_job_that_was_just_sent_is_pending_though_nobody_knows_it(
-    sacct: Sacct, lay_down: Callable[..., SweepFolder]
-) -> None:
-    folder = lay_down()
+def test_new_unlisted_job_is_pending(sacct: Sacct, write_sweep: Callable[..., SweepFolder]) -> None:
+    folder = write_sweep()
     ledger.record(folder.path, {"a": "7_0"}, time.time())
     sacct.queued = []
     assert states(folder)[0] == "PENDING"
 
 
-def test_a_preempted_job_is_about_to_be_queued_again_for_a_minute(
-    sacct: Sacct, lay_down: Callable[..., SweepFolder]
-) -> None:
-    folder = lay_down()
+def test_preempted_job_is_requeued_for_a_minute(sacct: Sacct, write_sweep: Callable[..., SweepFolder]) -> None:
+    folder = write_sweep()
     ledger.record(folder.path, {"a": "7_0"}, 1.0)
     sacct.answer = [replace(DONE, state=State.PREEMPTED, end_s=int(time.time()) - 5)]
     assert states(folder)[0] == "REQUEUED"
@@ -230,8 +218,8 @@ def test_a_preempted_job_is_about_to_be_queued_again_for_a_minute(
     assert states(folder)[0] == "PREEMPTED"
 
 
-def test_what_sacct_tells_late_replaces_what_was_concluded(sacct: Sacct, lay_down: Callable[..., SweepFolder]) -> None:
-    folder = lay_down()
+def test_late_sacct_row_replaces_inferred_state(sacct: Sacct, write_sweep: Callable[..., SweepFolder]) -> None:
+    folder = write_sweep()
     ledger.record(folder.path, {"a": "7_0"}, 1.0)
     sacct.queued = []
     assert states(folder)[0] == "CANCELLED"

@@ -1,4 +1,4 @@
-"""How plans and results look to a person, as whole text."""
+"""The complete text of the tables of plans and results."""
 
 from __future__ import annotations
 
@@ -66,12 +66,12 @@ RESULTS = [
 ]  # fmt: skip
 
 
-def test_a_plan() -> None:
+def test_plan_table() -> None:
     text = rendered(plan_table(plan_of(ClusterProfile.model_validate({"time": "00:20:00"}))), 80)
     assert text + rendered(plan_table(plan_of(None)), 80) == (GOLDEN / "plan_table.txt").read_text(encoding="utf-8")
 
 
-def test_results_on_a_wide_and_on_a_narrow_terminal() -> None:
+def test_results_on_wide_and_narrow_terminals() -> None:
     text = "".join(rendered(results_table(RESULTS, "s on site", width), width) for width in (200, 100))
     assert text == (GOLDEN / "results_table.txt").read_text(encoding="utf-8")
 
@@ -88,12 +88,12 @@ LINKED = [
 ]  # fmt: skip
 
 
-def test_a_link_and_what_an_exchange_is_of_it() -> None:
+def test_link_run_and_share_of_the_link() -> None:
     text = "".join(rendered(results_table(LINKED, "s on site", width), width) for width in (200, 180))
     assert text == (GOLDEN / "linked_table.txt").read_text(encoding="utf-8")
 
 
-def test_the_estimates_of_an_exposed_exchange() -> None:
+def test_estimates_of_exposed_communication() -> None:
     check = result(
         run_id="2x1-a", check_exposed_ms=354.2, no_sync_exposed_ms=352.0, no_sync_difference=-0.006,
         no_sync_is_check=True, ddp_exposed_ms=353.0,
@@ -108,35 +108,35 @@ def test_the_estimates_of_an_exposed_exchange() -> None:
     ]
 
 
-def test_only_what_is_not_comparable_is_marked() -> None:
+def test_marks_only_incomparable_runs() -> None:
     assert "*" not in rendered(results_table(RESULTS[:1], "s on site", 200), 200)
 
 
-def test_a_failure_is_told_with_the_traceback_of_the_first_rank_and_the_log(tmp_path: Path) -> None:
+def test_failure_lines_name_traceback_and_log(tmp_path: Path) -> None:
     folder = SweepFolder(tmp_path / "s" / "site")
     folder.logs.mkdir(parents=True)
     for rank, time_s in ((0, 11.0), (3, 10.0)):
-        told = Failure(rank=rank, host="n", time_s=time_s, error="E", message="m", traceback="", user_error=False)
-        write_json(folder.run("a") / failure_name(rank), told)
+        failure = Failure(rank=rank, host="n", time_s=time_s, error="E", message="m", traceback="", user_error=False)
+        write_json(folder.run("a") / failure_name(rank), failure)
     ledger.record(folder.path, {"a": "6", "b": "7_1"}, 1.0)
     ledger.record(folder.path, {"a": "7_0"}, 2.0)
     for name in ("6_0_log.err", "7_0_0_log.err", "7_0_3_log.err", "7_1_0_log.err"):
         (folder.logs / name).touch()
     rows = [
         result(run_id="a", state="FAILED", reason="rank 3 on n: E: m"),
-        result(run_id="b", state="FAILED", reason="no rank said why: see its log"),
+        result(run_id="b", state="FAILED", reason="no rank reported an error: see its log"),
         result(run_id="c", state="COMPLETED"),
     ]
     assert failure_lines(rows, folder) == [
         "a  FAILED: rank 3 on n: E: m",
         f"    traceback in {folder.path}/runs/a/failure-rank00003.json",
         f"    log in {folder.path}/logs/7_0_3_log.err",
-        "b  FAILED: no rank said why: see its log",
+        "b  FAILED: no rank reported an error: see its log",
         f"    log in {folder.path}/logs/7_1_0_log.err",
     ]
 
 
-def test_the_log_of_a_local_run_is_found_too(tmp_path: Path) -> None:
+def test_log_of_a_local_run(tmp_path: Path) -> None:
     folder = SweepFolder(tmp_path / "s" / "local")
     (folder.logs / "local-5-0").mkdir(parents=True)
     (folder.logs / "local-5-0" / "4711_0_log.err").touch()

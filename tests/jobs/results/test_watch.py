@@ -1,4 +1,4 @@
-"""Waiting for a sweep: one line for every change, and nothing twice."""
+"""Waiting for a sweep: one line for every change, and no line twice."""
 
 from __future__ import annotations
 
@@ -37,27 +37,27 @@ OTHER = replace(PENDING, run_id="2x1-b", model="vit")
         ({"state": "TIMEOUT", "reason": "time limit reached"}, "1x1-a  bert  TIMEOUT: time limit reached"),
     ],
 )  # fmt: skip
-def test_a_change(changes: dict[str, Any], line: str) -> None:
+def test_change_line(changes: dict[str, Any], line: str) -> None:
     assert change_line(replace(PENDING, **changes)) == line
 
 
-def test_it_tells_every_change_once_and_ends_with_the_last_run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_prints_every_change_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     done = replace(PENDING, state="COMPLETED", samples_per_s=9.0)
     failed = replace(OTHER, state="FAILED", reason="rank 0 on n1: [lost] its data")
-    looks = [
+    answers = [
         Status((PENDING, OTHER), ()),
         Status((replace(PENDING, state="RUNNING", steps=1), OTHER), ("sacct is down",)),
         Status((replace(PENDING, state="RUNNING", steps=2), OTHER), ("sacct is down",)),
         Status((done, OTHER), ()),
         Status((done, failed), ()),
     ]
-    monkeypatch.setattr(jobs.results.watch, "read_status", lambda *_: looks.pop(0))
+    monkeypatch.setattr(jobs.results.watch, "read_status", lambda *_: answers.pop(0))
     buffer = io.StringIO()
     slept: list[float] = []
     with Watch(SweepFolder(tmp_path), Console(file=buffer, width=40), {}, poll_s=0.0) as watch:
         watch.wait(slept.append)
     assert watch.finished
-    assert (looks, len(slept)) == ([], 4)
+    assert (answers, len(slept)) == ([], 4)
     assert buffer.getvalue().splitlines() == [
         "1x1-a  bert  PENDING",
         "2x1-b  vit  PENDING",
@@ -68,15 +68,15 @@ def test_it_tells_every_change_once_and_ends_with_the_last_run(monkeypatch: pyte
     ]
 
 
-def test_it_looks_no_more_often_than_it_may(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    looks: list[int] = []
+def test_queries_at_most_once_per_interval(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    queries: list[int] = []
 
-    def look(*_: object) -> Status:
-        looks.append(1)
+    def count_query(*_: object) -> Status:
+        queries.append(1)
         return Status((PENDING,), ())
 
-    monkeypatch.setattr(jobs.results.watch, "read_status", look)
+    monkeypatch.setattr(jobs.results.watch, "read_status", count_query)
     with Watch(SweepFolder(tmp_path), Console(file=io.StringIO()), {}, poll_s=3600.0) as watch:
         for _ in range(5):
             watch.tick()
-    assert (len(looks), watch.finished) == (1, False)
+    assert (len(queries), watch.finished) == (1, False)
