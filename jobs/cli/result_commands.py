@@ -64,11 +64,8 @@ def collect(
     from jobs.storage.sweep_folder import find_folder
 
     folder = find_folder(sweeps_root(root), sweep, cluster)
-    if output is not None and (output.is_dir() or not output.parent.is_dir()):
-        reason = "its folder does not exist"
-        if output.is_dir():
-            reason = "it is a folder"
-        raise UserError(f"{str(output)!r} cannot be written: {reason}", where="-o")
+    if output is not None:
+        _check_output(output)
     current = read_status(folder)
     if folder.is_owner():
         write_text(folder.results_file, to_csv(current.results))
@@ -78,15 +75,31 @@ def collect(
     if format_ is Format.json:
         text = to_json(current.results, folder.sweep_name, folder.cluster_name)
     if output is not None:
-        if output.is_symlink() or (output.exists() and not output.is_file()):
-            output.write_text(text, encoding="utf-8")  # for example /dev/stdout, which a file must not replace
-        else:
-            write_text(output, text)
+        _write_output(output, text)
         print(f"wrote {output}")
     elif format_ is not None:
         print(text, end="")
         raise typer.Exit(exit_status(current.results))
     print_results(current.results, folder)
+
+
+def _check_output(output: Path) -> None:
+    reason = None
+    if output.is_dir():
+        reason = "it is a folder"
+    elif not output.parent.is_dir():
+        reason = "its folder does not exist"
+    if reason:
+        raise UserError(f"{str(output)!r} cannot be written: {reason}", where="-o")
+
+
+def _write_output(output: Path, text: str) -> None:
+    from disttrain.records.atomic_write import write_text
+
+    if output.is_symlink() or (output.exists() and not output.is_file()):
+        output.write_text(text, encoding="utf-8")  # for example /dev/stdout, which a file must not replace
+    else:
+        write_text(output, text)
 
 
 def figures(

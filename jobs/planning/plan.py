@@ -137,14 +137,7 @@ def slurm_parameters(name: str, allocation: Allocation, cluster: ClusterProfile)
         # submitit writes true as --option without a value. false has no option: it removes the value of the profile.
         "additional_parameters": {key: value for key, value in cluster.sbatch.items() if value is not False} or None,
     }
-    request: int | str = gpus
-    if cluster.gpu_type:
-        request = f"{cluster.gpu_type}:{gpus}"
-    if cluster.gpu_request == "gpus-per-node":
-        # Not --gpus-per-task: it hides the GPUs of a node from each other, and NVLink with them.
-        parameters["gpus_per_node"] = request
-    elif cluster.gpu_request == "gres":
-        parameters["gres"] = f"gpu:{request}"
+    parameters |= _gpu_parameters(cluster, gpus)
     if cluster.memory_gb_per_gpu is not None:
         parameters["mem"] = f"{math.ceil(cluster.memory_gb_per_gpu * gpus * 1024)}M"  # --mem=0 would mean all memory
     if cluster.max_running is not None:
@@ -154,6 +147,18 @@ def slurm_parameters(name: str, allocation: Allocation, cluster: ClusterProfile)
     for key in ("partition", "account", "qos", "constraint"):
         parameters[key] = getattr(cluster, key)
     return {key: value for key, value in parameters.items() if value is not None or key == "wckey"}
+
+
+def _gpu_parameters(cluster: ClusterProfile, gpus: int) -> dict[str, Any]:
+    request: int | str = gpus
+    if cluster.gpu_type:
+        request = f"{cluster.gpu_type}:{gpus}"
+    if cluster.gpu_request == "gpus-per-node":
+        # Not --gpus-per-task: it hides the GPUs of a node from each other, and NVLink with them.
+        return {"gpus_per_node": request}
+    if cluster.gpu_request == "gres":
+        return {"gres": f"gpu:{request}"}
+    return {}
 
 
 def setup_lines(cluster: ClusterProfile) -> list[str] | None:
