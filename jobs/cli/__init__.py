@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import os
+import platform
 import sys
+from typing import Annotated
 
 import typer
 
 from disttrain.errors import UserError
+from jobs import __version__
 from jobs.cli.plan_command import plan
 from jobs.cli.result_commands import collect, figures, status
 from jobs.cli.submit_command import submit
@@ -24,8 +27,13 @@ for command in (plan, submit, status, collect, figures):
 
 
 @app.callback(invoke_without_command=True)
-def _help(context: typer.Context) -> None:
-    if context.invoked_subcommand is None:
+def _without_command(
+    context: typer.Context,
+    version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False,
+) -> None:
+    if version:
+        print(f"disttrain-sweeps {__version__}, Python {platform.python_version()}")
+    elif context.invoked_subcommand is None:
         print(context.get_help())
 
 

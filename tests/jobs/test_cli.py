@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import os
+import platform
 import stat
 import subprocess
 import sys
@@ -18,7 +19,7 @@ import pytest
 
 from disttrain.records.record_files import failure_name, write_json
 from disttrain.records.summary_types import Failure
-from jobs import cli
+from jobs import __version__, cli
 from jobs.results.collect import COLUMNS
 from jobs.slurm.attempts import AccountingRow
 from jobs.slurm.states import State
@@ -265,6 +266,11 @@ def modules(code: str, folder: Path) -> set[str]:
 
 
 PRINT_MODULES = "print(*sys.modules, file=sys.stderr)"
+
+
+def test_version(sweep: Sweep) -> None:
+    printed = f"disttrain-sweeps {__version__}, Python {platform.python_version()}\n"
+    assert sweep("--version") == Output(0, printed, "")
 
 
 def test_help_loads_only_typer(tmp_path: Path) -> None:

@@ -1,0 +1,74 @@
+"""What the release before wrote is read: a queued job, a sweep's folder, records, a summary and a checkpoint.
+
+tests/make_former_release.py made the files with that release's code.
+"""
+
+from __future__ import annotations
+
+import json
+import pickle
+import shutil
+from pathlib import Path
+
+import pytest
+
+from disttrain.config.train_config import TrainConfig
+from disttrain.environment.rank_env import RankEnv
+from disttrain.records.record_files import metrics_name, read_records
+from disttrain.records.record_types import StartRecord, StepRecord
+from disttrain.run import run
+from jobs import cli
+from jobs.entry import RankTask
+
+FORMER = Path(__file__).parent / "golden" / "former_release"
+
+
+@pytest.fixture
+def former(tmp_path: Path) -> Path:
+    shutil.copytree(FORMER, tmp_path / "former")
+    return tmp_path / "former"
+
+
+def test_a_queued_job_is_read(former: Path) -> None:
+    job = pickle.loads((former / "queued_job.pkl").read_bytes())
+    assert isinstance(job.function, RankTask)
+    assert job.function.nodes in (1, 2)
+    assert job.function.gpus_per_node == 1
+
+
+def test_a_run_file_is_read(former: Path) -> None:
+    for path in former.glob("root/former/local/runs/*/run.json"):
+        assert TrainConfig(**json.loads(path.read_text())["train"]).max_steps == 12
+
+
+def test_a_sweep_folder_is_read(
+    former: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["sweep", "collect", str(former / "root" / "former" / "local"), "--format", "json"]
+    monkeypatch.setattr("sys.argv", arguments)
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    assert ended.value.code == 0
+    alone, pair = json.loads(capsys.readouterr().out)["runs"]
+    assert (alone["state"], pair["state"]) == ("COMPLETED", "COMPLETED")
+    assert (alone["exposed_comm_ms"], alone["overlapped_comm_ms"]) == (0.0, 0.0)
+    assert pair["exposed_comm_ms"] > 0.0
+    assert pair["exposed_comm_p95_ms"] >= pair["exposed_comm_ms"]
+
+
+def test_records_are_read(former: Path) -> None:
+    for path in former.glob("root/former/local/runs/*/metrics-*.jsonl"):
+        steps = [record for record in read_records(path) if isinstance(record, StepRecord)]
+        assert len(steps) == 12
+        assert all(step.exposed_comm_ms is not None and step.overlapped_comm_ms is not None for step in steps)
+
+
+def test_a_checkpoint_is_resumed(former: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(former)
+    monkeypatch.setenv("HF_HOME", str(former / "hf"))
+    written = json.loads((former / "killed" / "run.json").read_text())["train"]
+    summary = run(TrainConfig(**written), RankEnv(), former / "killed")
+    assert summary.steps == 12
+    records = list(read_records(former / "killed" / metrics_name(0)))
+    assert [record.step for record in records if isinstance(record, StepRecord)] == list(range(1, 13))
+    assert [record.first_step for record in records if isinstance(record, StartRecord)] == [1, 6]
