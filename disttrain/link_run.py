@@ -24,7 +24,7 @@ def run_link(
         group: The ranks.
         output_dir: The run's folder.
         checks: This rank's records of the start check.
-        notices: The notices of the start check.
+        notices: The notices so far: of the ranks' placement and of the start check.
     """
     for notice in notices:
         group.say(f"note: {notice}")

@@ -73,7 +73,8 @@ def run(config: TrainConfig, env: RankEnv, output_dir: Path) -> Summary:
 
     Raises:
         UserError: The config or the data are wrong.
-        Exception: Any other failure. For each error except NewerAttempt the rank has written its failure record.
+        Exception: Any other failure. For each error except NewerAttempt the rank has written its failure record, if the
+            folder can be written.
     """
     output_dir = output_dir.absolute()
     try:
@@ -108,11 +109,12 @@ def _naming_the_extra() -> Iterator[None]:
     try:
         yield
     except ModuleNotFoundError as error:
-        package = (error.name or "").partition(".")[0]
-        if package not in _TRAIN_PACKAGES:
+        # Python reports a missing package by its own name, also for `import torch.nn`. A missing submodule of an
+        # installed package is another mistake, and its traceback says where.
+        if error.name not in _TRAIN_PACKAGES:
             raise
         raise UserError(
-            f"the package {package!r} is not installed for {sys.executable}",
+            f"the package {error.name!r} is not installed for {sys.executable}",
             hint="pip install 'disttrain-sweeps[train]' for it, or set python in the cluster profile",
         ) from error
 

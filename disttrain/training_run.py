@@ -106,7 +106,7 @@ def train_and_summarise(
         checkpoints: The run's checkpoints; None if it saves none.
 
     Returns:
-        The summary, the same on every rank.
+        The summary. Rank 0's is the run's; the other ranks' are from their own records alone.
     """
     path = output_dir / record_files.metrics_name(group.env.rank)
     start = ResumePoint()

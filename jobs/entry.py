@@ -49,7 +49,7 @@ class RankTask:
             os.environ.setdefault("OMP_NUM_THREADS", str(self.threads))
         run_dir = Path(self.run_dir)
         try:
-            from disttrain.run import run  # loads torch, so it is imported only on a rank
+            from disttrain.run import run  # a rank imports it, the login node never does
 
             env = RankEnv.from_environ(os.environ)
             if self.folded:

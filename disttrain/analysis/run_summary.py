@@ -129,7 +129,7 @@ def summarise(
 
 
 def _quotient(total: float, count: float) -> float | None:
-    """None if nothing was counted."""
+    """None if nothing was counted, or no time has passed."""
     if not count:
         return None
     return total / count

@@ -21,7 +21,7 @@ from disttrain.distributed.group import Group
 from disttrain.errors import UserError
 from disttrain.records.record_files import RecordPosition, RecordWriter, is_intact, records_after
 from disttrain.records.record_types import CheckpointRecord
-from disttrain.records.versions import versions
+from disttrain.records.versions import STARTING, versions
 
 
 @dataclass(frozen=True)
@@ -252,7 +252,11 @@ def _restore(state: dict[str, Any], model: nn.Module, optimizer: torch.optim.Opt
 
 def _other_versions(before: dict[str, str], now: dict[str, str]) -> tuple[str, ...]:
     """A notice if the checkpoint was written with other versions of the packages that compute."""
-    changed = [f"{name} {before[name]} to {now[name]}" for name in now if before.get(name, now[name]) != now[name]]
+    changed = [
+        f"{name} {before[name]} to {now[name]}"
+        for name in now
+        if name not in STARTING and before.get(name, now[name]) != now[name]
+    ]
     if not changed:
         return ()
     return (f"since the checkpoint, {', '.join(changed)}: losses may differ from those of an uninterrupted run",)

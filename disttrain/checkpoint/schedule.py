@@ -10,8 +10,8 @@ from disttrain.config.cadence import Cadence
 _WARM_UP, _TIMED = 5, 5
 # Until the first checkpoint is written, its cost is estimated from its size and this speed. On a CPU the writing takes
 # cores from training (390 MB/s, hashed and synced, on the two cores of docs/benchmarks.md). A GPU only waits for the
-# copy into newly allocated memory (not measured).
-_CPU_BYTES_PER_S, _GPU_BYTES_PER_S = 400e6, 2e9
+# copy into newly allocated pinned memory (1.0 to 1.6 GB/s, docs/gpu.md).
+_CPU_BYTES_PER_S, _GPU_BYTES_PER_S = 400e6, 1e9
 
 
 class SaveSchedule:

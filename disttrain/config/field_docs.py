@@ -28,7 +28,7 @@ def describe_field(name: str) -> str:
         'number from 0 to 1; share of the steps over which lr rises linearly to its peak'
     """
     hint = _hints()[name]
-    unit = "".join(f" ({item.unit})" for item in _metadata(hint) if isinstance(item, Unit))
+    unit = next((f" ({item.unit})" for item in _metadata(hint) if isinstance(item, Unit)), "")
     meaning = next(item.documentation for item in _metadata(hint) if isinstance(item, DocInfo))
     return f"{_kind(hint)}{_bounds(hint)}{unit}; {meaning}"
 
@@ -103,8 +103,7 @@ def _kind_of(kind: Any) -> str:
 def _bounds(hint: Any) -> str:
     for item in _metadata(hint):
         if isinstance(item, Interval):
-            assert item.ge is not None, "an interval needs ge and le: other bounds have no text here"
-            assert item.le is not None, "an interval needs ge and le: other bounds have no text here"
+            assert None not in (item.ge, item.le), "only intervals with ge and le have a text"
             return f" from {item.ge} to {item.le}"
         if isinstance(item, Ge):
             return f" >= {item.ge}"

@@ -15,8 +15,8 @@ def leave_without_teardown() -> None:
     """Lets a finished rank exit without the interpreter's teardown, unless an exception follows.
 
     During teardown, a thread of torch may outlive its owner ("terminate called without an active exception"). This
-    happened occasionally with four gloo ranks. The rank then counts as failed, and the launcher ends the
-    other ranks before they have finished.
+    happened occasionally with four gloo ranks. The rank then counts as failed, and the launcher ends the other ranks
+    before they have finished.
     """
     failed, original_hook = False, sys.excepthook
 

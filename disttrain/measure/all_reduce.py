@@ -41,9 +41,8 @@ def measure_link(
     for size_bytes in sizes_bytes:
         if previous_bytes and not _repeats(previous_s * size_bytes / previous_bytes, 1, deadline_s, group):
             return
-        values = torch.zeros(
-            size_bytes // _FLOAT_BYTES, device=group.device
-        )  # the sum of ones would grow with every repeat
+        # Zeros, because a sum of ones would grow with every repeat.
+        values = torch.zeros(size_bytes // _FLOAT_BYTES, device=group.device)
         # The warm-up includes the first memory access and NCCL's setup for this size. If the estimate from the previous
         # size was too low, the deadline is noticed only now, one all-reduce late.
         (warm_up_ms,) = _slowest_times(values, 1, group)

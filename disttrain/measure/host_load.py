@@ -37,10 +37,9 @@ class Host:
         """
         now_s, used_s = time.monotonic(), cpu_s()
         before, self._before = self._before, (now_s, used_s)
-        own_percent = host_percent = None
+        own_percent = None
         host_average = psutil.cpu_percent()  # the first call returns 0.0, for an empty interval
-        if before is not None:
-            host_percent = host_average
+        host_percent = None if before is None else host_average
         if before is not None and used_s is not None and before[1] is not None:
             own_percent = max(0.0, used_s - before[1]) / max(1e-9, now_s - before[0]) * 100
         memory = psutil.virtual_memory()

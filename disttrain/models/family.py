@@ -43,7 +43,7 @@ class BuiltModel:
 
 
 class Family(Protocol):
-    """A model family: a module like bert.py and vit.py, or a class of your own with these attributes.
+    """A model family: a module like disttrain/models/bert.py, or a class of your own with these attributes.
 
     A class is instantiated without arguments. It may use everything that a run has, and this package need not change.
     """

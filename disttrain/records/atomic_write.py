@@ -1,4 +1,4 @@
-"""Atomic file writes: after a crash a file is either complete or absent."""
+"""Atomic file writes: a reader sees the old file or the complete new one, with `sync` also after a power cut."""
 
 from __future__ import annotations
 

@@ -25,9 +25,8 @@ from disttrain.measure.phase_timer import PhaseTimer
 # Most buffers are constants (positions, mean pixels) and equal on every rank. If rank 0 sent them at each forward pass,
 # the other ranks would wait for them in the time of the forward pass. `broadcast_buffers` sends them when needed.
 # torch 2.14 renamed the argument.
-_ARGUMENTS = inspect.signature(DistributedDataParallel).parameters
-_BUFFERS_ARGUMENT = next(name for name in ("forward_sync_buffers", "broadcast_buffers") if name in _ARGUMENTS)
-_NO_BUFFERS: dict[str, Any] = {_BUFFERS_ARGUMENT: False}
+_RENAMED = "forward_sync_buffers" in inspect.signature(DistributedDataParallel).parameters
+_NO_BUFFERS: dict[str, Any] = {"forward_sync_buffers" if _RENAMED else "broadcast_buffers": False}
 
 
 def wrap_ddp(model: nn.Module, group: Group, config: TrainConfig, timer: PhaseTimer) -> nn.Module:

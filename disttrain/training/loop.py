@@ -169,10 +169,9 @@ class TrainingLoop:
         """Saves a checkpoint if one is due, and gets rank 0's decision on the next one."""
         if checkpoints.saves_at_due:
             self._step_writer.flush()
+            train_s = self._train_s()
             broadcast_buffers(self._model, self._group)
-            checkpoints.save(
-                step.end, self._model, self._optimizer, len(self._train_examples), self._train_s(), self._writer
-            )
+            checkpoints.save(step.end, self._model, self._optimizer, len(self._train_examples), train_s, self._writer)
         checkpoints.decide(step.step)
         self._timer.restart()
 
