@@ -53,10 +53,13 @@ docs: $(VENV)/.installed-docs
 
 # The pages that are generated from the code; tests compare them.
 pages: $(VENV)/.installed-test
-	$(BIN)/python -m disttrain.config.field_docs > docs/config.md
-	$(BIN)/python -m disttrain.records.record_docs > docs/records.md
-	$(BIN)/python -m jobs.cli.command_docs > docs/commands.md
-	$(BIN)/python docs/figures/flow.py > docs/figures/flow.svg
+	$(call write,docs/config.md,-m disttrain.config.field_docs)
+	$(call write,docs/records.md,-m disttrain.records.record_docs)
+	$(call write,docs/commands.md,-m jobs.cli.command_docs)
+	$(call write,docs/figures/flow.svg,docs/figures/flow.py)
+
+# An error leaves the page as it is.
+write = $(BIN)/python $(2) > build-page && mv build-page $(1)
 
 # torch.compile needs a C++ compiler on a CPU. As root on Debian it is installed; elsewhere its tests are skipped.
 .PHONY: compiler

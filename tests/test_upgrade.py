@@ -37,7 +37,9 @@ def test_a_queued_job_is_read(former: Path) -> None:
 
 
 def test_a_run_file_is_read(former: Path) -> None:
-    for path in former.glob("root/former/local/runs/*/run.json"):
+    paths = list(former.glob("root/former/local/runs/*/run.json"))
+    assert len(paths) == 2
+    for path in paths:
         assert TrainConfig(**json.loads(path.read_text())["train"]).max_steps == 12
 
 
@@ -57,7 +59,9 @@ def test_a_sweep_folder_is_read(
 
 
 def test_records_are_read(former: Path) -> None:
-    for path in former.glob("root/former/local/runs/*/metrics-*.jsonl"):
+    paths = list(former.glob("root/former/local/runs/*/metrics-*.jsonl"))
+    assert len(paths) == 3
+    for path in paths:
         steps = [record for record in read_records(path) if isinstance(record, StepRecord)]
         assert len(steps) == 12
         assert all(step.exposed_comm_ms is not None and step.overlapped_comm_ms is not None for step in steps)

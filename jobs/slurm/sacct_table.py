@@ -79,8 +79,7 @@ def _with_steps(records: Iterable[dict[str, str]]) -> list[tuple[dict[str, str],
     jobs: list[tuple[dict[str, str], list[dict[str, str]]]] = []
     for record in records:
         match = _JOB_ID.fullmatch(record["JobID"])
-        assert match is not None, "_records returns only rows with a job id"
-        step = match["step"]
+        step = match["step"] if match else None
         if step is None:
             jobs.append((record, []))
         elif jobs and jobs[-1][0]["JobID"] == record["JobID"].removesuffix(step):

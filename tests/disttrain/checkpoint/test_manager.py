@@ -181,7 +181,9 @@ def test_resumes_after_a_kill_in_a_save(bert_config: TrainConfig, run_ranks: Cal
 
 def with_another_torch(config: TrainConfig, env: RankEnv, output_dir: Path) -> None:
     monkeypatch = pytest.MonkeyPatch()
-    monkeypatch.setattr(disttrain.checkpoint.manager, "versions", lambda: {**versions(), "torch": "1.0", "submitit": "9"})
+    monkeypatch.setattr(
+        disttrain.checkpoint.manager, "versions", lambda: {**versions(), "torch": "1.0", "submitit": "9"}
+    )
     run(config, env, output_dir)
 
 

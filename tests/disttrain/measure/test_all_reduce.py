@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-import disttrain.measure.all_reduce
+import disttrain.link_run
 from disttrain.analysis.bandwidth import bus_bandwidth
 from disttrain.config.train_config import TrainConfig
 from disttrain.distributed.group import Group, process_group
@@ -56,7 +56,7 @@ def test_the_link_is_in_the_summary(run_ranks: RunRanks) -> None:
 
 
 def run_small(config: TrainConfig, env: RankEnv, output_dir: Path) -> None:
-    pytest.MonkeyPatch().setattr(disttrain.measure.all_reduce, "measure_link", partial(measure_link, sizes_bytes=SMALL))
+    pytest.MonkeyPatch().setattr(disttrain.link_run, "measure_link", partial(measure_link, sizes_bytes=SMALL))
     run(config, env, output_dir)
 
 
@@ -89,7 +89,7 @@ def test_a_failed_rank_fails_the_run(run_ranks: RunRanks) -> None:
 
 def run_without_rank_1(config: TrainConfig, env: RankEnv, output_dir: Path) -> None:
     if env.rank == 1:
-        pytest.MonkeyPatch().setattr(disttrain.measure.all_reduce, "measure_link", unplugged)
+        pytest.MonkeyPatch().setattr(disttrain.link_run, "measure_link", unplugged)
     run(config, env, output_dir)
 
 

@@ -55,6 +55,10 @@ def test_a_compiled_model_gets_few_widths(max_length: int, width: int) -> None:
     batch = examples.batch([1, 0])
     assert batch["input_ids"].tolist() == [[2, 3, *[9] * (width - 2)], [1, *[9] * (width - 1)]]
     assert batch["attention_mask"].sum(dim=1).tolist() == [2, 1]
+    full = TextExamples(
+        np.arange(8, dtype=np.int32), np.array([0, 8]), np.array([0]), 9, compiled_max_length=max(8, max_length)
+    )
+    assert full.batch([0])["attention_mask"].tolist() == [[1] * 8], "a mask also without padding"
 
 
 def test_a_tokenizer_is_the_same_in_every_process() -> None:
