@@ -112,7 +112,7 @@ class TrainConfig:
     ] = None
     compact_vocab: Annotated[
         bool,
-        doc("with a checkpoint: train only the embedding rows of tokens that occur; AdamW would only decay the rest"),
+        doc("with a checkpoint: train only the embedding rows of tokens that occur; the other rows get no gradient"),
     ] = True
     trim_last_layer: Annotated[
         bool,

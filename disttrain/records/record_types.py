@@ -7,7 +7,19 @@ from typing import Annotated, ClassVar, get_args
 
 from annotated_types import Unit, doc
 
-from disttrain.records.figure_sources import DATA, HOST_CLOCK, LOOP, NVML, PLACE, PSUTIL, SYSTEM, TORCH, WALL
+from disttrain.records.figure_sources import (
+    DATA,
+    EXCEPTION,
+    HOST_CLOCK,
+    LOOP,
+    NVML,
+    PACKAGES,
+    PLACE,
+    PSUTIL,
+    SYSTEM,
+    TORCH,
+    WALL,
+)
 from disttrain.records.timing_types import (
     CheckRecord,
     ClockRecord,
@@ -66,7 +78,7 @@ class StartRecord:
         bool, doc("True if all nodes of the allocation are this one host; times are then not comparable."), PLACE
     ]
     threads: Annotated[int, doc("Number of CPU threads that torch uses for computation."), TORCH]
-    versions: Annotated[dict[str, str], doc("Versions of Python and of the libraries."), SYSTEM]
+    versions: Annotated[dict[str, str], doc("Versions of Python and of the libraries."), PACKAGES]
     parameters: Annotated[
         int,
         doc("Number of trained parameters; a compact vocabulary has embedding rows only for tokens that occur."),
@@ -111,7 +123,7 @@ class CheckpointRecord:
         float, Unit("s"), doc("Duration of the write in the background, while training continues."), HOST_CLOCK
     ]
     size_bytes: Annotated[int | None, Unit("bytes"), doc("Size of the file; null if the write failed."), SYSTEM]
-    error: Annotated[str | None, doc("Reason why the write failed; null if it succeeded."), SYSTEM]
+    error: Annotated[str | None, doc("Reason why the write failed; null if it succeeded."), EXCEPTION]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -178,7 +190,7 @@ class TelemetryRecord:
     error: Annotated[
         str | None,
         doc("Error of a figure that an earlier sample could read; an unsupported figure is not an error."),
-        SYSTEM,
+        EXCEPTION,
     ] = None
 
 

@@ -12,11 +12,13 @@ from disttrain.records.figure_sources import (
     DDP_LOGGER,
     DEVICE_CLOCK,
     EVALS,
+    EXCEPTION,
     HOOK,
     HOST_CLOCK,
     LINKS,
     LOOP,
     NVML,
+    PACKAGES,
     PLACE,
     RANKS,
     STEPS,
@@ -48,7 +50,7 @@ class RunInfo:
     gpus_per_node: Annotated[int, doc("Number of GPUs per node in the allocation."), CONFIG]
     world_size: Annotated[int, doc("Number of ranks."), CONFIG]
     train: Annotated[dict[str, Any], doc("The resolved config."), CONFIG]
-    versions: Annotated[dict[str, str], doc("Versions of Python and of the libraries."), SYSTEM]
+    versions: Annotated[dict[str, str], doc("Versions of Python and of the libraries."), PACKAGES]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,10 +63,10 @@ class Failure:
     rank: Annotated[int, doc("The rank that failed."), PLACE]
     host: Annotated[str, doc("Name of its host."), SYSTEM]
     time_s: Annotated[float, Unit("s since 1970"), doc("Time of the failure."), WALL]
-    error: Annotated[str, doc("Class name of the exception."), SYSTEM]
-    message: Annotated[str, doc("Message of the exception."), SYSTEM]
-    traceback: Annotated[str, doc("Traceback of the exception."), SYSTEM]
-    user_error: Annotated[bool, doc("True if the mistake is in the config or the data, not in the program."), SYSTEM]
+    error: Annotated[str, doc("Class name of the exception."), EXCEPTION]
+    message: Annotated[str, doc("Message of the exception."), EXCEPTION]
+    traceback: Annotated[str, doc("Traceback of the exception."), EXCEPTION]
+    user_error: Annotated[bool, doc("True if the mistake is in the config or the data, not in the program."), EXCEPTION]
 
 
 # A field with a default was added later; the default lets older files be read.

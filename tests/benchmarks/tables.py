@@ -20,6 +20,7 @@ from tests.benchmarks.stats import Ratio, Runs, best_peer, paired_ratio, speeds
 from tests.benchmarks.work import Result
 
 NONE = "-"
+HEAD = "# Benchmarks\n\nOurs is this training core; peers are HF Trainer, accelerate and Fabric.\n"
 
 
 @dataclass(frozen=True)
@@ -176,10 +177,10 @@ def markdown(title: str, facts: Mapping[str, str], grids: Sequence[Grid]) -> str
         facts: The date, the machine, the versions and the command.
         grids: The tables of the part.
     """
-    parts = [f"# {title}\n\n" + "\n".join(f"- {name}: {value}" for name, value in facts.items())]
+    parts = [f"## {title}\n\n" + "\n".join(f"- {name}: {value}" for name, value in facts.items())]
     for grid in grids:
         table = [_line(grid.header), _line(["---"] * len(grid.header)), *map(_line, grid.rows)]
-        parts.append(f"## {grid.title}\n\n{grid.note}\n\n" + "\n".join(table))
+        parts.append(f"### {grid.title}\n\n{grid.note}\n\n" + "\n".join(table))
     return "\n\n".join(parts) + "\n"
 
 
@@ -214,10 +215,11 @@ def publish(title: str, facts: Mapping[str, str], grids: Sequence[Grid], out: Pa
 def write_part(page: Path, title: str, part: str) -> None:
     """Writes a part of `markdown` to a page, replacing the part with the same title; other parts do not change."""
     before = page.read_text(encoding="utf-8") if page.exists() else ""
-    parts = {text.partition("\n")[0]: text for text in re.split(r"^# ", before, flags=re.MULTILINE)[1:]}
-    parts[title] = part.removeprefix("# ")
+    parts = {text.partition("\n")[0]: text for text in re.split(r"^## ", before, flags=re.MULTILINE)[1:]}
+    parts[title] = part.removeprefix("## ")
     page.parent.mkdir(parents=True, exist_ok=True)
-    page.write_text("\n".join(f"# {text.rstrip()}\n" for text in parts.values()), encoding="utf-8")
+    sections = [f"## {text.rstrip()}\n" for text in parts.values()]
+    page.write_text("\n".join([HEAD, *sections]), encoding="utf-8")
 
 
 def _line(values: Sequence[str]) -> str:

@@ -266,9 +266,13 @@ def test_markdown_of_all_tables() -> None:
 
 def test_page_keeps_its_other_parts(tmp_path: Path) -> None:
     page = tmp_path / "docs" / "page.md"
-    for title, text in (("One", "# One\n\nold\n"), ("Two", "# Two\n\n## Grid\n\n| # |\n"), ("One", "# One\n\nnew\n")):
+    for title, text in (
+        ("One", "## One\n\nold\n"),
+        ("Two", "## Two\n\n### Grid\n\n| # |\n"),
+        ("One", "## One\n\nnew\n"),
+    ):
         tables.write_part(page, title, text)
-    assert page.read_text(encoding="utf-8") == "# One\n\nnew\n\n# Two\n\n## Grid\n\n| # |\n"
+    assert page.read_text(encoding="utf-8") == f"{tables.HEAD}\n## One\n\nnew\n\n## Two\n\n### Grid\n\n| # |\n"
 
 
 @pytest.mark.parametrize("contenders", ["ours", "hf,hf_tuned", "accelerate", "fabric"])

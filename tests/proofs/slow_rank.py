@@ -1,4 +1,4 @@
-"""Proof: on the real Slurm, a slowed rank is named as slow in every run, and no rank is named in even runs."""
+"""Proof: on the real Slurm, a slowed rank is named as slow in every run, and no rank is named in unslowed runs."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from disttrain.records.summary_types import Summary
 from tests.proofs.sweeping import cluster_environ, run_sweep
 
 RUNS = 10
-# The ranks of one node are stopped and continued by turns: they run half of the time.
+# The ranks of one node are stopped and continued alternately: they run half of the time.
 STOPPED_S, RUNNING_S = 0.01, 0.01
 SLOW_RANK, SLOW_NODE = 1, "node2"
 AT_START = f"rank {SLOW_RANK} on {SLOW_NODE} is slow at the start: "
@@ -45,7 +45,7 @@ class RankReport:
 
 
 def prove() -> str:
-    """Ten even runs, and ten of the same runs with a slowed rank on one node."""
+    """Ten unslowed runs, and ten of the same runs with a slowed rank on one node."""
     return report(observe(slowed=False), observe(slowed=True))
 
 
@@ -63,24 +63,24 @@ def observe(*, slowed: bool) -> list[RankReport]:
         return [_read(runs / row["run_id"]) for row in rows]
 
 
-def report(even: list[RankReport], slowed: list[RankReport]) -> str:
+def report(unslowed: list[RankReport], slowed: list[RankReport]) -> str:
     """Checks the results and describes them."""
-    assert len(even) == len(slowed) == RUNS
-    notices = [notice for run in even for notice in run.slow_notices]
-    assert not notices, f"in an even run: {notices[0]}"
+    assert len(unslowed) == len(slowed) == RUNS
+    notices = [notice for run in unslowed for notice in run.slow_notices]
+    assert not notices, f"in an unslowed run: {notices[0]}"
     for run in slowed:
         named = (run.check.slowest_rank, run.summary.slowest_rank, run.summary.slowest_host)
         assert named == (SLOW_RANK, SLOW_RANK, SLOW_NODE), f"another rank is named: {run}"
         for text in (AT_START, IN_TRAINING):
             assert any(notice.startswith(text) for notice in run.slow_notices), f"no notice says {text!r}: {run}"
-    rows = "\n".join(_row(name, runs) for name, runs in (("even", even), ("slowed", slowed)))
+    rows = "\n".join(_row(name, runs) for name, runs in (("unslowed", unslowed), ("slowed", slowed)))
     return f"""\
 `tests/proofs/slow_rank.yaml` runs on the two-node test cluster, with one rank on each node. Half of the runs use
-`detailed_timing`. The even runs are not changed. In the slowed runs, the processes on {SLOW_NODE} are stopped for
-{STOPPED_S * 1000:.0f} ms and continued for {RUNNING_S * 1000:.0f} ms by turns. The table has the time of the slowest
-rank divided by that of the other rank: minimum to maximum, and median. It has this ratio for the matrix product at the
-start, and for a step's own work. Both checks must name the rank on {SLOW_NODE} in every slowed run, and no
-rank in an even run.
+`detailed_timing`. The unslowed runs are not changed. In the slowed runs, the processes on {SLOW_NODE} are stopped for
+{STOPPED_S * 1000:.0f} ms and continued for {RUNNING_S * 1000:.0f} ms, alternately. The table has the time of the
+slowest rank divided by that of the other rank: minimum to maximum, and median. It has this ratio for the matrix product
+at the start, and for a step's own work. Both checks must name the rank on {SLOW_NODE} in every slowed run, and no
+rank in an unslowed run.
 
 | | runs | at the start | own work, detailed | own work, not detailed | runs with a notice |
 |---|---|---|---|---|---|

@@ -52,5 +52,5 @@ def prove() -> str:
 
 The link run (`measure_link: true`) measured the same link: its latency is {link["link_latency_ms"]:.2f} ms. The bus
 bandwidth of its largest message is {share:.2f} times {RATE * PAYLOAD:.0f} Mbit/s, the rate without packet headers; an
-error of {TOLERANCE:.0%} is allowed. A message that fits into the kernel's bucket of {BURST} passes faster. The bus
-bandwidth of the run's exchange is {run["link_share"]:.0%} of that of the link."""
+error of {TOLERANCE:.0%} is allowed. A message that fits into the shaper's token buffer ({BURST.replace("kb", " kB")})
+passes faster. The bus bandwidth of the run's exchange is {run["link_share"]:.0%} of that of the link."""
