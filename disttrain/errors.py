@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Sequence
+from collections.abc import Collection
 
 
 class UserError(Exception):
@@ -52,15 +52,23 @@ class BrokenNode(RuntimeError):
     """A rank computes wrong results: its training is worthless, and the fault is in its machine, not the user's."""
 
 
-def suggest_name(name: str, known: Sequence[str], otherwise: str) -> str:
+def suggest_name(name: str, known: Collection[str], otherwise: str, *, cutoff: float = 0.6) -> str:
     """A hint for an unknown name: the known name that is closest to it, or another hint if none is close.
+
+    Args:
+        name: The unknown name.
+        known: The known names. If only one of them starts with `name`, it counts as close.
+        otherwise: The hint if no known name is close.
+        cutoff: The least similarity of a close name, from 0 to 1, as for `difflib.get_close_matches`.
 
     Example:
         >>> suggest_name("epoch", ["epochs", "lr"], "the fields are: epochs, lr")
         'did you mean epochs?'
     """
-    close = difflib.get_close_matches(name, known, n=1)
-    if close:
+    close = difflib.get_close_matches(name, known, n=1, cutoff=cutoff)
+    if not close and len(name) > 1:
+        close = [candidate for candidate in known if candidate.startswith(name)]
+    if len(close) == 1:
         return f"did you mean {close[0]}?"
     return otherwise
 

@@ -41,7 +41,7 @@ def launch(plan: Plan, sweep: Sweep, *, max_ranks: int | None, on_poll: Callable
     queue = None
     if plan.cluster_name != LOCAL:
         require_slurm(plan.cluster_name)
-    folder.path.mkdir(parents=True, exist_ok=True)
+    _create(folder)
     with submission_lock(folder.path):
         ledger = read_ledger(folder.path)
         _check_same_data(folder, plan, ledger)
@@ -55,6 +55,16 @@ def launch(plan: Plan, sweep: Sweep, *, max_ranks: int | None, on_poll: Callable
             queue = send_to_local(missing, max_ranks, time.time, in_process=on_poll is not None)
     if queue and on_poll:
         queue.run(on_poll)
+
+
+def _create(folder: SweepFolder) -> None:
+    try:
+        folder.path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        message = f"{error.filename!r} cannot be created"
+        if not isinstance(error, FileNotFoundError):  # in /proc, for example, the reason would only confuse
+            message += f": {error.strerror}"
+        raise UserError(message, where="--root", hint="choose another folder, with --root or $SWEEP_ROOT") from None
 
 
 def _prepare(folder: SweepFolder, sweep: Sweep, plan: Plan, missing: Plan, submitted_ids: Collection[str]) -> None:

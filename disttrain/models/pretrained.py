@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import pickle
 import warnings
 from collections.abc import Mapping, Sequence
@@ -16,7 +15,7 @@ from torch import nn
 from transformers import PretrainedConfig
 from transformers.utils import logging
 
-from disttrain.errors import UserError
+from disttrain.errors import UserError, suggest_name
 from disttrain.models.family import BuiltModel
 
 # The fields of a transformers config that the user cannot set, with the reason.
@@ -160,8 +159,7 @@ def from_architecture(
         if name in run_fields and run_fields[name] != value:
             raise UserError(f"{value!r} contradicts the run's {run_fields[name]!r}", where=where, hint="drop it here")
         if name not in known:
-            close = difflib.get_close_matches(name, known, n=1)
-            hint = f"did you mean {close[0]}?" if close else f"the fields are: {', '.join(known)}"
+            hint = suggest_name(name, known, f"the fields are: {', '.join(known)}")
             raise UserError(f"unknown field {name!r} of {config_class.__name__}", where=where, hint=hint)
     try:
         config = config_class(**{**architecture, **run_fields}, **_classes(label_names))

@@ -14,6 +14,7 @@ from jobs import __version__
 from jobs.cli.plan_command import plan
 from jobs.cli.result_commands import collect, figures, status
 from jobs.cli.submit_command import submit
+from jobs.cli.usage_errors import Command, UsageError, usage_message
 
 app = typer.Typer(
     name="sweep",
@@ -23,7 +24,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 for command in (plan, submit, status, collect, figures):
-    app.command()(command)
+    app.command(cls=Command)(command)
 
 
 @app.callback(invoke_without_command=True)
@@ -37,11 +38,6 @@ def _without_command(
         print(context.get_help())
 
 
-# typer includes its own click from 0.29 on, and imports the package click before that. In both cases, BadParameter
-# derives from the class of all usage errors.
-_UsageError: type[Exception] = typer.BadParameter.__mro__[1]
-
-
 def main() -> None:
     """Runs the command. A user's mistake gives one line on stderr and exit status 2."""
     try:
@@ -49,9 +45,8 @@ def main() -> None:
         sys.stdout.flush()
     except UserError as error:
         _fail(str(error))
-    except _UsageError as error:
-        command = getattr(getattr(error, "ctx", None), "command_path", "sweep")
-        _fail(f"{_usage_message(error)} (see {command} --help)")
+    except UsageError as error:
+        _fail(usage_message(error))
     except (typer.Abort, KeyboardInterrupt):
         sys.exit(130)
     except BrokenPipeError:
@@ -71,12 +66,6 @@ def _exit_without_reader() -> None:
     """Ends without an error after the reader of a pipe has closed it (| head). Nothing more can be printed."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
     sys.exit(0)
-
-
-def _usage_message(error: Exception) -> str:
-    """The message of a usage error, on one line."""
-    message = str(getattr(error, "format_message", error.__str__)())
-    return " ".join(message.split()).rstrip(".")
 
 
 def _fail(message: str) -> None:

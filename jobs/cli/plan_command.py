@@ -25,6 +25,8 @@ def plan(
     from jobs.planning.plan import plan_json
     from jobs.results.tables import plan_table
 
+    if scripts and json_:
+        raise UserError("--scripts and --json are both given", hint="choose one")
     _, sweep_plan = plan_sweep(file, cluster, set_ or [], root)
     if json_:
         print_json(plan_json(sweep_plan))

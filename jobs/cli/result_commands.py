@@ -50,7 +50,7 @@ def collect(
             "-o",
             "--output",
             metavar="FILE",
-            help="Write all columns to FILE, as CSV or JSON. Default: JSON for *.json, otherwise CSV.",
+            help="Write all columns to FILE: as JSON for *.json, as CSV for *.csv, or in the format of --format.",
         ),
     ] = None,
 ) -> None:
@@ -65,7 +65,7 @@ def collect(
 
     folder = find_folder(sweeps_root(root), sweep, cluster)
     if output is not None:
-        _check_output(output)
+        _check_output(output, format_)
     current = read_status(folder)
     if folder.is_owner():
         write_text(folder.results_file, to_csv(current.results))
@@ -83,7 +83,10 @@ def collect(
     print_results(current.results, folder)
 
 
-def _check_output(output: Path) -> None:
+def _check_output(output: Path, format_: Format | None) -> None:
+    if format_ is None and output.suffix not in ("", ".csv", ".json"):
+        message = f"{str(output)!r} ends with {output.suffix!r}, and the table is written as CSV or JSON"
+        raise UserError(message, where="-o", hint="use .csv or .json, or add --format")
     reason = None
     if output.is_dir():
         reason = "it is a folder"

@@ -53,6 +53,8 @@ def submit(
     from jobs.launch import debug, launch
     from jobs.planning.cluster_profile import DEBUG, LOCAL
 
+    if poll is not None and not wait:
+        raise UserError(f"--poll {poll:g} needs --wait", hint="add --wait, or leave out --poll")
     sweep, plan = plan_sweep(file, cluster, set_ or [], root)
     if max_parallel is not None and plan.cluster_name != LOCAL:
         hint = "for Slurm, set max_running in the cluster profile"

@@ -38,7 +38,7 @@ class Allocation:
         """
         if isinstance(text, str) and (match := _ALLOCATION.fullmatch(text)):
             return cls(int(match[1]), int(match[2]))
-        hint = "write <nodes>x<GPUs per node>, for example 1x4 or 2x2"
+        hint = "write <nodes>x<GPUs per node>, both at least 1, for example 1x4 or 2x2"
         raise UserError(f"{text!r} is not an allocation", where=where, hint=hint)
 
     @property

@@ -15,8 +15,10 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic_core import ErrorDetails
 
-from disttrain.errors import UserError
-from jobs.planning.yaml_file import did_you_mean, load_yaml
+from disttrain.config.value_errors import describe_value_error
+from disttrain.errors import UserError, suggest_name
+from jobs.planning.yaml_file import load_yaml
+from jobs.planning.yaml_nodes import dotted
 
 LOCAL = "local"
 DEBUG = "debug"
@@ -45,8 +47,8 @@ class ClusterProfile(BaseModel):
     time: Line = Field("01:00:00", description="time limit of one run in sbatch's format: MM, HH:MM:SS or D-HH:MM:SS")
     gpu_request: Literal["gpus-per-node", "gres", "none"] = "gpus-per-node"
     gpu_type: Line | None = None
-    cpus_per_gpu: int = Field(4, ge=1)
-    memory_gb_per_gpu: float | None = Field(None, gt=0)
+    cpus_per_gpu: int = Field(4, ge=1, description="CPU cores of each rank")
+    memory_gb_per_gpu: float | None = Field(None, gt=0, description="write a number of GB, for example 32")
     python: Line | None = Field(
         None, description="Python interpreter on the compute nodes; default: the one that runs sweep"
     )
@@ -90,7 +92,8 @@ def parse_time_s(text: str) -> int:
             hours, minutes, rest = {1: [0, *parts, 0], 2: [0, *parts], 3: parts}[len(parts)]
             seconds = hours * 3600 + minutes * 60 + rest
     if seconds == 0:
-        raise UserError(f"time {text!r} is not a time limit", hint="write MM, HH:MM:SS or D-HH:MM:SS, as for sbatch")
+        hint = "write MM, HH:MM:SS or D-HH:MM:SS, as for sbatch"
+        raise UserError(f"time is {text!r}, not a time limit", hint=hint)
     return seconds
 
 
@@ -124,7 +127,9 @@ def override(cluster: ClusterProfile, changes: Mapping[str, Any], where: Callabl
 def _validate(values: Mapping[str, Any], where: Callable[[str], str]) -> ClusterProfile:
     for key in values:
         if key not in ClusterProfile.model_fields:
-            hint = did_you_mean(key, ClusterProfile.model_fields)
+            hint = suggest_name(
+                key, ClusterProfile.model_fields, f"the keys are: {', '.join(ClusterProfile.model_fields)}", cutoff=0.7
+            )
             raise UserError(f"unknown key {key!r}", where=where(key), hint=hint)
     # Strict mode does not accept a list for a tuple, and YAML has no tuples.
     values = {**values}
@@ -133,7 +138,7 @@ def _validate(values: Mapping[str, Any], where: Callable[[str], str]) -> Cluster
     try:
         cluster = ClusterProfile.model_validate(values)
     except ValidationError as error:
-        raise _value_error(error.errors(include_url=False)[0], where) from None
+        raise _value_error(error.errors(include_url=False), where) from None
     _check_sbatch_options(cluster, where)
     try:
         parse_time_s(cluster.time)
@@ -142,14 +147,20 @@ def _validate(values: Mapping[str, Any], where: Callable[[str], str]) -> Cluster
     return cluster
 
 
-def _value_error(first: ErrorDetails, where: Callable[[str], str]) -> UserError:
+def _value_error(errors: Sequence[ErrorDetails], where: Callable[[str], str]) -> UserError:
     """The error for a value that pydantic did not accept."""
-    key, value = str(first["loc"][0]), first["input"]
-    reason = first["msg"].replace("valid tuple", "list")
-    hint = ClusterProfile.model_fields[key].description
-    if first["type"] == "string_type" and isinstance(value, int | float):
-        hint = f'quote it: "{value}"'
-    return UserError(f"{key} is {value!r}: {reason[:1].lower()}{reason[1:]}", where=where(key), hint=hint)
+    key, *inner = errors[0]["loc"]
+    name = str(key)
+    if name in ("setup", "sbatch"):  # their items have names
+        name = dotted((name, *inner[:1]))
+    message, hint = describe_value_error(name, errors, ClusterProfile.model_fields[str(key)].description or "")
+    value = errors[0]["input"]
+    if key == "time" and isinstance(value, int | float):
+        try:
+            parse_time_s(str(value))
+        except UserError as error:  # quotes would not make it a time limit
+            message, hint = f"time is {value!r}, not a time limit", error.hint or ""
+    return UserError(message, where=where(str(key)), hint=hint)
 
 
 def _check_sbatch_options(cluster: ClusterProfile, where: Callable[[str], str]) -> None:

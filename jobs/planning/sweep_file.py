@@ -45,6 +45,7 @@ class Sweep:
         measure_link: Whether each allocation also gets a run of model `link`.
         slurm: The overrides of the cluster profile, not checked here.
         overrides: The values of ``--set``, which `base` includes.
+        override_texts: The text of each of these values on the command line, for messages.
     """
 
     name: str
@@ -60,6 +61,7 @@ class Sweep:
     measure_link: bool
     slurm: Mapping[str, Any]
     overrides: Mapping[str, Any]
+    override_texts: Mapping[str, str]
 
     @property
     def path(self) -> str:
@@ -67,32 +69,41 @@ class Sweep:
         return self.document.path
 
     def where(self, *keys: str | int) -> str:
-        """The place of a value, for `UserError`: ``sweep.yaml:12: slurm.time``, or ``--set lr=2e-05``."""
+        """The place of a value, for `UserError`: ``sweep.yaml:12: slurm.time``, or ``--set lr=2e-5``."""
         if len(keys) > 1 and keys[0] == "base" and keys[1] in self.overrides:
-            return format_override(str(keys[1]), self.overrides[str(keys[1])])
+            return format_override(str(keys[1]), self.overrides[str(keys[1])], self.override_texts)
         return self.document.where(*keys)
 
 
-def load_sweep(path: Path, overrides: Mapping[str, Any] = _NO_OVERRIDES) -> Sweep:
+def load_sweep(
+    path: Path, overrides: Mapping[str, Any] = _NO_OVERRIDES, override_texts: Mapping[str, str] = _NO_OVERRIDES
+) -> Sweep:
     """Reads a sweep file.
 
     Args:
         path: The YAML file.
         overrides: The values of ``--set`` by field name; they replace values of `base`.
+        override_texts: The text of each of these values on the command line, for messages.
 
     Raises:
         UserError: The first mistake in the file or the overrides, with its line.
     """
-    return parse_sweep(load_yaml(path), os.path.dirname(os.path.abspath(path)), overrides)
+    return parse_sweep(load_yaml(path), os.path.dirname(os.path.abspath(path)), overrides, override_texts)
 
 
-def parse_sweep(document: Document, folder: str, overrides: Mapping[str, Any] = _NO_OVERRIDES) -> Sweep:
+def parse_sweep(
+    document: Document,
+    folder: str,
+    overrides: Mapping[str, Any] = _NO_OVERRIDES,
+    override_texts: Mapping[str, str] = _NO_OVERRIDES,
+) -> Sweep:
     """Checks a sweep document section by section.
 
     Args:
         document: The file's content.
         folder: The absolute path of the file's folder.
         overrides: Plain values by field name; they replace values of `base`.
+        override_texts: The text of each of these values on the command line, for messages.
 
     Raises:
         UserError: The first mistake, with its line.
@@ -103,7 +114,7 @@ def parse_sweep(document: Document, folder: str, overrides: Mapping[str, Any] = 
         document=document,
         folder=folder,
         allocations=read_allocations(document, "allocations"),
-        base=read_base(document, overrides),
+        base=read_base(document, overrides, override_texts),
         axes=read_axes(document),
         zip=read_zip(document),
         exclude=read_patterns(document, "exclude"),
@@ -112,6 +123,7 @@ def parse_sweep(document: Document, folder: str, overrides: Mapping[str, Any] = 
         measure_link=read_measure_link(document),
         slurm=read_slurm(document),
         overrides=dict(overrides),
+        override_texts=dict(override_texts),
     )
     _check_each_field_once(sweep)
     if not any("model" in fields for fields in (sweep.base, sweep.axes, sweep.zip)):

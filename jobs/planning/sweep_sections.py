@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from disttrain.config.train_config import FAMILIES, field_names
-from disttrain.config.validation import validate
+from disttrain.config.validation import suggest_field, validate
 from disttrain.errors import FieldsError, UserError
 from jobs.planning.allocation import Allocation
 from jobs.planning.yaml_file import Document
@@ -35,16 +35,24 @@ class Pattern:
     allocations: tuple[Allocation, ...] | None
 
 
-def format_override(name: str, value: Any) -> str:
+def format_override(name: str, value: Any, texts: Mapping[str, str]) -> str:
     """An override as the user typed it, for messages.
 
+    Args:
+        name: The name of the field.
+        value: Its value, from which the text is made if it is not in `texts`.
+        texts: The text of each value on the command line, by field name.
+
     Example:
-        >>> format_override("lr", 2e-5)
-        '--set lr=2e-05'
+        >>> format_override("lr", 2e-5, {}), format_override("lr", 2e-5, {"lr": "2e-5"})
+        ('--set lr=2e-05', '--set lr=2e-5')
     """
-    if not isinstance(value, str):
-        value = json.dumps(value, ensure_ascii=False, default=repr)
-    return f"--set {name}={value}"
+    text = value
+    if name in texts:
+        text = texts[name]
+    elif not isinstance(value, str):
+        text = json.dumps(value, ensure_ascii=False, default=repr)
+    return f"--set {name}={text}"
 
 
 def check_sections(document: Document) -> None:
@@ -99,7 +107,7 @@ def read_allocations(document: Document, *keys: str | int) -> tuple[Allocation, 
     return tuple(allocations)
 
 
-def read_base(document: Document, overrides: Mapping[str, Any]) -> dict[str, Any]:
+def read_base(document: Document, overrides: Mapping[str, Any], texts: Mapping[str, str]) -> dict[str, Any]:
     """The fields under `base`, with the overrides merged into them.
 
     Raises:
@@ -108,9 +116,30 @@ def read_base(document: Document, overrides: Mapping[str, Any]) -> dict[str, Any
     base: dict[str, Any] = {}
     if "base" in document.value:
         values = document.get_mapping("base")
-        document.check_keys(field_names(), "base")
+        _check_fields(document, "base")
         base = {name: _checked(name, value, document.where("base", name)) for name, value in values.items()}
-    return base | {name: _checked(name, value, format_override(name, value)) for name, value in overrides.items()}
+    for name, value in overrides.items():
+        where = format_override(name, value, texts)
+        _check_override(name, where)
+        base[name] = _checked(name, value, where)
+    return base
+
+
+def _check_override(name: str, where: str) -> None:
+    """Checks that an override does not name a section of the sweep file, as in ``slurm.time``."""
+    section, _, rest = name.partition(".")
+    if section == "base" and rest:
+        raise UserError(f"{name} is not a field of a run", where=where, hint=f"write --set {rest}=VALUE")
+    if section in SECTIONS:
+        hint = "--set changes fields under base only; edit the sweep file"
+        raise UserError(f"{section} is not a field of a run", where=where, hint=hint)
+
+
+def _check_fields(document: Document, *keys: str | int, others: Sequence[str] = ()) -> None:
+    """Checks that each key of the mapping at `keys` is a field of a run, or one of the other names."""
+    for name in document.get(*keys):
+        if name not in (*field_names(), *others):
+            raise document.error((*keys, name), f"unknown field {name!r}", hint=suggest_field(name, others))
 
 
 def _checked(name: str, value: Any, where: str) -> Any:
@@ -165,7 +194,7 @@ def _read_lists(document: Document, section: str) -> dict[str, tuple[Any, ...]]:
     if section not in document.value:
         return lists
     names = document.get_mapping(section)
-    document.check_keys(field_names(), section)
+    _check_fields(document, section)
     for name in names:
         if name == "setup":
             raise document.error((section, name), "setup is not an axis", hint="write the list under allocations")
@@ -238,7 +267,7 @@ def _read_pattern(document: Document, section: str, index: int) -> Pattern:
         raise document.error(keys, "an empty mapping matches every run", hint="name the fields of the runs to drop")
     if section == "exclude" and "setup" in entry:
         raise document.error((*keys, "setup"), "setup matches no run", hint="write allocation instead")
-    document.check_keys((*field_names(), "allocation"), *keys)
+    _check_fields(document, *keys, others=("allocation",))
     values = {
         name: _checked(name, value, document.where(*keys, name))
         for name, value in entry.items()

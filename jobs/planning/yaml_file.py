@@ -6,7 +6,7 @@ number that is not finite, a second document, a custom tag. Anchors, aliases and
 
 from __future__ import annotations
 
-import difflib
+import json
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,13 +15,14 @@ from typing import Any
 import yaml
 
 from disttrain.config.validation import ScalarLoader
-from disttrain.errors import UserError
+from disttrain.errors import UserError, suggest_name
 from jobs.planning.yaml_nodes import NULL_TAG, KeyPath, NodeBuilder, dotted, format_place
 
 # No person writes a larger file. The bound stops a wrong file (a data set, for example) before it fills the memory.
 MAX_SIZE_BYTES = 1 << 20
 
 _WRONG_FILE_HINT = "is this the YAML file you meant?"
+_MAPPING_HINT = "write lines of key: value"
 _SYNTAX_HINTS = {
     "'\\t'": "indent with spaces, not with tabs",
     "mapping values are not allowed": "quote a string that contains ': '; align the keys of a mapping",
@@ -80,8 +81,7 @@ class Document:
         """
         value = self.get(*keys)
         if not isinstance(value, dict):
-            hint = "write lines of key: value below it"
-            raise self.error(keys, f"{dotted(keys)} is {value!r}, not a mapping", hint=hint)
+            raise self._wrong_kind(keys, "a mapping", "write lines of key: value below it")
         return value
 
     def get_list(self, *keys: str | int) -> list[Any]:
@@ -92,8 +92,18 @@ class Document:
         """
         value = self.get(*keys)
         if not isinstance(value, list):
-            raise self.error(keys, f"{dotted(keys)} is {value!r}, not a list", hint="write [a, b], or lines of - a")
+            hint = "write [a, b], or lines of - a"
+            if isinstance(value, str):
+                hint = f"write [{value}]"
+            elif isinstance(value, int | float):
+                hint = f"write [{json.dumps(value)}]"
+            raise self._wrong_kind(keys, "a list", hint)
         return value
+
+    def _wrong_kind(self, keys: KeyPath, kind: str, hint: str) -> UserError:
+        """The error for a value that is not a `kind`. Its message has the key, so its place is the line only."""
+        where = format_place(self.path, self.line(*keys), ())
+        return UserError(f"{dotted(keys)} is {self.get(*keys)!r}, not {kind}", where=where, hint=hint)
 
     def check_keys(self, known: Collection[str], *keys: str | int) -> None:
         """Checks that `known` contains every key of the mapping at `keys`.
@@ -103,20 +113,8 @@ class Document:
         """
         for name in self.get(*keys):
             if name not in known:
-                raise self.error((*keys, name), f"unknown key {name!r}", hint=did_you_mean(name, known))
-
-
-def did_you_mean(name: str, known: Collection[str]) -> str:
-    """The hint for an unknown name: the most similar known name, or all known names.
-
-    Example:
-        >>> did_you_mean("axis", ["base", "axes"])
-        'did you mean axes?'
-    """
-    close = difflib.get_close_matches(name, known, n=1, cutoff=0.7)
-    if close:
-        return f"did you mean {close[0]}?"
-    return f"the keys are: {', '.join(known)}"
+                hint = suggest_name(name, known, f"the keys are: {', '.join(known)}", cutoff=0.7)
+                raise self.error((*keys, name), f"unknown key {name!r}", hint=hint)
 
 
 def load_yaml(path: Path) -> Document:
@@ -130,7 +128,7 @@ def load_yaml(path: Path) -> Document:
         return parse_yaml(data.decode(), str(path))
     except UnicodeDecodeError as error:
         line = data.count(b"\n", 0, error.start) + 1
-        message = f"is not UTF-8: byte 0x{data[error.start]:02x}"
+        message = f"the file is not UTF-8: byte 0x{data[error.start]:02x}"
         raise UserError(message, where=f"{path}:{line}", hint="save the file as UTF-8 text") from None
 
 
@@ -141,12 +139,14 @@ def _read_bytes(path: Path) -> bytes:
     except FileNotFoundError:
         raise UserError("no such file", where=str(path), hint="check the path") from None
     except IsADirectoryError:
-        raise UserError("is a folder, not a file", where=str(path), hint="name the YAML file in it") from None
+        raise UserError("this is a folder", where=str(path), hint="name the YAML file in it") from None
     except OSError as error:
         reason = error.strerror or str(error)
-        raise UserError(f"cannot be read: {reason}", where=str(path), hint="check path and permissions") from None
+        raise UserError(
+            f"the file cannot be read: {reason}", where=str(path), hint="check path and permissions"
+        ) from None
     if len(data) > MAX_SIZE_BYTES:
-        raise UserError("is larger than 1 MiB", where=str(path), hint=_WRONG_FILE_HINT)
+        raise UserError("the file is larger than 1 MiB", where=str(path), hint=_WRONG_FILE_HINT)
     return data
 
 
@@ -167,11 +167,14 @@ def parse_yaml(text: str, path: str) -> Document:
     """
     root = _compose(text, path)
     if root is None or root.tag == NULL_TAG:
-        raise UserError("is empty", where=path, hint="expected lines of key: value")
+        raise UserError("the file is empty", where=path, hint=_MAPPING_HINT)
     builder = NodeBuilder(path)
     value = builder.build(root, ())
     if not isinstance(value, dict):
-        raise UserError(f"contains {value!r}, not a mapping", where=path, hint="expected lines of key: value")
+        content = f"only the value {value!r}"
+        if isinstance(value, list):
+            content = "a list"
+        raise UserError(f"the file contains {content}", where=path, hint=_MAPPING_HINT)
     return Document(path, text, value, {**builder.lines, (): root.start_mark.line + 1})
 
 
@@ -182,10 +185,10 @@ def _compose(text: str, path: str) -> yaml.Node | None:
         raise _syntax_error(path, error) from None
     except yaml.reader.ReaderError as error:
         line = text.count("\n", 0, error.position) + 1
-        message = f"contains the control character {chr(ord(text[error.position]))!r}"
+        message = f"the line contains the control character {chr(ord(text[error.position]))!r}"
         raise UserError(message, where=f"{path}:{line}", hint="is this a text file?") from None
     except RecursionError:
-        raise UserError("is nested too deeply", where=path, hint=_WRONG_FILE_HINT) from None
+        raise UserError("the file is nested too deeply", where=path, hint=_WRONG_FILE_HINT) from None
 
 
 def _syntax_error(path: str, error: yaml.MarkedYAMLError) -> UserError:

@@ -9,13 +9,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from disttrain.errors import UserError
+from disttrain.errors import UserError, suggest_name
 from disttrain.records.atomic_write import write_text
 from disttrain.records.record_files import CHECKPOINTS_NAME, SUMMARY_NAME, failure_name, metrics_name
 from disttrain.records.versions import versions
 from jobs.storage.code_state import git_state
 
 _LAST = ".last"  # a file in the root that names the sweep submitted last, the default of `sweep status` and others
+
+_MOST_NAMES = 10  # the maximum number of sweeps that a message lists
 
 
 @dataclass(frozen=True)
@@ -123,7 +125,8 @@ def find_folder(root: Path, sweep: str | None, cluster: str | None) -> SweepFold
     if sweep is None:
         last = root / _LAST
         if not last.exists():
-            raise UserError(f"no sweep was submitted in {str(root)!r}", hint="name a sweep, or give --root")
+            hint = "submit one with sweep submit FILE, or give the --root of its submission"
+            raise UserError(f"no sweep was submitted in {str(root)!r}", hint=hint)
         return _existing(root / last.read_text(encoding="utf-8").strip(), cluster)
     path = Path(sweep)
     if (path / "plan.json").is_file():
@@ -144,15 +147,28 @@ def find_folder(root: Path, sweep: str | None, cluster: str | None) -> SweepFold
 
 def _newest(sweep_dir: Path, wanted: str, cluster: str | None) -> SweepFolder:
     plans = sorted(sweep_dir.glob("*/plan.json"), key=lambda plan: plan.stat().st_mtime)
+    clusters = sorted(plan.parent.name for plan in plans)
     if cluster is not None:
         plans = [plan for plan in plans if plan.parent.name == cluster]
-    if not plans:
-        what = f"sweep {wanted!r} was not submitted"
-        if cluster:
-            what += f" to {cluster!r}"
-        hint = "submit it with sweep submit, or give the --root and --cluster of its submission"
-        raise UserError(f"{what}: {str(sweep_dir)!r} has no plan.json", hint=hint)
-    return SweepFolder(plans[-1].parent.resolve())
+    if plans:
+        return SweepFolder(plans[-1].parent.resolve())
+    if clusters:
+        hint = f"it was submitted to: {', '.join(clusters)}; give --cluster {clusters[0]}"
+        raise UserError(f"sweep {wanted!r} was not submitted to {cluster!r}", hint=hint)
+    message = f"sweep {wanted!r} was not submitted: {str(sweep_dir)!r} has no plan.json"
+    raise UserError(message, hint=_other_sweeps_hint(sweep_dir))
+
+
+def _other_sweeps_hint(sweep_dir: Path) -> str:
+    names = sorted({plan.parent.parent.name for plan in sweep_dir.parent.glob("*/*/plan.json")})
+    hint = "submit it with sweep submit, or give the --root of its submission"
+    if not names:
+        return hint
+    listed = ", ".join(names[:_MOST_NAMES])
+    if len(names) > _MOST_NAMES:
+        listed += ", ..."
+    hint = f"submitted sweeps: {listed}; {hint}"
+    return f"{suggest_name(sweep_dir.name, names, '')} {hint}".lstrip()
 
 
 def _existing(path: Path, cluster: str | None) -> SweepFolder:

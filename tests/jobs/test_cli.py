@@ -72,15 +72,26 @@ def sweep(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Captur
 @pytest.mark.parametrize(
     ("command", "error"),
     [
-        ("plan", "Missing argument 'FILE' (see sweep plan --help)"),
-        ("plna", "No such command 'plna'. Did you mean 'plan'? (see sweep --help)"),
-        ("plan s.yaml --clutser x", "No such option: --clutser"),
+        ("plan", "FILE is missing (see sweep plan --help)"),
+        ("plna", "unknown command 'plna' (did you mean plan? see sweep --help)"),
+        ("plan s.yaml --clutser x", "unknown option '--clutser' (did you mean --cluster? see sweep plan --help)"),
+        ("-v", "unknown option '-v' (did you mean --version? see sweep --help)"),
+        ("status -o", "unknown option '-o' (see sweep status --help)"),
+        ("-x", "unknown option '-x' (see sweep --help)"),
+        ("plan s.yaml --cluster", "--cluster needs a value (see sweep plan --help)"),
+        ("plan s.yaml --json=1", "--json takes no value (see sweep plan --help)"),
+        ("plan s.yaml extra", "'extra' is one argument too many (see sweep plan --help)"),
+        ("plan s.yaml a b", "these arguments are too many: a b (see sweep plan --help)"),
+        ("plan s.yaml --scripts --json", "--scripts and --json are both given (choose one)"),
+        ("figures --step abc", "--step is 'abc', not an integer (see sweep figures --help)"),
+        ("figures --step -3", "--step is -3; it must be at least 1 (see sweep figures --help)"),
         ("plan nope.yaml", "nope.yaml: no such file (check the path)"),
-        ("plan .", ".: is a folder, not a file (name the YAML file in it)"),
+        ("plan .", ".: this is a folder (name the YAML file in it)"),
         ("plan s.yaml --set lr", "--set: 'lr' is not KEY=VALUE (for example --set max_steps=3)"),
         ("plan s.yaml --set lr=1 --set lr=2", "--set: lr is set twice (drop one of the two)"),
-        ("plan s.yaml --set max_steps=0", "--set max_steps=0: max_steps is 0: input should be greater than or"),
-        ("plan s.yaml --set learning_rate=1", "--set learning_rate=1: unknown field 'learning_rate'"),
+        ("plan s.yaml --set max_steps=0", "--set max_steps=0: max_steps is 0; it must be at least 1 (number of"),
+        ("plan s.yaml --set learning_rate=1", "--set learning_rate=1: unknown field 'learning_rate' (did you mean lr?"),
+        ("plan s.yaml --set lr=-1e-3", "--set lr=-1e-3: lr is -0.001; it must be greater than 0 (peak learning rate"),
         ("plan s.yaml --cluster nope", "--cluster: no cluster profile 'nope' in"),
         ("plan s.yaml --cluster x.yaml", "<folder>/x.yaml: no such file (check the path)"),
         ("plan s.yaml --scripts", "cluster 'local' has no batch scripts (choose a Slurm profile with --cluster)"),
@@ -89,14 +100,16 @@ def sweep(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Captur
         ("submit s.yaml --cluster slurm", "cluster 'slurm' needs Slurm, and sbatch is not on PATH"),
         ("submit s.yaml --cluster slurm --max-parallel 2", "--max-parallel 2 needs --cluster local"),
         ("submit s.yaml --cluster debug --max-parallel 2", "--max-parallel 2 needs --cluster local"),
-        ("submit s.yaml --max-parallel 0", "Invalid value for '--max-parallel'"),
-        ("submit s.yaml --poll often", "Invalid value for '--poll'"),
-        ("submit s.yaml --root /proc/missing", "/proc/missing: No such file or directory"),
-        ("submit s.yaml --root s.yaml", "<folder>/s.yaml"),
-        ("status", "no sweep was submitted in '<folder>/runs' (name a sweep, or give --root)"),
+        ("submit s.yaml --max-parallel 0", "--max-parallel is 0; it must be at least 1 (see sweep submit --help)"),
+        ("submit s.yaml --poll often", "--poll is 'often', not a number (see sweep submit --help)"),
+        ("submit s.yaml --poll 0", "--poll is 0; it must be at least 0.1 (see sweep submit --help)"),
+        ("submit s.yaml --poll 3", "--poll 3 needs --wait (add --wait, or leave out --poll)"),
+        ("submit s.yaml --root /proc/missing", "--root: '/proc/missing' cannot be created (choose another"),
+        ("submit s.yaml --root s.yaml", "--root: '<folder>/s.yaml/s/local' cannot be created: Not a directory (choose"),
+        ("status", "no sweep was submitted in '<folder>/runs' (submit one with sweep submit FILE, or give the"),
         ("status s", "sweep 's' was not submitted: '<folder>/runs/s' has no plan.json"),
-        ("collect s.yaml --cluster x", "sweep 's.yaml' was not submitted to 'x': '<folder>/runs/s' has no plan.json"),
-        ("collect s --format xml", "Invalid value for '--format'"),
+        ("collect s.yaml --cluster x", "sweep 's.yaml' was not submitted: '<folder>/runs/s' has no plan.json"),
+        ("collect s --format xml", "--format is 'xml'; choose csv or json (see sweep collect --help)"),
     ],
 )  # fmt: skip
 def test_a_mistake_gives_one_line_and_no_file(command: str, error: str, sweep: Sweep, tmp_path: Path) -> None:
@@ -168,6 +181,7 @@ def note(folder: SweepFolder, *states: State) -> None:
     ledger.append_lines(folder.accounting_file, [json.dumps(row.to_json()) for row in rows])
 
 
+@pytest.mark.process
 @pytest.mark.parametrize(
     ("states", "exit_code"),
     [
@@ -186,6 +200,7 @@ def test_the_exit_status_shows_a_failed_run(
         assert sweep(*command).exit_code == exit_code, command
 
 
+@pytest.mark.process
 def test_collect_writes_every_format(sweep: Sweep, submitted: SweepFolder, tmp_path: Path) -> None:
     note(submitted, State.COMPLETED, State.FAILED)
     failed = submitted.planned_runs()[1]["run_id"]
@@ -215,8 +230,16 @@ def test_collect_writes_every_format(sweep: Sweep, submitted: SweepFolder, tmp_p
     assert (tmp_path / "target").read_text() == as_csv.out
     for name, reason in ((".", "it is a folder"), ("no/all.csv", "its folder does not exist")):
         assert sweep("collect", "-o", name) == Output(2, "", f"error: -o: {name!r} cannot be written: {reason}\n")
+    refused = sweep("collect", "-o", "all.xlsx")
+    assert refused.err == (
+        "error: -o: 'all.xlsx' ends with '.xlsx', and the table is written as CSV or JSON"
+        " (use .csv or .json, or add --format)\n"
+    )
+    assert (refused.exit_code, (tmp_path / "all.xlsx").exists()) == (2, False)
+    assert sweep("collect", "-o", "all.txt", "--format", "csv").out.splitlines()[0] == "wrote all.txt"
 
 
+@pytest.mark.process
 def test_another_user_collects_to_another_folder(
     sweep: Sweep, submitted: SweepFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -228,6 +251,7 @@ def test_another_user_collects_to_another_folder(
     assert sorted(submitted.path.rglob("*")) == before
 
 
+@pytest.mark.process
 def test_the_root_option_finds_a_sweep(
     sweep: Sweep, submitted: SweepFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -273,6 +297,7 @@ def test_version(sweep: Sweep) -> None:
     assert sweep("--version") == Output(0, printed, "")
 
 
+@pytest.mark.process
 def test_help_loads_only_typer(tmp_path: Path) -> None:
     typer = modules(f"import sys, typer\n{PRINT_MODULES}", tmp_path)
     helped = modules(main_of("--help", then=PRINT_MODULES), tmp_path)
@@ -281,6 +306,7 @@ def test_help_loads_only_typer(tmp_path: Path) -> None:
     assert {name for name in more if not name.startswith("jobs.cli")} == {"disttrain", "disttrain.errors", "jobs"}
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("options", [[], ["--json"], ["--cluster", "slurm"], ["--cluster", "slurm", "--scripts"]])
 def test_a_plan_loads_no_heavy_library(options: list[str], tmp_path: Path) -> None:
     (tmp_path / "s.yaml").write_text(SWEEP)
@@ -307,6 +333,7 @@ echo "8^|^PENDING^|^$now^|^s"
 """
 
 
+@pytest.mark.process
 def test_a_login_node_needs_no_torch(tmp_path: Path) -> None:
     (tmp_path / "s.yaml").write_text(SWEEP)
     for folder in ("bin", "blocked", "scripts"):
@@ -354,6 +381,7 @@ def test_a_login_node_needs_no_torch(tmp_path: Path) -> None:
     assert (tmp_path / "all.csv").read_text() == (tmp_path / "runs/s/slurm/results.csv").read_text()
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("options", ["", "--json", "--scripts"])
 @pytest.mark.parametrize("runs", [2, 200], ids=["less than a buffer", "more than a pipe"])
 def test_a_closed_pipe_is_no_failure(options: str, runs: int, tmp_path: Path) -> None:

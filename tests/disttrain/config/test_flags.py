@@ -28,7 +28,8 @@ def test_string_fields_stay_strings() -> None:
     [
         (["--per_gpu_bach", "1"], "unrecognized arguments: --per_gpu_bach 1 (bert.py --help lists the flags)"),
         (["--lr"], "argument --lr: expected one argument (bert.py --help lists the flags)"),
-        (["--lr", "fast"], "--lr: lr is 'fast': input should be a valid number"),
+        (["--lr", "fast"], "--lr: lr is 'fast', not a number (peak learning rate of AdamW)"),
+        (["--precision", "bf"], "--precision: precision is 'bf'; choose fp32 or bf16 (did you mean bf16?)"),
         (["--max_st", "3"], "unrecognized arguments: --max_st 3"),
     ],
 )

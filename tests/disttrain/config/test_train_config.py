@@ -17,13 +17,16 @@ from disttrain.errors import UserError
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"model": "bert", "seed": True}, "seed is True: input should be a valid integer"),
-        ({"model": "bert", "per_gpu_batch": 4.0}, "per_gpu_batch is 4.0: input should be a valid integer"),
-        ({"model": "bert", "per_gpu_batch": "4"}, "per_gpu_batch is '4': input should be a valid integer"),
-        ({"model": "bert", "lr": float("inf")}, "lr is inf: input should be a finite number"),
+        ({"model": "bert", "seed": True}, "seed is True, not an integer"),
+        ({"model": "bert", "per_gpu_batch": 4.0}, "per_gpu_batch is 4.0, not an integer"),
+        ({"model": "bert", "per_gpu_batch": "4"}, "per_gpu_batch is '4', not an integer (remove the quotes)"),
+        ({"model": "bert", "lr": float("inf")}, "lr is inf, not a finite number"),
         ({"model": "gpt"}, "model 'gpt' is not known (write bert, vit or package.module:Family)"),
         ({"lr": 1e-3}, "model is missing"),
-        ({"model": "bert", "per_gpu_bach": 1}, "unknown field 'per_gpu_bach' (did you mean per_gpu_batch?)"),
+        (
+            {"model": "bert", "per_gpu_bach": 1},
+            "unknown field 'per_gpu_bach' (did you mean per_gpu_batch? docs/",
+        ),
         ({"model": "bert", "checkpoint": "a/b", "architecture": {}}, "checkpoint 'a/b' and architecture are both set"),
         ({"model": "bert", "per_gpu_batch": 1, "global_batch": 4}, "per_gpu_batch 1 and global_batch 4 are both set"),
     ],

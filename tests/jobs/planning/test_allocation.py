@@ -35,7 +35,7 @@ WRONG_SEPARATORS = [" 2x2", "2x2 ", "2 x 2", "2x2\n", "2X2", "2*2", "2\u00d72"]
 def test_another_value_is_an_error(value: object) -> None:
     with pytest.raises(UserError) as caught:
         Allocation.parse(value, where="s.yaml:2: allocations[0]")
-    hint = "write <nodes>x<GPUs per node>, for example 1x4 or 2x2"
+    hint = "write <nodes>x<GPUs per node>, both at least 1, for example 1x4 or 2x2"
     assert (caught.value.where, caught.value.hint) == ("s.yaml:2: allocations[0]", hint)
     assert caught.value.message == f"{value!r} is not an allocation"
 

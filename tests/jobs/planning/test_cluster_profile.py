@@ -70,18 +70,28 @@ def test_reads_every_key(tmp_path: Path) -> None:
     [
         ("partition: gpu\npartiton: x", "2: partiton: unknown key 'partiton' (did you mean partition?)"),
         ("qos: a\nqos: b", "2: qos: key 'qos' is given twice (first on line 1; drop one)"),
-        ("\ntime: 60", "2: time: time is 60: input should be a valid string (quote it: \"60\")"),
-        ("time: 1h", "1: time: time '1h' is not a time limit (write MM, HH:MM:SS or D-HH:MM:SS, as for sbatch)"),
-        ("time: 0", "1: time: time is 0: input should be a valid string (quote it: \"0\")"),
-        ("cpus_per_gpu: true", "1: cpus_per_gpu: cpus_per_gpu is True: input should be a valid integer"),
-        ("cpus_per_gpu: 0", "1: cpus_per_gpu: cpus_per_gpu is 0: input should be greater than or equal to 1"),
+        ("\ntime: 60", "2: time: time is 60, not a string (quote it: \"60\")"),
+        ("time: 1h", "1: time: time is '1h', not a time limit (write MM, HH:MM:SS or D-HH:MM:SS, as for sbatch)"),
+        ("time: 0", "1: time: time is 0, not a time limit (write MM, HH:MM:SS or D-HH:MM:SS, as for sbatch)"),
+        ("cpus_per_gpu: true", "1: cpus_per_gpu: cpus_per_gpu is True, not an integer (CPU cores of each rank)"),
+        ("cpus_per_gpu: 0", "1: cpus_per_gpu: cpus_per_gpu is 0; it must be at least 1 (CPU cores of each rank)"),
+        ('cpus_per_gpu: "4"', "1: cpus_per_gpu: cpus_per_gpu is '4', not an integer (remove the quotes)"),
         (
-            "gpu_request: gpus",
-            "1: gpu_request: gpu_request is 'gpus': input should be 'gpus-per-node', 'gres' or 'none'",
+            "memory_gb_per_gpu: 32G",
+            "1: memory_gb_per_gpu: memory_gb_per_gpu is '32G', not a number (write a number of GB, for example 32)",
         ),
         (
+            "gpu_request: gpu",
+            "1: gpu_request: gpu_request is 'gpu'; choose gpus-per-node, gres or none (did you mean gpus-per-node?)",
+        ),
+        (
+            "gpu_request: all",
+            "1: gpu_request: gpu_request is 'all'; choose gpus-per-node, gres or none",
+        ),
+        ("setup: [1]", '1: setup: setup[0] is 1, not a string (quote it: "1")'),
+        (
             "qos: a\nsetup: module load cuda",
-            "2: setup: setup is 'module load cuda': input should be a list"
+            "2: setup: setup is 'module load cuda', not a list"
             " (a list of shell lines that run before the training: module load, export HF_HOME=...)",
         ),
         (
@@ -95,7 +105,7 @@ def test_reads_every_key(tmp_path: Path) -> None:
         ),
         (
             "sbatch: {mail-type: [END, FAIL]}",
-            "1: sbatch: sbatch is ['END', 'FAIL']: input should be a valid string"
+            "1: sbatch: sbatch.mail-type is ['END', 'FAIL'], not a string, an integer, a number or true or false"
             " (any other option of sbatch: {mail-type: END})",
         ),
     ],
@@ -149,12 +159,11 @@ def test_a_sweep_overrides_the_profile() -> None:
         ("  qos: x\n  tyme: 1", "s.yaml:6: slurm.tyme: unknown key 'tyme' (did you mean time?)"),
         (
             "  time: soon",
-            "s.yaml:5: slurm.time: time 'soon' is not a time limit (write MM, HH:MM:SS or D-HH:MM:SS, as for sbatch)",
+            "s.yaml:5: slurm.time: time is 'soon', not a time limit (write MM, HH:MM:SS or D-HH:MM:SS, as for sbatch)",
         ),
         (
             "  sbatch: null",
-            "s.yaml:5: slurm.sbatch: sbatch is None: input should be a valid dictionary"
-            " (any other option of sbatch: {mail-type: END})",
+            "s.yaml:5: slurm.sbatch: sbatch is None, not a mapping (any other option of sbatch: {mail-type: END})",
         ),
     ],
 )

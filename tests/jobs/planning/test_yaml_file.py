@@ -74,11 +74,11 @@ def test_aliases_share_no_value() -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("", "s.yaml: is empty (expected lines of key: value)"),
-        ("# nothing\n", "s.yaml: is empty (expected lines of key: value)"),
-        ("---\n", "s.yaml: is empty (expected lines of key: value)"),
-        ("- a\n", "s.yaml: contains ['a'], not a mapping (expected lines of key: value)"),
-        ("5", "s.yaml: contains 5, not a mapping (expected lines of key: value)"),
+        ("", "s.yaml: the file is empty (write lines of key: value)"),
+        ("# nothing\n", "s.yaml: the file is empty (write lines of key: value)"),
+        ("---\n", "s.yaml: the file is empty (write lines of key: value)"),
+        ("- a\n", "s.yaml: the file contains a list (write lines of key: value)"),
+        ("5", "s.yaml: the file contains only the value 5 (write lines of key: value)"),
         ("a: 1\na: 2\n", "s.yaml:2: a: key 'a' is given twice (first on line 1; drop one)"),
         ("a:\n- b: 1\n  c: 2\n  b: 1\n", "s.yaml:4: a[0].b: key 'b' is given twice (first on line 2; drop one)"),
         ("1: a\n", 's.yaml:1: the key 1 is not a string (quote it: "1")'),
@@ -95,12 +95,12 @@ def test_aliases_share_no_value() -> None:
         ("a: !!bool maybe\n", "s.yaml:1: a: 'maybe' is not a valid bool (quote it if it is text)"),
         ("a: !!float ''\n", "s.yaml:1: a: '' is not a valid float (quote it if it is text)"),
         ('a: "\\ud800"\n', "s.yaml:1: a: '\\ud800' is not a valid str (quote it if it is text)"),
-        ("a: x\n\nb: \x00\n", "s.yaml:3: contains the control character '\\x00' (is this a text file?)"),
+        ("a: x\n\nb: \x00\n", "s.yaml:3: the line contains the control character '\\x00' (is this a text file?)"),
         ("a: &x [*x]\n", "s.yaml:1: a[0]: an alias is inside its own anchor (write the value instead of the alias)"),
         ("a: &x\n  <<: *x\n", "s.yaml:1: a: an alias is inside its own anchor (write the value instead of the alias)"),
         ("a:\n  <<: 3\n", "s.yaml:2: a.<<: only mappings merge (write <<: *name of a mapping's anchor)"),
         ("a: " + "[" * 70 + "]" * 70, "s.yaml:1: a[0][0]: nested deeper than 64 levels (use fewer levels)"),
-        ("a: " + "[" * 5000, "s.yaml: is nested too deeply (is this the YAML file you meant?)"),
+        ("a: " + "[" * 5000, "s.yaml: the file is nested too deeply (is this the YAML file you meant?)"),
     ],
 )
 def test_a_mistake_names_place_and_correction(text: str, message: str) -> None:
@@ -170,10 +170,11 @@ def test_a_file_error_names_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyP
     Path("loop.yaml").symlink_to("loop.yaml")
     messages = {
         "missing.yaml": "missing.yaml: no such file (check the path)",
-        "folder.yaml": "folder.yaml: is a folder, not a file (name the YAML file in it)",
-        "latin.yaml": "latin.yaml:2: is not UTF-8: byte 0xfc (save the file as UTF-8 text)",
-        "big.yaml": "big.yaml: is larger than 1 MiB (is this the YAML file you meant?)",
-        "loop.yaml": "loop.yaml: cannot be read: Too many levels of symbolic links (check path and permissions)",
+        "folder.yaml": "folder.yaml: this is a folder (name the YAML file in it)",
+        "latin.yaml": "latin.yaml:2: the file is not UTF-8: byte 0xfc (save the file as UTF-8 text)",
+        "big.yaml": "big.yaml: the file is larger than 1 MiB (is this the YAML file you meant?)",
+        "loop.yaml": "loop.yaml: the file cannot be read: "
+        "Too many levels of symbolic links (check path and permissions)",
     }
     for name, message in messages.items():
         with pytest.raises(UserError) as caught:
@@ -188,7 +189,7 @@ def test_a_file_without_permission(tmp_path: Path) -> None:
     path.chmod(0)
     with pytest.raises(UserError) as caught:
         load_yaml(path)
-    assert str(caught.value) == f"{path}: cannot be read: Permission denied (check path and permissions)"
+    assert str(caught.value) == f"{path}: the file cannot be read: Permission denied (check path and permissions)"
 
 
 def test_reads_crlf_and_byte_order_mark(tmp_path: Path) -> None:

@@ -31,6 +31,7 @@ def files(folder: SweepFolder) -> list[str]:
     return sorted(str(path.relative_to(folder.path)) for path in folder.path.rglob("*") if path.is_file())
 
 
+@pytest.mark.process
 def test_the_files_of_a_submission(tmp_path: Path) -> None:
     folder = prepare_runs(tmp_path)
     assert (folder.sweep_name, folder.cluster_name) == ("s", "site")
@@ -44,6 +45,7 @@ def test_the_files_of_a_submission(tmp_path: Path) -> None:
     assert description["git"] is None or set(description["git"]) == {"commit", "dirty"}
 
 
+@pytest.mark.process
 def test_a_new_attempt_removes_old_records(tmp_path: Path) -> None:
     """The records of runs that are not submitted again stay."""
     folder = prepare_runs(tmp_path, runs=("a", "b"))
@@ -70,6 +72,7 @@ def test_a_new_attempt_removes_old_records(tmp_path: Path) -> None:
     assert [planned["run_id"] for planned in folder.planned_runs()] == ["a", "c", "b"]
 
 
+@pytest.mark.process
 def test_a_run_never_submitted_leaves_the_plan(tmp_path: Path) -> None:
     folder = prepare_runs(tmp_path, runs=("a", "b"))
     planned = [run("c")]
@@ -77,6 +80,7 @@ def test_a_run_never_submitted_leaves_the_plan(tmp_path: Path) -> None:
     assert [planned["run_id"] for planned in folder.planned_runs()] == ["c", "a"]
 
 
+@pytest.mark.process
 def test_finds_a_folder_by_each_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     root = tmp_path / "runs"
     first, second = prepare_runs(root, cluster="local"), prepare_runs(root, cluster="site")
@@ -92,6 +96,7 @@ def test_finds_a_folder_by_each_name(tmp_path: Path, monkeypatch: pytest.MonkeyP
         assert find_folder(root, name, "local") == first, name
 
 
+@pytest.mark.process
 def test_ignores_a_folder_without_plans(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = prepare_runs(tmp_path / "runs")
     (tmp_path / "s").mkdir()
@@ -99,6 +104,7 @@ def test_ignores_a_folder_without_plans(tmp_path: Path, monkeypatch: pytest.Monk
     assert find_folder(tmp_path / "runs", "s", None) == folder
 
 
+@pytest.mark.process
 @pytest.mark.parametrize(
     ("sweep", "cluster", "error"),
     [
@@ -106,20 +112,16 @@ def test_ignores_a_folder_without_plans(tmp_path: Path, monkeypatch: pytest.Monk
             "nope",
             None,
             "sweep 'nope' was not submitted: '<root>/nope' has no plan.json"
-            " (submit it with sweep submit, or give the --root and --cluster of its submission)",
+            " (submitted sweeps: s; submit it with sweep submit, or give the --root of its submission)",
         ),
         (
-            "s",
-            "local",
-            "sweep 's' was not submitted to 'local': '<root>/s' has no plan.json"
-            " (submit it with sweep submit, or give the --root and --cluster of its submission)",
-        ),
-        (
+            "s-batch",
             None,
-            "local",
-            "sweep 's' was not submitted to 'local': '<root>/s' has no plan.json"
-            " (submit it with sweep submit, or give the --root and --cluster of its submission)",
+            "sweep 's-batch' was not submitted: '<root>/s-batch' has no plan.json"
+            " (submitted sweeps: s; submit it with sweep submit, or give the --root of its submission)",
         ),
+        ("s", "local", "sweep 's' was not submitted to 'local' (it was submitted to: site; give --cluster site)"),
+        (None, "local", "sweep 's' was not submitted to 'local' (it was submitted to: site; give --cluster site)"),
         ("<root>/s/site", "local", "--cluster: '<root>/s/site' was submitted to 'site', not to 'local'"),
         ("nope.yaml", None, "nope.yaml: no such file (check the path)"),
     ],
@@ -131,12 +133,28 @@ def test_a_missing_sweep_is_an_error(sweep: str | None, cluster: str | None, err
     assert str(caught.value) == error.replace("<root>", str(tmp_path))
 
 
+@pytest.mark.process
+def test_an_unknown_name_lists_the_sweeps(tmp_path: Path) -> None:
+    for number in range(11):
+        prepare_runs(tmp_path, sweep=f"bert-{number:02}")
+    hint = "submit it with sweep submit, or give the --root of its submission"
+    listed = ", ".join(f"bert-{number:02}" for number in range(10))
+    with pytest.raises(UserError) as caught:
+        find_folder(tmp_path, "bert-3", None)
+    assert caught.value.hint == f"did you mean bert-03? submitted sweeps: {listed}, ...; {hint}"
+    with pytest.raises(UserError) as caught:
+        find_folder(tmp_path / "none", "x", None)
+    assert caught.value.hint == hint
+
+
 def test_an_empty_root_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(UserError) as caught:
         find_folder(tmp_path, None, None)
-    assert str(caught.value) == f"no sweep was submitted in '{tmp_path}' (name a sweep, or give --root)"
+    assert caught.value.message == f"no sweep was submitted in '{tmp_path}'"
+    assert caught.value.hint == "submit one with sweep submit FILE, or give the --root of its submission"
 
 
+@pytest.mark.process
 def test_a_moved_folder_works(tmp_path: Path) -> None:
     folder = prepare_runs(tmp_path / "old")
     shutil.move(tmp_path / "old", tmp_path / "new")
@@ -148,6 +166,7 @@ def test_a_moved_folder_works(tmp_path: Path) -> None:
     assert not any(str(tmp_path) in text for text in texts)
 
 
+@pytest.mark.process
 def test_only_the_owner_writes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = prepare_runs(tmp_path)
     assert folder.is_owner()
