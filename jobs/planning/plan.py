@@ -31,11 +31,12 @@ class JobGroup:
     runs: tuple[RunSpec, ...]
     parameters: dict[str, Any]  # the parameters of submitit's SlurmExecutor; empty without Slurm
     time_min: int | None  # the time limit of a run, None for no limit
+    requests_gpus: bool = True  # false if the profile has gpu_request: none
 
     @property
     def gpu_hours_limit(self) -> float | None:
-        """The GPU-hours if every run of the group reaches its time limit."""
-        if self.time_min is None:
+        """The GPU-hours if every run of the group reaches its time limit; None without a limit or a request of GPUs."""
+        if self.time_min is None or not self.requests_gpus:
             return None
         return len(self.runs) * self.allocation.world_size * self.time_min / 60
 
@@ -100,7 +101,9 @@ def make_plan(
         parameters = slurm_parameters(sweep_name, allocation, cluster)
         for first in range(0, len(members), cluster.max_array_size):
             chunk = tuple(members[first : first + cluster.max_array_size])
-            groups.append(JobGroup(allocation, chunk, parameters, cluster.time_min))
+            groups.append(
+                JobGroup(allocation, chunk, parameters, cluster.time_min, requests_gpus=cluster.gpu_request != "none")
+            )
     return Plan(sweep_name, cluster_name, folder, cluster, tuple(groups))
 
 

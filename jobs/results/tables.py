@@ -36,13 +36,17 @@ def plan_table(plan: Plan) -> Table:
         title += ", each as one rank in this process"
     table = Table(title=title, title_justify="left", **_LOOK)
     table.add_column("allocation, runs", no_wrap=True)
-    table.add_column("asks for, differs in")
+    table.add_column("request; values of the run")
     table.add_column("GPU-h at limit", justify="right", no_wrap=True)
     for group in plan.groups:
         allocation = group.allocation
-        request = f"nodes {allocation.nodes}, tasks {allocation.world_size}, GPUs {allocation.world_size}"
+        request = f"nodes {allocation.nodes}, tasks {allocation.world_size}"
+        if group.requests_gpus:
+            request += f", GPUs {allocation.world_size}"
+        else:
+            request += ", GPUs not requested"
         if group.time_min is not None:
-            request += f", {group.time_min} min"
+            request += f", limit {group.time_min} min"
         name = f"{allocation}: {count_runs(len(group.runs))}"
         table.add_row(name, request, _cell(group.gpu_hours_limit), style="bold")
         run_limit = None

@@ -71,6 +71,16 @@ def test_plan_table() -> None:
     assert text + rendered(plan_table(plan_of(None)), 80) == (GOLDEN / "plan_table.txt").read_text(encoding="utf-8")
 
 
+def test_a_plan_without_a_request_of_gpus() -> None:
+    plan = plan_of(ClusterProfile.model_validate({"time": "00:20:00", "gpu_request": "none"}))
+    lines = rendered(plan_table(plan), 80).splitlines()
+    assert [line.strip() for line in lines[4:6]] == [
+        "1x1: 3 runs         nodes 1, tasks 1, GPUs not requested,",
+        "limit 20 min",
+    ]
+    assert lines[-2] == " total               5 runs"
+
+
 def test_results_on_wide_and_narrow_terminals() -> None:
     text = "".join(rendered(results_table(RESULTS, "s on site", width), width) for width in (200, 100))
     assert text == (GOLDEN / "results_table.txt").read_text(encoding="utf-8")
