@@ -10,7 +10,7 @@ BIN := $(VENV)/bin
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 # Where Slurm must run (.ci/run), the tests cover at least this share of the code.
-COVERAGE_FLOOR := 80
+COVERAGE_FLOOR := 90
 COVERAGE := $(if $(REQUIRE_SLURM),--cov --cov-report=term --cov-fail-under=$(COVERAGE_FLOOR))
 
 .PHONY: demo test fast lint types layers light unit slurm proofs docs pages clean

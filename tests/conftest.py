@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shlex
 import subprocess
+import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -22,6 +23,36 @@ os.environ["HF_DATASETS_OFFLINE"] = "1"
 # A property test must fail only for a wrong result, never because the machine is slow.
 hypothesis.settings.register_profile("no-deadline", deadline=None)
 hypothesis.settings.load_profile("no-deadline")
+
+# `make fast` leaves out the tests that start a process. A test that uses one of these fixtures does; every other one
+# that does has the marker `process`, and fails without it.
+_FIXTURES_WITH_PROCESSES = {"slurm_cluster", "on_slurm", "forks", "run_ranks"}
+_PROCESS_EVENTS = {"subprocess.Popen", "os.fork", "os.forkpty", "os.posix_spawn"}
+_started: list[str] = []
+
+
+def _note_process(event: str, arguments: tuple[object, ...]) -> None:
+    if event in _PROCESS_EVENTS:
+        _started.append(f"{event} {arguments[:1]}")
+
+
+sys.addaudithook(_note_process)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        fixtures = getattr(item, "fixturenames", ())
+        if _FIXTURES_WITH_PROCESSES.intersection(fixtures) or item.get_closest_marker("slurm"):
+            item.add_marker("process")
+
+
+@pytest.fixture(autouse=True)
+def _no_unmarked_process(request: pytest.FixtureRequest) -> Iterator[None]:
+    before = len(_started)
+    yield
+    started = _started[before:]
+    if started and not request.node.get_closest_marker("process"):
+        pytest.fail(f"starts a process, so it needs the marker process: {started[0]}", pytrace=False)
 
 
 @pytest.fixture(scope="session")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pytest
+
 from tests import readability
 from tests.readability import REPOSITORY
 
@@ -15,6 +17,7 @@ README_WORDS_A_SENTENCE = 15
 WORDS = readability.word_list((REPOSITORY / "CONTRIBUTING.md").read_text(encoding="utf-8"))
 
 
+@pytest.mark.process
 def test_listed_words_are_rare() -> None:
     assert len(WORDS) > 30
     for texts in (readability.code_texts(REPOSITORY), readability.page_texts(REPOSITORY)):
@@ -27,11 +30,13 @@ def test_words_are_counted() -> None:
     assert (dict(found), total) == ({"goes on": 1, "behind": 1, "nobody": 1}, 6)
 
 
+@pytest.mark.process
 def test_folders_are_narrow() -> None:
     files, folder = readability.widest_folder(REPOSITORY)
     assert files <= FILES_OF_A_FOLDER, folder
 
 
+@pytest.mark.process
 def test_conditional_expressions_are_rare() -> None:
     assert readability.conditionals_per_1000_lines(REPOSITORY) <= CONDITIONALS_PER_1000_LINES
     assert readability.functions_with_conditionals(REPOSITORY, CONDITIONALS_OF_A_FUNCTION) == []

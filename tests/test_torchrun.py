@@ -15,6 +15,8 @@ import pytest
 
 from tests.jobs.sweeping import DATA, records
 
+pytestmark = pytest.mark.process
+
 SCRIPTS = Path(__file__).resolve().parents[1] / "disttrain"
 LIMIT_S = 120.0
 _LAYERS = "hidden_size: 32, num_hidden_layers: 1, num_attention_heads: 2, intermediate_size: 64"

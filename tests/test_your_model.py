@@ -10,6 +10,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 import disttrain.api
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -20,6 +22,7 @@ def blocks(language: str) -> list[str]:
     return re.findall(rf"^```{language}\n(.*?)^```", PAGE.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
 
 
+@pytest.mark.process
 def test_the_example_runs(tmp_path: Path) -> None:
     (tmp_path / "bag_of_words.py").write_text(blocks("python")[0])
     (tmp_path / "bag_of_words.yaml").write_text(blocks("yaml")[0])

@@ -34,7 +34,8 @@ def _without_command(
 ) -> None:
     if version:
         print(f"disttrain-sweeps {__version__}, Python {platform.python_version()}")
-    elif context.invoked_subcommand is None:
+        raise typer.Exit
+    if context.invoked_subcommand is None:
         print(context.get_help())
 
 

@@ -14,8 +14,8 @@ Written by `python -m jobs.cli.command_docs` from the command's own help; a test
 
 FILE is a sweep YAML. SWEEP is such a file, the name of a sweep, or its folder.
 
-Exit status: 0 done; 1 a run of the sweep failed; 2 a mistake in the command, the sweep or the profile. A mistake is one
-line on stderr.
+`sweep --version` prints the version. Exit status: 0 done; 1 a run of the sweep failed; 2 a mistake in the command, the
+sweep or the profile, in one line on stderr; 130 ended by Ctrl-C.
 """
 
 
@@ -37,7 +37,8 @@ def _usage(parameter: Any) -> str:
     names = ", ".join(parameter.opts)
     if parameter.is_flag:
         return f"`{names}`"
-    return f"`{names} {parameter.metavar or parameter.name.strip('_').upper()}`"
+    value = parameter.metavar or parameter.name.strip("_").upper()
+    return f"`{names} {value}`".replace("|", "\\|")  # a cell of a table
 
 
 if __name__ == "__main__":

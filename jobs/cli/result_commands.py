@@ -43,7 +43,9 @@ def collect(
     sweep: SubmittedSweep = None,
     cluster: OfCluster = None,
     root: Root = None,
-    format_: Annotated[Format | None, typer.Option("--format", help="Print all columns in this format.")] = None,
+    format_: Annotated[
+        Format | None, typer.Option("--format", metavar="csv|json", help="Print all columns in this format.")
+    ] = None,
     output: Annotated[
         Path | None,
         typer.Option(
@@ -67,11 +69,12 @@ def collect(
     if output is not None:
         _check_output(output, format_)
     current = read_status(folder)
+    table = to_csv(current.results)
     if folder.is_owner():
-        write_text(folder.results_file, to_csv(current.results))
+        write_text(folder.results_file, table)
     if format_ is None and output is not None and output.suffix == ".json":
         format_ = Format.json
-    text = to_csv(current.results)
+    text = table
     if format_ is Format.json:
         text = to_json(current.results, folder.sweep_name, folder.cluster_name)
     if output is not None:

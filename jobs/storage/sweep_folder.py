@@ -93,8 +93,8 @@ def prepare(
         import_path: The folders in which the ranks search for the user's own model family.
     """
     folder.logs.mkdir(parents=True, exist_ok=True)
-    planned_ids = {run["run_id"] for run in plan["runs"]}
-    earlier = [run for run in folder.planned_runs() if run["run_id"] in set(submitted_ids) - planned_ids]
+    dropped_ids = set(submitted_ids) - {run["run_id"] for run in plan["runs"]}
+    earlier = [run for run in folder.planned_runs() if run["run_id"] in dropped_ids]
     write_text(folder.sweep_file, sweep_text)
     write_text(folder.plan_file, json.dumps({**plan, "runs": [*plan["runs"], *earlier]}, indent=2) + "\n")
     facts = {"versions": versions(), "git": git_state(Path.cwd()), "import_path": list(import_path)}

@@ -12,6 +12,8 @@ from disttrain.records.record_types import CheckpointRecord
 from tests.benchmarks.checkpoints import RankComparison, RunMeasurement, one_checkpoint, percent, shares
 from tests.benchmarks.stats import Ratio
 
+pytestmark = pytest.mark.process
+
 
 def measurement(train_s: float, *blocked_ms: float) -> RunMeasurement:
     saved = [

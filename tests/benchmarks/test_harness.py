@@ -188,6 +188,7 @@ def test_result_of_ours_from_records() -> None:
     assert read.train_loss == pytest.approx(0.6)
 
 
+@pytest.mark.process
 def test_process_start_agrees_with_clock() -> None:
     before = time.time()
     process = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
@@ -275,6 +276,7 @@ def test_page_keeps_its_other_parts(tmp_path: Path) -> None:
     assert page.read_text(encoding="utf-8") == f"{tables.HEAD}\n## One\n\nnew\n\n## Two\n\n### Grid\n\n| # |\n"
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("contenders", ["ours", "hf,hf_tuned", "accelerate", "fabric"])
 def test_tiny_run_is_not_repeated(tmp_path: Path, repository: Path, contenders: str) -> None:
     if contenders != "ours":

@@ -7,12 +7,16 @@ import sys
 from pathlib import Path
 from unittest.mock import patch
 
+import pytest
+
 from disttrain.config.train_config import TrainConfig
 from disttrain.environment.rank_env import RankEnv
 from disttrain.measure.phase_timer import PhaseTimer
 from disttrain.run import run
 from disttrain.training.step_writer import StepWriter
 from tests.benchmarks.overheads import LAPS, Cost, Repetition, RunTimes, parts, tiny, totals
+
+pytestmark = pytest.mark.process
 
 
 def repetition(step_ms: float, lap_us: float) -> Repetition:

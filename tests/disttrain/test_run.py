@@ -56,6 +56,7 @@ def flags_of(config: TrainConfig) -> list[str]:
     ]
 
 
+@pytest.mark.process
 def test_torchrun_starts_bert_in_its_folder(bert_config: TrainConfig, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nnodes=1", "--nproc_per_node=2"]
     flags = flags_of(dataclasses.replace(bert_config, per_gpu_batch=1, max_steps=4))
@@ -91,6 +92,7 @@ def test_torchrun_starts_bert_in_its_folder(bert_config: TrainConfig, tmp_path: 
         assert start.notices == tuple(summary["notices"])
 
 
+@pytest.mark.process
 def test_help_and_wrong_setup_skip_torch(tmp_path: Path) -> None:
     (tmp_path / "torch.py").write_text("raise AssertionError('torch was loaded')")
     hide_torch = {"PYTHONPATH": str(tmp_path), "SWEEP_ROOT": str(tmp_path)}
@@ -104,6 +106,7 @@ def test_help_and_wrong_setup_skip_torch(tmp_path: Path) -> None:
     assert wrong.stderr.count("\n") == 1
 
 
+@pytest.mark.process
 def test_late_mistake_is_one_line_and_record(bert_config: TrainConfig, tmp_path: Path) -> None:
     """One rank without a launcher has a mistake that only the dataset shows."""
     flags = flags_of(dataclasses.replace(bert_config, label_column="stars", output_dir=str(tmp_path)))

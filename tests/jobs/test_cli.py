@@ -295,6 +295,7 @@ PRINT_MODULES = "print(*sys.modules, file=sys.stderr)"
 def test_version(sweep: Sweep) -> None:
     printed = f"disttrain-sweeps {__version__}, Python {platform.python_version()}\n"
     assert sweep("--version") == Output(0, printed, "")
+    assert sweep("--version", "plan", "s.yaml") == Output(0, printed, "")
 
 
 @pytest.mark.process
@@ -303,7 +304,9 @@ def test_help_loads_only_typer(tmp_path: Path) -> None:
     helped = modules(main_of("--help", then=PRINT_MODULES), tmp_path)
     more = {name for name in helped - typer if not name.startswith("typer.")}
     assert "typer" in typer
-    assert {name for name in more if not name.startswith("jobs.cli")} == {"disttrain", "disttrain.errors", "jobs"}
+    commands = {f"jobs.cli.{name}" for name in ("plan_command", "submit_command", "result_commands")}
+    shared = {"jobs.cli", "jobs.cli.options", "jobs.cli.shared", "jobs.cli.usage_errors"}
+    assert more == {"disttrain", "disttrain.errors", "jobs", *shared, *commands}
 
 
 @pytest.mark.process

@@ -63,6 +63,7 @@ def slurm(monkeypatch: pytest.MonkeyPatch) -> Slurm:
     return Slurm(monkeypatch)
 
 
+@pytest.mark.process
 def test_submits_every_run_once(slurm: Slurm, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     plan = plan_of(tmp_path)
     ids = [run.run_id for run in plan.runs]
@@ -77,6 +78,7 @@ def test_submits_every_run_once(slurm: Slurm, tmp_path: Path, capsys: pytest.Cap
     ]
 
 
+@pytest.mark.process
 def test_submits_failed_runs_again(slurm: Slurm, tmp_path: Path) -> None:
     plan = plan_of(tmp_path)
     ids = [run.run_id for run in plan.runs]
@@ -93,6 +95,7 @@ def test_submits_failed_runs_again(slurm: Slurm, tmp_path: Path) -> None:
     ]
 
 
+@pytest.mark.process
 def test_submits_the_new_runs_of_a_sweep(slurm: Slurm, tmp_path: Path) -> None:
     first, grown = plan_of(tmp_path), plan_of(tmp_path, text=SWEEP.replace("[0, 1]", "[1, 2]"))
     launch(first, LOADED, max_ranks=None)
@@ -103,6 +106,7 @@ def test_submits_the_new_runs_of_a_sweep(slurm: Slurm, tmp_path: Path) -> None:
     assert slurm.submitted[2:] == [[grown.groups[0].runs[1].run_id], [grown.groups[1].runs[1].run_id]]
 
 
+@pytest.mark.process
 def test_a_refusal_leaves_earlier_groups_submitted(slurm: Slurm, tmp_path: Path) -> None:
     plan = plan_of(tmp_path)
     slurm.refused = "2x1"
@@ -125,6 +129,7 @@ def test_without_slurm_creates_nothing(tmp_path: Path, monkeypatch: pytest.Monke
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.process
 def test_records_local_runs_under_the_lock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     plan, seen = plan_of(tmp_path, "local"), []
 
@@ -148,6 +153,7 @@ def test_records_local_runs_under_the_lock(tmp_path: Path, monkeypatch: pytest.M
     assert len(seen) == 2
 
 
+@pytest.mark.process
 def test_debug_runs_each_run_in_process(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -172,6 +178,7 @@ def test_debug_runs_each_run_in_process(
     assert capsys.readouterr().out == f"debug: 4 runs as one rank each, in {scratch}/s/debug\n"
 
 
+@pytest.mark.process
 def test_an_interrupted_submission_is_not_repeated(
     slurm: Slurm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -187,6 +194,7 @@ def test_an_interrupted_submission_is_not_repeated(
     assert sum(map(len, slurm.submitted)) == 4
 
 
+@pytest.mark.process
 def test_two_sweeps_of_one_name_are_refused(slurm: Slurm, tmp_path: Path) -> None:
     plans = []
     for name in ("a", "b"):

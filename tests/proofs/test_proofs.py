@@ -11,6 +11,8 @@ from tests.proofs import resume
 from tests.proofs.__main__ import HEAD, PROOFS, read_sections, render
 from tests.proofs.sweeping import minilm, run_sweep
 
+pytestmark = pytest.mark.process
+
 
 def test_page_keeps_other_sections() -> None:
     sections = {name: f"outcome of {name}\n\nwhen and where" for name in PROOFS}

@@ -5,10 +5,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 FOLDER = Path(__file__).resolve().parent
 UNSHARE_ERROR = "unshare: cannot change root filesystem propagation: Invalid argument"
 
 
+@pytest.mark.process
 def test_unshare_error_is_quoted(tmp_path: Path) -> None:
     """A fake `unshare` fails as the real one does in a chroot whose root is no mount point."""
     unshare = tmp_path / "unshare"

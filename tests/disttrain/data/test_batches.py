@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Sequence
 
 import numpy as np
+import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
@@ -145,6 +146,7 @@ class Numbers:
         return {"labels": torch.tensor([int(index) for index in indices])}
 
 
+@pytest.mark.process
 def test_workers_do_not_change_the_order() -> None:
     plan = GlobalBatches(examples=10, rank_batch=3, world_size=1, accum_steps=1, seed=4)
     orders = []

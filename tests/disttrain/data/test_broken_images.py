@@ -171,6 +171,7 @@ def test_a_split_without_intact_images(room: str, folder: Path, vit_config: Trai
         opened(vit_config, folder, broken_images="skip")
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("workers", [0, 1])
 def test_a_large_split_fails_at_the_broken_image(
     workers: int, folder: Path, vit_config: TrainConfig, monkeypatch: pytest.MonkeyPatch

@@ -127,6 +127,7 @@ def test_random_hostlist_expands_as_built(parts: list[tuple[str, list[str]]], se
     assert expand_hostlist(text) == tuple(host for _, hosts in parts for host in hosts)
 
 
+@pytest.mark.process
 @pytest.mark.skipif(shutil.which("scontrol") is None, reason="needs Slurm's scontrol")
 @pytest.mark.parametrize(
     "text",

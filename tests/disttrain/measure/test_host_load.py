@@ -31,6 +31,7 @@ def used_s() -> float:
     return used
 
 
+@pytest.mark.process
 def test_a_worker_counts_before_and_after_its_end() -> None:
     context = multiprocessing.get_context("fork")
     done, end = context.Event(), context.Event()

@@ -61,6 +61,7 @@ def test_a_compiled_model_gets_few_widths(max_length: int, width: int) -> None:
     assert full.batch([0])["attention_mask"].tolist() == [[1] * 8], "a mask also without padding"
 
 
+@pytest.mark.process
 def test_a_tokenizer_is_the_same_in_every_process() -> None:
     code = f"from disttrain.models.bert import train_tokenizer; print(train_tokenizer({SENTENCES!r}, 60).to_str())"
     other = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

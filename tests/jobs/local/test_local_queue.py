@@ -147,6 +147,7 @@ def delay_checks(pid_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(jobs.local.local_run, "_START_S", 0.5)
 
 
+@pytest.mark.process
 @pytest.mark.parametrize(
     ("run", "state"),
     [
@@ -174,6 +175,7 @@ def test_every_run_ends_soon(run: str, state: str, sweep: SweepFolder, monkeypat
     assert last.elapsed_s == last.end_s - last.start_s
 
 
+@pytest.mark.process
 def test_queue_continues_after_a_failed_run(sweep: SweepFolder) -> None:
     ticks: list[float] = []
     LocalQueue(sweep, queued(sweep, "raises", "succeeds"), 2, 1).run(lambda: ticks.append(time.monotonic()))
@@ -181,6 +183,7 @@ def test_queue_continues_after_a_failed_run(sweep: SweepFolder) -> None:
     assert len(ticks) > 3
 
 
+@pytest.mark.process
 def test_large_run_has_the_machine_alone(sweep: SweepFolder) -> None:
     runs = queued(sweep, "succeeds-a", "succeeds-b", ranks=1) + queued(sweep, "succeeds-large", ranks=3)
     runs = [QueuedRun(run.run_id, f"local-{index}", 1, run.gpus_per_node, True) for index, run in enumerate(runs)]
@@ -242,6 +245,7 @@ def catches_sigint(process: psutil.Process) -> bool:
     return process.cmdline()[1:] == QUEUE_MODULE and bool(mask >> (signal.SIGINT - 1) & 1)
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 @pytest.mark.parametrize("early", [False, True], ids=["while it runs", "while it starts"])
 def test_ended_queue_ends_its_runs(number: signal.Signals, early: bool, sweep: SweepFolder, tmp_path: Path) -> None:
@@ -256,6 +260,7 @@ def test_ended_queue_ends_its_runs(number: signal.Signals, early: bool, sweep: S
     assert (final_states(sweep), remaining_processes(sweep)) == (["CANCELLED", "CANCELLED"], [])
 
 
+@pytest.mark.process
 def test_sigint_ends_a_queue_started_with_sigint_ignored(sweep: SweepFolder, tmp_path: Path) -> None:
     """The children of a background job inherit that SIGINT is ignored."""
     queue = started_queue(sweep, tmp_path, (sweep.run("sleeps") / "pid-1").exists, ignore_sigint=True)
@@ -266,6 +271,7 @@ def test_sigint_ends_a_queue_started_with_sigint_ignored(sweep: SweepFolder, tmp
     assert (final_states(sweep), remaining_processes(sweep)) == (["CANCELLED", "CANCELLED"], [])
 
 
+@pytest.mark.process
 def test_background_queue_ends_on_sigint(sweep: SweepFolder, tmp_path: Path) -> None:
     """The module as the background process, which has SIGINT ignored and still waits for its request."""
     command = [sys.executable, "-c", IGNORE_SIGINT, sys.executable, *QUEUE_MODULE]
@@ -280,6 +286,7 @@ def test_background_queue_ends_on_sigint(sweep: SweepFolder, tmp_path: Path) -> 
     assert queue.returncode == -signal.SIGINT
 
 
+@pytest.mark.process
 def test_second_queue_waits_for_the_first(sweep: SweepFolder, tmp_path: Path) -> None:
     """The second queue can be ended while it waits."""
     queue = started_queue(sweep, tmp_path, (sweep.run("sleeps") / "pid-1").exists)

@@ -28,6 +28,8 @@ from tests.jobs.sweeping import (
     write_sweep,
 )
 
+pytestmark = pytest.mark.process
+
 SLURM_COLUMNS = ("job_id", "attempts", "queue_wait_s", "gpu_hours", "node_list", "max_rss_bytes")
 GOOD, RAISES, KILLED = 0, 1, 2  # the seeds of the runs
 RUN_LIMIT_S = 120.0

@@ -250,6 +250,7 @@ def test_the_grids_of_the_study(
             assert {name: getattr(run.config, name) for name in fixed} == fixed
 
 
+@pytest.mark.process
 def test_loads_no_heavy_library() -> None:
     heavy = {"torch", "transformers", "datasets", "pandas", "submitit"}
     code = f"import sys, jobs.planning.expand; print(sorted({heavy} & set(sys.modules)))"

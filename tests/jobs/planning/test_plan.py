@@ -98,6 +98,7 @@ def fake_slurm(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return folder / "scripts"
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("name", PROFILES)
 def test_sbatch_receives_the_planned_script(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     scripts = fake_slurm(tmp_path, monkeypatch)

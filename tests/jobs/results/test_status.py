@@ -75,6 +75,7 @@ def states(folder: SweepFolder) -> list[str]:
     return [result.state for result in read_status(folder, {}).results]
 
 
+@pytest.mark.process
 def test_one_sacct_call_for_all_jobs(sacct: Sacct, write_sweep: Callable[..., SweepFolder]) -> None:
     folder = write_sweep()
     ledger.record(folder.path, {"a": "7_0", "b": "7_1"}, 11.5)
@@ -89,6 +90,7 @@ def test_one_sacct_call_for_all_jobs(sacct: Sacct, write_sweep: Callable[..., Sw
     assert status.notices == ()
 
 
+@pytest.mark.process
 def test_saves_sacct_answers(sacct: Sacct, write_sweep: Callable[..., SweepFolder]) -> None:
     folder = write_sweep()
     ledger.record(folder.path, {"a": "7_0", "b": "7_1"}, 9.0)
@@ -101,6 +103,7 @@ def test_saves_sacct_answers(sacct: Sacct, write_sweep: Callable[..., SweepFolde
     assert read_status(folder, {}) == replace(before, notices=(notice,))
 
 
+@pytest.mark.process
 def test_repeated_query_writes_no_new_rows(sacct: Sacct, write_sweep: Callable[..., SweepFolder]) -> None:
     folder = write_sweep()
     ledger.record(folder.path, {"a": "7_0", "b": "7_1"}, 9.0)
@@ -113,6 +116,7 @@ def test_repeated_query_writes_no_new_rows(sacct: Sacct, write_sweep: Callable[.
     assert len(ledger.read_lines(folder.accounting_file)) == 2
 
 
+@pytest.mark.process
 def test_other_users_write_nothing(
     sacct: Sacct, write_sweep: Callable[..., SweepFolder], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -125,6 +129,7 @@ def test_other_users_write_nothing(
     assert sorted(folder.path.rglob("*")) == before
 
 
+@pytest.mark.process
 def test_notices_of_failed_submissions(sacct: Sacct, write_sweep: Callable[..., SweepFolder]) -> None:
     folder = write_sweep()
     ledger.intend(folder.path, ["a"], 1.0)
@@ -149,16 +154,19 @@ def local_states(folder: SweepFolder, queue: ledger.QueueProcess) -> list[str]:
     return states(folder)
 
 
+@pytest.mark.process
 def test_living_local_queue(sacct: Sacct, write_sweep: Callable[..., SweepFolder]) -> None:
     assert local_states(write_sweep("local"), queue_of(psutil.Process())) == ["RUNNING", "PENDING"]
     assert sacct.queries == []
 
 
+@pytest.mark.process
 def test_ended_local_queue_cancels_its_runs(write_sweep: Callable[..., SweepFolder]) -> None:
     # Another process has the same pid.
     assert local_states(write_sweep("local"), queue_of(psutil.Process(), earlier_s=60)) == ["CANCELLED", "CANCELLED"]
 
 
+@pytest.mark.process
 def test_zombie_queue_has_ended(write_sweep: Callable[..., SweepFolder]) -> None:
     child = subprocess.Popen([sys.executable, "-c", ""], stdout=subprocess.PIPE)
     assert child.stdout is not None
@@ -170,11 +178,13 @@ def test_zombie_queue_has_ended(write_sweep: Callable[..., SweepFolder]) -> None
     child.wait()
 
 
+@pytest.mark.process
 def test_queue_on_another_host_counts_as_living(write_sweep: Callable[..., SweepFolder]) -> None:
     queue = queue_of(psutil.Process(), host="another", earlier_s=60)
     assert local_states(write_sweep("local"), queue) == ["RUNNING", "PENDING"]
 
 
+@pytest.mark.process
 def test_unlisted_task_is_cancelled(sacct: Sacct, write_sweep: Callable[..., SweepFolder]) -> None:
     folder = write_sweep()
     ledger.record(folder.path, {"a": "7_0", "b": "7_1"}, 1.0)
@@ -184,6 +194,7 @@ def test_unlisted_task_is_cancelled(sacct: Sacct, write_sweep: Callable[..., Swe
     assert states(folder) == ["COMPLETED", "CANCELLED"]
 
 
+@pytest.mark.process
 def test_job_with_records_is_not_cancelled(sacct: Sacct, write_sweep: Callable[..., SweepFolder]) -> None:
     folder = write_sweep()
     ledger.record(folder.path, {"a": "7_0"}, 1.0)
@@ -192,6 +203,7 @@ def test_job_with_records_is_not_cancelled(sacct: Sacct, write_sweep: Callable[.
     assert states(folder)[0] == "PENDING"
 
 
+@pytest.mark.process
 def test_records_of_an_earlier_job(sacct: Sacct, write_sweep: Callable[..., SweepFolder]) -> None:
     folder = write_sweep()
     records = folder.run("a") / "metrics-rank00000.jsonl"
@@ -202,6 +214,7 @@ def test_records_of_an_earlier_job(sacct: Sacct, write_sweep: Callable[..., Swee
     assert states(folder)[0] == "CANCELLED"
 
 
+@pytest.mark.process
 def test_new_unlisted_job_is_pending(sacct: Sacct, write_sweep: Callable[..., SweepFolder]) -> None:
     folder = write_sweep()
     ledger.record(folder.path, {"a": "7_0"}, time.time())
@@ -209,6 +222,7 @@ def test_new_unlisted_job_is_pending(sacct: Sacct, write_sweep: Callable[..., Sw
     assert states(folder)[0] == "PENDING"
 
 
+@pytest.mark.process
 def test_preempted_job_is_requeued_for_a_minute(sacct: Sacct, write_sweep: Callable[..., SweepFolder]) -> None:
     folder = write_sweep()
     ledger.record(folder.path, {"a": "7_0"}, 1.0)
@@ -218,6 +232,7 @@ def test_preempted_job_is_requeued_for_a_minute(sacct: Sacct, write_sweep: Calla
     assert states(folder)[0] == "PREEMPTED"
 
 
+@pytest.mark.process
 def test_late_sacct_row_replaces_inferred_state(sacct: Sacct, write_sweep: Callable[..., SweepFolder]) -> None:
     folder = write_sweep()
     ledger.record(folder.path, {"a": "7_0"}, 1.0)

@@ -121,6 +121,7 @@ def test_failed_start_is_one_line(error: Exception, line: str) -> None:
     assert str(caught.value) == line
 
 
+@pytest.mark.process
 def test_real_runner_without_sacct(tmp_path: Path) -> None:
     with pytest.raises(AccountingUnavailable, match="not on PATH"):
         query_sacct(["9"], environ={"PATH": str(tmp_path)})
@@ -135,6 +136,7 @@ esac
 """
 
 
+@pytest.mark.process
 def test_real_runner_with_a_sacct_script(tmp_path: Path) -> None:
     script = tmp_path / "sacct"
     script.write_text(SACCT_SCRIPT)

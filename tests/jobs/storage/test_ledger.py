@@ -67,6 +67,7 @@ def test_a_line_without_its_end_counts(tmp_path: Path) -> None:
     assert set(read_ledger(tmp_path).jobs) == {"a", "b"}
 
 
+@pytest.mark.process
 def test_processes_append_complete_lines(tmp_path: Path) -> None:
     path = tmp_path / "lines.jsonl"
     code = (
