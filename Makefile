@@ -35,7 +35,7 @@ unit: $(VENV)/.installed-test compiler
 	$(BIN)/pytest $(COVERAGE)
 
 fast: $(VENV)/.installed-test
-	$(BIN)/pytest -m "not process and not slurm"
+	$(BIN)/pytest -n auto -m "not process and not slurm"
 
 # All tests but those on a real Slurm, and those alone: the two jobs of a hosted CI.
 light: $(VENV)/.installed-test

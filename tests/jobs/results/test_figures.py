@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 import tracemalloc
 from dataclasses import replace
 from pathlib import Path
@@ -15,7 +16,7 @@ from disttrain.errors import UserError
 from disttrain.records.record_files import RecordWriter, metrics_name
 from disttrain.records.record_types import ClockRecord, ExchangeRecord, LinkRecord, Record, StartRecord, StepRecord
 from jobs.results.figures import bus_bandwidth, save, write_figures
-from jobs.results.timeline import binary_size, read_timeline, timeline
+from jobs.results.timeline import binary_size, new_figure, read_timeline, timeline
 from jobs.storage.sweep_folder import SweepFolder
 
 LINKS = tuple(
@@ -263,3 +264,9 @@ def test_binary_size() -> None:
     assert [binary_size(size) for size in (4, 4096, 5 * 2**18, 2**28, 2**31)] == [
         "4 B", "4 KiB", "1.25 MiB", "256 MiB", "2 GiB"
     ]  # fmt: skip
+
+
+def test_missing_matplotlib_names_its_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    with pytest.raises(UserError, match=r"figures need matplotlib.*pip install 'disttrain-sweeps\[report\]'"):
+        new_figure(1.0, 1.0)
