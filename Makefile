@@ -61,11 +61,13 @@ pages: $(VENV)/.installed-test
 # An error leaves the page as it is.
 write = $(BIN)/python $(2) > build-page && mv build-page $(1)
 
-# torch.compile needs a C++ compiler on a CPU. As root on Debian it is installed; elsewhere its tests are skipped.
+# torch.compile needs a C++ compiler and Python.h on a CPU. As root on Debian they are installed; elsewhere its tests are
+# skipped where they are missing.
 .PHONY: compiler
-compiler:
-	@if ! command -v g++ >/dev/null && [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
-	    apt-get update -qq && apt-get install -y -qq g++ >/dev/null; fi
+compiler: | $(VENV)/bin/pip
+	@if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && ! { command -v g++ && $(BIN)/python -c \
+	    'import sys, sysconfig, os; sys.exit(not os.path.exists(sysconfig.get_path("include") + "/Python.h"))'; } >/dev/null; then \
+	    apt-get update -qq && apt-get install -y -qq g++ python3-dev >/dev/null; fi
 
 # Without Debian's python3-venv a venv comes without pip: pip shows that it is complete. An installation that was
 # interrupted has no stamp, and pip resumes it.

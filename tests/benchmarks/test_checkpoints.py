@@ -11,6 +11,7 @@ import pytest
 from disttrain.records.record_types import CheckpointRecord
 from tests.benchmarks.checkpoints import RankComparison, RunMeasurement, one_checkpoint, percent, shares
 from tests.benchmarks.stats import Ratio
+from tests.benchmarks.tables import HEAD
 
 pytestmark = pytest.mark.process
 
@@ -55,5 +56,5 @@ def test_tiny_run_writes_its_tables(tmp_path: Path, repository: Path) -> None:
         check=False,
     )
     assert ran.returncode == 0, ran.stdout + ran.stderr
-    assert out.read_text(encoding="utf-8") == ran.stdout
+    assert out.read_text(encoding="utf-8") == f"{HEAD}\n{ran.stdout}"
     assert "\n| 1 | 2 | " in ran.stdout  # one rank, two checkpoints

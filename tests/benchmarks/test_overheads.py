@@ -15,6 +15,7 @@ from disttrain.measure.phase_timer import PhaseTimer
 from disttrain.run import run
 from disttrain.training.step_writer import StepWriter
 from tests.benchmarks.overheads import LAPS, Cost, Repetition, RunTimes, parts, tiny, totals
+from tests.benchmarks.tables import HEAD
 
 pytestmark = pytest.mark.process
 
@@ -70,5 +71,5 @@ def test_tiny_run_writes_its_tables(tmp_path: Path, repository: Path) -> None:
         check=False,
     )
     assert ran.returncode == 0, ran.stdout + ran.stderr
-    assert out.read_text(encoding="utf-8") == ran.stdout
+    assert out.read_text(encoding="utf-8") == f"{HEAD}\n{ran.stdout}"
     assert ran.stdout.count("| probes |") == 2

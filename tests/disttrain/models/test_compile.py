@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import shutil
+import sysconfig
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,9 +19,10 @@ from disttrain.records.record_files import metrics_name, read_records
 from disttrain.records.record_types import StartRecord
 from disttrain.run import run
 
+HAS_COMPILER = shutil.which(os.environ.get("CXX", "g++")) and Path(sysconfig.get_path("include"), "Python.h").exists()
 pytestmark = pytest.mark.skipif(
-    shutil.which(os.environ.get("CXX", "g++")) is None and not os.environ.get("REQUIRE_SLURM"),
-    reason="no C++ compiler, which torch.compile needs on a CPU: apt install g++",
+    not HAS_COMPILER and not os.environ.get("REQUIRE_SLURM"),
+    reason="torch.compile on a CPU needs a C++ compiler and Python.h: apt install g++ python3-dev",
 )
 COMPILING_S = 200.0  # enough while other tests run at the same time
 

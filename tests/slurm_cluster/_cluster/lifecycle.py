@@ -36,8 +36,8 @@ def up(layout: Layout) -> None:
             return
         if layout.state.exists() or bridge_owner() is not None:
             say(f"not healthy ({reason}): starting again from scratch")
+        install_missing()  # first: removing a network needs `ip`
         clear_away(layout)
-        install_missing()
         _start(layout)
 
 
