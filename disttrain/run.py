@@ -115,7 +115,7 @@ def _naming_the_extra() -> Iterator[None]:
             raise
         raise UserError(
             f"the package {error.name!r} is not installed for {sys.executable}",
-            hint="pip install 'disttrain-sweeps[train]' for it, or set python in the cluster profile",
+            hint="with its pip, in the checkout: pip install '.[train]'; or set python in the cluster profile",
         ) from error
 
 

@@ -61,10 +61,8 @@ def _create(folder: SweepFolder) -> None:
     try:
         folder.path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        message = f"{error.filename!r} cannot be created"
-        if not isinstance(error, FileNotFoundError):  # in /proc, for example, the reason would only confuse
-            message += f": {error.strerror}"
-        raise UserError(message, where="--root", hint="choose another folder, with --root or $SWEEP_ROOT") from None
+        message = f"{error.filename!r} cannot be created: {error.strerror}"
+        raise UserError(message, hint="choose another folder, with --root or $SWEEP_ROOT") from None
 
 
 def _prepare(folder: SweepFolder, sweep: Sweep, plan: Plan, missing: Plan, submitted_ids: Collection[str]) -> None:

@@ -27,7 +27,7 @@ hypothesis.settings.load_profile("no-deadline")
 # `make fast` leaves out the tests that start a process. A test that uses one of these fixtures does; every other one
 # that does has the marker `process`, and fails without it.
 _FIXTURES_WITH_PROCESSES = {"slurm_cluster", "on_slurm", "forks", "run_ranks"}
-_PROCESS_EVENTS = {"subprocess.Popen", "os.fork", "os.forkpty", "os.posix_spawn"}
+_PROCESS_EVENTS = {"subprocess.Popen", "os.fork", "os.forkpty", "os.posix_spawn", "os.spawn", "os.system"}
 _started: list[str] = []
 
 

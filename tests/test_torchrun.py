@@ -71,7 +71,7 @@ def test_missing_package_names_its_extra(package: str, tmp_path: Path) -> None:
     code, _, stderr = end(in_folder(*command, environ={"PYTHONPATH": str(tmp_path)}))
     assert code == 2
     assert stderr.startswith(f"error: the package '{package}' is not installed for {sys.executable}")
-    assert "disttrain-sweeps[train]" in stderr
+    assert "pip install '.[train]'" in stderr
     assert read(tmp_path / "out", "failure-rank00000.json")["user_error"]
 
 

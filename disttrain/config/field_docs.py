@@ -27,10 +27,24 @@ def describe_field(name: str) -> str:
         >>> describe_field("warmup_ratio")
         'number from 0 to 1; share of the steps over which lr rises linearly to its peak'
     """
+    return f"{field_type(name)}; {field_meaning(name)}"
+
+
+def field_type(name: str) -> str:
+    """The type, bounds and unit of a field.
+
+    Example:
+        >>> field_type("per_gpu_batch")
+        'integer >= 1 (examples)'
+    """
     hint = _hints()[name]
     unit = next((f" ({item.unit})" for item in _metadata(hint) if isinstance(item, Unit)), "")
-    meaning = next(item.documentation for item in _metadata(hint) if isinstance(item, DocInfo))
-    return f"{_kind(hint)}{_bounds(hint)}{unit}; {meaning}"
+    return f"{_kind(hint)}{_bounds(hint)}{unit}"
+
+
+def field_meaning(name: str) -> str:
+    """What a field means: the text of its annotation."""
+    return next(item.documentation for item in _metadata(_hints()[name]) if isinstance(item, DocInfo))
 
 
 def default_text(field: dataclasses.Field[Any]) -> str:
@@ -53,8 +67,8 @@ def fields_table() -> str:
     """All fields as a Markdown table: the body of docs/config.md."""
     rows = ["| field | takes | default | meaning |", "|---|---|---|---|"]
     for field in dataclasses.fields(TrainConfig):
-        kind, _, meaning = describe_field(field.name).partition("; ")
-        rows.append(f"| `{field.name}` | {kind} | {default_text(field)} | {meaning} |")
+        cells = (f"`{field.name}`", field_type(field.name), default_text(field), field_meaning(field.name))
+        rows.append(f"| {' | '.join(cells)} |")
     return "\n".join(rows) + "\n"
 
 

@@ -13,7 +13,7 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError, create_model
 
-from disttrain.config.field_docs import describe_field
+from disttrain.config.field_docs import field_meaning
 from disttrain.config.train_config import TrainConfig, field_names
 from disttrain.config.value_errors import describe_value_error
 from disttrain.errors import FieldsError, UserError, suggest_name
@@ -124,7 +124,7 @@ def validate(values: Mapping[str, Any]) -> TrainConfig:
         name = str(errors[0]["loc"][0])
         if errors[0]["type"] == "missing":
             raise FieldError(name, f"{name} is missing", hint="this field is required") from None
-        meaning = describe_field(name).split("; ")[1]  # the type is before it, the default after it
+        meaning = field_meaning(name).partition("; ")[0]  # what follows it is the default, or a special value
         message, hint = describe_value_error(name, errors, meaning)
         raise FieldError(name, message, hint=hint) from None
     for name, value in values.items():

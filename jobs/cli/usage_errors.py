@@ -11,16 +11,15 @@ from typer.core import TyperCommand
 
 from disttrain.errors import suggest_name
 
-# typer includes its own click from 0.29 on, and imports the package click before that. In both cases, BadParameter
-# derives from the class of all usage errors.
+# BadParameter derives from the class of all usage errors, which typer does not export.
 UsageError: type[Exception] = typer.BadParameter.__mro__[1]
 
 # The messages of click's parser that have no class of their own: a pattern, and our sentence with its groups.
 _SENTENCES = (
     (re.compile(r"Option '(\S+)' requires an argument\.?"), "{0} needs a value"),
     (re.compile(r"Option '(\S+)' does not take a value\.?"), "{0} takes no value"),
-    (re.compile(r"Got unexpected extra argument(?:s|\(s\))? \((\S+)\)"), "{0!r} is one argument too many"),
-    (re.compile(r"Got unexpected extra argument(?:s|\(s\))? \((.+)\)"), "these arguments are too many: {0}"),
+    (re.compile(r"Got unexpected extra argument\(s\) \((\S+)\)"), "{0!r} is one argument too many"),
+    (re.compile(r"Got unexpected extra argument\(s\) \((.+)\)"), "these arguments are too many: {0}"),
     (re.compile(r"Missing argument '(.+)'\.?"), "{0} is missing"),
     (re.compile(r"No such option: (\S+).*"), "unknown option {0!r}"),
     (re.compile(r"No such command '(.+?)'.*"), "unknown command {0!r}"),

@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic_core import ErrorDetails
 
 from disttrain.config.value_errors import describe_value_error
-from disttrain.errors import UserError, suggest_name
+from disttrain.errors import UserError, suggest_key
 from jobs.planning.yaml_file import load_yaml
 from jobs.planning.yaml_nodes import dotted
 
@@ -127,9 +127,7 @@ def override(cluster: ClusterProfile, changes: Mapping[str, Any], where: Callabl
 def _validate(values: Mapping[str, Any], where: Callable[[str], str]) -> ClusterProfile:
     for key in values:
         if key not in ClusterProfile.model_fields:
-            hint = suggest_name(
-                key, ClusterProfile.model_fields, f"the keys are: {', '.join(ClusterProfile.model_fields)}", cutoff=0.7
-            )
+            hint = suggest_key(key, ClusterProfile.model_fields)
             raise UserError(f"unknown key {key!r}", where=where(key), hint=hint)
     # Strict mode does not accept a list for a tuple, and YAML has no tuples.
     values = {**values}

@@ -31,7 +31,11 @@ class JobGroup:
     runs: tuple[RunSpec, ...]
     parameters: dict[str, Any]  # the parameters of submitit's SlurmExecutor; empty without Slurm
     time_min: int | None  # the time limit of a run, None for no limit
-    requests_gpus: bool = True  # false if the profile has gpu_request: none
+
+    @property
+    def requests_gpus(self) -> bool:
+        """Whether Slurm is asked for GPUs (not with gpu_request: none). The local executor takes those it finds."""
+        return not self.parameters or not {"gpus_per_node", "gres"}.isdisjoint(self.parameters)
 
     @property
     def gpu_hours_limit(self) -> float | None:
@@ -101,9 +105,7 @@ def make_plan(
         parameters = slurm_parameters(sweep_name, allocation, cluster)
         for first in range(0, len(members), cluster.max_array_size):
             chunk = tuple(members[first : first + cluster.max_array_size])
-            groups.append(
-                JobGroup(allocation, chunk, parameters, cluster.time_min, requests_gpus=cluster.gpu_request != "none")
-            )
+            groups.append(JobGroup(allocation, chunk, parameters, cluster.time_min))
     return Plan(sweep_name, cluster_name, folder, cluster, tuple(groups))
 
 

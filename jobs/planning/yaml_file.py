@@ -15,7 +15,7 @@ from typing import Any
 import yaml
 
 from disttrain.config.validation import ScalarLoader
-from disttrain.errors import UserError, suggest_name
+from disttrain.errors import UserError, suggest_key
 from jobs.planning.yaml_nodes import NULL_TAG, KeyPath, NodeBuilder, dotted, format_place
 
 # No person writes a larger file. The bound stops a wrong file (a data set, for example) before it fills the memory.
@@ -113,8 +113,7 @@ class Document:
         """
         for name in self.get(*keys):
             if name not in known:
-                hint = suggest_name(name, known, f"the keys are: {', '.join(known)}", cutoff=0.7)
-                raise self.error((*keys, name), f"unknown key {name!r}", hint=hint)
+                raise self.error((*keys, name), f"unknown key {name!r}", hint=suggest_key(name, known))
 
 
 def load_yaml(path: Path) -> Document:

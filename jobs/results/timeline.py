@@ -274,7 +274,7 @@ def new_figure(width: float, height: float) -> Figure:
     try:
         from matplotlib.figure import Figure
     except ImportError as error:
-        raise UserError(f"figures need matplotlib: {error}", hint="pip install 'disttrain-sweeps[report]'") from error
+        raise UserError(f"figures need matplotlib: {error}", hint="in the checkout: pip install '.[report]'") from error
     return Figure(figsize=(width, height), layout="constrained")
 
 

@@ -268,5 +268,5 @@ def test_binary_size() -> None:
 
 def test_missing_matplotlib_names_its_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
-    with pytest.raises(UserError, match=r"figures need matplotlib.*pip install 'disttrain-sweeps\[report\]'"):
+    with pytest.raises(UserError, match=r"figures need matplotlib.*pip install '\.\[report\]'"):
         new_figure(1.0, 1.0)
