@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import typer
 
@@ -35,7 +35,7 @@ def plan_sweep(file: Path, cluster: str | None, assignments: Sequence[str], root
     from jobs.planning.plan import make_plan
     from jobs.planning.sweep_file import load_sweep
 
-    sweep = load_sweep(file, *_read_overrides(assignments))
+    sweep = load_sweep(file, _read_overrides(assignments))
     name, profile = find_profile(cluster, os.environ, Path.cwd())
     # Also checked for the local executor: a local test then finds the mistakes that would stop a submission to Slurm.
     overridden = override(
@@ -46,21 +46,17 @@ def plan_sweep(file: Path, cluster: str | None, assignments: Sequence[str], root
     return sweep, make_plan(sweep.name, expand(sweep), name, profile, sweeps_root(root) / sweep.name / name)
 
 
-def _read_overrides(assignments: Sequence[str]) -> tuple[dict[str, Any], dict[str, str]]:
-    """The value and the text of each --set, by field name."""
-    from disttrain.config.flags import read_value
-
-    overrides: dict[str, Any] = {}
-    texts: dict[str, str] = {}
+def _read_overrides(assignments: Sequence[str]) -> dict[str, str]:
+    """The text of each --set, by field name."""
+    overrides: dict[str, str] = {}
     for assignment in assignments:
-        key, equals, value = assignment.partition("=")
+        key, equals, text = assignment.partition("=")
         if not (key and equals):
             raise UserError(f"{assignment!r} is not KEY=VALUE", where="--set", hint="for example --set max_steps=3")
         if key in overrides:
             raise UserError(f"{key} is set twice", where="--set", hint="drop one of the two")
-        overrides[key] = read_value(key, value)
-        texts[key] = value
-    return overrides, texts
+        overrides[key] = text
+    return overrides
 
 
 def read_status(folder: SweepFolder) -> Status:

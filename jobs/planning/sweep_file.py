@@ -29,7 +29,7 @@ from jobs.planning.sweep_sections import (
 from jobs.planning.yaml_file import Document, load_yaml
 from jobs.planning.yaml_nodes import KeyPath
 
-_NO_OVERRIDES: Mapping[str, Any] = MappingProxyType({})
+_NO_OVERRIDES: Mapping[str, str] = MappingProxyType({})
 
 
 @dataclass(frozen=True)
@@ -44,8 +44,7 @@ class Sweep:
         seeds: The seeds; None if the file has no such list.
         measure_link: Whether each allocation also gets a run of model `link`.
         slurm: The overrides of the cluster profile, not checked here.
-        overrides: The values of ``--set``, which `base` includes.
-        override_texts: The text of each of these values on the command line, for messages.
+        overrides: The texts of ``--set`` by field name, as on the command line. `base` includes their values.
     """
 
     name: str
@@ -60,8 +59,7 @@ class Sweep:
     seeds: tuple[int, ...] | None
     measure_link: bool
     slurm: Mapping[str, Any]
-    overrides: Mapping[str, Any]
-    override_texts: Mapping[str, str]
+    overrides: Mapping[str, str]
 
     @property
     def path(self) -> str:
@@ -71,39 +69,30 @@ class Sweep:
     def where(self, *keys: str | int) -> str:
         """The place of a value, for `UserError`: ``sweep.yaml:12: slurm.time``, or ``--set lr=2e-5``."""
         if len(keys) > 1 and keys[0] == "base" and keys[1] in self.overrides:
-            return format_override(str(keys[1]), self.overrides[str(keys[1])], self.override_texts)
+            return format_override(str(keys[1]), self.overrides[str(keys[1])])
         return self.document.where(*keys)
 
 
-def load_sweep(
-    path: Path, overrides: Mapping[str, Any] = _NO_OVERRIDES, override_texts: Mapping[str, str] = _NO_OVERRIDES
-) -> Sweep:
+def load_sweep(path: Path, overrides: Mapping[str, str] = _NO_OVERRIDES) -> Sweep:
     """Reads a sweep file.
 
     Args:
         path: The YAML file.
-        overrides: The values of ``--set`` by field name; they replace values of `base`.
-        override_texts: The text of each of these values on the command line, for messages.
+        overrides: The texts of ``--set`` by field name; their values replace values of `base`.
 
     Raises:
         UserError: The first mistake in the file or the overrides, with its line.
     """
-    return parse_sweep(load_yaml(path), os.path.dirname(os.path.abspath(path)), overrides, override_texts)
+    return parse_sweep(load_yaml(path), os.path.dirname(os.path.abspath(path)), overrides)
 
 
-def parse_sweep(
-    document: Document,
-    folder: str,
-    overrides: Mapping[str, Any] = _NO_OVERRIDES,
-    override_texts: Mapping[str, str] = _NO_OVERRIDES,
-) -> Sweep:
+def parse_sweep(document: Document, folder: str, overrides: Mapping[str, str] = _NO_OVERRIDES) -> Sweep:
     """Checks a sweep document section by section.
 
     Args:
         document: The file's content.
         folder: The absolute path of the file's folder.
-        overrides: Plain values by field name; they replace values of `base`.
-        override_texts: The text of each of these values on the command line, for messages.
+        overrides: The texts of ``--set`` by field name; their values replace values of `base`.
 
     Raises:
         UserError: The first mistake, with its line.
@@ -114,7 +103,7 @@ def parse_sweep(
         document=document,
         folder=folder,
         allocations=read_allocations(document, "allocations"),
-        base=read_base(document, overrides, override_texts),
+        base=read_base(document, overrides),
         axes=read_axes(document),
         zip=read_zip(document),
         exclude=read_patterns(document, "exclude"),
@@ -123,7 +112,6 @@ def parse_sweep(
         measure_link=read_measure_link(document),
         slurm=read_slurm(document),
         overrides=dict(overrides),
-        override_texts=dict(override_texts),
     )
     _check_each_field_once(sweep)
     if not any("model" in fields for fields in (sweep.base, sweep.axes, sweep.zip)):

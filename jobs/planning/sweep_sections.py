@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from disttrain.config.flags import read_value
 from disttrain.config.train_config import FAMILIES, field_names
 from disttrain.config.validation import suggest_field, validate
 from disttrain.errors import FieldsError, UserError
@@ -35,23 +36,13 @@ class Pattern:
     allocations: tuple[Allocation, ...] | None
 
 
-def format_override(name: str, value: Any, texts: Mapping[str, str]) -> str:
+def format_override(name: str, text: str) -> str:
     """An override as the user typed it, for messages.
 
-    Args:
-        name: The name of the field.
-        value: Its value, from which the text is made if it is not in `texts`.
-        texts: The text of each value on the command line, by field name.
-
     Example:
-        >>> format_override("lr", 2e-5, {}), format_override("lr", 2e-5, {"lr": "2e-5"})
-        ('--set lr=2e-05', '--set lr=2e-5')
+        >>> format_override("lr", "2e-5")
+        '--set lr=2e-5'
     """
-    text = value
-    if name in texts:
-        text = texts[name]
-    elif not isinstance(value, str):
-        text = json.dumps(value, ensure_ascii=False, default=repr)
     return f"--set {name}={text}"
 
 
@@ -107,8 +98,12 @@ def read_allocations(document: Document, *keys: str | int) -> tuple[Allocation, 
     return tuple(allocations)
 
 
-def read_base(document: Document, overrides: Mapping[str, Any], texts: Mapping[str, str]) -> dict[str, Any]:
+def read_base(document: Document, overrides: Mapping[str, str]) -> dict[str, Any]:
     """The fields under `base`, with the overrides merged into them.
+
+    Args:
+        document: The sweep file.
+        overrides: The texts of ``--set`` by field name, as on the command line.
 
     Raises:
         UserError: A field is unknown or its value is wrong.
@@ -118,10 +113,10 @@ def read_base(document: Document, overrides: Mapping[str, Any], texts: Mapping[s
         values = document.get_mapping("base")
         _check_fields(document, "base")
         base = {name: _checked(name, value, document.where("base", name)) for name, value in values.items()}
-    for name, value in overrides.items():
-        where = format_override(name, value, texts)
+    for name, text in overrides.items():
+        where = format_override(name, text)
         _check_override(name, where)
-        base[name] = _checked(name, value, where)
+        base[name] = _checked(name, read_value(name, text), where)
     return base
 
 

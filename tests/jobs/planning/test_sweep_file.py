@@ -51,7 +51,7 @@ def test_values_have_the_type_of_their_field() -> None:
     sweep = parse_sweep(
         parse_yaml("name: s\nallocations: [1x1]\nbase: {model: bert, lr: 1}\naxes: {weight_decay: [0, 1]}\n", "s.yaml"),
         "/nowhere",
-        {"bucket_cap_mb": 5},
+        {"bucket_cap_mb": "5"},
     )
     values = [sweep.base["lr"], *sweep.axes["weight_decay"], sweep.base["bucket_cap_mb"]]
     assert values == [1.0, 0.0, 1.0, 5.0]
@@ -60,7 +60,7 @@ def test_values_have_the_type_of_their_field() -> None:
 
 def test_where_gives_the_place_of_a_value(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(SWEEPS)
-    sweep = load_sweep(Path("everything.yaml"), {"max_steps": 9, "architecture": {"hidden_size": 32}})
+    sweep = load_sweep(Path("everything.yaml"), {"max_steps": "9", "architecture": '{"hidden_size": 32}'})
     assert sweep.where() == "everything.yaml:2"
     assert sweep.where("slurm", "time") == "everything.yaml:27: slurm.time"
     assert sweep.where("axes", "lr", 1) == "everything.yaml:10: axes.lr[1]"
@@ -74,8 +74,8 @@ def test_where_gives_the_place_of_a_value(monkeypatch: pytest.MonkeyPatch) -> No
 def test_an_error_repeats_the_typed_value() -> None:
     document = parse_yaml("name: s\nallocations: [1x1]\nbase: {model: bert}\n", "s.yaml")
     with pytest.raises(UserError, match=r"^--set lr=-1e-3: lr is -0\.001; it must be greater than 0"):
-        parse_sweep(document, "/nowhere", {"lr": -1e-3}, {"lr": "-1e-3"})
-    sweep = parse_sweep(document, "/nowhere", {"lr": 1e-3}, {"lr": "1e-3"})
+        parse_sweep(document, "/nowhere", {"lr": "-1e-3"})
+    sweep = parse_sweep(document, "/nowhere", {"lr": "1e-3"})
     assert sweep.where("base", "lr") == "--set lr=1e-3"
 
 
