@@ -192,6 +192,7 @@ def _start_record(group: Group, prepared: PreparedRun, first_step: int, notices:
         group,
         first_step=first_step,
         parameters=sum(parameter.numel() for parameter in prepared.built.model.parameters()),
+        model_changes=prepared.built.model_changes,
         train_examples=len(encoded.train),
         eval_examples=len(encoded.eval or ()),
         notices=notices,

@@ -19,6 +19,7 @@ def start_record(
     *,
     first_step: int = 1,
     parameters: int = 0,
+    model_changes: tuple[str, ...] = (),
     train_examples: int = 0,
     eval_examples: int = 0,
     notices: tuple[str, ...] = (),
@@ -29,6 +30,7 @@ def start_record(
         group: The ranks.
         first_step: The first step that this attempt trains.
         parameters: The number of parameters of the model.
+        model_changes: The config fields that changed the model for speed.
         train_examples: The number of training examples.
         eval_examples: The number of evaluation examples.
         notices: The notices so far.
@@ -54,6 +56,7 @@ def start_record(
         threads=torch.get_num_threads(),
         versions=versions(),
         parameters=parameters,
+        model_changes=model_changes,
         train_examples=train_examples,
         eval_examples=eval_examples,
         notices=notices,

@@ -27,9 +27,10 @@ from disttrain.data.splits import InputKind, Split, Splits
 from disttrain.data.texts import TextExamples, Texts, tokenize
 from disttrain.distributed.group import Group
 from disttrain.errors import UserError
-from disttrain.models.compact_embedding import compact
+from disttrain.models.compact_embedding import compact, full_state
 from disttrain.models.family import BuiltModel, EncodedSplits
 from disttrain.models.first_token_layer import attend_from_first, trim
+from disttrain.models.model_change import ModelChange, change_notices, changes_made
 from disttrain.models.pretrained import (
     checkpoint_error,
     from_architecture,
@@ -146,26 +147,19 @@ def build(config: TrainConfig, encoded: EncodedSplits) -> BuiltModel:
     reader: TextReader = encoded.reader
     built = _transformers_model(config, encoded)
     model: Any = built.model
-    notices = list(built.notices)
-    compacted = None
+    changes: list[ModelChange] = []
     if reader.used is not None:
-        compacted = compact(model, reader.used)
-        if compacted is None:
-            reason = "the token embedding is tied to other weights or is not a plain nn.Embedding"
-            notices.append(f"compact_vocab has no effect: {reason}")
+        changes.append(compact(model, reader.used))
     # The heads of other models may read more than the first token, and a decoder's first token attends to itself only.
     if config.trim_last_layer and type(model) is BertForSequenceClassification and not model.config.is_decoder:
-        notices += trim(model, FirstTokenLayer)
+        changes.append(trim(model, FirstTokenLayer))
 
     def save(folder: Path) -> None:
-        state = model.state_dict()
-        if compacted is not None:
-            name, embedding = compacted
-            state = {**state, name: embedding.full_weight()}
-        model.save_pretrained(folder, state_dict=state)
+        model.save_pretrained(folder, state_dict=full_state(model))
         reader.tokenizer.save_pretrained(folder)
 
-    return BuiltModel(TextClassifier(model), tuple(notices), save)
+    notices = (*built.notices, *change_notices(changes))
+    return BuiltModel(TextClassifier(model), notices, save, changes_made(changes))
 
 
 def _transformers_model(config: TrainConfig, encoded: EncodedSplits) -> BuiltModel:

@@ -10,6 +10,10 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn.functional import embedding
 
+from disttrain.models.model_change import ModelChange
+
+_FIELD = "compact_vocab"
+
 
 class CompactEmbedding(nn.Module):
     """An embedding for the ids of the full vocabulary, with weights for the tokens that occur only.
@@ -51,19 +55,28 @@ class CompactEmbedding(nn.Module):
         return rows
 
 
-def compact(model: Any, used: NDArray[np.int64]) -> tuple[str, CompactEmbedding] | None:
+def compact(model: Any, used: NDArray[np.int64]) -> ModelChange:
     """Replaces the token embedding of a transformers model by a compact one.
 
     Returns:
-        (name of the embedding's weights in the model's state, the compact embedding). None, and the model is unchanged,
-        if its embedding is of another class or shares its weights.
+        The outcome. The model is unchanged if its embedding is of another class or shares its weights.
     """
     full = model.get_input_embeddings()
     if type(full) is not nn.Embedding:
-        return None
+        return ModelChange(_FIELD, f"the token embedding is of class {type(full).__name__}, not nn.Embedding")
     names = [name for name, value in model.state_dict().items() if value.data_ptr() == full.weight.data_ptr()]
     if len(names) != 1:
-        return None
-    compact_embedding = CompactEmbedding(full, used)
-    model.set_input_embeddings(compact_embedding)
-    return names[0], compact_embedding
+        return ModelChange(_FIELD, "the token embedding is tied to other weights")
+    model.set_input_embeddings(CompactEmbedding(full, used))
+    return ModelChange(_FIELD)
+
+
+def full_state(model: nn.Module) -> dict[str, Tensor]:
+    """The model's state with the rows of all tokens, as the published model has it."""
+    state: dict[str, Tensor] = model.state_dict()
+    full_weights = {
+        f"{name}.weight": module.full_weight()
+        for name, module in model.named_modules()
+        if isinstance(module, CompactEmbedding)
+    }
+    return {**state, **full_weights}

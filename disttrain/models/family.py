@@ -40,6 +40,9 @@ class BuiltModel:
     notices: tuple[str, ...] = ()
     # Writes the trained model and its tokenizer or image processor to a folder, in the format of `from_pretrained`.
     save: Callable[[Path], None] | None = None
+    # The config fields that changed the model for speed; a field that had no effect is not in it. Empty: the model is
+    # as published.
+    model_changes: tuple[str, ...] = ()
 
 
 class Family(Protocol):

@@ -15,10 +15,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 
-_NO_EFFECT = "trim_last_layer has no effect"
+from disttrain.models.model_change import ModelChange
+
+_FIELD = "trim_last_layer"
 
 
-def trim(model: nn.Module, trimmed: Any) -> tuple[str, ...]:
+def trim(model: nn.Module, trimmed: Any) -> ModelChange:
     """Changes the last layer to compute its first token only, after checking that the token stays the same.
 
     Args:
@@ -26,20 +28,19 @@ def trim(model: nn.Module, trimmed: Any) -> tuple[str, ...]:
         trimmed: A subclass of the layers' class, with the new ``forward`` of the last layer.
 
     Returns:
-        A notice with the reason if the layer was not changed, otherwise empty. Another version of transformers may
-        compute a layer in another way.
+        The outcome. The layer is unchanged if this version of transformers computes it in another way.
     """
     layers: list[Any] = [module for module in model.modules() if isinstance(module, trimmed.__base__)]
     if not layers:
-        return (f"{_NO_EFFECT}: the model has no layer of a supported class",)
+        return ModelChange(_FIELD, "the model has no layer of a supported class")
     try:
         same = _same_first_token(layers[-1], trimmed)
     except Exception as error:  # noqa: BLE001 - a layer of another version may raise anything
-        return (f"{_NO_EFFECT}: the last layer is not supported ({type(error).__name__})",)
+        return ModelChange(_FIELD, f"the last layer is not supported ({type(error).__name__})")
     if not same:
-        return (f"{_NO_EFFECT}: the trimmed last layer would compute other values",)
+        return ModelChange(_FIELD, "the trimmed last layer would compute other values")
     layers[-1].__class__ = trimmed
-    return ()
+    return ModelChange(_FIELD)
 
 
 def _same_first_token(layer: Any, trimmed: Any) -> bool:

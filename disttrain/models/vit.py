@@ -22,6 +22,7 @@ from disttrain.distributed.group import Group
 from disttrain.errors import UserError
 from disttrain.models.family import BuiltModel, EncodedSplits
 from disttrain.models.first_token_layer import attend_from_first, trim
+from disttrain.models.model_change import ModelChange, change_notices, changes_made
 from disttrain.models.pretrained import from_architecture, from_checkpoint, read_config, silence_transformers
 
 INPUT: InputKind = "image"
@@ -101,10 +102,13 @@ def build(config: TrainConfig, encoded: EncodedSplits) -> BuiltModel:
         except OSError:
             default = "pixels normalised by mean and deviation 0.5"
             notices.append(f"{config.checkpoint} has no preprocessor_config.json: {default}")
+    changes: list[ModelChange] = []
     if config.trim_last_layer:
-        notices += trim(built.model, FirstTokenLayer)
+        changes.append(trim(built.model, FirstTokenLayer))
+    notices += change_notices(changes)
+    model = ImageClassifier(built.model, mean, std, config.image_size)
     save = _saver(built.model, config.image_size, mean, std)
-    return BuiltModel(ImageClassifier(built.model, mean, std, config.image_size), tuple(notices), save)
+    return BuiltModel(model, tuple(notices), save, changes_made(changes))
 
 
 def _from_architecture(config: TrainConfig, encoded: EncodedSplits) -> BuiltModel:

@@ -84,6 +84,11 @@ class StartRecord:
         doc("Number of trained parameters; a compact vocabulary has embedding rows only for tokens that occur."),
         TORCH,
     ]
+    model_changes: Annotated[
+        tuple[str, ...],
+        doc("Config fields that changed the model for speed (compact_vocab, trim_last_layer), if they took effect."),
+        TORCH,
+    ] = ()
     train_examples: Annotated[int, doc("Number of training examples per epoch."), DATA]
     eval_examples: Annotated[int, doc("Number of examples per evaluation."), DATA]
     notices: Annotated[

@@ -7,9 +7,17 @@ from typing import Any
 import numpy as np
 import torch
 from torch import nn
-from transformers import BartConfig, BartForSequenceClassification, GPT2Config, GPT2ForSequenceClassification
+from transformers import (
+    BartConfig,
+    BartForSequenceClassification,
+    BertConfig,
+    BertForMaskedLM,
+    GPT2Config,
+    GPT2ForSequenceClassification,
+)
 
-from disttrain.models.compact_embedding import CompactEmbedding, compact
+from disttrain.models.compact_embedding import CompactEmbedding, compact, full_state
+from disttrain.models.model_change import ModelChange
 from disttrain.training.optimizer import make_optimizer
 
 
@@ -38,11 +46,22 @@ def test_a_model_still_gets_its_token_ids() -> None:
     model: Any = GPT2ForSequenceClassification(config).eval()
     ids = torch.tensor([[5, 6, 7], [8, 50, 50]])  # GPT-2 classifies a text by its last token that is not padding
     before = model(input_ids=ids).logits
-    assert compact(model, np.array([5, 6, 7, 8, 50])) is not None
+    state = {name: value.clone() for name, value in model.state_dict().items()}
+    assert compact(model, np.array([5, 6, 7, 8, 50])) == ModelChange("compact_vocab")
     assert torch.equal(model(input_ids=ids).logits, before)
+    assert model.state_dict()["transformer.wte.weight"].shape == (6, 8)
+    torch.testing.assert_close(full_state(model), state, rtol=0, atol=0)
 
 
-def test_a_tied_or_scaled_embedding_is_unchanged() -> None:
+def test_a_tied_embedding_is_unchanged() -> None:
+    model: Any = BertForMaskedLM(
+        BertConfig(vocab_size=60, hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=8)
+    )
+    assert compact(model, np.array([0, 1, 2])).obstacle == "the token embedding is tied to other weights"
+    assert model.get_input_embeddings().weight.shape == (60, 8)
+
+
+def test_a_scaled_embedding_is_unchanged() -> None:
     config = BartConfig(
         vocab_size=60,
         max_position_embeddings=8,
@@ -55,5 +74,6 @@ def test_a_tied_or_scaled_embedding_is_unchanged() -> None:
         decoder_ffn_dim=8,
     )
     model: Any = BartForSequenceClassification(config)
-    assert compact(model, np.array([0, 1, 2])) is None
+    change = compact(model, np.array([0, 1, 2]))
+    assert change.obstacle == "the token embedding is of class BartScaledWordEmbedding, not nn.Embedding"
     assert model.get_input_embeddings().weight.shape == (60, 8)

@@ -19,6 +19,7 @@ from disttrain.config.train_config import TrainConfig
 from disttrain.data.splits import load_splits
 from disttrain.models import bert, vit
 from disttrain.models.first_token_layer import trim
+from disttrain.models.model_change import ModelChange
 from tests.disttrain.ranks import ALONE
 
 
@@ -74,7 +75,7 @@ def test_scores_and_gradients_are_the_same(kind: str, act: str) -> None:
     names = list(model.state_dict())
     full = [_scores_and_gradients(model, batch) for batch in batches]
 
-    assert trim(model, trimmed) == ()
+    assert trim(model, trimmed) == ModelChange("trim_last_layer")
 
     assert isinstance(layers[-1], trimmed)
     assert not isinstance(layers[-2], trimmed)
@@ -128,20 +129,27 @@ def test_large_activations_are_trimmed_too() -> None:
     model, layers, trimmed = _vit(hidden_size=256, initializer_range=0.5)
     for parameter in layers[-1].parameters():
         parameter.data.mul_(3)
-    assert trim(model, trimmed) == ()
+    assert trim(model, trimmed) == ModelChange("trim_last_layer")
 
 
-@pytest.mark.parametrize("other", [_OtherLayer, _TupleLayer, _RaisingLayer])
-def test_another_layer_is_not_changed(other: type[nn.Module]) -> None:
+@pytest.mark.parametrize(
+    ("other", "obstacle"),
+    [
+        (_OtherLayer, "the trimmed last layer would compute other values"),
+        (_TupleLayer, "the last layer is not supported (TypeError)"),
+        (_RaisingLayer, "the last layer is not supported (KeyError)"),
+    ],
+)
+def test_another_layer_is_not_changed(other: type[nn.Module], obstacle: str) -> None:
     model, layers, trimmed = _bert()
     layers[-1].__class__ = other
-    (notice,) = trim(model, trimmed)
-    assert notice.startswith("trim_last_layer has no effect: ")
+    assert trim(model, trimmed) == ModelChange("trim_last_layer", obstacle)
     assert type(layers[-1]) is other
 
 
 def test_a_model_without_layers_is_not_changed() -> None:
-    assert trim(nn.Sequential(nn.Linear(2, 2)), bert.FirstTokenLayer)[0].startswith("trim_last_layer")
+    change = trim(nn.Sequential(nn.Linear(2, 2)), bert.FirstTokenLayer)
+    assert change == ModelChange("trim_last_layer", "the model has no layer of a supported class")
 
 
 @pytest.mark.parametrize("name", ["bert_config", "vit_config"])

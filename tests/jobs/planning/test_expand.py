@@ -250,6 +250,19 @@ def test_the_grids_of_the_study(
             assert {name: getattr(run.config, name) for name in fixed} == fixed
 
 
+@pytest.mark.parametrize(
+    ("model", "changed"), [("bert", {"compact_vocab", "trim_last_layer"}), ("vit", {"trim_last_layer"})]
+)
+@pytest.mark.parametrize("experiment", ["batch_size", "learning_rate", "propagation"])
+def test_the_study_trains_published_models(model: str, changed: set[str], experiment: str) -> None:
+    """`changed` are the fields that change this model for speed by default."""
+    runs = expand(load_sweep(ROOT / "sweeps" / f"{model}_{experiment}.yaml"))
+    training = [run for run in runs if run.config.model != "link"]
+    assert training
+    for run in training:
+        assert {name: getattr(run.config, name) for name in changed} == dict.fromkeys(changed, False)
+
+
 @pytest.mark.process
 def test_loads_no_heavy_library() -> None:
     heavy = {"torch", "transformers", "datasets", "pandas", "submitit"}
