@@ -50,9 +50,9 @@ def launch(plan: Plan, sweep: Sweep, *, max_ranks: int | None, on_poll: Callable
         missing = with_runs(plan, _missing(folder, plan, ledger))
         _prepare(folder, sweep, plan, missing, {*ledger.jobs, *ledger.unconfirmed})
         if plan.cluster_name != LOCAL:
-            send_to_slurm(missing, time.time, _print_job)
+            send_to_slurm(missing, sweep.overrides, time.time, _print_job)
         elif missing.runs:
-            queue = send_to_local(missing, max_ranks, time.time, in_process=on_poll is not None)
+            queue = send_to_local(missing, sweep.overrides, max_ranks, time.time, in_process=on_poll is not None)
     if queue and on_poll:
         queue.run(on_poll)
 

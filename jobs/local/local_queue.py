@@ -153,12 +153,13 @@ def _machine_lock(tick: Callable[[], None]) -> Iterator[None]:
 
 
 def send_to_local(
-    plan: Plan, max_ranks: int | None, clock: Callable[[], float], *, in_process: bool
+    plan: Plan, overrides: Mapping[str, str], max_ranks: int | None, clock: Callable[[], float], *, in_process: bool
 ) -> LocalQueue | None:
     """Queues every run of the plan on this machine, and records the runs in the ledger.
 
     Args:
         plan: The plan of the runs to submit; their folders are prepared.
+        overrides: The texts of ``--set``, for the ledger.
         max_ranks: The number of ranks at a time; None for the number of GPUs or cores.
         clock: A function that returns the seconds since 1970.
         in_process: Whether this process runs the queue. If not, a background process does, which outlives this one.
@@ -180,10 +181,10 @@ def send_to_local(
     ]
     jobs = {run.run_id: run.job_id for run in runs}
     if in_process:
-        ledger.record(folder.path, jobs, clock(), _queue_process(psutil.Process()))
+        ledger.record(folder.path, jobs, clock(), _queue_process(psutil.Process()), overrides)
         return LocalQueue(folder, runs, max_ranks, submit_s)
     worker = _start_worker(folder)
-    ledger.record(folder.path, jobs, clock(), _queue_process(psutil.Process(worker.pid)))
+    ledger.record(folder.path, jobs, clock(), _queue_process(psutil.Process(worker.pid)), overrides)
     assert worker.stdin is not None
     with worker.stdin as pipe:
         request = {"folder": str(folder.path), "max_ranks": max_ranks, "submit_s": submit_s}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from disttrain.errors import UserError
 from jobs.entry import RankTask
@@ -31,11 +31,14 @@ def require_slurm(cluster_name: str) -> None:
             )
 
 
-def send_to_slurm(plan: Plan, clock: Callable[[], float], on_sent: Callable[[JobGroup, str], None]) -> None:
+def send_to_slurm(
+    plan: Plan, overrides: Mapping[str, str], clock: Callable[[], float], on_sent: Callable[[JobGroup, str], None]
+) -> None:
     """Submits every group of the plan and records each in the ledger. Call `require_slurm` before.
 
     Args:
         plan: The plan of the runs to submit; their folders are prepared.
+        overrides: The texts of ``--set``, for the ledger.
         clock: A function that returns the seconds since 1970.
         on_sent: A function that is called after each group, with the id of its job or job array.
 
@@ -44,7 +47,7 @@ def send_to_slurm(plan: Plan, clock: Callable[[], float], on_sent: Callable[[Job
     """
     for group in plan.groups:
         run_ids = [run.run_id for run in group.runs]
-        ledger.intend(plan.folder, run_ids, clock())
+        ledger.intend(plan.folder, run_ids, clock(), overrides)
         try:
             job_ids = _sbatch(plan, group)
         except UserError as error:

@@ -7,8 +7,9 @@ import json
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from filelock import FileLock, Timeout
@@ -17,6 +18,7 @@ from disttrain.errors import UserError
 
 LEDGER_NAME = "ledger.jsonl"
 _LOCK_TIMEOUT_S = 60
+_NO_OVERRIDES: Mapping[str, str] = MappingProxyType({})
 
 
 @dataclass(frozen=True)
@@ -36,6 +38,7 @@ class Job:
     job_id: str  # as in sacct: 123_4 for a task of an array, 123 for a plain job
     submitted_s: float
     queue: QueueProcess | None = None  # only with the local executor
+    overrides: Mapping[str, str] = field(default_factory=dict, hash=False)  # the texts of --set, by field name
 
 
 @dataclass(frozen=True)
@@ -44,10 +47,15 @@ class Ledger:
 
     jobs: Mapping[str, tuple[Job, ...]]  # the jobs of each run by run_id, the latest job last
     unconfirmed: tuple[str, ...]  # the runs whose last submission has an intend event and no result
+    intended: Mapping[str, Mapping[str, str]] = field(default_factory=dict)  # the overrides of the unconfirmed runs
 
     def all_jobs(self) -> Iterator[Job]:
-        """Every job that was ever submitted."""
+        """Every job that was ever submitted, and not forgotten."""
         return itertools.chain.from_iterable(self.jobs.values())
+
+    def overrides(self) -> dict[str, Mapping[str, str]]:
+        """The overrides of the latest submission of each run, by run id."""
+        return {run_id: jobs[-1].overrides for run_id, jobs in self.jobs.items()} | dict(self.intended)
 
 
 def read_ledger(folder: Path) -> Ledger:
@@ -67,33 +75,64 @@ def replay(events: Iterable[Mapping[str, Any]]) -> Ledger:
         '7'
     """
     jobs: dict[str, tuple[Job, ...]] = {}
-    open_runs: dict[str, None] = {}
+    intended: dict[str, Mapping[str, str]] = {}
     for event in events:
         if event["event"] == "intend":
-            open_runs.update(dict.fromkeys(event["run_ids"]))
+            intended.update(dict.fromkeys(event["run_ids"], event.get("set", {})))  # a former release wrote no set
         elif event["event"] == "record":
-            queue = None
-            if event.get("queue"):
-                queue = QueueProcess(**event["queue"])
-            for run_id, job_id in event["jobs"].items():
-                jobs[run_id] = (*jobs.get(run_id, ()), Job(run_id, job_id, event["time_s"], queue))
-                open_runs.pop(run_id, None)
+            for job in _recorded_jobs(event, intended):
+                jobs[job.run_id] = (*jobs.get(job.run_id, ()), job)
+                intended.pop(job.run_id, None)
         elif event["event"] == "give_up":
             for run_id in event["run_ids"]:
-                open_runs.pop(run_id, None)
-    return Ledger(jobs, tuple(open_runs))
+                intended.pop(run_id, None)
+        elif event["event"] == "forget":
+            for run_id in event["run_ids"]:
+                jobs.pop(run_id, None)
+                intended.pop(run_id, None)
+    return Ledger(jobs, tuple(intended), intended)
 
 
-def intend(folder: Path, run_ids: Sequence[str], time_s: float) -> None:
-    """Notes that these runs are about to be submitted. It is written first, so that a crash leaves a trace."""
-    _append(folder, {"event": "intend", "time_s": time_s, "run_ids": list(run_ids)})
+def _recorded_jobs(event: Mapping[str, Any], intended: Mapping[str, Mapping[str, str]]) -> Iterator[Job]:
+    """The jobs of a record event, with the overrides of the event (local queue) or of their intend event (Slurm)."""
+    queue = None
+    if event.get("queue"):
+        queue = QueueProcess(**event["queue"])
+    for run_id, job_id in event["jobs"].items():
+        yield Job(run_id, job_id, event["time_s"], queue, event.get("set", intended.get(run_id, {})))
 
 
-def record(folder: Path, jobs: Mapping[str, str], time_s: float, queue: QueueProcess | None = None) -> None:
-    """Notes the job id of each run and, for local runs, the process of their queue."""
+def intend(folder: Path, run_ids: Sequence[str], time_s: float, overrides: Mapping[str, str] = _NO_OVERRIDES) -> None:
+    """Notes that these runs are about to be submitted. It is written first, so that a crash leaves a trace.
+
+    Args:
+        folder: The folder of the sweep.
+        run_ids: The runs.
+        time_s: The time in seconds since 1970.
+        overrides: The texts of ``--set`` by field name. Only with them the sweep file yields these runs.
+    """
+    _append(folder, {"event": "intend", "time_s": time_s, "run_ids": list(run_ids), "set": dict(overrides)})
+
+
+def record(
+    folder: Path,
+    jobs: Mapping[str, str],
+    time_s: float,
+    queue: QueueProcess | None = None,
+    overrides: Mapping[str, str] = _NO_OVERRIDES,
+) -> None:
+    """Notes the job id of each run.
+
+    Args:
+        folder: The folder of the sweep.
+        jobs: The job ids by run id.
+        time_s: The time in seconds since 1970.
+        queue: The process of the queue of local runs.
+        overrides: The texts of ``--set`` for local runs. They have no intend event: their queue waits for this one.
+    """
     event: dict[str, Any] = {"event": "record", "time_s": time_s, "jobs": dict(jobs)}
     if queue:
-        event["queue"] = asdict(queue)
+        event |= {"queue": asdict(queue), "set": dict(overrides)}
     _append(folder, event)
 
 
@@ -102,9 +141,14 @@ def give_up(folder: Path, run_ids: Sequence[str], time_s: float, reason: str) ->
     _append(folder, {"event": "give_up", "time_s": time_s, "run_ids": list(run_ids), "reason": reason})
 
 
+def forget(folder: Path, run_ids: Sequence[str], time_s: float) -> None:
+    """Notes that the user removed these runs. The ledger then has no job of them."""
+    _append(folder, {"event": "forget", "time_s": time_s, "run_ids": list(run_ids)})
+
+
 @contextmanager
 def submission_lock(folder: Path) -> Iterator[None]:
-    """Locks the submission of a sweep, so that two submissions cannot submit the same runs.
+    """Locks the submission of a sweep, so that two commands cannot submit or remove the same runs.
 
     Raises:
         UserError: Another process has the lock.
@@ -114,7 +158,7 @@ def submission_lock(folder: Path) -> Iterator[None]:
         lock.acquire(timeout=0)
     except Timeout:
         hint = "wait until it has ended, then try again"
-        raise UserError(f"another sweep submit is running in {folder}", hint=hint) from None
+        raise UserError(f"another sweep submit or sweep forget is running in {folder}", hint=hint) from None
     try:
         yield
     finally:

@@ -104,7 +104,7 @@ def test_sbatch_receives_the_planned_script(name: str, tmp_path: Path, monkeypat
     scripts = fake_slurm(tmp_path, monkeypatch)
     plan = plan_of(profile(**{**PROFILES[name], "max_array_size": 5}), tmp_path / "my runs" / "s" / "site")
     SweepFolder(plan.folder).logs.mkdir(parents=True)
-    send_to_slurm(plan, lambda: 1.0, lambda *_: None)
+    send_to_slurm(plan, {}, lambda: 1.0, lambda *_: None)
     assert [path.read_text() for path in sorted(scripts.iterdir())] == [plan.script(group) for group in plan.groups]
     assert [len(group.runs) for group in plan.groups] == [5, 1, 5, 1]  # an array and a plain job for each allocation
 

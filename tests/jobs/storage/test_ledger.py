@@ -16,11 +16,13 @@ from jobs.storage.ledger import (
     Ledger,
     QueueProcess,
     append_lines,
+    forget,
     give_up,
     intend,
     read_ledger,
     read_lines,
     record,
+    replay,
     submission_lock,
 )
 
@@ -40,11 +42,48 @@ def test_replays_all_events(tmp_path: Path) -> None:
     intend(tmp_path, ["b", "d"], 6.0)
     ledger = read_ledger(tmp_path)
     assert ledger == Ledger(
-        {"a": (Job("a", "7_0", 2.0), Job("a", "local-5-0", 5.0, QUEUE)), "b": (Job("b", "7_1", 2.0),)}, ("b", "d")
+        {"a": (Job("a", "7_0", 2.0), Job("a", "local-5-0", 5.0, QUEUE)), "b": (Job("b", "7_1", 2.0),)},
+        ("b", "d"),
+        {"b": {}, "d": {}},
     )
     assert [job.job_id for job in ledger.all_jobs()] == ["7_0", "local-5-0", "7_1"]
     record(tmp_path, {"b": "9"}, 7.0)
     assert read_ledger(tmp_path).unconfirmed == ("d",)
+
+
+def test_has_the_overrides_of_each_submission(tmp_path: Path) -> None:
+    """Slurm's are in the intend event, those of a local queue in the record event."""
+    intend(tmp_path, ["a", "b", "c"], 1.0)
+    record(tmp_path, {"a": "7_0", "b": "7_1", "c": "7_2"}, 2.0)
+    intend(tmp_path, ["a", "d"], 3.0, {"lr": "2e-5"})
+    record(tmp_path, {"a": "8"}, 4.0)
+    intend(tmp_path, ["b"], 5.0, {"lr": "1e-3"})
+    give_up(tmp_path, ["b"], 6.0, "invalid account")
+    record(tmp_path, {"c": "local-7-0"}, 7.0, QUEUE, {"seed": "3"})
+    ledger = read_ledger(tmp_path)
+    assert ledger.overrides() == {"a": {"lr": "2e-5"}, "b": {}, "c": {"seed": "3"}, "d": {"lr": "2e-5"}}
+    assert [job.overrides for job in ledger.jobs["a"]] == [{}, {"lr": "2e-5"}]
+    assert [line.get("set") for line in read_lines(tmp_path / LEDGER_NAME)] == [
+        {}, None, {"lr": "2e-5"}, None, {"lr": "1e-3"}, None, {"seed": "3"},
+    ]  # fmt: skip
+
+
+def test_reads_a_ledger_without_overrides() -> None:
+    """A former release wrote none."""
+    intended = {"event": "intend", "time_s": 1.0, "run_ids": ["a", "b"]}
+    recorded = {"event": "record", "time_s": 2.0, "jobs": {"a": "7"}}
+    ledger = replay([intended, recorded])
+    assert ledger.overrides() == {"a": {}, "b": {}}
+    assert ledger.unconfirmed == ("b",)
+
+
+def test_forgotten_runs_have_no_job(tmp_path: Path) -> None:
+    record(tmp_path, {"a": "7_0", "b": "7_1"}, 1.0)
+    intend(tmp_path, ["c"], 2.0)
+    forget(tmp_path, ["a", "c"], 3.0)
+    assert read_ledger(tmp_path) == Ledger({"b": (Job("b", "7_1", 1.0),)}, ())
+    record(tmp_path, {"a": "9"}, 4.0)
+    assert read_ledger(tmp_path).jobs["a"] == (Job("a", "9", 4.0),)
 
 
 @pytest.mark.parametrize("size_bytes", [1, 10, 40])
@@ -94,7 +133,7 @@ def test_reads_lines_unchanged(tmp_path: Path) -> None:
 def test_only_one_submission_at_a_time(tmp_path: Path) -> None:
     with submission_lock(tmp_path), pytest.raises(UserError) as caught, submission_lock(tmp_path):
         pass
-    message = f"another sweep submit is running in {tmp_path} (wait until it has ended, then try again)"
+    message = f"another sweep submit or sweep forget is running in {tmp_path} (wait until it has ended, then try again)"
     assert str(caught.value) == message
     with submission_lock(tmp_path):
         pass  # the lock is free
