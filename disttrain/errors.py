@@ -73,10 +73,5 @@ def suggest_name(name: str, known: Collection[str], otherwise: str, *, cutoff: f
     return otherwise
 
 
-def suggest_key(name: str, known: Collection[str]) -> str:
-    """A hint for an unknown key of a YAML mapping: the closest key, or all of them."""
-    return suggest_name(name, known, f"the keys are: {', '.join(known)}", cutoff=0.7)
-
-
 def _rebuild(message: str, where: str | None, hint: str | None) -> UserError:
     return UserError(message, where=where, hint=hint)

@@ -28,8 +28,10 @@ def parse_flags(model: str, arguments: Sequence[str]) -> TrainConfig:
     """
     from disttrain.config.validation import FieldError, validate
 
-    texts = vars(_parser(model).parse_args(list(arguments)))
-    values = {"model": model} | {name: read_value(name, text) for name, text in texts.items()}
+    texts, unknown = _parser(model).parse_known_args(list(arguments))
+    if unknown:
+        raise _unknown_flags(unknown)
+    values = {"model": model} | {name: read_value(name, text) for name, text in vars(texts).items()}
     try:
         return validate(values)
     except FieldError as error:
@@ -51,6 +53,18 @@ def read_value(name: str, text: str) -> Any:
     if name in field_names() and is_string_field(name):
         return text
     return parse_value(text)
+
+
+def _unknown_flags(arguments: Sequence[str]) -> UserError:
+    """The error for arguments that are not flags; its hint is about the first one that looks like a flag."""
+    from disttrain.config.synonyms import Place
+    from disttrain.config.unknown_key import suggest_key
+
+    flag = next((argument for argument in arguments if argument.startswith("--")), "")
+    name = flag.removeprefix("--").partition("=")[0]
+    return UserError(
+        f"unrecognized arguments: {' '.join(arguments)}", hint=suggest_key(name, field_names(), Place.FLAGS)
+    )
 
 
 class _Parser(argparse.ArgumentParser):

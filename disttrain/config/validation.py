@@ -6,7 +6,7 @@ import dataclasses
 import json
 import re
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from functools import cache
 from typing import Any
 
@@ -14,9 +14,11 @@ import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError, create_model
 
 from disttrain.config.field_docs import field_meaning
+from disttrain.config.synonyms import Place
 from disttrain.config.train_config import TrainConfig, field_names
+from disttrain.config.unknown_key import suggest_key
 from disttrain.config.value_errors import describe_value_error
-from disttrain.errors import FieldsError, UserError, suggest_name
+from disttrain.errors import FieldsError, UserError
 
 
 class ScalarLoader(yaml.SafeLoader):
@@ -86,25 +88,6 @@ def _fields_model() -> type[BaseModel]:
     return create_model("TrainConfigFields", __config__=strict, **fields)
 
 
-# Names that other training scripts use for a field.
-_OTHER_NAMES = {
-    "learning_rate": "lr",
-    "batch_size": "per_gpu_batch or global_batch",
-    "per_device_train_batch_size": "per_gpu_batch",
-    "gradient_accumulation_steps": "grad_accum_steps",
-    "num_train_epochs": "epochs",
-    "num_epochs": "epochs",
-    "steps": "max_steps",
-    "model_name_or_path": "checkpoint",
-    "dataset_name": "dataset",
-    "bf16": "precision",
-    "fp16": "precision",
-    "lr_scheduler_type": "lr_schedule",
-    "save_steps": "checkpoint_every",
-    "eval_steps": "eval_every",
-}
-
-
 def validate(values: Mapping[str, Any]) -> TrainConfig:
     """A `TrainConfig` from the plain values of YAML or flags.
 
@@ -116,7 +99,7 @@ def validate(values: Mapping[str, Any]) -> TrainConfig:
     """
     for name in values:
         if name not in field_names():
-            raise FieldError(name, f"unknown field {name!r}", hint=suggest_field(name))
+            raise FieldError(name, f"unknown field {name!r}", hint=suggest_key(name, field_names(), Place.BASE))
     try:
         checked = _fields_model().model_validate(dict(values))
     except ValidationError as error:
@@ -132,23 +115,6 @@ def validate(values: Mapping[str, Any]) -> TrainConfig:
             hint = "use strings, finite numbers, true, false, null, lists and mappings"
             raise FieldError(name, f"{name} is {value!r}, which cannot be written as JSON", hint=hint)
     return TrainConfig(**{name: getattr(checked, name) for name in values})
-
-
-def suggest_field(name: str, others: Sequence[str] = ()) -> str:
-    """The hint for a name that is not a field of a run.
-
-    Args:
-        name: The unknown name.
-        others: Further names that are accepted in its place.
-
-    Example:
-        >>> suggest_field("learning_rate"), suggest_field("epoch")
-        ('did you mean lr? docs/config.md lists the fields', 'did you mean epochs? docs/config.md lists the fields')
-    """
-    guess = suggest_name(name, (*field_names(), *others), "", cutoff=0.7)
-    if name in _OTHER_NAMES:
-        guess = f"did you mean {_OTHER_NAMES[name]}?"
-    return f"{guess} docs/config.md lists the fields".lstrip()
 
 
 class FieldError(FieldsError):

@@ -15,7 +15,8 @@ from torch import nn
 from transformers import PretrainedConfig
 from transformers.utils import logging
 
-from disttrain.errors import UserError, suggest_name
+from disttrain.config.unknown_key import suggest_spelling
+from disttrain.errors import UserError
 from disttrain.models.family import BuiltModel
 
 # The fields of a transformers config that the user cannot set, with the reason.
@@ -159,7 +160,7 @@ def from_architecture(
         if name in run_fields and run_fields[name] != value:
             raise UserError(f"{value!r} contradicts the run's {run_fields[name]!r}", where=where, hint="drop it here")
         if name not in known:
-            hint = suggest_name(name, known, f"the fields are: {', '.join(known)}")
+            hint = suggest_spelling(name, known, "the documentation of transformers lists the fields")
             raise UserError(f"unknown field {name!r} of {config_class.__name__}", where=where, hint=hint)
     try:
         config = config_class(**{**architecture, **run_fields}, **_classes(label_names))

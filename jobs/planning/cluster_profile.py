@@ -15,8 +15,11 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic_core import ErrorDetails
 
+from disttrain.config.synonyms import Place, synonym_hint
+from disttrain.config.train_config import field_names
+from disttrain.config.unknown_key import suggest_key
 from disttrain.config.value_errors import describe_value_error
-from disttrain.errors import UserError, suggest_key
+from disttrain.errors import UserError
 from jobs.planning.yaml_file import load_yaml
 from jobs.planning.yaml_nodes import dotted
 
@@ -127,7 +130,7 @@ def override(cluster: ClusterProfile, changes: Mapping[str, Any], where: Callabl
 def _validate(values: Mapping[str, Any], where: Callable[[str], str]) -> ClusterProfile:
     for key in values:
         if key not in ClusterProfile.model_fields:
-            hint = suggest_key(key, ClusterProfile.model_fields)
+            hint = suggest_key(key, ClusterProfile.model_fields, Place.SLURM, {Place.BASE: field_names()})
             raise UserError(f"unknown key {key!r}", where=where(key), hint=hint)
     # Strict mode does not accept a list for a tuple, and YAML has no tuples.
     values = {**values}
@@ -167,7 +170,9 @@ def _check_sbatch_options(cluster: ClusterProfile, where: Callable[[str], str]) 
         if option.startswith("-"):
             raise UserError(message, where=where("sbatch"), hint="write it without the leading dashes")
         if option.replace("_", "-") in _PLANNED_OPTIONS:
-            hint = "it follows from the allocation, or the profile has its own key for it"
+            hint = "the profile has its own key for it: write it outside sbatch"
+            if option.replace("-", "_") not in ClusterProfile.model_fields:
+                hint = synonym_hint(option, Place.SLURM)
             raise UserError(message, where=where("sbatch"), hint=hint)
 
 

@@ -9,10 +9,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from disttrain.config.flags import read_value
+from disttrain.config.synonyms import Place
 from disttrain.config.train_config import FAMILIES, field_names
-from disttrain.config.validation import suggest_field, validate
+from disttrain.config.unknown_key import suggest_key
+from disttrain.config.validation import validate
 from disttrain.errors import FieldsError, UserError
 from jobs.planning.allocation import Allocation
+from jobs.planning.cluster_profile import ClusterProfile
 from jobs.planning.yaml_file import Document
 from jobs.planning.yaml_nodes import KeyPath
 
@@ -52,11 +55,8 @@ def check_sections(document: Document) -> None:
     Raises:
         UserError: A key is unknown, or a required key is missing.
     """
-    for key in document.value:
-        if key in field_names():
-            hint = "it is a field of the runs: put it under base, or its values under axes"
-            raise document.error((key,), f"unknown key {key!r}", hint=hint)
-    document.check_keys(SECTIONS)
+    elsewhere = {Place.BASE: field_names(), Place.SLURM: ClusterProfile.model_fields}
+    document.check_keys(SECTIONS, lambda key: suggest_key(key, SECTIONS, Place.TOP, elsewhere))
     for key, example in (("name", "bert-batch-size"), ("allocations", "[1x1, 2x2]")):
         if key not in document.value:
             raise document.error((), f"{key} is missing", hint=f"for example {key}: {example}")
@@ -121,20 +121,30 @@ def read_base(document: Document, overrides: Mapping[str, str]) -> dict[str, Any
 
 
 def _check_override(name: str, where: str) -> None:
-    """Checks that an override does not name a section of the sweep file, as in ``slurm.time``."""
+    """Checks that an override names a field, and not a section of the sweep file, as in ``slurm.time``."""
     section, _, rest = name.partition(".")
     if section == "base" and rest:
         raise UserError(f"{name} is not a field of a run", where=where, hint=f"write --set {rest}=VALUE")
     if section in SECTIONS:
         hint = "--set changes fields under base only; edit the sweep file"
         raise UserError(f"{section} is not a field of a run", where=where, hint=hint)
+    if name not in field_names():
+        raise UserError(f"unknown field {name!r}", where=where, hint=_suggest_field(name))
 
 
 def _check_fields(document: Document, *keys: str | int, others: Sequence[str] = ()) -> None:
     """Checks that each key of the mapping at `keys` is a field of a run, or one of the other names."""
     for name in document.get(*keys):
         if name not in (*field_names(), *others):
-            raise document.error((*keys, name), f"unknown field {name!r}", hint=suggest_field(name, others))
+            raise document.error((*keys, name), f"unknown field {name!r}", hint=_suggest_field(name, others))
+
+
+def _suggest_field(name: str, others: Sequence[str] = ()) -> str:
+    """The hint for a name that is not a field; only the entries of `exclude` and `include` accept other names."""
+    if others:
+        return suggest_key(name, (*field_names(), *others), Place.ENTRY, {Place.SLURM: ClusterProfile.model_fields})
+    elsewhere = {Place.TOP: SECTIONS, Place.SLURM: ClusterProfile.model_fields}
+    return suggest_key(name, field_names(), Place.BASE, elsewhere)
 
 
 def _checked(name: str, value: Any, where: str) -> Any:

@@ -7,7 +7,7 @@ number that is not finite, a second document, a custom tag. Anchors, aliases and
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from typing import Any
 import yaml
 
 from disttrain.config.validation import ScalarLoader
-from disttrain.errors import UserError, suggest_key
+from disttrain.errors import UserError
 from jobs.planning.yaml_nodes import NULL_TAG, KeyPath, NodeBuilder, dotted, format_place
 
 # No person writes a larger file. The bound stops a wrong file (a data set, for example) before it fills the memory.
@@ -105,15 +105,20 @@ class Document:
         where = format_place(self.path, self.line(*keys), ())
         return UserError(f"{dotted(keys)} is {self.get(*keys)!r}, not {kind}", where=where, hint=hint)
 
-    def check_keys(self, known: Collection[str], *keys: str | int) -> None:
+    def check_keys(self, known: Collection[str], suggest: Callable[[str], str], *keys: str | int) -> None:
         """Checks that `known` contains every key of the mapping at `keys`.
 
+        Args:
+            known: The accepted keys.
+            suggest: A function that returns the hint for an unknown key.
+            keys: The place of the mapping.
+
         Raises:
-            UserError: A key is unknown; the hint is the most similar known key.
+            UserError: A key is unknown.
         """
         for name in self.get(*keys):
             if name not in known:
-                raise self.error((*keys, name), f"unknown key {name!r}", hint=suggest_key(name, known))
+                raise self.error((*keys, name), f"unknown key {name!r}", hint=suggest(name))
 
 
 def load_yaml(path: Path) -> Document:

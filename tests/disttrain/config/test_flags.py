@@ -26,11 +26,19 @@ def test_string_fields_stay_strings() -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--per_gpu_bach", "1"], "unrecognized arguments: --per_gpu_bach 1 (bert.py --help lists the flags)"),
+        (["--per_gpu_bach", "1"], "unrecognized arguments: --per_gpu_bach 1 (did you mean per_gpu_batch?)"),
+        (["--learning_rate", "1"], "unrecognized arguments: --learning_rate 1 (did you mean lr?)"),
+        (["--warmup-steps=9"], "unrecognized arguments: --warmup-steps=9 (write warmup_ratio, a share of the steps)"),
+        (
+            ["--lr", "1", "--nproc_per_node=2"],
+            "unrecognized arguments: --nproc_per_node=2 (it is an option of torchrun: write it before the script)",
+        ),
+        (["--colour", "red"], "unrecognized arguments: --colour red (--help lists the flags)"),
+        (["train"], "unrecognized arguments: train (--help lists the flags)"),
         (["--lr"], "argument --lr: expected one argument (bert.py --help lists the flags)"),
         (["--lr", "fast"], "--lr: lr is 'fast', not a number (peak learning rate of AdamW)"),
         (["--precision", "bf"], "--precision: precision is 'bf'; choose fp32 or bf16 (did you mean bf16?)"),
-        (["--max_st", "3"], "unrecognized arguments: --max_st 3"),
+        (["--max_st", "3"], "unrecognized arguments: --max_st 3 (did you mean max_steps?)"),
     ],
 )
 def test_mistakes_name_the_flag(arguments: list[str], message: str) -> None:

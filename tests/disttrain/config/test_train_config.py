@@ -23,10 +23,7 @@ from disttrain.errors import UserError
         ({"model": "bert", "lr": float("inf")}, "lr is inf, not a finite number"),
         ({"model": "gpt"}, "model 'gpt' is not known (write bert, vit or package.module:Family)"),
         ({"lr": 1e-3}, "model is missing"),
-        (
-            {"model": "bert", "per_gpu_bach": 1},
-            "unknown field 'per_gpu_bach' (did you mean per_gpu_batch? docs/",
-        ),
+        ({"model": "bert", "per_gpu_bach": 1}, "unknown field 'per_gpu_bach' (did you mean per_gpu_batch?)"),
         ({"model": "bert", "checkpoint": "a/b", "architecture": {}}, "checkpoint 'a/b' and architecture are both set"),
         ({"model": "bert", "per_gpu_batch": 1, "global_batch": 4}, "per_gpu_batch 1 and global_batch 4 are both set"),
     ],

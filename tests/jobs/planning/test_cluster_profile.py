@@ -11,6 +11,7 @@ import pytest
 
 from disttrain.errors import UserError
 from jobs.planning.cluster_profile import (
+    _PLANNED_OPTIONS,
     ClusterProfile,
     compute_python,
     find_profile,
@@ -101,7 +102,12 @@ def test_reads_every_key(tmp_path: Path) -> None:
         (
             "sbatch: {ntasks_per_node: 3}",
             "1: sbatch: sbatch has the key 'ntasks_per_node'"
-            " (it follows from the allocation, or the profile has its own key for it)",
+            " (at the top level of the sweep file, write allocations: [2x4], which means 2 nodes with 4 GPUs each)",
+        ),
+        ("sbatch: {cpus-per-task: 3}", "1: sbatch: sbatch has the key 'cpus-per-task' (did you mean cpus_per_gpu?)"),
+        (
+            "sbatch: {time: 3}",
+            "1: sbatch: sbatch has the key 'time' (the profile has its own key for it: write it outside sbatch)",
         ),
         (
             "sbatch: {mail-type: [END, FAIL]}",
@@ -228,3 +234,59 @@ def test_the_python_of_the_compute_nodes(monkeypatch: pytest.MonkeyPatch) -> Non
         compute_python(ClusterProfile.model_validate({"python": "~/venv/bin/python"})) == "/home/me/venv/bin/python -P"
     )
     assert compute_python(ClusterProfile.model_validate({})) == compute_python(None) == f"{sys.executable} -P"
+
+
+TOP_LEVEL = "at the top level of the sweep file, write allocations: [2x4], which means 2 nodes with 4 GPUs each"
+MEMORY = "write memory_gb_per_gpu, a number of GB for each GPU"
+LOGS = "drop it: each rank writes its log to logs/ in the folder of the sweep"
+LIST = "slurm_templates/slurm.yaml lists the keys; sbatch: {OPTION: VALUE} takes any other option"
+
+
+@pytest.mark.parametrize(
+    ("key", "hint"),
+    [
+        ("cpus_per_task", "did you mean cpus_per_gpu?"),
+        ("cpus-per-task", "did you mean cpus_per_gpu?"),
+        ("mem", MEMORY),
+        ("mem_per_gpu", MEMORY),
+        ("time_limit", "did you mean time?"),
+        ("walltime", "did you mean time?"),
+        ("queue", "did you mean partition?"),
+        ("gres", "write gpu_request: gres, which requests the GPUs of the allocation"),
+        ("gpus_per_node", TOP_LEVEL),
+        ("ntasks_per_node", TOP_LEVEL),
+        ("nodes", TOP_LEVEL),
+        ("job_name", "at the top level of the sweep file, write name, which also names the jobs"),
+        ("output", LOGS),
+        ("error", LOGS),
+        ("array", "drop it: the runs become job arrays; max_running limits how many run at the same time"),
+        ("mail_user", "write sbatch: {mail-user: VALUE}"),
+        ("exclude", "write sbatch: {exclude: VALUE}"),
+        ("lr", "it is a field of the runs: put it under base, or its values under axes"),
+        ("learning_rate", "did you mean lr under base of the sweep file?"),
+        ("tiem", "did you mean time?"),
+        ("acount", "did you mean account?"),
+        ("constrain", "did you mean constraint?"),
+        ("gpu-type", "did you mean gpu_type?"),
+        ("cpu_per_gpu", "did you mean cpus_per_gpu?"),
+        ("memory_gb_per_gpus", "did you mean memory_gb_per_gpu?"),
+        ("network_interfaces", "did you mean network_interface?"),
+        ("max_runing", "did you mean max_running?"),
+        ("account_name", f"closest: account; {LIST}"),
+        ("signal", LIST),
+    ],
+)
+def test_an_unknown_key_of_a_profile(key: str, hint: str, tmp_path: Path) -> None:
+    error = f"unknown key {key!r} ({hint})"
+    with pytest.raises(UserError) as caught:
+        profile(f"{key}: 1\n", tmp_path)
+    assert str(caught.value) == f"{tmp_path}/site.yaml:1: {key}: {error}"
+    with pytest.raises(UserError) as caught:
+        overridden(f"  {key}: 1\n", {})
+    assert str(caught.value) == f"s.yaml:5: slurm.{key}: {error}"
+
+
+@pytest.mark.parametrize("option", sorted(_PLANNED_OPTIONS))
+def test_an_option_of_the_plan_has_an_answer(option: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=rf"sbatch has the key '{option}' \(.+\)$"):
+        profile(f"sbatch: {{{option}: 1}}\n", tmp_path)
