@@ -6,7 +6,7 @@ import dataclasses
 import os
 import sys
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Mapping
 
 from disttrain.config.train_config import LINK, PATH_FIELDS
 from disttrain.errors import UserError
@@ -20,6 +20,7 @@ from jobs.slurm.sacct import queued_jobs
 from jobs.slurm.sacct_table import AccountingUnavailable
 from jobs.slurm.states import JobPhase, State
 from jobs.slurm.submit import require_slurm, send_to_slurm
+from jobs.storage.dropped_runs import dropped_runs
 from jobs.storage.ledger import Ledger, read_ledger, submission_lock
 from jobs.storage.sweep_folder import SweepFolder, prepare
 
@@ -48,7 +49,8 @@ def launch(plan: Plan, sweep: Sweep, *, max_ranks: int | None, on_poll: Callable
         if plan.cluster_name != LOCAL:
             _check_interrupted(folder, ledger)
         missing = with_runs(plan, _missing(folder, plan, ledger))
-        _prepare(folder, sweep, plan, missing, {*ledger.jobs, *ledger.unconfirmed})
+        _prepare(folder, sweep, plan, missing, ledger.overrides())
+        _note_dropped(folder)
         if plan.cluster_name != LOCAL:
             send_to_slurm(missing, sweep.overrides, time.time, _print_job)
         elif missing.runs:
@@ -65,11 +67,25 @@ def _create(folder: SweepFolder) -> None:
         raise UserError(message, hint="choose another folder, with --root or $SWEEP_ROOT") from None
 
 
-def _prepare(folder: SweepFolder, sweep: Sweep, plan: Plan, missing: Plan, submitted_ids: Collection[str]) -> None:
+def _prepare(
+    folder: SweepFolder, sweep: Sweep, plan: Plan, missing: Plan, submitted: Mapping[str, Mapping[str, str]]
+) -> None:
     runs = [run_json(run) for run in missing.runs]
+    dropped = dropped_runs(sweep, [run.run_id for run in plan.runs], submitted)
     # The user's own model family is in the folder of the sweep file or in the working directory.
     import_path = (sweep.folder, os.getcwd())
-    prepare(folder, sweep.document.text, plan_json(plan), runs, submitted_ids, import_path)
+    prepare(folder, sweep.document.text, plan_json(plan), runs, submitted.keys(), dropped, import_path)
+
+
+def _note_dropped(folder: SweepFolder) -> None:
+    """Prints how many runs are dropped."""
+    dropped = sum(run.get("dropped", False) for run in folder.planned_runs())
+    if dropped:
+        verb, pronoun = "are", "them"
+        if dropped == 1:
+            verb, pronoun = "is", "it"
+        note = f"{count_runs(dropped)} {verb} no longer in the sweep file; sweep forget removes {pronoun}"
+        print(f"note: {note}", file=sys.stderr)
 
 
 def _print_job(group: JobGroup, job_id: str) -> None:
@@ -136,6 +152,6 @@ def debug(plan: Plan, sweep: Sweep) -> None:
     trained = with_runs(plan, {run.run_id for run in plan.runs if run.config.model != LINK})
     scratch = dataclasses.replace(trained, folder=scratch_folder(plan.sweep_name))
     folder = SweepFolder(scratch.folder)
-    _prepare(folder, sweep, scratch, scratch, ())
+    _prepare(folder, sweep, scratch, scratch, {})
     print(f"debug: {count_runs(len(scratch.runs))} as one rank each, in {scratch.folder}")
     run_in_debugger(scratch, scratch.runs)

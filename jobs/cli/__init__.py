@@ -11,6 +11,7 @@ import typer
 
 from disttrain.errors import UserError
 from jobs import __version__
+from jobs.cli.forget_command import forget
 from jobs.cli.plan_command import plan
 from jobs.cli.result_commands import collect, figures, status
 from jobs.cli.submit_command import submit
@@ -23,7 +24,7 @@ app = typer.Typer(
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
-for command in (plan, submit, status, collect, figures):
+for command in (plan, submit, status, forget, collect, figures):
     app.command(cls=Command)(command)
 
 

@@ -25,6 +25,13 @@ OfCluster = Annotated[
     str | None,
     typer.Option("--cluster", metavar="NAME", help="Cluster of the submission. Default: the latest."),
 ]
+OfSweep = Annotated[
+    str | None,
+    typer.Option("--sweep", metavar="SWEEP", help="A sweep's file, name or folder. Default: the last submitted sweep."),
+]
+RunNames = Annotated[
+    list[str] | None, typer.Argument(metavar="[RUN]...", help="Run ids, or unique prefixes of run ids.")
+]
 Root = Annotated[
     Path | None, typer.Option("--root", metavar="DIR", help="Folder of all sweeps. Default: $SWEEP_ROOT, or ./runs.")
 ]

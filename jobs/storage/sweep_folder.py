@@ -61,11 +61,20 @@ class SweepFolder:
         return self.path / "runs" / run_id
 
     def planned_runs(self) -> list[dict[str, Any]]:
-        """The runs of plan.json, in order, as `plan.run_json` wrote them."""
+        """The runs of plan.json, in order, as `plan.run_json` wrote them; a dropped run also has `dropped`."""
         if not self.plan_file.exists():
             return []
         runs: list[dict[str, Any]] = json.loads(self.plan_file.read_text(encoding="utf-8"))["runs"]
         return runs
+
+    def remove_from_plan(self, run_ids: Collection[str]) -> None:
+        """Removes runs from plan.json."""
+        plan = json.loads(self.plan_file.read_text(encoding="utf-8"))
+        remaining = [run for run in plan["runs"] if run["run_id"] not in run_ids]
+        self.write_plan({**plan, "runs": remaining})
+
+    def write_plan(self, plan: Mapping[str, Any]) -> None:
+        write_text(self.plan_file, json.dumps(plan, indent=2) + "\n")
 
     def is_owner(self) -> bool:
         """Whether this user owns the folder. Other users only read it, even if the group or root could write."""
@@ -78,6 +87,7 @@ def prepare(
     plan: Mapping[str, Any],
     runs: Sequence[Mapping[str, Any]],
     submitted_ids: Collection[str] = (),
+    dropped_ids: Collection[str] = (),
     import_path: Sequence[str] = (),
 ) -> None:
     """Writes the files that the ranks and later commands read. It runs before the submission.
@@ -89,14 +99,15 @@ def prepare(
         runs: The runs that are about to be submitted, as in the plan. The summary and failure files of their earlier
             attempts are removed; otherwise the new attempt would look finished.
         submitted_ids: The ids of all runs of earlier submissions. plan.json keeps those that the plan no longer has,
-            after the runs of the plan. It drops a run that was planned and never submitted.
+            after the runs of the plan. It loses a run that was planned and never submitted.
+        dropped_ids: The ids of those that the sweep file no longer yields. plan.json marks them.
         import_path: The folders in which the ranks search for the user's own model family.
     """
     folder.logs.mkdir(parents=True, exist_ok=True)
-    dropped_ids = set(submitted_ids) - {run["run_id"] for run in plan["runs"]}
-    earlier = [run for run in folder.planned_runs() if run["run_id"] in dropped_ids]
+    earlier_ids = set(submitted_ids) - {run["run_id"] for run in plan["runs"]}
+    earlier = [_marked(run, dropped_ids) for run in folder.planned_runs() if run["run_id"] in earlier_ids]
     write_text(folder.sweep_file, sweep_text)
-    write_text(folder.plan_file, json.dumps({**plan, "runs": [*plan["runs"], *earlier]}, indent=2) + "\n")
+    folder.write_plan({**plan, "runs": [*plan["runs"], *earlier]})
     facts = {"versions": versions(), "git": git_state(Path.cwd()), "import_path": list(import_path)}
     for run in runs:
         run_dir = folder.run(run["run_id"])
@@ -109,6 +120,14 @@ def prepare(
                 (run_dir / metrics_name(rank)).unlink(missing_ok=True)
         write_text(run_dir / "run.json", json.dumps({**run, **facts}, indent=2) + "\n")
     write_text(folder.path.parent.parent / _LAST, f"{folder.sweep_name}/{folder.cluster_name}\n")
+
+
+def _marked(run: Mapping[str, Any], dropped_ids: Collection[str]) -> dict[str, Any]:
+    """A run of plan.json, with `dropped` only if it is dropped now."""
+    unmarked = {name: value for name, value in run.items() if name != "dropped"}
+    if run["run_id"] in dropped_ids:
+        return {**unmarked, "dropped": True}
+    return unmarked
 
 
 def find_folder(root: Path, sweep: str | None, cluster: str | None) -> SweepFolder:

@@ -130,6 +130,7 @@ def test_no_command_prints_the_help(sweep: Sweep) -> None:
         "plan",
         "submit",
         "status",
+        "forget",
         "collect",
         "figures",
     ]
@@ -262,6 +263,72 @@ def test_the_root_option_finds_a_sweep(
     assert sweep("status", "s").exit_code == 0
 
 
+@pytest.fixture
+def dropped(sweep: Sweep, submitted: SweepFolder, tmp_path: Path) -> str:
+    """The id of the 2x1 run, after a submission of s.yaml without this allocation."""
+    note(submitted, State.COMPLETED, State.RUNNING)
+    (tmp_path / "s.yaml").write_text(SWEEP.replace("1x1, 2x1", "1x1"))
+    output = sweep("submit", "s.yaml", "--cluster", "local")
+    assert output.err == "note: 1 run is no longer in the sweep file; sweep forget removes it\n"
+    _, run_id = (run["run_id"] for run in submitted.planned_runs())
+    assert isinstance(run_id, str)
+    return run_id
+
+
+@pytest.mark.process
+def test_forget_removes_a_dropped_run(sweep: Sweep, submitted: SweepFolder, dropped: str, tmp_path: Path) -> None:
+    logs = submitted.logs / "local-1-1"
+    logs.mkdir()
+    message = "runs that have not ended cannot be removed"
+    hint = "wait until they end, or cancel their jobs; nothing was removed"
+    for command in (["forget", "--yes"], ["forget", "2x1", "--yes", "--sweep", "s.yaml"]):
+        assert sweep(*command) == Output(2, "", f"error: {message}: {dropped} (RUNNING) ({hint})\n")
+    note(submitted, State.COMPLETED, State.FAILED)
+    asks = "sweep forget asks before it removes runs, and stdin is not a terminal (add --yes)"
+    assert sweep("forget") == Output(2, "", f"error: {asks}\n")
+    assert (submitted.run(dropped).exists(), logs.exists()) == (True, True)
+    assert sweep("forget", "--yes") == Output(0, "removed 1 run\n", "")
+    assert (submitted.run(dropped).exists(), logs.exists()) == (False, False)
+    (kept,) = (run["run_id"] for run in submitted.planned_runs())
+    nothing = "nothing to forget: all runs of s on local are in the sweep file\n"
+    assert sweep("forget", "--yes") == Output(0, nothing, "")
+    assert sweep("forget", kept[:6]).err.startswith("error: the sweep file, with the --set of its submission, still")
+    # The file has the allocation again. The accounting still has the forgotten job, and the ledger does not.
+    (tmp_path / "s.yaml").write_text(SWEEP)
+    again = sweep("submit", "s.yaml", "--cluster", "local").out.splitlines()[0]
+    assert again == "s on local: submitting 1 of 2 runs (1 done, 0 queued or running)"
+    rows = json.loads(sweep("status", "--json").out)["runs"]
+    assert [(row["run_id"], row["state"]) for row in rows] == [(kept, "COMPLETED"), (dropped, "NOT_SUBMITTED")]
+
+
+class Terminal(io.StringIO):
+    """A terminal at which a user types this text."""
+
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.mark.process
+def test_forget_asks_first(sweep: Sweep, submitted: SweepFolder, dropped: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    note(submitted, State.COMPLETED, State.FAILED)
+    question = "Remove these runs, with their records, checkpoints and logs? [y/N]: "
+    for answer, last_line, is_left in (("n", "nothing was removed", True), ("y", "removed 1 run", False)):
+        monkeypatch.setattr(sys, "stdin", Terminal(f"{answer}\n"))
+        assert sweep("forget") == Output(0, f"{dropped}  FAILED\n{question}{last_line}\n", "")
+        assert submitted.run(dropped).exists() is is_left
+
+
+@pytest.mark.process
+def test_another_user_forgets_nothing(
+    sweep: Sweep, submitted: SweepFolder, dropped: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    note(submitted, State.COMPLETED, State.FAILED)
+    monkeypatch.setattr(os, "geteuid", lambda: os.getuid() + 1)
+    error = f"error: {str(submitted.path)!r} belongs to another user (only its owner can remove runs)\n"
+    assert sweep("forget", "--yes") == Output(2, "", error)
+    assert submitted.run(dropped).exists()
+
+
 def program(path: Path, text: str) -> None:
     path.write_text(f"#!/bin/sh\n{text}\n")
     path.chmod(path.stat().st_mode | stat.S_IXUSR)
@@ -304,7 +371,7 @@ def test_help_loads_only_typer(tmp_path: Path) -> None:
     helped = modules(main_of("--help", then=PRINT_MODULES), tmp_path)
     more = {name for name in helped - typer if not name.startswith("typer.")}
     assert "typer" in typer
-    commands = {f"jobs.cli.{name}" for name in ("plan_command", "submit_command", "result_commands")}
+    commands = {f"jobs.cli.{name}" for name in ("plan_command", "submit_command", "forget_command", "result_commands")}
     shared = {"jobs.cli", "jobs.cli.options", "jobs.cli.shared", "jobs.cli.usage_errors"}
     assert more == {"disttrain", "disttrain.errors", "jobs", *shared, *commands}
 

@@ -107,6 +107,38 @@ def test_submits_the_new_runs_of_a_sweep(slurm: Slurm, tmp_path: Path) -> None:
 
 
 @pytest.mark.process
+def test_runs_of_other_overrides_stay(slurm: Slurm, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A submission with --set drops nothing. A shorter list drops the points of every submission."""
+
+    def submit(text: str, overrides: dict[str, str]) -> tuple[list[bool | None], str]:
+        """The marks of the runs in plan.json, and the notes of the command."""
+        sweep = parse_sweep(parse_yaml(text, "s.yaml"), "/nowhere", overrides)
+        plan = make_plan("s", expand(sweep), "site", ClusterProfile.model_validate({}), tmp_path / "s" / "site")
+        launch(plan, sweep, max_ranks=None)
+        return [run.get("dropped") for run in SweepFolder(plan.folder).planned_runs()], capsys.readouterr().err
+
+    decay = {"weight_decay": "0.1"}
+    shorter, twice = SWEEP.replace("[0, 1]", "[0]"), "note: 4 runs are no longer in the sweep file; sweep forget"
+    assert submit(SWEEP, {}) == ([None] * 4, "")
+    assert submit(SWEEP, decay) == ([None] * 8, "")
+    assert submit(shorter, {}) == ([None, None, None, True, None, True, True, True], f"{twice} removes them\n")
+    assert len(slurm.submitted) == 4
+    assert submit(SWEEP.replace("[0, 1]", "[1]"), decay)[0].count(True) == 4
+    assert submit(SWEEP, {}) == ([None] * 8, "")
+    assert len(slurm.submitted) == 4
+
+
+@pytest.mark.process
+def test_notes_one_dropped_run(slurm: Slurm, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    text = "name: s\nallocations: [1x1]\nbase: {model: bert}\nseeds: [0, 1]\n"
+    launch(plan_of(tmp_path, text=text), LOADED, max_ranks=None)
+    launch(plan_of(tmp_path, text=text.replace("[0, 1]", "[0]")), LOADED, max_ranks=None)
+    note = "note: 1 run is no longer in the sweep file; sweep forget removes it\n"
+    assert capsys.readouterr().err == note
+    assert len(slurm.submitted) == 1
+
+
+@pytest.mark.process
 def test_a_refusal_leaves_earlier_groups_submitted(slurm: Slurm, tmp_path: Path) -> None:
     plan = plan_of(tmp_path)
     slurm.refused = "2x1"

@@ -275,3 +275,47 @@ def test_queue_is_empty_at_the_end(submitted: SubmittedSweep) -> None:
         return not submitted.sweeping.outside("squeue", "-h", "--name=four-shapes", "-t", "PD,R,CG")
 
     wait_for(is_empty, "empty queue", limit_s=10)
+
+
+def test_forgets_points_of_every_submission(slurm_cluster: Mapping[str, str], tmp_path: Path) -> None:
+    """A value leaves the file: its points with and without --set are dropped, and forget removes them."""
+    sweeping = Sweeping(tmp_path, {**os.environ, **slurm_cluster})
+    file = tmp_path / f"forgotten-{os.getpid()}.yaml"
+
+    def write(seeds: list[int], **slurm: Any) -> None:
+        write_sweep(file, allocations=["1x1"], base=tiny_base(), seeds=seeds, slurm=slurm)
+
+    write([0, 1])
+    sweeping.run("submit", file, "--wait", "--poll", "1", timeout_s=FINISH_LIMIT_S)
+    sweeping.run("submit", file, "--set", "weight_decay=0.1", "--wait", "--poll", "1", timeout_s=FINISH_LIMIT_S)
+    jobs = {row["run_id"]: row["job_id"] for row in sweeping.status()}
+    gone = {row["run_id"] for row in sweeping.status() if row["seed"] == 1}
+    assert (len(jobs), len(gone)) == (4, 2)
+    write([0])
+    noted = sweeping.run("submit", file).stderr
+    assert noted == "note: 2 runs are no longer in the sweep file; sweep forget removes them\n"
+    folder = tmp_path / "runs" / file.stem / "two_nodes"
+    assert {run.name for run in (folder / "runs").iterdir()} == set(jobs)
+    assert sweeping.run("forget", "--yes").stdout == "removed 2 runs\n"
+    assert [row["state"] for row in sweeping.status()] == ["COMPLETED"] * 2
+    assert {run.name for run in (folder / "runs").iterdir()} == set(jobs) - gone
+    # The other task of each array keeps its logs, and the script that the tasks share.
+    left = [job_id for run_id, job_id in jobs.items() if run_id not in gone]
+    patterns = [*(f"{job_id}_" for job_id in left), *(f"{job_id.split('_')[0]}_submission.sh" for job_id in left)]
+    names = [path.name for path in (folder / "logs").iterdir() if not path.is_symlink()]
+    assert [name for name in names if not name.startswith(tuple(patterns))] == []
+    assert {name for name in names if name.endswith("_submitted.pkl")} == {f"{job_id}_submitted.pkl" for job_id in left}
+    assert {path.resolve().name for path in (folder / "logs").glob(".*.sh")} == set(patterns[2:])
+
+    # A forgotten point is submitted again. While its job is queued, it cannot be removed.
+    write([0, 1], sbatch={"hold": True})
+    try:
+        again = sweeping.run("submit", file).stdout.splitlines()[0]
+        assert again.endswith("submitting 1 of 2 runs (1 done, 0 queued or running)")
+        write([0])
+        sweeping.run("submit", file)
+        refused = sweeping.run("forget", "--yes", exit_code=2).stderr
+        assert refused.startswith("error: runs that have not ended cannot be removed: 1x1-")
+        assert "(PENDING)" in refused
+    finally:
+        sweeping.outside("scancel", f"--name={file.stem}")

@@ -81,6 +81,19 @@ def test_a_run_never_submitted_leaves_the_plan(tmp_path: Path) -> None:
 
 
 @pytest.mark.process
+def test_the_plan_marks_dropped_runs(tmp_path: Path) -> None:
+    folder = prepare_runs(tmp_path, runs=("a", "b", "c"))
+
+    def submit(*names: str, dropped: set[str]) -> dict[str, bool | None]:
+        plan = {"sweep": "s", "cluster": "site", "runs": [run(name) for name in names]}
+        prepare(folder, "name: s\n", plan, [], submitted_ids={"a", "b", "c"}, dropped_ids=dropped)
+        return {planned["run_id"]: planned.get("dropped") for planned in folder.planned_runs()}
+
+    assert submit("a", dropped={"b", "c"}) == {"a": None, "b": True, "c": True}
+    assert submit("b", dropped={"a"}) == {"b": None, "a": True, "c": None}
+
+
+@pytest.mark.process
 def test_finds_a_folder_by_each_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     root = tmp_path / "runs"
     first, second = prepare_runs(root, cluster="local"), prepare_runs(root, cluster="site")

@@ -1,0 +1,49 @@
+"""Which submitted runs a sweep file no longer yields."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+
+from disttrain.errors import UserError
+from jobs.planning.expand import expand
+from jobs.planning.sweep_file import Sweep, parse_sweep
+
+
+def dropped_runs(
+    sweep: Sweep, planned_ids: Collection[str], submitted: Mapping[str, Mapping[str, str]]
+) -> frozenset[str]:
+    """The ids of the submitted runs that are dropped.
+
+    A run is dropped if the present file, with the ``--set`` of the run's own submission, no longer yields it. So a
+    submission with other overrides drops nothing.
+
+    Args:
+        sweep: The sweep that is about to be submitted.
+        planned_ids: The ids of its runs.
+        submitted: The overrides of the latest submission of each run, by run id (`Ledger.overrides`).
+    """
+    planned = frozenset(planned_ids)
+    yielded = {_key(sweep.overrides): planned}
+    dropped: set[str] = set()
+    for run_id, overrides in submitted.items():
+        if run_id in planned:
+            continue
+        key = _key(overrides)
+        if key not in yielded:
+            yielded[key] = _run_ids(sweep, overrides)
+        if run_id not in yielded[key]:
+            dropped.add(run_id)
+    return frozenset(dropped)
+
+
+def _key(overrides: Mapping[str, str]) -> frozenset[tuple[str, str]]:
+    return frozenset(overrides.items())
+
+
+def _run_ids(sweep: Sweep, overrides: Mapping[str, str]) -> frozenset[str]:
+    """The runs of the file with these overrides; none if they contradict the file, for example a new axis."""
+    try:
+        runs = expand(parse_sweep(sweep.document, sweep.folder, overrides))
+    except UserError:
+        return frozenset()
+    return frozenset(run.run_id for run in runs)

@@ -1,0 +1,90 @@
+"""Removes dropped runs from the folder of a sweep: first their files, then their jobs, then their plan."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from disttrain.errors import UserError
+from jobs.storage import ledger
+from jobs.storage.ledger import Ledger
+from jobs.storage.run_lookup import find_runs, list_ids
+from jobs.storage.sweep_folder import SweepFolder
+
+
+def runs_to_forget(
+    planned: Sequence[Mapping[str, Any]], texts: Sequence[str], active: Mapping[str, str]
+) -> tuple[str, ...]:
+    """The ids of the runs to remove.
+
+    Args:
+        planned: The runs of plan.json.
+        texts: What the user typed for each run; nothing for all dropped runs.
+        active: The state of each run that has a job which has not ended, by run id.
+
+    Raises:
+        UserError: A text names no run, a named run is not dropped, or a job has not ended.
+    """
+    chosen = [run for run in planned if run.get("dropped")]
+    if texts:
+        chosen = list(find_runs(planned, texts))
+    for run in chosen:
+        if not run.get("dropped"):
+            message = f"the sweep file, with the --set of its submission, still yields {run['run_id']}"
+            hint = "change the file so that it does not, submit it, then forget the run"
+            raise UserError(message, hint=hint)
+    run_ids = tuple(run["run_id"] for run in chosen)
+    unfinished = [f"{run_id} ({active[run_id]})" for run_id in run_ids if run_id in active]
+    if unfinished:
+        message = f"runs that have not ended cannot be removed: {list_ids(unfinished)}"
+        raise UserError(message, hint="wait until they end, or cancel their jobs; nothing was removed")
+    return run_ids
+
+
+def forget_runs(folder: SweepFolder, run_ids: Collection[str], time_s: float) -> None:
+    """Removes the runs. After a crash in between, a second call removes the rest.
+
+    Args:
+        folder: The folder of the sweep, under its submission lock.
+        run_ids: The dropped runs.
+        time_s: The time in seconds since 1970, for the ledger.
+    """
+    _remove_files(folder, run_ids, ledger.read_ledger(folder.path))
+    ledger.forget(folder.path, list(run_ids), time_s)
+    folder.remove_from_plan(run_ids)
+
+
+def _remove_files(folder: SweepFolder, run_ids: Collection[str], jobs: Ledger) -> None:
+    """Removes the folders of the runs, and the logs of their jobs."""
+    for run_id in run_ids:
+        _remove(folder.run(run_id))
+    forgotten = {job.job_id for run_id in run_ids for job in jobs.jobs.get(run_id, ())}
+    for job_id in forgotten:
+        # The folder of a local run, or the files of a Slurm job: 7_0_* of an array task, 7_* of a plain job.
+        for path in (folder.logs / job_id, *folder.logs.glob(f"{job_id}_*")):
+            _remove(path)
+    remaining = {job.job_id for job in jobs.all_jobs()} - forgotten
+    for array in set(map(_array_of, forgotten)) - set(map(_array_of, remaining)):
+        _remove_script(folder.logs, array)
+
+
+def _array_of(job_id: str) -> str:
+    return job_id.partition("_")[0]
+
+
+def _remove_script(logs: Path, array: str) -> None:
+    """Removes the batch script that the tasks of an array share, and the hidden link that submitit leaves to it."""
+    script = logs / f"{array}_submission.sh"
+    for link in logs.glob(".submission_file_*.sh"):
+        if link.is_symlink() and link.readlink().name == script.name:
+            link.unlink()
+    script.unlink(missing_ok=True)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
