@@ -55,6 +55,7 @@ docs: $(VENV)/.installed-docs
 pages: $(VENV)/.installed-test
 	$(call write,docs/config.md,-m disttrain.config.field_docs)
 	$(call write,docs/records.md,-m disttrain.records.record_docs)
+	$(call write,docs/results.md,-m jobs.results.result_docs)
 	$(call write,docs/commands.md,-m jobs.cli.command_docs)
 	$(call write,docs/figures/flow.svg,docs/figures/flow.py)
 

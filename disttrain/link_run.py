@@ -10,25 +10,33 @@ from disttrain.analysis.run_summary import own_sums, summarise
 from disttrain.distributed.group import Group
 from disttrain.distributed.start_record import start_record
 from disttrain.measure.all_reduce import measure_link
+from disttrain.measure.gather_steps import gather_startups
+from disttrain.measure.startup import Startup, startup_record
 from disttrain.records.record_files import SUMMARY_NAME, RecordWriter, metrics_name, write_json
 from disttrain.records.record_types import CheckRecord, EndRecord, Record
 from disttrain.records.summary_types import Summary
 
 
 def run_link(
-    group: Group, output_dir: Path, checks: Sequence[CheckRecord] = (), notices: tuple[str, ...] = ()
+    group: Group,
+    output_dir: Path,
+    startup: Startup,
+    checks: Sequence[CheckRecord] = (),
+    notices: tuple[str, ...] = (),
 ) -> Summary:
     """Runs one rank; rank 0 writes the measurements and the summary.
 
     Args:
         group: The ranks.
         output_dir: The run's folder.
+        startup: The start of this process.
         checks: This rank's records of the start check.
         notices: The notices so far: of the ranks' placement and of the start check.
     """
     for notice in notices:
         group.say(f"note: {notice}")
-    records: list[Record] = [start_record(group, notices=notices), *checks]
+    own_startup = startup_record(startup, None)
+    records: list[Record] = [start_record(group, notices=notices), own_startup, *checks]
     with RecordWriter(output_dir / metrics_name(group.env.rank)) as writer:
         writer.write(records)
         for link in measure_link(group):
@@ -42,6 +50,7 @@ def run_link(
         records,
         own_sums(records, warmup_steps=0),
         [[] for _ in group.hosts],
+        startups=gather_startups(own_startup, group),
         hosts=group.hosts,
         num_nodes=group.env.num_nodes,
         warmup_steps=0,

@@ -28,6 +28,8 @@ _TRAIN_PACKAGES = ("torch", "torchvision", "transformers", "datasets", "tokenize
 if TYPE_CHECKING:
     from disttrain.distributed.group import Group
     from disttrain.measure.start_check import StartCheck
+    from disttrain.measure.startup import Startup
+    from disttrain.models.family import Family
 
 
 def main(model: str, arguments: list[str]) -> None:
@@ -128,7 +130,17 @@ def _run(config: TrainConfig, env: RankEnv, output_dir: Path) -> Summary:
     from disttrain.distributed.device import compute_deterministically
     from disttrain.distributed.group import process_group
     from disttrain.measure.start_check import check_start
+    from disttrain.measure.startup import end_of_imports
 
+    # All imports are before the process group: within it a rank would wait for the imports of the others.
+    family: Family | None = None
+    if config.model == LINK:
+        from disttrain.link_run import run_link
+    else:
+        from disttrain.training_run import import_family
+
+        family = import_family(config.model)
+    startup = end_of_imports()
     torch.set_num_threads(choose_threads(env, os.environ, len(os.sched_getaffinity(0))))
     if config.deterministic:
         compute_deterministically()
@@ -140,17 +152,17 @@ def _run(config: TrainConfig, env: RankEnv, output_dir: Path) -> Summary:
         if earlier_summary is not None:
             return earlier_summary
         checked = check_start(config, group)  # first: preparing data may take an hour, and broken ranks waste it
-        if config.model == LINK:
-            from disttrain.link_run import run_link
-
-            return run_link(group, output_dir, checked.records, (*group.notices, *checked.notices))
-        return _train(config, group, output_dir, checked)
+        if family is None:
+            return run_link(group, output_dir, startup, checked.records, (*group.notices, *checked.notices))
+        return _train(config, family, startup, group, output_dir, checked)
 
 
-def _train(config: TrainConfig, group: Group, output_dir: Path, checked: StartCheck) -> Summary:
+def _train(
+    config: TrainConfig, family: Family, startup: Startup, group: Group, output_dir: Path, checked: StartCheck
+) -> Summary:
     from disttrain.training_run import open_checkpoints, prepare, train_and_summarise
 
-    prepared = prepare(config, group, output_dir)
+    prepared = prepare(config, family, startup, group, output_dir)
     checkpoints = open_checkpoints(config, group, output_dir)
     try:
         return train_and_summarise(config, group, output_dir, prepared, checked, checkpoints)

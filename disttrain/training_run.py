@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import gc
+import importlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,13 +20,14 @@ from disttrain.config.train_config import TrainConfig
 from disttrain.distributed.device import choose_attention, gpu_uuid
 from disttrain.distributed.group import Group
 from disttrain.distributed.start_record import start_record
-from disttrain.measure.gather_steps import drop_old_exchanges, gather_measured_steps
+from disttrain.measure.gather_steps import drop_old_exchanges, gather_measured_steps, gather_startups
 from disttrain.measure.start_check import StartCheck
+from disttrain.measure.startup import Startup, startup_record
 from disttrain.measure.telemetry import open_sampler
 from disttrain.models.compile import compile_model, why_not_compiled
-from disttrain.models.family import BuiltModel, EncodedSplits, load_family
+from disttrain.models.family import BuiltModel, EncodedSplits, Family, load_family
 from disttrain.records import record_files
-from disttrain.records.record_types import StartRecord
+from disttrain.records.record_types import StartRecord, StartupRecord
 from disttrain.records.run_folder import remove_results, save_model
 from disttrain.records.summary_types import Summary
 from disttrain.training.loop import TrainingLoop
@@ -40,23 +42,39 @@ class PreparedRun:
     optimizer: torch.optim.Optimizer
     encoded: EncodedSplits
     built: BuiltModel
+    startup: Startup
     notices: tuple[str, ...]
 
 
-def prepare(config: TrainConfig, group: Group, output_dir: Path) -> PreparedRun:
+def import_family(model: str) -> Family:
+    """The family, after the imports of all modules that its training needs.
+
+    Args:
+        model: The model of the config.
+
+    Raises:
+        UserError: The family does not exist.
+    """
+    family = load_family(model)
+    # After the family's own imports: see disttrain.models.family.
+    importlib.import_module("disttrain.data.splits")
+    return family
+
+
+def prepare(config: TrainConfig, family: Family, startup: Startup, group: Group, output_dir: Path) -> PreparedRun:
     """Loads and encodes the data, and builds the model and its optimizer.
 
     Args:
         config: The resolved config.
+        family: The family of the model.
+        startup: The start of this process.
         group: The ranks.
         output_dir: The run's folder.
 
     Raises:
         UserError: The config does not fit the data or the checkpoint.
     """
-    family = load_family(config.model)
-    # After the family's own imports: see disttrain.models.family.
-    from disttrain.data.splits import load_splits
+    from disttrain.data.splits import load_splits  # only here: see `import_family`
 
     with group.main_first():  # rank 0 fills the cache of `datasets`
         splits = load_splits(config, family.INPUT)
@@ -74,7 +92,7 @@ def prepare(config: TrainConfig, group: Group, output_dir: Path) -> PreparedRun:
     optimizer = make_optimizer(model, config.weight_decay)
     torch.manual_seed(config.seed + 1 + group.env.rank)  # each rank draws its own dropout
     notices = (*splits.notices, *encoded.notices, *built.notices, *uncompiled)
-    return PreparedRun(model, optimizer, encoded, built, notices)
+    return PreparedRun(model, optimizer, encoded, built, startup, notices)
 
 
 def open_checkpoints(config: TrainConfig, group: Group, output_dir: Path) -> CheckpointManager | None:
@@ -115,7 +133,7 @@ def train_and_summarise(
     if group.is_main:
         remove_results(output_dir, group.env.world_size)
     _train(config, group, prepared, path, checked, checkpoints, start)
-    summary = _summarise(config, group, path)
+    summary = _summarise(config, group, prepared.startup, path)
     if group.is_main:
         summary = _save_results(summary, config, prepared.built, output_dir, checkpoints)
     if checkpoints is not None:
@@ -151,18 +169,29 @@ def _train(
                 writer,
                 checkpoints=checkpoints,
                 start=start,
+                startup=prepared.startup,
                 take_samples=sampler.taken,
             ).run()
         writer.write([*sampler.taken(), end])
 
 
-def _summarise(config: TrainConfig, group: Group, path: Path) -> Summary:
+def _summarise(config: TrainConfig, group: Group, startup: Startup, path: Path) -> Summary:
     own = drop_old_exchanges(record_files.read_records(path))
     warmup_steps = config.timing_warmup_steps
     sums = _sum_over_ranks(own_sums(own, warmup_steps, first_on_gpu=group.first_on_gpu), group)
-    # Only the steps since the latest start: earlier ones may have run on other hosts.
-    ranks = gather_measured_steps(measured_steps(split_by_start(own)[-1], warmup_steps), group)
-    return summarise(own, sums, ranks, hosts=group.hosts, num_nodes=group.env.num_nodes, warmup_steps=warmup_steps)
+    # Only the records since the latest start: earlier ones may be from other hosts.
+    latest = split_by_start(own)[-1]
+    # A run that resumes after its last step has no first step.
+    startups = [record for record in latest if isinstance(record, StartupRecord)] or [startup_record(startup, None)]
+    return summarise(
+        own,
+        sums,
+        gather_measured_steps(measured_steps(latest, warmup_steps), group),
+        startups=gather_startups(startups[-1], group),
+        hosts=group.hosts,
+        num_nodes=group.env.num_nodes,
+        warmup_steps=warmup_steps,
+    )
 
 
 def _save_results(
@@ -179,7 +208,7 @@ def _save_results(
             save_model(output_dir, built.save, check_owner)
         except OSError as error:  # a full disk must not cost the measurements
             notice = f"the trained model could not be saved: {error}"
-            summary = dataclasses.replace(summary, notices=(*summary.notices, notice))
+            summary["notices"] = (*summary["notices"], notice)
             print(f"note: {notice}", flush=True)
     check_owner()
     record_files.write_json(output_dir / record_files.SUMMARY_NAME, summary)

@@ -22,6 +22,7 @@ from jobs.slurm.states import JobPhase, State
 from jobs.slurm.submit import require_slurm, send_to_slurm
 from jobs.storage.dropped_runs import dropped_runs
 from jobs.storage.ledger import Ledger, read_ledger, submission_lock
+from jobs.storage.name_links import write_links
 from jobs.storage.sweep_folder import SweepFolder, prepare
 
 
@@ -51,6 +52,7 @@ def launch(plan: Plan, sweep: Sweep, *, max_ranks: int | None, on_poll: Callable
         missing = with_runs(plan, _missing(folder, plan, ledger))
         _prepare(folder, sweep, plan, missing, ledger.overrides())
         _note_dropped(folder)
+        _link_names(folder)
         if plan.cluster_name != LOCAL:
             send_to_slurm(missing, sweep.overrides, time.time, _print_job)
         elif missing.runs:
@@ -86,6 +88,14 @@ def _note_dropped(folder: SweepFolder) -> None:
             verb, pronoun = "is", "it"
         note = f"{count_runs(dropped)} {verb} no longer in the sweep file; sweep forget removes {pronoun}"
         print(f"note: {note}", file=sys.stderr)
+
+
+def _link_names(folder: SweepFolder) -> None:
+    """Rebuilds the links under by-name/. They are a convenience: without them the submission continues."""
+    try:
+        write_links(folder)
+    except OSError as error:
+        print(f"note: by-name has no links to the runs: {error.filename!r}: {error.strerror}", file=sys.stderr)
 
 
 def _print_job(group: JobGroup, job_id: str) -> None:

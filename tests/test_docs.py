@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from jobs.results.result import COLUMNS
+
 REPOSITORY = Path(__file__).resolve().parent.parent
 PAGES = [*REPOSITORY.glob("*.md"), *REPOSITORY.glob("docs/*.md"), REPOSITORY / "tests" / "slurm_cluster" / "README.md"]
 CONTRIBUTING = (REPOSITORY / "CONTRIBUTING.md").read_text(encoding="utf-8")
@@ -76,3 +78,10 @@ def _constant_parts(string: ast.JoinedStr) -> list[str]:
         else:
             parts.append("")
     return parts
+
+
+def test_readme_explains_every_column_of_the_table() -> None:
+    lines = (REPOSITORY / "README.md").read_text(encoding="utf-8").splitlines()
+    explained = {name.strip() for line in lines if line.startswith("| ") for name in line.split("|")[1].split(",")}
+    shown = {figure.name for figure in COLUMNS.values() if figure.table_rank is not None}
+    assert shown - explained == set()

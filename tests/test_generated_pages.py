@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from jobs.cli.command_docs import commands_page
+from jobs.results.result_docs import results_page
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 
 
-def test_the_page_of_commands() -> None:
-    assert (REPOSITORY / "docs" / "commands.md").read_text(encoding="utf-8") == commands_page(), "run make pages"
+@pytest.mark.parametrize(("name", "page"), [("commands.md", commands_page), ("results.md", results_page)])
+def test_a_generated_page(name: str, page: Callable[[], str]) -> None:
+    assert (REPOSITORY / "docs" / name).read_text(encoding="utf-8") == page(), "run make pages"
 
 
 @pytest.mark.process

@@ -1,4 +1,4 @@
-"""The measured steps of one rank: their phases, their gradient exchange, and percentiles over them."""
+"""The measured steps of one rank, each with its gradient exchange, and percentiles over them."""
 
 from __future__ import annotations
 
@@ -7,48 +7,35 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from disttrain.analysis.comm_overlap import Exchange
+from disttrain.records.figures import percentile_95
 from disttrain.records.record_types import ClockRecord, ExchangeRecord, Record, StartRecord, StepRecord
-
-PHASES = (
-    "data_ms",
-    "forward_ms",
-    "backward_ms",
-    "backward_compute_ms",
-    "exposed_comm_ms",
-    "overlapped_comm_ms",
-    "optimizer_ms",
-    "step_ms",
-)
+from disttrain.records.step_types import StepTimes
 
 
 @dataclass(frozen=True)
 class MeasuredStep:
-    """One measured step of one rank, in milliseconds; `start_ms` is on rank 0's clock."""
+    """One measured step of one rank.
 
-    start_ms: float
-    data_ms: float
-    forward_ms: float
-    backward_ms: float
-    optimizer_ms: float
-    exposed_comm_ms: float | None
-    overlapped_comm_ms: float | None
+    Attributes:
+        times: The times of the step.
+        exchange: Its gradient exchange; None if it was not measured, or there is none.
+        clock_offset_s: This host's monotonic clock minus rank 0's.
+    """
+
+    times: StepTimes
     exchange: Exchange | None
+    clock_offset_s: float = 0.0
 
     @property
-    def step_ms(self) -> float:
-        return self.data_ms + self.forward_ms + self.backward_ms + self.optimizer_ms
-
-    @property
-    def backward_compute_ms(self) -> float | None:
-        """The backward pass without the communication that it waits for."""
-        if self.exposed_comm_ms is None:
-            return None
-        return self.backward_ms - self.exposed_comm_ms
+    def start_ms(self) -> float:
+        """The start of the step on rank 0's clock; 0 if it is not recorded."""
+        return ((self.times.start_s or 0.0) - self.clock_offset_s) * 1000
 
     @property
     def own_ms(self) -> float:
         """The rank's own work, without any wait for other ranks."""
-        return self.data_ms + self.forward_ms + (self.backward_compute_ms or 0.0) + self.optimizer_ms
+        times = self.times
+        return times.data_ms + times.forward_ms + (times.backward_compute_ms or 0.0) + times.optimizer_ms
 
 
 def split_by_start(records: Sequence[Record]) -> list[list[Record]]:
@@ -88,17 +75,8 @@ def _measured_steps_of_start(start: Sequence[Record], warmup_steps: int) -> Iter
     }
     clocks = [record for record in start if isinstance(record, ClockRecord)]
     for step in steps_after_warmup(start, warmup_steps):
-        start_s = step.start_s or 0.0  # records of an early version have no start, and no exchange that would need it
-        yield MeasuredStep(
-            start_ms=(start_s - offset_at(start_s, clocks)) * 1000,
-            data_ms=step.data_ms,
-            forward_ms=step.forward_ms,
-            backward_ms=step.backward_ms,
-            optimizer_ms=step.optimizer_ms,
-            exposed_comm_ms=step.exposed_comm_ms,
-            overlapped_comm_ms=step.overlapped_comm_ms,
-            exchange=exchanges.get(step.step),
-        )
+        # Records of an early version have no start, and no exchange that would need it.
+        yield MeasuredStep(step, exchanges.get(step.step), offset_at(step.start_s or 0.0, clocks))
 
 
 def offset_at(time_s: float, clocks: Sequence[ClockRecord]) -> float:
@@ -134,15 +112,4 @@ def percentiles(values: Sequence[float]) -> Percentiles:
         >>> percentiles([1.0, 2.0, 3.0, 10.0])
         Percentiles(median=2.5, p95=10.0, minimum=1.0)
     """
-    ordered = sorted(values)
-    return Percentiles(statistics.median(ordered), ordered[-(-95 * len(ordered) // 100) - 1], ordered[0])
-
-
-def phase_percentiles(steps: Sequence[MeasuredStep]) -> dict[str, Percentiles | None]:
-    """The statistics of each phase of one rank; None if the phase was not measured in every step."""
-    statistics_by_phase: dict[str, Percentiles | None] = dict.fromkeys(PHASES)
-    for name in PHASES:
-        values = [getattr(step, name) for step in steps]
-        if values and None not in values:
-            statistics_by_phase[name] = percentiles(values)
-    return statistics_by_phase
+    return Percentiles(statistics.median(values), percentile_95(values), min(values))

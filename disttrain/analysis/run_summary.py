@@ -2,33 +2,27 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
-import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from disttrain.analysis.bandwidth import ExchangeSummary, summarise_exchanges
-from disttrain.analysis.measured_steps import (
-    MeasuredStep,
-    measured_steps,
-    phase_percentiles,
-    split_by_start,
-    steps_after_warmup,
-)
+from disttrain.analysis.measured_steps import MeasuredStep, split_by_start, steps_after_warmup
 from disttrain.analysis.notices import run_notices, slow_rank_notices
 from disttrain.analysis.straggler import Straggler, find_straggler
+from disttrain.records.figures import summarise_fields
 from disttrain.records.record_types import (
     CrossCheckRecord,
-    EndRecord,
-    EvalRecord,
     LinkRecord,
     Record,
     StartRecord,
     StepRecord,
     TelemetryRecord,
 )
-from disttrain.records.summary_types import Summary
+from disttrain.records.step_types import StartupRecord, StepTimes
+from disttrain.records.summary_types import SUMMARISED_TYPES, RunFigures, Summary
 
 # The number of all-reduces that a backend processes at the same time: NCCL has one stream, gloo two threads (torch's
 # default).
@@ -81,16 +75,18 @@ def summarise(
     sums: Sums,
     ranks: Sequence[Sequence[MeasuredStep]],
     *,
+    startups: Sequence[StartupRecord],
     hosts: tuple[str, ...],
     num_nodes: int,
     warmup_steps: int,
 ) -> Summary:
-    """The summary of a finished run.
+    """The summary of a finished run: the figures of `RunFigures`, and those of single fields of the records.
 
     Args:
         records: All records of rank 0.
         sums: The sums over all ranks.
         ranks: The measured steps of each rank.
+        startups: The startup record of each rank's last start.
         hosts: The host of each rank, by rank.
         num_nodes: The number of logical nodes.
         warmup_steps: The number of first steps of each start that are not measured.
@@ -98,34 +94,38 @@ def summarise(
     start = [record for record in records if isinstance(record, StartRecord)][-1]
     straggler = find_straggler(ranks)
     comparable = not (start.shared_gpu or start.folded)
-    end = next(record for record in records if isinstance(record, EndRecord))
     notices = run_notices(records)
     if comparable:
         notices += slow_rank_notices(straggler, hosts)
     gpu_energy_j = None
     if sums.energy_ranks == start.world_size:
         gpu_energy_j = sums.energy_j
-    return Summary(
+    run_figures = RunFigures(
         world_size=start.world_size,
         num_nodes=num_nodes,
         hosts=hosts,
-        device_name=start.device_name,
-        backend=start.backend,
         comparable=comparable,
-        steps=end.steps,
-        train_s=end.train_s,
         train_loss=_quotient(sums.tail_loss, sums.tail_examples),
         notices=notices,
+        gpu_energy_j=gpu_energy_j,
         **_throughput(steps_after_warmup(records, warmup_steps), sums, start.world_size),
-        **_last_evaluation(records),
-        **_phases(measured_steps(records, warmup_steps)),
         **_exchange(summarise_exchanges(ranks, CONCURRENT_ALL_REDUCES.get(start.backend or "", 1))),
         **_cross_check(records),
         **_slowest_rank(straggler, hosts),
         **_link(records),
-        **_telemetry(_samples(records)),
-        gpu_energy_j=gpu_energy_j,
     )
+    summarised: dict[type[Any], Sequence[Any]] = {
+        kind: [record for record in records if isinstance(record, kind)] for kind in SUMMARISED_TYPES
+    }
+    # Steps in every start; samples without the one before the first step, of the last start: an earlier one may have
+    # used another GPU.
+    summarised[StepTimes] = steps_after_warmup(records, warmup_steps)
+    summarised[TelemetryRecord] = _samples(records)
+    summarised[StartupRecord] = startups
+    figures = dataclasses.asdict(run_figures)
+    for kind, values in summarised.items():
+        figures |= summarise_fields(kind, values)
+    return figures
 
 
 def _quotient(total: float, count: float) -> float | None:
@@ -147,13 +147,6 @@ def _throughput(steps: Sequence[StepRecord], sums: Sums, world_size: int) -> dic
     }
 
 
-def _last_evaluation(records: Sequence[Record]) -> dict[str, Any]:
-    for record in reversed(records):
-        if isinstance(record, EvalRecord):
-            return {"eval_loss": record.loss, "eval_accuracy": record.accuracy, "eval_examples": record.examples}
-    return dict.fromkeys(("eval_loss", "eval_accuracy", "eval_examples"))
-
-
 def _energy(start: Sequence[Record]) -> float | None:
     """The energy of one start; every start counts from 0."""
     energies = [record.gpu_energy_j for record in start if isinstance(record, TelemetryRecord)]
@@ -161,50 +154,9 @@ def _energy(start: Sequence[Record]) -> float | None:
 
 
 def _samples(records: Sequence[Record]) -> list[TelemetryRecord]:
-    """The samples of the last start: an earlier one may have used another GPU."""
-    return [record for record in split_by_start(records)[-1] if isinstance(record, TelemetryRecord)]
-
-
-def _telemetry(samples: Sequence[TelemetryRecord]) -> dict[str, Any]:
-    # The first sample was taken before the first step; it is used only if there is no other.
-    during = samples[1:] or samples
-    gpu_throttle = None
-    reasons = [sample.gpu_throttle for sample in during if sample.gpu_throttle is not None]
-    if reasons:
-        gpu_throttle = tuple(dict.fromkeys(name for names in reasons for name in names))
-    return {
-        "gpu_util_percent": _mean([sample.gpu_util_percent for sample in during]),
-        "gpu_power_w": _mean([sample.gpu_power_w for sample in during]),
-        "gpu_memory_peak_mib": _peak([sample.gpu_memory_used_mib for sample in during]),
-        "gpu_temperature_peak_c": _peak([sample.gpu_temperature_c for sample in during]),
-        "gpu_throttle": gpu_throttle,
-        "gpu_energy_source": next(filter(None, (sample.gpu_energy_source for sample in during)), None),
-        "process_cpu_percent": _mean([sample.process_cpu_percent for sample in during]),
-        "process_memory_peak_mib": _peak([sample.process_memory_mib for sample in during]),
-    }
-
-
-def _mean(values: Sequence[float | None]) -> float | None:
-    known = [value for value in values if value is not None]
-    if not known:
-        return None
-    return statistics.fmean(known)
-
-
-def _peak(values: Sequence[float | None]) -> float | None:
-    return max((value for value in values if value is not None), default=None)
-
-
-def _phases(steps: Sequence[MeasuredStep]) -> dict[str, Any]:
-    """The median, 95th percentile and minimum of each phase."""
-    fields: dict[str, Any] = {}
-    for name, values in phase_percentiles(steps).items():
-        stem = name.removesuffix("_ms")
-        names = (name, f"{stem}_p95_ms", f"{stem}_min_ms")
-        fields |= dict.fromkeys(names)
-        if values is not None:
-            fields |= zip(names, (values.median, values.p95, values.minimum), strict=True)
-    return fields
+    """The samples of the last start. The first one, from before its first step, is used only if there is no other."""
+    samples = [record for record in split_by_start(records)[-1] if isinstance(record, TelemetryRecord)]
+    return samples[1:] or samples
 
 
 def _exchange(summary: ExchangeSummary | None) -> dict[str, Any]:
@@ -235,13 +187,7 @@ def _cross_check(records: Sequence[Record]) -> dict[str, Any]:
     difference = None
     if check.exposed_comm_ms:
         difference = check.no_sync_exposed_ms / check.exposed_comm_ms - 1
-    return {
-        "check_exposed_ms": check.exposed_comm_ms,
-        "no_sync_exposed_ms": check.no_sync_exposed_ms,
-        "no_sync_difference": difference,
-        "no_sync_is_check": check.is_check,
-        "ddp_exposed_ms": check.ddp_exposed_ms,
-    }
+    return {"no_sync_difference": difference}
 
 
 def _slowest_rank(straggler: Straggler | None, hosts: tuple[str, ...]) -> dict[str, Any]:

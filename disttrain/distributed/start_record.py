@@ -19,7 +19,7 @@ def start_record(
     *,
     first_step: int = 1,
     parameters: int = 0,
-    model_changes: tuple[str, ...] = (),
+    model_changes: tuple[str, ...] | None = None,
     train_examples: int = 0,
     eval_examples: int = 0,
     notices: tuple[str, ...] = (),

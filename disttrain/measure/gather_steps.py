@@ -1,10 +1,12 @@
-"""Gathers the measured steps of all ranks."""
+"""Gathers the measured steps and the startup records of all ranks."""
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections import deque
 from collections.abc import Iterable, Sequence
+from typing import Any, TypeVar
 
 import torch
 
@@ -12,10 +14,12 @@ from disttrain.analysis.comm_overlap import Exchange
 from disttrain.analysis.measured_steps import MeasuredStep
 from disttrain.distributed.group import Group
 from disttrain.records.record_types import ExchangeRecord, Record
+from disttrain.records.step_types import StartupRecord, StepTimes
+
+T = TypeVar("T")
 
 # Only this number of last steps is gathered: enough for a 95th percentile, and a few MB for hundreds of ranks.
 MAX_STEPS = 1000
-_PHASES = 7
 
 
 def drop_old_exchanges(records: Iterable[Record]) -> list[Record]:
@@ -55,9 +59,8 @@ def _layout(step: MeasuredStep) -> tuple[int, ...]:
 
 
 def pack(step: MeasuredStep) -> list[float]:
-    """A step as a row of numbers, with NaN for None. All ranks have the same buckets, so all rows have one length."""
-    phases = (step.data_ms, step.forward_ms, step.backward_ms, step.optimizer_ms)
-    row = [step.start_ms, *phases, _none_to_nan(step.exposed_comm_ms), _none_to_nan(step.overlapped_comm_ms)]
+    """A step as a row of numbers. All ranks have the same buckets, so all rows have one length."""
+    row = [step.clock_offset_s, *pack_fields(StepTimes, step.times)]
     if (exchange := step.exchange) is not None:
         row += [*map(float, exchange.bucket_bytes), *exchange.ready_ms, *exchange.done_ms]
     return row
@@ -65,23 +68,35 @@ def pack(step: MeasuredStep) -> list[float]:
 
 def unpack(row: list[float]) -> MeasuredStep:
     """The step of a row that `pack` returned."""
-    start_ms, data, forward, backward, optimizer, exposed, overlapped = row[:_PHASES]
-    rest = row[_PHASES:]
+    offset_s, *values = row
+    count = len(dataclasses.fields(StepTimes))
+    times = unpack_fields(StepTimes, values[:count])
+    rest = values[count:]
     count = len(rest) // 3
     exchange = None
     if count:
         sizes = tuple(int(size) for size in rest[:count])
         exchange = Exchange(sizes, tuple(rest[count : 2 * count]), tuple(rest[2 * count :]))
-    return MeasuredStep(
-        start_ms=start_ms,
-        data_ms=data,
-        forward_ms=forward,
-        backward_ms=backward,
-        optimizer_ms=optimizer,
-        exposed_comm_ms=_nan_to_none(exposed),
-        overlapped_comm_ms=_nan_to_none(overlapped),
-        exchange=exchange,
-    )
+    return MeasuredStep(times, exchange, offset_s)
+
+
+def gather_startups(own: StartupRecord, group: Group) -> list[StartupRecord]:
+    """The startup records of all ranks, by rank. All ranks call this; the others than rank 0 receive only their own."""
+    gathered = group.gather(torch.tensor(pack_fields(StartupRecord, own), dtype=torch.float64))
+    if not gathered or not group.is_main:
+        return [own]
+    return [unpack_fields(StartupRecord, row.tolist()) for row in gathered]
+
+
+def pack_fields(kind: type[Any], values: Any) -> list[float]:
+    """The fields of a record type as numbers, with NaN for None."""
+    return [_none_to_nan(getattr(values, field.name)) for field in dataclasses.fields(kind)]
+
+
+def unpack_fields(kind: type[T], row: Sequence[float]) -> T:
+    """The object whose fields `pack_fields` returned."""
+    fields = dataclasses.fields(kind)  # type: ignore[arg-type]
+    return kind(**{field.name: _nan_to_none(value) for field, value in zip(fields, row, strict=True)})
 
 
 def _none_to_nan(value: float | None) -> float:

@@ -9,28 +9,11 @@ from typing import Literal
 import torch
 
 from disttrain.analysis.comm_overlap import Exchange
+from disttrain.analysis.measured_steps import MeasuredStep
+from disttrain.records.step_types import StepTimes
 
 StepPhase = Literal["data", "forward", "backward", "optimizer"]
 Mark = float | torch.cuda.Event
-
-
-@dataclass(frozen=True)
-class StepTimes:
-    """The times of one optimizer step, summed over its gradient accumulation; milliseconds."""
-
-    start_s: float  # on the host's monotonic clock
-    data_ms: float
-    forward_ms: float
-    backward_ms: float  # includes the communication that it waits for
-    optimizer_ms: float
-    exposed_comm_ms: float | None = None  # part of backward_ms; None if not measured
-    overlapped_comm_ms: float | None = None  # during backward computation; None if not measured
-    exchange: Exchange | None = None
-
-    @property
-    def step_ms(self) -> float:
-        """The complete step: its phases leave no gap."""
-        return self.data_ms + self.forward_ms + self.backward_ms + self.optimizer_ms
 
 
 @dataclass
@@ -88,7 +71,7 @@ class PhaseTimer:
         self._steps.append(_Step(self._laps, self._buckets))
         self._laps, self._buckets = [], []
 
-    def read(self) -> list[StepTimes]:
+    def read(self) -> list[MeasuredStep]:
         """The steps that ended since the last reading; on a GPU this waits for the end of the last step."""
         steps, self._steps = self._steps, []
         if not steps:
@@ -99,7 +82,7 @@ class PhaseTimer:
             now_s = time.perf_counter()
         else:
             now_s = now
-        return [self._step_times(step, now, now_s) for step in steps]
+        return [self._measured_step(step, now, now_s) for step in steps]
 
     def mark(self) -> Mark:
         """A mark of the current time; on a GPU, an event in the current stream."""
@@ -109,7 +92,7 @@ class PhaseTimer:
         event.record(torch.cuda.current_stream(self._device))  # in a gloo thread, another device may be current
         return event
 
-    def _step_times(self, step: _Step, now: Mark, now_s: float) -> StepTimes:
+    def _measured_step(self, step: _Step, now: Mark, now_s: float) -> MeasuredStep:
         """Converts the events of a step to times.
 
         The start is relative to `now`, which is read on both clocks. CUDA event times are float32: over hours they
@@ -128,16 +111,17 @@ class PhaseTimer:
             backward_end = [end for phase, _, end in step.laps if phase == "backward"][-1]
             exposed_comm_ms = exchange.exposed_comm_ms(_elapsed_ms(begin, backward_end))
             overlapped_comm_ms = exchange.overlapped_comm_ms()
-        return StepTimes(
+        times = StepTimes(
             start_s=now_s - _elapsed_ms(begin, now) / 1000,
             data_ms=sums["data"],
             forward_ms=sums["forward"],
             backward_ms=sums["backward"],
             optimizer_ms=sums["optimizer"],
+            step_ms=sum(sums.values()),  # the phases leave no gap
             exposed_comm_ms=exposed_comm_ms,
             overlapped_comm_ms=overlapped_comm_ms,
-            exchange=exchange,
         )
+        return MeasuredStep(times, exchange)
 
 
 def _exchange(begin: Mark, buckets: list[BucketMarks]) -> Exchange:

@@ -10,7 +10,7 @@ import socket
 import time
 import traceback
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -19,7 +19,7 @@ from typing import Any, Self, TypeVar
 from disttrain.errors import UserError
 from disttrain.records.atomic_write import atomic_write
 from disttrain.records.record_types import KINDS, Record
-from disttrain.records.summary_types import Failure
+from disttrain.records.summary_types import SUMMARY_FIGURES, Failure, Summary
 
 T = TypeVar("T")
 
@@ -138,12 +138,8 @@ class RecordWriter:
 
 def encode(record: Record) -> str:
     """One line of JSON, with the kind as its first key."""
-    return json.dumps({"kind": record.kind, **_plain(record)}, allow_nan=False)
-
-
-def _plain(value: Any) -> dict[str, Any]:
-    """The fields of a dataclass as JSON values."""
-    return {name: _json_value(item) for name, item in dataclasses.asdict(value).items()}
+    values = {name: _json_value(item) for name, item in dataclasses.asdict(record).items()}
+    return json.dumps({"kind": record.kind, **values}, allow_nan=False)
 
 
 def _json_value(item: Any) -> Any:
@@ -184,17 +180,24 @@ def from_json(kind: type[T], values: dict[str, Any]) -> T:
     return kind(**{name: value for name, value in renamed.items() if name in names})
 
 
+def summary_from_json(values: dict[str, Any]) -> Summary:
+    """A summary from its JSON object, with every figure of this version. A figure that is not in the object is None."""
+    renamed = {FORMER_NAMES.get(name, name): _without_list(value) for name, value in values.items()}
+    return {name: renamed.get(name) for name in SUMMARY_FIGURES}
+
+
 def _without_list(value: Any) -> Any:
     if isinstance(value, list):
         return tuple(value)
     return value
 
 
-def write_json(path: Path, value: Any) -> None:
-    """Writes a dataclass as JSON, atomically: a reader never sees a partial file."""
+def write_json(path: Path, values: Mapping[str, Any]) -> None:
+    """Writes a JSON object atomically: a reader never sees a partial file."""
     path.parent.mkdir(parents=True, exist_ok=True)
+    plain = {name: _json_value(value) for name, value in values.items()}
     with atomic_write(path) as file:  # with fsync: a summary marks the end of a run, whose checkpoints are then removed
-        file.write((json.dumps(_plain(value), indent=2, allow_nan=False) + "\n").encode())
+        file.write((json.dumps(plain, indent=2, allow_nan=False) + "\n").encode())
 
 
 def write_failure(folder: Path, rank: int, error: BaseException) -> None:
@@ -209,6 +212,6 @@ def write_failure(folder: Path, rank: int, error: BaseException) -> None:
         user_error=isinstance(error, UserError),
     )
     try:
-        write_json(folder / failure_name(rank), failure)
+        write_json(folder / failure_name(rank), dataclasses.asdict(failure))
     except OSError as write_error:
         error.add_note(f"its record could not be written: {write_error}")

@@ -20,13 +20,21 @@ from disttrain.records.figure_sources import (
     TORCH,
     WALL,
 )
+from disttrain.records.figures import (
+    FIRST_OF_SAMPLES,
+    InTable,
+    last_as,
+    mean_of_samples,
+    peak_of_samples,
+    union_of_samples,
+)
+from disttrain.records.step_types import StartupRecord, StepRecord
 from disttrain.records.timing_types import (
     CheckRecord,
     ClockRecord,
     CrossCheckRecord,
     ExchangeRecord,
     LinkRecord,
-    StepRecord,
 )
 
 __all__ = [
@@ -41,6 +49,7 @@ __all__ = [
     "LinkRecord",
     "Record",
     "StartRecord",
+    "StartupRecord",
     "StepRecord",
     "TelemetryRecord",
 ]
@@ -66,10 +75,13 @@ class StartRecord:
         int, doc("First step of this start; above 1 if it resumes from a checkpoint, after the earlier records."), LOOP
     ]
     device: Annotated[str, doc("PyTorch device, for example cpu or cuda:0."), TORCH]
-    device_name: Annotated[str, doc("Model of the GPU, or of the CPU."), TORCH]
+    device_name: Annotated[str, doc("Model of the GPU, or of the CPU."), TORCH, last_as()]
     gpu_uuid: Annotated[str | None, doc("UUID of the GPU or of its MIG slice; null without a GPU."), TORCH] = None
     backend: Annotated[
-        str | None, doc("Communication backend, nccl or gloo; null with one rank, which does not communicate."), TORCH
+        str | None,
+        doc("Communication backend, nccl or gloo; null with one rank, which does not communicate."),
+        TORCH,
+        last_as(),
     ]
     shared_gpu: Annotated[
         bool, doc("True if another rank of this run uses the same GPU; its times are then not comparable."), TORCH
@@ -85,10 +97,12 @@ class StartRecord:
         TORCH,
     ]
     model_changes: Annotated[
-        tuple[str, ...],
-        doc("Config fields that changed the model for speed (compact_vocab, trim_last_layer), if they took effect."),
+        tuple[str, ...] | None,
+        doc("Config fields that changed the model for speed: compact_vocab, trim_last_layer; empty if none did."),
         TORCH,
-    ] = ()
+        last_as(),
+        InTable(3),
+    ] = None
     train_examples: Annotated[int, doc("Number of training examples per epoch."), DATA]
     eval_examples: Annotated[int, doc("Number of examples per evaluation."), DATA]
     notices: Annotated[
@@ -105,10 +119,27 @@ class EvalRecord:
     kind: ClassVar[str] = "eval"
     step: Annotated[int, doc("Number of the last step before the evaluation."), LOOP]
     loss: Annotated[
-        float | None, Unit("nats"), doc("Mean cross-entropy over all evaluation examples; null if not finite."), TORCH
+        float | None,
+        Unit("nats"),
+        doc("Mean cross-entropy over all evaluation examples; null if not finite."),
+        TORCH,
+        last_as("eval_loss", "Mean cross-entropy in the last evaluation; null without one, and if not finite."),
+        InTable(6),
     ]
-    accuracy: Annotated[float, Unit("share of 1"), doc("Correctly classified examples / examples."), TORCH]
-    examples: Annotated[int, doc("Number of examples over all ranks, each counted once."), LOOP]
+    accuracy: Annotated[
+        float,
+        Unit("share of 1"),
+        doc("Correctly classified examples / examples."),
+        TORCH,
+        last_as("eval_accuracy", "Correctly classified examples / eval_examples, in the last evaluation."),
+        InTable(1),
+    ]
+    examples: Annotated[
+        int,
+        doc("Number of examples over all ranks, each counted once."),
+        LOOP,
+        last_as("eval_examples", "Number of examples in the last evaluation, over all ranks."),
+    ]
     elapsed_s: Annotated[float, Unit("s"), doc("Duration of the complete evaluation."), HOST_CLOCK]
 
 
@@ -141,19 +172,40 @@ class TelemetryRecord:
     kind: ClassVar[str] = "telemetry"
     time_s: Annotated[float, Unit("s since 1970"), doc("Time of the sample."), WALL]
     gpu_util_percent: Annotated[
-        float | None, Unit("%"), doc("Share of NVML's last sample period in which a kernel ran."), NVML
+        float | None,
+        Unit("%"),
+        doc("Share of NVML's last sample period in which a kernel ran."),
+        NVML,
+        mean_of_samples(),
     ] = None
     gpu_memory_used_mib: Annotated[
-        float | None, Unit("MiB"), doc("GPU memory in use, including that of other processes."), NVML
+        float | None,
+        Unit("MiB"),
+        doc("GPU memory in use, including that of other processes."),
+        NVML,
+        peak_of_samples("gpu_memory_peak_mib"),
     ] = None
     gpu_power_w: Annotated[
-        float | None, Unit("W"), doc("Power draw of the complete board, including work of other processes."), NVML
+        float | None,
+        Unit("W"),
+        doc("Power draw of the complete board, including work of other processes."),
+        NVML,
+        mean_of_samples(),
     ] = None
-    gpu_temperature_c: Annotated[float | None, Unit("deg C"), doc("Temperature of the GPU chip."), NVML] = None
+    gpu_temperature_c: Annotated[
+        float | None,
+        Unit("deg C"),
+        doc("Temperature of the GPU chip."),
+        NVML,
+        peak_of_samples("gpu_temperature_peak_c"),
+    ] = None
     gpu_sm_clock_mhz: Annotated[float | None, Unit("MHz"), doc("Clock of the GPU's multiprocessors."), NVML] = None
     gpu_memory_clock_mhz: Annotated[float | None, Unit("MHz"), doc("Clock of the GPU's memory."), NVML] = None
     gpu_throttle: Annotated[
-        tuple[str, ...] | None, doc("Reasons why the GPU's clocks are reduced; empty if there are none."), NVML
+        tuple[str, ...] | None,
+        doc("Reasons why the GPU's clocks are reduced; empty if there are none."),
+        NVML,
+        union_of_samples("All reasons for reduced GPU clocks in rank 0's samples; empty if there are none."),
     ] = None
     gpu_energy_j: Annotated[
         float | None,
@@ -164,7 +216,9 @@ class TelemetryRecord:
         ),
         NVML,
     ] = None
-    gpu_energy_source: Annotated[str | None, doc("Method for gpu_energy_j: counter or power."), NVML] = None
+    gpu_energy_source: Annotated[
+        str | None, doc("Method for gpu_energy_j: counter or power."), NVML, FIRST_OF_SAMPLES
+    ] = None
     process_cpu_percent: Annotated[
         float | None,
         Unit("%"),
@@ -173,6 +227,7 @@ class TelemetryRecord:
             " 100 is one core; null in the first sample."
         ),
         SYSTEM,
+        mean_of_samples(),
     ] = None
     process_memory_mib: Annotated[
         float | None,
@@ -182,6 +237,7 @@ class TelemetryRecord:
             " because pages that they share would count twice."
         ),
         SYSTEM,
+        peak_of_samples("process_memory_peak_mib"),
     ] = None
     host_cpu_percent: Annotated[
         float | None,
@@ -205,18 +261,21 @@ class EndRecord:
 
     kind: ClassVar[str] = "end"
     time_s: Annotated[float, Unit("s since 1970"), doc("Time at which training ended."), WALL]
-    steps: Annotated[int, doc("Number of optimizer steps."), LOOP]
+    steps: Annotated[int, doc("Number of optimizer steps."), LOOP, last_as()]
     train_s: Annotated[
         float,
         Unit("s"),
         doc("Duration of the training loop without evaluations, including the earlier attempts that it resumes."),
         HOST_CLOCK,
+        last_as(),
+        InTable(5),
     ]
 
 
 Record = (
     StartRecord
     | CheckRecord
+    | StartupRecord
     | StepRecord
     | ExchangeRecord
     | ClockRecord

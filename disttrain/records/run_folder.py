@@ -34,12 +34,12 @@ def begin_run(config: TrainConfig, env: RankEnv, output_dir: Path) -> Summary | 
     by_sweep = bool(written.keys() - {field.name for field in dataclasses.fields(info)})  # a sweep writes more fields
     summary = output_dir / record_files.SUMMARY_NAME
     if env.restart_count > 0 and summary.exists() and (by_sweep or written.get("run_id") == info.run_id):
-        return record_files.from_json(Summary, json.loads(summary.read_text(encoding="utf-8")))
+        return record_files.summary_from_json(json.loads(summary.read_text(encoding="utf-8")))
     if not by_sweep:
         if written.get("run_id") != info.run_id:
             # It belongs to another run: after a restart, this run must not return it as its own.
             summary.unlink(missing_ok=True)
-        record_files.write_json(path, info)
+        record_files.write_json(path, dataclasses.asdict(info))
     return None
 
 

@@ -1,4 +1,4 @@
-"""The record types of measured times: steps, gradient exchanges, clocks, links and the checks."""
+"""The record types of gradient exchanges, clocks, links and the checks."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ from typing import Annotated, ClassVar
 
 from annotated_types import Unit, doc
 
-from disttrain.records.figure_sources import CHECKS, DDP_LOGGER, DEVICE_CLOCK, HOOK, HOST_CLOCK, LOOP, TORCH
+from disttrain.records.figure_sources import CHECKS, DDP_LOGGER, DEVICE_CLOCK, HOOK, HOST_CLOCK, LOOP
+from disttrain.records.figures import last_as
 
 # A field with a default was added later; the default lets older records be read.
 
@@ -69,62 +70,6 @@ class CheckRecord:
 
 
 @dataclass(frozen=True, kw_only=True)
-class StepRecord:
-    """One optimizer step of one rank.
-
-    Four phases add up to step_ms: data, forward, backward and optimizer. exposed_comm_ms is part of backward_ms.
-    overlapped_comm_ms is communication during computation, so it adds nothing to step_ms.
-    """
-
-    kind: ClassVar[str] = "step"
-    step: Annotated[int, doc("Number of the step, from 1."), LOOP]
-    epoch: Annotated[int, doc("Number of the epoch, from 0."), LOOP]
-    start_s: Annotated[
-        float | None, Unit("s"), doc("Time at which the step began, on this host's monotonic clock."), DEVICE_CLOCK
-    ] = None
-    loss: Annotated[
-        float | None,
-        Unit("nats"),
-        doc("Mean cross-entropy over this rank's examples; null if it had no examples or the loss is not finite."),
-        TORCH,
-    ]
-    lr: Annotated[float, doc("Learning rate."), LOOP]
-    examples: Annotated[int, doc("Number of this rank's examples; padded or repeated ones never count."), LOOP]
-    data_ms: Annotated[
-        float,
-        Unit("ms"),
-        doc("Wait for the next batch and its copy to the device; every 5 s also the writing of records."),
-        DEVICE_CLOCK,
-    ]
-    forward_ms: Annotated[float, Unit("ms"), doc("Forward passes, including the losses."), DEVICE_CLOCK]
-    backward_ms: Annotated[
-        float, Unit("ms"), doc("Backward passes, including the communication that they wait for."), DEVICE_CLOCK
-    ]
-    optimizer_ms: Annotated[float, Unit("ms"), doc("Optimizer step."), DEVICE_CLOCK]
-    step_ms: Annotated[
-        float, Unit("ms"), doc("Complete step: data_ms + forward_ms + backward_ms + optimizer_ms."), DEVICE_CLOCK
-    ]
-    exposed_comm_ms: Annotated[
-        float | None,
-        Unit("ms"),
-        doc(
-            "The part of backward_ms that waits for communication: end of backward minus last bucket ready."
-            " 0 with one rank, null if not measured."
-        ),
-        HOOK,
-    ] = None
-    overlapped_comm_ms: Annotated[
-        float | None,
-        Unit("ms"),
-        doc(
-            "The communication that overlaps backward computation: time until the last bucket is ready during which at"
-            " least one bucket is between ready and done. 0 with one rank, null if not measured."
-        ),
-        HOOK,
-    ] = None
-
-
-@dataclass(frozen=True, kw_only=True)
 class ExchangeRecord:
     """The gradient buckets of one step on one rank, in the order in which they were ready (detailed_timing)."""
 
@@ -183,10 +128,21 @@ class CrossCheckRecord:
         float, Unit("ms"), doc("Backward pass without the exchange, under DDP's no_sync."), DEVICE_CLOCK
     ]
     no_sync_exposed_ms: Annotated[
-        float, Unit("ms"), doc("Estimate by no_sync: backward_ms - no_sync_backward_ms."), DEVICE_CLOCK
+        float,
+        Unit("ms"),
+        doc("Estimate by no_sync: backward_ms - no_sync_backward_ms."),
+        DEVICE_CLOCK,
+        last_as(
+            meaning="Exposed communication in rank 0's cross-check, by no_sync: the amount by which the backward pass"
+            " is shorter without the exchange."
+        ),
     ]
     exposed_comm_ms: Annotated[
-        float, Unit("ms"), doc("Estimate by the bucket times, as in the step records, of the same passes."), HOOK
+        float,
+        Unit("ms"),
+        doc("Estimate by the bucket times, as in the step records, of the same passes."),
+        HOOK,
+        last_as("check_exposed_ms", "Exposed communication in rank 0's cross-check, by the bucket times."),
     ]
     exchange_ms: Annotated[float, Unit("ms"), doc("Exposed plus overlapped communication."), HOOK]
     is_check: Annotated[
@@ -196,6 +152,11 @@ class CrossCheckRecord:
             " only then must the first two estimates agree."
         ),
         HOOK,
+        last_as(
+            "no_sync_is_check",
+            "True if the exchange takes over 3 times as long as the backward pass, so that no_sync_exposed_ms and"
+            " check_exposed_ms must agree; if false, no_sync_exposed_ms is only a bound.",
+        ),
     ]
     ddp_exposed_ms: Annotated[
         float | None,
@@ -205,6 +166,10 @@ class CrossCheckRecord:
             " null if this torch does not log it."
         ),
         DDP_LOGGER,
+        last_as(
+            meaning="Exposed communication in rank 0's cross-check, by DDP's logger;"
+            " null if this torch does not log it."
+        ),
     ]
     elapsed_s: Annotated[float, Unit("s"), doc("Duration of all passes, before the first step."), HOST_CLOCK]
 

@@ -13,9 +13,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from disttrain.analysis.measured_steps import MeasuredStep
 from disttrain.data.batches import Batch
 from disttrain.distributed.group import Group
-from disttrain.measure.phase_timer import PhaseTimer, StepTimes
+from disttrain.measure.phase_timer import PhaseTimer
 from disttrain.records.record_types import CrossCheckRecord
 from disttrain.training.ddp import skip_gradient_sync
 
@@ -116,17 +117,17 @@ def _time_pass(
 
 
 def _cross_check_record(
-    passes: Sequence[StepTimes], ddp_exposed_ms: float | None, elapsed_s: float
+    passes: Sequence[MeasuredStep], ddp_exposed_ms: float | None, elapsed_s: float
 ) -> CrossCheckRecord:
-    synced = [times for times in passes if times.exchange is not None]
-    no_sync = [times for times in passes if times.exchange is None]
+    synced = [step for step in passes if step.exchange is not None]
+    no_sync = [step for step in passes if step.exchange is None]
     backward_ms, no_sync_backward_ms = (
-        statistics.median(times.backward_ms for times in kind) for kind in (synced, no_sync)
+        statistics.median(step.times.backward_ms for step in kind) for kind in (synced, no_sync)
     )
     exchange_ms = statistics.median(
-        (times.exposed_comm_ms or 0.0) + times.exchange.overlapped_comm_ms() for times in synced if times.exchange
+        (step.times.exposed_comm_ms or 0.0) + (step.times.overlapped_comm_ms or 0.0) for step in synced
     )
-    exposed_comm_ms = statistics.median(times.exposed_comm_ms or 0.0 for times in synced)
+    exposed_comm_ms = statistics.median(step.times.exposed_comm_ms or 0.0 for step in synced)
     return CrossCheckRecord(
         passes=len(no_sync),
         backward_ms=backward_ms,

@@ -16,6 +16,7 @@ from disttrain.data.batches import Batch, GlobalBatches, RankStep, load_batches
 from disttrain.distributed.group import Group
 from disttrain.measure.clock_offset import clock_offset
 from disttrain.measure.phase_timer import PhaseTimer
+from disttrain.measure.startup import Startup
 from disttrain.models.family import EncodedSplits
 from disttrain.records.record_files import RecordWriter
 from disttrain.records.record_types import ClockRecord, EndRecord, Record, TelemetryRecord
@@ -38,6 +39,7 @@ class TrainingLoop:
         writer: The writer of this rank's records.
         checkpoints: The run's checkpoints; None if it saves none.
         start: Where to begin; model and optimizer are in the state of that moment.
+        startup: The start of this process.
         take_samples: Returns the telemetry sampled since its last call.
     """
 
@@ -52,6 +54,7 @@ class TrainingLoop:
         *,
         checkpoints: CheckpointManager | None,
         start: ResumePoint,
+        startup: Startup,
         take_samples: Callable[[], list[TelemetryRecord]],
     ) -> None:
         self._config = config
@@ -75,7 +78,7 @@ class TrainingLoop:
         self._steps = config.max_steps or self._plan.total_steps(config.epochs, start.position)
         self._timer = PhaseTimer(group.device, alone=group.backend is None)
         self._ddp_model = wrap_ddp(model, group, config, self._timer)
-        self._step_writer = StepWriter(writer, self._timer, self._steps, group.say, self._other_records)
+        self._step_writer = StepWriter(writer, self._timer, self._steps, startup, group.say, self._other_records)
         self._began_s = self._eval_s = 0.0
 
     def run(self) -> EndRecord:

@@ -10,10 +10,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from disttrain.analysis.comm_overlap import Exchange
 from disttrain.data.batches import RankStep
-from disttrain.measure.phase_timer import PhaseTimer, StepTimes
+from disttrain.measure.phase_timer import PhaseTimer
+from disttrain.measure.startup import Startup, startup_record
 from disttrain.records.record_files import RecordWriter
 from disttrain.records.record_types import ExchangeRecord, Record, StepRecord
+from disttrain.records.step_types import StepTimes
 
 # Losses stay on the device until records are written, so that the host never waits for a GPU within a step. Each flush
 # waits once: some ms every 5 s.
@@ -36,6 +39,7 @@ class StepWriter:
         writer: The writer of this rank's records.
         timer: The timer of this rank's steps.
         steps: The number of steps in the run.
+        startup: The start of this process.
         say: Prints a progress line.
         other_records: Returns the records, other than those of steps, since its last call.
     """
@@ -45,12 +49,14 @@ class StepWriter:
         writer: RecordWriter,
         timer: PhaseTimer,
         steps: int,
+        startup: Startup,
         say: Callable[[str], None],
         other_records: Callable[[], Sequence[Record]],
     ) -> None:
         self._writer = writer
         self._timer = timer
         self._steps = steps
+        self._startup: Startup | None = startup  # None once its record is written
         self._say = say
         self._other_records = other_records
         self._pending: list[_Pending] = []
@@ -69,10 +75,16 @@ class StepWriter:
             return
         pending, self._pending = self._pending, []
         sums = torch.stack([entry.loss for entry in pending]).tolist()  # one copy from the device for all steps
-        times = self._timer.read()
-        steps = [_step_record(*parts) for parts in zip(pending, sums, times, strict=True)]
-        exchanges = [_exchange_record(step.step, step_times) for step, step_times in zip(steps, times, strict=True)]
-        self._writer.write([*steps, *filter(None, exchanges), *self._other_records()])
+        measured = self._timer.read()
+        steps = [
+            _step_record(entry, loss, step.times) for entry, loss, step in zip(pending, sums, measured, strict=True)
+        ]
+        exchanges = [_exchange_record(record.step, step.exchange) for record, step in zip(steps, measured, strict=True)]
+        first: list[Record] = []
+        if self._startup is not None:
+            first = [startup_record(self._startup, steps[0])]
+            self._startup = None
+        self._writer.write([*first, *steps, *filter(None, exchanges), *self._other_records()])
         speed = sum(entry.step.global_examples for entry in pending) / sum(record.step_ms for record in steps) * 1000
         loss = next((record.loss for record in reversed(steps) if record.loss is not None), math.nan)
         self._say(f"step {steps[-1].step}/{self._steps}  loss {loss:.4f}  {speed:.1f} samples/s")
@@ -85,22 +97,14 @@ def _step_record(entry: _Pending, loss_sum: float, times: StepTimes) -> StepReco
     return StepRecord(
         step=entry.step.step,
         epoch=entry.step.epoch,
-        start_s=times.start_s,
+        loss=loss,
         lr=entry.lr,
         examples=entry.step.examples,
-        loss=loss,
-        data_ms=times.data_ms,
-        forward_ms=times.forward_ms,
-        backward_ms=times.backward_ms,
-        optimizer_ms=times.optimizer_ms,
-        step_ms=times.step_ms,
-        exposed_comm_ms=times.exposed_comm_ms,
-        overlapped_comm_ms=times.overlapped_comm_ms,
+        **vars(times),
     )
 
 
-def _exchange_record(step: int, times: StepTimes) -> ExchangeRecord | None:
-    exchange = times.exchange
+def _exchange_record(step: int, exchange: Exchange | None) -> ExchangeRecord | None:
     if exchange is None:
         return None
     return ExchangeRecord(

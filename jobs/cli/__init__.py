@@ -12,6 +12,7 @@ import typer
 from disttrain.errors import UserError
 from jobs import __version__
 from jobs.cli.forget_command import forget
+from jobs.cli.list_command import list_sweeps
 from jobs.cli.plan_command import plan
 from jobs.cli.result_commands import collect, figures, status
 from jobs.cli.submit_command import submit
@@ -20,12 +21,12 @@ from jobs.cli.usage_errors import Command, UsageError, usage_message
 app = typer.Typer(
     name="sweep",
     help="Run distributed-training studies on Slurm: one sweep file in, one results table out.",
-    add_completion=False,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
 for command in (plan, submit, status, forget, collect, figures):
     app.command(cls=Command)(command)
+app.command("list", cls=Command)(list_sweeps)
 
 
 @app.callback(invoke_without_command=True)

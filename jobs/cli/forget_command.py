@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 import time
 from typing import Annotated
@@ -11,6 +10,7 @@ import typer
 
 from disttrain.errors import UserError
 from jobs.cli.options import OfCluster, OfSweep, Root, RunNames
+from jobs.cli.results_output import read_status
 from jobs.cli.shared import sweeps_root
 
 Yes = Annotated[bool, typer.Option("--yes", help="Do not ask.")]
@@ -24,7 +24,6 @@ def forget(
     Without RUN, all such runs. A run that is queued or running is refused, and then nothing is removed.
     """
     from jobs.planning.plan import count_runs
-    from jobs.results.status import read_status
     from jobs.slurm.states import JobPhase, State
     from jobs.storage.forget_runs import forget_runs, runs_to_forget
     from jobs.storage.ledger import submission_lock
@@ -34,9 +33,7 @@ def forget(
     if not folder.is_owner():
         raise UserError(f"{str(folder.path)!r} belongs to another user", hint="only its owner can remove runs")
     with submission_lock(folder.path):
-        status = read_status(folder, os.environ)
-        for notice in status.notices:
-            print(f"note: {notice}", file=sys.stderr)
+        status = read_status(folder)
         active = {
             row.run_id: row.state
             for row in status.results
@@ -46,8 +43,8 @@ def forget(
         if not run_ids:
             print(f"nothing to forget: all runs of {folder.sweep_name} on {folder.cluster_name} are in the sweep file")
             return
-        states = {row.run_id: row.state for row in status.results}
-        if not yes and not _confirm([f"{run_id}  {states[run_id]}" for run_id in run_ids]):
+        lines = [f"{row.name}  {row.state}" for row in status.results if row.run_id in run_ids]
+        if not yes and not _confirm(lines):
             print("nothing was removed")
             return
         forget_runs(folder, run_ids, time.time())

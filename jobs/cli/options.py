@@ -38,3 +38,8 @@ Root = Annotated[
 Overrides = Annotated[
     list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Set a field under base. Can be repeated.")
 ]
+Assignments = Annotated[
+    list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Fields under base to set, like --set KEY=VALUE.")
+]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+Check = Annotated[bool, typer.Option("--check", help="Exit with status 1 if a run ended without success.")]

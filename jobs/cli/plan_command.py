@@ -7,12 +7,13 @@ from typing import Annotated
 import typer
 
 from disttrain.errors import UserError
-from jobs.cli.options import ClusterName, Overrides, Root, SweepFile
-from jobs.cli.shared import plan_sweep, print_json
+from jobs.cli.options import Assignments, ClusterName, Overrides, Root, SweepFile
+from jobs.cli.shared import all_assignments, plan_sweep, print_json
 
 
 def plan(
     file: SweepFile,
+    assignments: Assignments = None,
     cluster: ClusterName = None,
     set_: Overrides = None,
     root: Root = None,
@@ -27,7 +28,7 @@ def plan(
 
     if scripts and json_:
         raise UserError("--scripts and --json are both given", hint="choose one")
-    _, sweep_plan = plan_sweep(file, cluster, set_ or [], root)
+    _, sweep_plan = plan_sweep(file, cluster, all_assignments(assignments, set_), root)
     if json_:
         print_json(plan_json(sweep_plan))
     elif scripts:

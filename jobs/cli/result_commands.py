@@ -2,94 +2,91 @@
 
 from __future__ import annotations
 
-from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from disttrain.errors import UserError
-from jobs.cli.options import OfCluster, Root, SubmittedSweep
-from jobs.cli.shared import exit_status, print_results, read_status, sweeps_root
-
-
-class Format(StrEnum):
-    csv = "csv"
-    json = "json"
+from jobs.cli.options import Check, Json, OfCluster, Root, SubmittedSweep
+from jobs.cli.results_output import exit_if_failed, print_results, read_status
+from jobs.cli.shared import sweeps_root
 
 
 def status(
     sweep: SubmittedSweep = None,
     cluster: OfCluster = None,
     root: Root = None,
-    json_: Annotated[bool, typer.Option("--json", help="Print every column as JSON.")] = False,
+    json_: Json = False,
+    check: Check = False,
 ) -> None:
-    """Show the state of every run.
-
-    The exit status is 1 if a run has ended without success.
-    """
-    from jobs.results.tables import to_json
+    """Show the state of every run: first the counts, then the table."""
     from jobs.storage.sweep_folder import find_folder
 
     folder = find_folder(sweeps_root(root), sweep, cluster)
-    current = read_status(folder)
-    if json_:
-        print(to_json(current.results, folder.sweep_name, folder.cluster_name), end="")
-        raise typer.Exit(exit_status(current.results))
-    print_results(current.results, folder)
+    results = read_status(folder).results
+    print_results(results, folder, as_json=json_)
+    if check:
+        exit_if_failed(results)
 
 
 def collect(
     sweep: SubmittedSweep = None,
     cluster: OfCluster = None,
     root: Root = None,
-    format_: Annotated[
-        Format | None, typer.Option("--format", metavar="csv|json", help="Print all columns in this format.")
-    ] = None,
+    json_: Json = False,
+    csv: Annotated[bool, typer.Option("--csv", help="Print every column as CSV.")] = False,
+    all_columns: Annotated[
+        bool, typer.Option("--all-columns", help="Add the config fields that are equal in all runs to the CSV.")
+    ] = False,
     output: Annotated[
         Path | None,
         typer.Option(
             "-o",
             "--output",
             metavar="FILE",
-            help="Write all columns to FILE: as JSON for *.json, as CSV for *.csv, or in the format of --format.",
+            help="Write every column to FILE: as JSON for *.json or with --json, else as CSV.",
         ),
     ] = None,
+    check: Check = False,
 ) -> None:
     """Collect states and measurements of all runs into one table.
 
-    The command also writes results.csv to the sweep's folder. The exit status is 1 if a run has ended without
-    success.
+    The command also writes results.csv to the sweep's folder.
     """
     from disttrain.records.atomic_write import write_text
     from jobs.results.tables import to_csv, to_json
     from jobs.storage.sweep_folder import find_folder
 
+    if json_ and csv:
+        raise UserError("--json and --csv are both given", hint="choose one")
     folder = find_folder(sweeps_root(root), sweep, cluster)
+    as_json = json_ or (output is not None and output.suffix == ".json" and not csv)
+    if all_columns and (as_json or not (csv or output)):
+        raise UserError("--all-columns needs --csv or -o FILE.csv", hint="JSON has every field under config")
     if output is not None:
-        _check_output(output, format_)
-    current = read_status(folder)
-    table = to_csv(current.results)
+        _check_output(output, json_ or csv)
+    results = read_status(folder).results
     if folder.is_owner():
-        write_text(folder.results_file, table)
-    if format_ is None and output is not None and output.suffix == ".json":
-        format_ = Format.json
-    text = table
-    if format_ is Format.json:
-        text = to_json(current.results, folder.sweep_name, folder.cluster_name)
+        write_text(folder.results_file, to_csv(results))
     if output is not None:
+        text = to_csv(results, all_columns=all_columns)
+        if as_json:
+            text = to_json(results, folder.sweep_name, folder.cluster_name)
         _write_output(output, text)
         print(f"wrote {output}")
-    elif format_ is not None:
-        print(text, end="")
-        raise typer.Exit(exit_status(current.results))
-    print_results(current.results, folder)
+    if csv and output is None:
+        print(to_csv(results, all_columns=all_columns), end="")
+    else:
+        print_results(results, folder, as_json=json_ and output is None)
+    if check:
+        exit_if_failed(results)
 
 
-def _check_output(output: Path, format_: Format | None) -> None:
-    if format_ is None and output.suffix not in ("", ".csv", ".json"):
+def _check_output(output: Path, format_given: bool) -> None:
+    if not format_given and output.suffix not in ("", ".csv", ".json"):
         message = f"{str(output)!r} ends with {output.suffix!r}, and the table is written as CSV or JSON"
-        raise UserError(message, where="-o", hint="use .csv or .json, or add --format")
+        raise UserError(message, where="-o", hint="use .csv or .json, or add --csv or --json")
     reason = None
     if output.is_dir():
         reason = "it is a folder"
@@ -118,7 +115,9 @@ def figures(
             "-o", "--output", metavar="FOLDER", help="Folder of the figures. Default: figures/ in the sweep's folder."
         ),
     ] = None,
-    run: Annotated[str | None, typer.Option("--run", metavar="RUN_ID", help="Draw only this run.")] = None,
+    run: Annotated[
+        str | None, typer.Option("--run", metavar="RUN", help="Draw only this run: an id, its start, or a label.")
+    ] = None,
     step: Annotated[
         int | None, typer.Option("--step", min=1, metavar="N", help="Step of the timelines. Default: the median step.")
     ] = None,

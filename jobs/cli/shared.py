@@ -1,12 +1,10 @@
-"""Steps that several commands share: plan a sweep, read its status, print its results."""
+"""Steps that several commands share: find the root, plan a sweep, print JSON."""
 
 from __future__ import annotations
 
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING
-
-import typer
 
 from disttrain.errors import UserError
 
@@ -18,9 +16,6 @@ if TYPE_CHECKING:
 
     from jobs.planning.plan import Plan
     from jobs.planning.sweep_file import Sweep
-    from jobs.results.collect import Result
-    from jobs.results.status import Status
-    from jobs.storage.sweep_folder import SweepFolder
 
 
 def sweeps_root(option: Path | None) -> Path:
@@ -46,6 +41,15 @@ def plan_sweep(file: Path, cluster: str | None, assignments: Sequence[str], root
     return sweep, make_plan(sweep.name, expand(sweep), name, profile, sweeps_root(root) / sweep.name / name)
 
 
+def all_assignments(arguments: Sequence[str] | None, options: Sequence[str] | None) -> list[str]:
+    """The assignments of --set, and those that stand after FILE."""
+    for argument in arguments or ():
+        if "=" not in argument:
+            hint = "after FILE, an argument sets a field under base: max_steps=3"
+            raise UserError(f"{argument!r} is not KEY=VALUE", hint=hint)
+    return [*(options or ()), *(arguments or ())]
+
+
 def _read_overrides(assignments: Sequence[str]) -> dict[str, str]:
     """The text of each --set, by field name."""
     overrides: dict[str, str] = {}
@@ -57,38 +61,6 @@ def _read_overrides(assignments: Sequence[str]) -> dict[str, str]:
             raise UserError(f"{key} is set twice", where="--set", hint="drop one of the two")
         overrides[key] = text
     return overrides
-
-
-def read_status(folder: SweepFolder) -> Status:
-    """The status of a sweep, after its notices are printed on stderr."""
-    from jobs.results.status import read_status
-
-    current = read_status(folder, os.environ)
-    for notice in current.notices:
-        stderr_console().print(f"note: {notice}", markup=False, highlight=False, soft_wrap=True)
-    return current
-
-
-def print_results(results: Sequence[Result], folder: SweepFolder) -> None:
-    """Prints the table and the reasons of failures. Exits with status 1 if a run has failed."""
-    from rich.console import Console
-
-    from jobs.results.tables import failure_lines, results_table
-
-    console = Console()
-    if not console.is_terminal:
-        console = Console(width=200)  # a log or a pipe has no width; the default of 80 cuts columns
-    console.print(results_table(results, f"{folder.sweep_name} on {folder.cluster_name}", console.width))
-    for line in failure_lines(results, folder):
-        console.print(line, markup=False, highlight=False, soft_wrap=True)
-    raise typer.Exit(exit_status(results))
-
-
-def exit_status(results: Sequence[Result]) -> int:
-    """1 if a run has ended without success, else 0."""
-    from jobs.slurm.states import JobPhase, State
-
-    return int(any(row.phase is JobPhase.FINISHED and row.state != State.COMPLETED for row in results))
 
 
 def stderr_console() -> Console:

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import sys
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from disttrain.errors import UserError
-from jobs.cli.options import ClusterName, Overrides, Root, SweepFile
-from jobs.cli.shared import plan_sweep, print_results, read_status, stderr_console
+from jobs.cli.options import Assignments, ClusterName, Overrides, Root, SweepFile
+from jobs.cli.plan_command import plan as show_plan
+from jobs.cli.results_output import exit_if_failed, print_results, read_status
+from jobs.cli.shared import all_assignments, plan_sweep, stderr_console
 
 if TYPE_CHECKING:
     from jobs.planning.plan import Plan
@@ -36,14 +40,20 @@ Poll = Annotated[
 ]
 
 
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Show the plan and submit nothing, like sweep plan.")]
+
+
 def submit(
     file: SweepFile,
+    assignments: Assignments = None,
     cluster: ClusterName = None,
     set_: Overrides = None,
     root: Root = None,
+    dry_run: DryRun = False,
     wait: Wait = False,
     max_parallel: MaxParallel = None,
     poll: Poll = None,
+    json_: Annotated[bool, typer.Option("--json", help="With --wait or --dry-run: print JSON.")] = False,
 ) -> None:
     """Submit the runs that are not done, queued or running.
 
@@ -53,22 +63,31 @@ def submit(
     from jobs.launch import debug, launch
     from jobs.planning.cluster_profile import DEBUG, LOCAL
 
+    if dry_run and wait:
+        raise UserError("--dry-run and --wait are both given", hint="choose one")
+    if dry_run:
+        show_plan(file, assignments, cluster=cluster, set_=set_, root=root, json_=json_)
+        return
+    if json_ and not wait:
+        raise UserError("--json needs --wait or --dry-run", hint="add one, or leave out --json")
     if poll is not None and not wait:
         raise UserError(f"--poll {poll:g} needs --wait", hint="add --wait, or leave out --poll")
-    sweep, plan = plan_sweep(file, cluster, set_ or [], root)
+    sweep, plan = plan_sweep(file, cluster, all_assignments(assignments, set_), root)
     if max_parallel is not None and plan.cluster_name != LOCAL:
         hint = "for Slurm, set max_running in the cluster profile"
         raise UserError(f"--max-parallel {max_parallel} needs --cluster local", hint=hint)
     if plan.cluster_name == DEBUG:
+        if json_:
+            raise UserError("--json has no results of --cluster debug", hint="choose another cluster")
         debug(plan, sweep)
     elif wait:
-        _submit_and_wait(plan, sweep, max_parallel, poll)
+        _submit_and_wait(plan, sweep, max_parallel, poll, json_)
     else:
         launch(plan, sweep, max_ranks=max_parallel)
         print(f"sweep status {sweep.name}    shows the progress")
 
 
-def _submit_and_wait(plan: Plan, sweep: Sweep, max_parallel: int | None, poll_s: float | None) -> None:
+def _submit_and_wait(plan: Plan, sweep: Sweep, max_parallel: int | None, poll_s: float | None, as_json: bool) -> None:
     from jobs.launch import launch
     from jobs.planning.cluster_profile import LOCAL
     from jobs.results.watch import Watch
@@ -78,11 +97,15 @@ def _submit_and_wait(plan: Plan, sweep: Sweep, max_parallel: int | None, poll_s:
     default_poll_s = 30.0
     if plan.cluster_name == LOCAL:
         default_poll_s = 1.0
-    with Watch(folder, stderr_console(), os.environ, poll_s or default_poll_s) as watch:
+    # With --json, stdout has nothing but the results.
+    progress = contextlib.redirect_stdout(sys.stderr if as_json else sys.stdout)
+    with progress, Watch(folder, stderr_console(), os.environ, poll_s or default_poll_s) as watch:
         launch(plan, sweep, max_ranks=max_parallel, on_poll=watch.tick)
         try:
             watch.wait()
         except KeyboardInterrupt:
             watch.say(f"the jobs continue; sweep status {sweep.name} shows the progress")
             raise
-    print_results(read_status(folder).results, folder)
+    results = read_status(folder).results
+    print_results(results, folder, as_json=as_json)
+    exit_if_failed(results)

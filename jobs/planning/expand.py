@@ -31,6 +31,7 @@ class RunSpec:
         allocation: The allocation of the run.
         config: The config, with the family's defaults, absolute paths and the seed.
         point: The values that differ between runs, for display: those of the axes, or of an entry of `include`.
+        asked: Every value that the sweep file or ``--set`` gives the run, as written.
         index: The position in the sweep, from 0.
     """
 
@@ -38,6 +39,7 @@ class RunSpec:
     allocation: Allocation
     config: TrainConfig = field(hash=False)
     point: Mapping[str, Any] = field(hash=False)
+    asked: Mapping[str, Any] = field(hash=False)
     index: int
 
 
@@ -214,7 +216,8 @@ def _run(sweep: Sweep, point: _Point, index: int) -> RunSpec:
         if len(error.fields) > 1:
             message += f", in {point}"
         raise UserError(message, where=sweep.where(*_blamed(sweep, point, error.fields)), hint=error.hint) from None
-    return RunSpec(run_id(str(point.allocation), config), point.allocation, absolute, point.values, index)
+    asked = {name: cell.value for name, cell in point.cells.items()}
+    return RunSpec(run_id(str(point.allocation), config), point.allocation, absolute, point.values, asked, index)
 
 
 def _check_setup(sweep: Sweep, point: _Point) -> None:

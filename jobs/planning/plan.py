@@ -5,11 +5,12 @@ from __future__ import annotations
 import dataclasses
 import math
 import shlex
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from disttrain.config.train_config import LINK
 from jobs.planning.allocation import Allocation
 from jobs.planning.cluster_profile import ClusterProfile, compute_python
 from jobs.planning.expand import RunSpec
@@ -193,8 +194,19 @@ def run_json(run: RunSpec) -> dict[str, Any]:
         "gpus_per_node": run.allocation.gpus_per_node,
         "world_size": run.allocation.world_size,
         "point": dict(run.point),
+        "asked": dict(run.asked),
         "train": dataclasses.asdict(run.config),
     }
+
+
+def is_link(run: Mapping[str, Any]) -> bool:
+    """Whether a run, as `run_json` returned it, only measures the link of its allocation."""
+    return bool(run["train"]["model"] == LINK)
+
+
+def has_bucket_times(run: Mapping[str, Any]) -> bool:
+    """Whether a run, as `run_json` returned it, times its gradient buckets."""
+    return bool(run["train"].get("detailed_timing")) and run["world_size"] > 1
 
 
 def count_runs(number: int) -> str:

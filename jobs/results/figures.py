@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from disttrain.config.train_config import LINK
 from disttrain.errors import UserError
 from disttrain.records.record_files import SUMMARY_NAME, metrics_name, read_records
 from disttrain.records.record_types import LinkRecord, Record
+from jobs.planning.labels import Variation
+from jobs.planning.plan import has_bucket_times, is_link
 from jobs.results.timeline import DETAILED_TIMING_HINT, binary_size, new_figure, timeline
+from jobs.storage.run_lookup import find_runs
 from jobs.storage.sweep_folder import SweepFolder
 
 if TYPE_CHECKING:
@@ -20,29 +22,32 @@ if TYPE_CHECKING:
 _BLUE, _PALE = "#0072B2", "#D6ECF9"
 
 
-def write_figures(folder: SweepFolder, output: Path | None, run_id: str | None, step: int | None) -> Iterator[Path]:
+def write_figures(folder: SweepFolder, output: Path | None, named: str | None, step: int | None) -> Iterator[Path]:
     """Draws the measurements of a sweep's finished runs, and yields the path of each file after writing it.
 
     Args:
         folder: The folder of a submitted sweep.
         output: The folder of the figures; None for `figures` in the sweep's own folder.
-        run_id: The only run to draw; None for all runs.
+        named: The only run to draw, by a label, an id or the start of one; None for all runs.
         step: The step that a timeline shows; None for the step with the median time.
 
     Raises:
         UserError: There is nothing to draw, the run or step does not exist, or the folder belongs to another user.
     """
-    finished = _finished_runs(folder, run_id)
+    finished = _finished_runs(folder, named)
     if output is None and not folder.is_owner():
         raise UserError(f"{str(folder.path)!r} belongs to another user", hint="write the figures elsewhere: -o FOLDER")
     target = output or folder.path / "figures"
-    links = Counter(run["allocation"] for run in folder.planned_runs() if _is_link(run))
+    planned = folder.planned_runs()
+    variation = Variation(planned)
+    links = Counter(run["allocation"] for run in planned if is_link(run))
     for run in finished:
         run_dir, name, allocation = folder.run(run["run_id"]), run["run_id"], run["allocation"]
-        if not _is_link(run):
-            figure, path = timeline(run_dir, step), target / f"timeline-{name}.svg"
+        label = variation.label(run)
+        if not is_link(run):
+            figure, path = timeline(run_dir, label, step), target / f"timeline-{name}.svg"
         else:
-            figure = bus_bandwidth(tuple(read_records(run_dir / metrics_name(0))), f"run {name} on {allocation}")
+            figure = bus_bandwidth(tuple(read_records(run_dir / metrics_name(0))), f"run {name} ({label})")
             path = target / f"bus-bandwidth-{allocation}.svg"
             if links[allocation] > 1:
                 # Each seed measures the link of its allocation, and each measurement needs its own file.
@@ -52,32 +57,25 @@ def write_figures(folder: SweepFolder, output: Path | None, run_id: str | None, 
         yield path
 
 
-def _finished_runs(folder: SweepFolder, run_id: str | None) -> list[dict[str, Any]]:
-    """The finished runs that can be drawn, or the one of this id."""
+def _finished_runs(folder: SweepFolder, named: str | None) -> list[Mapping[str, Any]]:
+    """The finished runs that can be drawn, or the one with this name."""
     sweep = f"{folder.sweep_name} on {folder.cluster_name}"
     planned = folder.planned_runs()
-    if run_id is not None and run_id not in {run["run_id"] for run in planned}:
-        raise UserError(f"there is no run {run_id!r} in {sweep}", where="--run", hint="sweep status names them")
-    drawable = [run for run in planned if run_id in (None, run["run_id"]) and (_is_link(run) or _has_bucket_times(run))]
+    wanted: Sequence[Mapping[str, Any]] = planned
+    if named is not None:
+        wanted = find_runs(planned, [named])
+    drawable = [run for run in wanted if is_link(run) or has_bucket_times(run)]
     finished = [run for run in drawable if (folder.run(run["run_id"]) / SUMMARY_NAME).exists()]
     if finished:
         return finished
     name = sweep
-    if run_id:
-        name = f"run {run_id}"
+    if named is not None:
+        name = f"run {wanted[0]['run_id']}"
     if drawable:
         raise UserError(f"{name} has nothing to draw yet: no run has finished", hint="sweep status shows the progress")
     raise UserError(
         f"{name} has nothing to draw", hint=f"{DETAILED_TIMING_HINT}, or set measure_link: true next to base"
     )
-
-
-def _is_link(run: dict[str, Any]) -> bool:
-    return bool(run["train"]["model"] == LINK)
-
-
-def _has_bucket_times(run: dict[str, Any]) -> bool:
-    return bool(run["train"].get("detailed_timing")) and run["world_size"] > 1
 
 
 def bus_bandwidth(records: Sequence[Record], title: str = "") -> Figure:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from disttrain.records.record_files import FAILURE_GLOB, SUMMARY_NAME, from_json, metrics_name
+from disttrain.records.record_files import FAILURE_GLOB, SUMMARY_NAME, from_json, metrics_name, summary_from_json
 from disttrain.records.record_types import ExchangeRecord, StepRecord
 from disttrain.records.summary_types import Failure, Summary
 
@@ -39,7 +39,7 @@ def read_run(run_dir: Path) -> RunRecords:
     ordered = tuple(sorted(failures, key=lambda failure: failure.time_s))
     summary_path = run_dir / SUMMARY_NAME
     if summary_path.exists():
-        return RunRecords(from_json(Summary, _read_json(summary_path)), ordered)
+        return RunRecords(summary_from_json(_read_json(summary_path)), ordered)
     return RunRecords(None, ordered, _last_step(run_dir / metrics_name(0)))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -11,7 +12,8 @@ from pathlib import Path
 from disttrain.records.record_files import metrics_name
 from jobs.local.local_queue import is_queue_alive
 from jobs.planning.cluster_profile import LOCAL
-from jobs.results.collect import Result, join
+from jobs.results.collect import join, run_states
+from jobs.results.result import Result
 from jobs.results.run_records import read_run
 from jobs.slurm.attempts import AccountingRow, attempts_by_job, merge_history
 from jobs.slurm.sacct import query_sacct, queued_jobs
@@ -65,6 +67,31 @@ def read_status(folder: SweepFolder, environ: Mapping[str, str]) -> Status:
     return Status(join(planned, ledger, attempts_by_job(rows), records, local=local), tuple(notices))
 
 
+@dataclass(frozen=True)
+class LastKnown:
+    """The states of a sweep's runs by the last answer of Slurm.
+
+    Attributes:
+        states: The state of each run that the sweep file still has, by run id.
+        known_s: The time of that answer, in seconds since 1970; None if Slurm was not asked since the submission.
+    """
+
+    states: Mapping[str, State]
+    known_s: float | None
+
+
+def last_known(folder: SweepFolder) -> LastKnown:
+    """The states of a sweep's runs, without a question to Slurm."""
+    ledger, rows = read_ledger(folder.path), _saved_rows(folder.accounting_file)
+    known_s = None
+    if folder.accounting_file.exists():
+        known_s = folder.accounting_file.stat().st_mtime
+    if folder.cluster_name == LOCAL:
+        rows, known_s = _cancel_abandoned(rows, ledger), time.time()  # the queue itself writes the states
+    present = [run["run_id"] for run in folder.planned_runs() if not run.get("dropped", False)]
+    return LastKnown(run_states(present, ledger, attempts_by_job(rows)), known_s)
+
+
 def _query_accounting(
     folder: SweepFolder, ledger: Ledger, saved: tuple[AccountingRow, ...], environ: Mapping[str, str]
 ) -> tuple[AccountingRow, ...]:
@@ -76,8 +103,9 @@ def _query_accounting(
     # Only new rows: the file grows with the events, not with the number of queries during a run.
     known = {_without_elapsed(row) for row in saved}
     new = [row for row in merged if _without_elapsed(row) not in known]
-    if new and folder.is_owner():
+    if folder.is_owner():
         append_lines(folder.accounting_file, [json.dumps(row.to_json()) for row in new])
+        os.utime(folder.accounting_file)  # the time of the last answer, for `sweep list`
     # After the writing: these states are only inferred, and a later answer of sacct must be able to replace them.
     return (*map(_requeued_if_recent, merged), *_cancelled_while_pending(folder, ledger, merged, environ))
 

@@ -3,30 +3,35 @@
 from __future__ import annotations
 
 import csv
-import dataclasses
 import io
 import json
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from rich.box import SIMPLE_HEAD
+from rich.cells import cell_len
 from rich.markup import escape
 from rich.table import Table
 
 from disttrain.records.record_files import failure_name
 from jobs.planning.cluster_profile import DEBUG
-from jobs.planning.plan import Plan, count_runs
-from jobs.results.collect import COLUMNS, Result
+from jobs.planning.labels import Variation, value_text
+from jobs.planning.plan import Plan, count_runs, run_json
+from jobs.results.result import COLUMNS, Result, column_name
 from jobs.results.run_records import read_run
 from jobs.slurm.states import State
 from jobs.storage.ledger import read_ledger
 from jobs.storage.sweep_folder import SweepFolder
 
 # Without vertical lines and with two blanks between columns, a table fits 80 columns and is easy to paste.
-_LOOK: dict[str, Any] = {"box": SIMPLE_HEAD, "padding": (0, 1, 0, 0), "pad_edge": False}
-_STATE_STYLE = {State.COMPLETED.value: "green", State.RUNNING.value: "cyan", State.PENDING.value: "dim"}
+LOOK: dict[str, Any] = {"box": SIMPLE_HEAD, "padding": (0, 1, 0, 0), "pad_edge": False}
+_GAP = 2
+_PIPE_WIDTH = 100
+_ONE_AXIS_LABEL = 16  # the usual width of a label of one field, in characters
+_STATE_STYLE = {State.COMPLETED: "green", State.RUNNING: "cyan", State.PENDING: "dim"}
 
 
 def plan_table(plan: Plan) -> Table:
@@ -34,10 +39,11 @@ def plan_table(plan: Plan) -> Table:
     title = f"{plan.sweep_name} on {plan.cluster_name}: {count_runs(len(plan.runs))}"
     if plan.cluster_name == DEBUG:
         title += ", each as one rank in this process"
-    table = Table(title=title, title_justify="left", **_LOOK)
+    table = Table(title=title, title_justify="left", **LOOK)
     table.add_column("allocation, runs", no_wrap=True)
     table.add_column("request; values of the run")
     table.add_column("GPU-h at limit", justify="right", no_wrap=True)
+    variation = Variation([run_json(run) for run in plan.runs])
     for group in plan.groups:
         allocation = group.allocation
         request = f"nodes {allocation.nodes}, tasks {allocation.world_size}"
@@ -48,120 +54,159 @@ def plan_table(plan: Plan) -> Table:
         if group.time_min is not None:
             request += f", limit {group.time_min} min"
         name = f"{allocation}: {count_runs(len(group.runs))}"
-        table.add_row(name, request, _cell(group.gpu_hours_limit), style="bold")
+        table.add_row(name, request, _text(group.gpu_hours_limit), style="bold")
         run_limit = None
         if group.gpu_hours_limit is not None:
             run_limit = group.gpu_hours_limit / len(group.runs)
-        for run in group.runs:
-            point = ", ".join(f"{key}={_short(value)}" for key, value in run.point.items())
-            table.add_row(f"  {run.run_id}", escape(point), _cell(run_limit))
+        for run in map(run_json, group.runs):
+            table.add_row(f"  {run['run_id']}", escape(variation.description(run)), _text(run_limit))
         table.add_section()
     limits = [group.gpu_hours_limit for group in plan.groups if group.gpu_hours_limit is not None]
     total = None
     if len(limits) == len(plan.groups):
         total = sum(limits)
-    table.add_row("total", count_runs(len(plan.runs)), _cell(total), style="bold")
+    table.add_row("total", count_runs(len(plan.runs)), _text(total), style="bold")
     return table
-
-
-def results_table(results: Sequence[Result], title: str, width: int) -> Table:
-    """The most important columns of the results; CSV and JSON have every column.
-
-    Args:
-        results: The rows.
-        title: The title above the table.
-        width: The width of the terminal in characters; a narrow one gets fewer columns, but no truncated ones.
-    """
-    table = Table(title=title, title_justify="left", **_LOOK)
-    shown = [
-        column
-        for column in _COLUMNS
-        if width >= column.least_width and (not column.if_known or any(map(column.text, results)))
-    ]
-    for column in shown:
-        table.add_column(column.heading, justify=column.justify, no_wrap=True)
-    for row in results:
-        table.add_row(*(column.text(row) for column in shown), style=_STATE_STYLE.get(row.state, "red"))
-    table.caption = "\n".join(_remarks(results)) or None
-    table.caption_justify = "left"
-    return table
-
-
-def _remarks(results: Sequence[Result]) -> Iterator[str]:
-    if any(row.comparable is False for row in results):
-        yield "* not comparable: ranks shared a GPU, or all nodes were this one host"
-    for row in results:
-        if row.link_bus_gb_per_s is not None:
-            bandwidth = f"{_cell(row.link_bus_gb_per_s)} GB/s ({row.backend}, bus bandwidth)"
-            yield f"link of {row.allocation}: {_cell(row.link_latency_ms)} ms, {bandwidth}"
-    yield from (_cross_check(row) for row in results if row.no_sync_exposed_ms is not None)
-
-
-def _cross_check(row: Result) -> str:
-    """Each estimate of a run's exposed communication, all from the same passes."""
-    kind = "a bound"
-    if row.no_sync_is_check:
-        kind = "a check"
-    if row.no_sync_difference is not None:
-        kind = f"{row.no_sync_difference * 100:+z.0f} %, {kind}"
-    estimates = [
-        f"exposed {_cell(row.check_exposed_ms)} ms by marks",
-        f"{_cell(row.no_sync_exposed_ms)} ms by no_sync ({kind})",
-    ]
-    if row.ddp_exposed_ms is not None:
-        estimates.append(f"{_cell(row.ddp_exposed_ms)} ms by DDP")
-    return f"{row.run_id}: {', '.join(estimates)}"
 
 
 @dataclass(frozen=True)
 class _Column:
-    heading: str
-    text: Callable[[Result], str]
-    justify: Literal["left", "right"] = "right"
-    least_width: int = 168  # the width of the terminal from which the column is shown
-    if_known: bool = False  # whether the column is left out if no row has a value
+    """A column of the printed table; of columns with a rank above 0, a narrow table leaves out the highest first."""
+
+    name: str
+    rank: int
+    values: tuple[Any, ...]
+    cells: tuple[str, ...]
+
+    @property
+    def width(self) -> int:
+        return max(map(cell_len, (self.name, *self.cells)))
+
+    @property
+    def is_equal(self) -> bool:
+        return all(value == self.values[0] for value in self.values)
+
+    @property
+    def is_number(self) -> bool:
+        return all(isinstance(value, int | float | None) for value in self.values)
 
 
-def _number(heading: str, name: str, **options: Any) -> _Column:
-    return _Column(heading, lambda row: _cell(getattr(row, name)), **options)
+def results_report(results: Sequence[Result], title: str, width: int | None) -> Iterator[Table | str]:
+    """The results for a person: the counts of states, the table, remarks, and the dropped runs apart.
+
+    CSV and JSON have every column.
+
+    Args:
+        results: The rows.
+        title: The name of the sweep and of its cluster.
+        width: The width of the terminal in characters; None for a log or a pipe, which has none.
+    """
+    present = [row for row in results if not row.dropped]
+    dropped = [row for row in results if row.dropped]
+    yield f"{title}: {count_runs(len(present))}{state_counts(present)}"
+    if present:
+        yield from _table(present, width)
+    if dropped:
+        yield f"dropped: {count_runs(len(dropped))} no longer in the sweep file; sweep forget removes them"
+        yield from _table(dropped, width)
+    yield from _remarks(results)
 
 
-def _batch(row: Result) -> str:
-    if row.global_batch:
-        return f"{row.global_batch} global"
-    return _cell(row.per_gpu_batch)
+def state_counts(results: Sequence[Result]) -> str:
+    """The number of runs in each state that occurs, in the order of `State`: ``, 3 COMPLETED, 1 FAILED``."""
+    counts = Counter(row.state for row in results)
+    return "".join(f", {counts[state]} {state.value}" for state in State if counts[state])
 
 
-def _speed(row: Result) -> str:
-    speed = _cell(row.samples_per_s)
-    if speed and row.comparable is False:
+def _table(results: Sequence[Result], width: int | None) -> Iterator[Table | str]:
+    """The table of some rows, after a line with the values that are equal in all of them."""
+    columns = [column for column in _columns(results) if any(column.cells)]
+    if len(results) > 1:
+        equal = [column for column in columns if column.is_equal and column.name not in ("label", "run_id")]
+        columns = [column for column in columns if column not in equal]
+        if equal:
+            yield "the same in all rows: " + ", ".join(f"{column.name} {column.cells[0]}" for column in equal)
+    table = Table(**LOOK)
+    if width is None:
+        # Every field that varies after the first makes the table wider: as a column and in the label.
+        varied = [column for column in columns if column.name in map(column_name, results[0].varied)]
+        label = next(column for column in columns if column.name == "label")
+        width = _PIPE_WIDTH + sum(column.width + _GAP for column in varied[1:])
+        if len(varied) > 1:
+            width += max(0, label.width - _ONE_AXIS_LABEL)
+    shown = _fitting(columns, width)
+    for column in shown:
+        justify: Literal["left", "right"] = "left"
+        if column.is_number:
+            justify = "right"
+        table.add_column(column.name, justify=justify, no_wrap=True)
+    for number, row in enumerate(results):
+        cells = (escape(column.cells[number]) for column in shown)
+        table.add_row(*cells, style=_STATE_STYLE.get(row.state, "red"))
+    yield table
+
+
+def _columns(results: Sequence[Result]) -> Iterator[_Column]:
+    """The columns that the table may have: label, run id, the fields that vary, and every figure with an `InTable`."""
+    figures = {figure.name: figure.table_rank for figure in COLUMNS.values() if figure.table_rank is not None}
+    if not any((row.scheduled.attempts or 0) > 1 for row in results):
+        del figures["attempts"]
+    rows = [row.columns() for row in results]
+    for name in ("label", "run_id"):
+        values = tuple(row[name] for row in rows)
+        yield _Column(name, figures.pop(name), values, values)
+    for field in results[0].varied:
+        texts = tuple(row.varied_texts[field] for row in results)
+        yield _Column(column_name(field), 0, tuple(row.varied[field] for row in results), texts)
+    for name, rank in figures.items():
+        values = tuple(row[name] for row in rows)
+        yield _Column(name, rank, values, tuple(_figure_text(name, row) for row in rows))
+
+
+def _fitting(columns: Sequence[_Column], width: int) -> list[_Column]:
+    """The columns that fit into the width, at least those of rank 0; of equal ranks, the last is left out first."""
+    shown = list(columns)
+    while sum(column.width + _GAP for column in shown) > width:
+        last = max(reversed(shown), key=lambda column: column.rank)
+        if last.rank == 0:
+            break
+        shown.remove(last)
+    return shown
+
+
+def _figure_text(name: str, row: Mapping[str, Any]) -> str:
+    text = _text(row[name])
+    if name == "samples_per_s" and text and row["comparable"] is False:
         # Speeds from shared GPUs, or from nodes that were one host, are not measurements of the allocation.
-        return f"{speed}*"
-    return speed
+        return f"{text}*"
+    return text
 
 
-_ALL_REDUCE: dict[str, Any] = {"least_width": 188, "if_known": True}
-_COLUMNS = (
-    _Column("run_id", lambda row: row.run_id, justify="left", least_width=0),
-    _Column("model", lambda row: row.model, justify="left", least_width=0),
-    _Column("batch", _batch, least_width=0),
-    _Column("lr", lambda row: _formatted(row.lr, "g"), least_width=0),
-    _Column("state", lambda row: row.state, justify="left", least_width=0),
-    _number("wait s", "queue_wait_s"),
-    _number("elapsed s", "elapsed_s"),
-    _number("GPU-h", "gpu_hours", least_width=0),
-    _number("train s", "train_s"),
-    _Column("samples/s", _speed, least_width=0),
-    _number("per GPU", "samples_per_s_per_gpu"),
-    _number("fwd ms", "forward_ms"),
-    _number("bwd ms", "backward_ms"),
-    _number("opt ms", "optimizer_ms"),
-    _number("exch ms", "exchange_ms", **_ALL_REDUCE),
-    _Column("of link", lambda row: _formatted(row.link_share, ".0%"), **_ALL_REDUCE),
-    _number("train loss", "train_loss"),
-    _number("eval loss", "eval_loss"),
-    _number("accuracy", "eval_accuracy", least_width=0),
-)
+def _remarks(results: Sequence[Result]) -> Iterator[str]:
+    if any(row.figures.get("comparable") is False for row in results):
+        yield "* not comparable: ranks shared a GPU, or all nodes were this one host"
+    for row in results:
+        if row.figures.get("link_bus_gb_per_s") is not None:
+            bandwidth = f"{_text(row.figures['link_bus_gb_per_s'])} GB/s ({row.figures['backend']}, bus bandwidth)"
+            yield f"link of {row.requested.allocation}: {_text(row.figures['link_latency_ms'])} ms, {bandwidth}"
+    yield from (_cross_check(row) for row in results if row.figures.get("no_sync_exposed_ms") is not None)
+
+
+def _cross_check(row: Result) -> str:
+    """Each estimate of a run's exposed communication, all from the same passes."""
+    figures = row.figures
+    kind = "a bound"
+    if figures["no_sync_is_check"]:
+        kind = "a check"
+    if figures["no_sync_difference"] is not None:
+        kind = f"{figures['no_sync_difference'] * 100:+z.0f} %, {kind}"
+    estimates = [
+        f"exposed {_text(figures['check_exposed_ms'])} ms by marks",
+        f"{_text(figures['no_sync_exposed_ms'])} ms by no_sync ({kind})",
+    ]
+    if figures["ddp_exposed_ms"] is not None:
+        estimates.append(f"{_text(figures['ddp_exposed_ms'])} ms by DDP")
+    return f"{row.name}: {', '.join(estimates)}"
 
 
 def failure_lines(results: Sequence[Result], folder: SweepFolder) -> list[str]:
@@ -169,8 +214,8 @@ def failure_lines(results: Sequence[Result], folder: SweepFolder) -> list[str]:
     lines = []
     jobs = read_ledger(folder.path).jobs
     for row in results:
-        if row.reason:
-            lines.append(f"{row.run_id}  {row.state}: {row.reason}")
+        if row.scheduled.reason and not row.dropped:
+            lines.append(f"{row.name}  {row.state}: {row.scheduled.reason}")
             rank = 0
             for failure in read_run(folder.run(row.run_id)).failures[:1]:
                 rank = failure.rank
@@ -184,18 +229,42 @@ def failure_lines(results: Sequence[Result], folder: SweepFolder) -> list[str]:
     return lines
 
 
-def to_csv(results: Sequence[Result]) -> str:
-    """All columns with a header; None is an empty cell."""
+def to_csv(results: Sequence[Result], *, all_columns: bool = False) -> str:
+    """Every column with a header; None is an empty cell, names are joined by commas.
+
+    Args:
+        results: The rows.
+        all_columns: Whether the fields of the config that are equal in all runs are columns too, after the others.
+    """
+    rows = [row.columns() for row in results]
+    if all_columns:
+        rows = [
+            columns
+            | {column_name(name): value for name, value in row.config.items() if column_name(name) not in columns}
+            for row, columns in zip(results, rows, strict=True)
+        ]
+    names = list(dict.fromkeys(name for columns in rows for name in columns)) or ["run_id", *COLUMNS]
     buffer = io.StringIO()
-    writer = csv.DictWriter(buffer, COLUMNS, lineterminator="\n")
+    writer = csv.DictWriter(buffer, list(dict.fromkeys(names)), lineterminator="\n")
     writer.writeheader()
-    writer.writerows(dataclasses.asdict(row) for row in results)
+    writer.writerows({name: _csv_value(value) for name, value in columns.items()} for columns in rows)
     return buffer.getvalue()
 
 
+def _csv_value(value: Any) -> Any:
+    """A value as a cell: names joined by commas, or JSON where that would be ambiguous."""
+    if isinstance(value, tuple) and all(isinstance(item, str) and "," not in item for item in value):
+        return ",".join(value) or "none"
+    if isinstance(value, tuple | Mapping):
+        return json.dumps(value)
+    return value
+
+
 def to_json(results: Sequence[Result], sweep: str, cluster: str) -> str:
-    """All columns, under `runs`; null for a loss that is not finite, because JSON has no value for it."""
-    runs = [{name: _finite(value) for name, value in dataclasses.asdict(row).items()} for row in results]
+    """Every column, and the complete config, under `runs`; null for a loss that is not finite."""
+    runs = [
+        {**{name: _finite(value) for name, value in row.columns().items()}, "config": row.config} for row in results
+    ]
     return json.dumps({"sweep": sweep, "cluster": cluster, "runs": runs}, indent=2, allow_nan=False) + "\n"
 
 
@@ -205,25 +274,14 @@ def _finite(value: Any) -> Any:
     return value
 
 
-def _short(value: object) -> str:
-    if isinstance(value, dict):
-        return "{...}"
-    if isinstance(value, float):
-        return f"{value:g}"
-    return str(value)
-
-
-def _formatted(value: float | None, format_spec: str) -> str:
+def _text(value: Any) -> str:
+    """A value as a cell of a table: three digits are enough to compare runs."""
     if value is None:
         return ""
-    return format(value, format_spec)
-
-
-def _cell(value: float | int | None) -> str:
-    if value is None:
-        return ""
-    if isinstance(value, int):
-        return str(value)
+    if isinstance(value, tuple):
+        return ",".join(map(str, value)) or "none"
+    if not isinstance(value, float):
+        return value_text(value)
     if abs(value) < 100:
         return f"{value:.3g}"
     return f"{value:.0f}"

@@ -61,9 +61,9 @@ class Lane:
 
     def phases(self) -> Iterator[tuple[str, float, float]]:
         """Name, begin and end of each phase, on rank 0's clock in ms."""
-        step, begin = self.step, self.step.start_ms
-        exposed = step.exposed_comm_ms or 0.0
-        lengths = (step.data_ms, step.forward_ms, step.backward_ms - exposed, exposed, step.optimizer_ms)
+        times, begin = self.step.times, self.step.start_ms
+        exposed = times.exposed_comm_ms or 0.0
+        lengths = (times.data_ms, times.forward_ms, times.backward_ms - exposed, exposed, times.optimizer_ms)
         for name, length in zip(_PHASES, lengths, strict=True):
             yield name, begin, begin + length
             begin += length
@@ -79,30 +79,32 @@ class Timeline:
     """One step of the first ranks of a run."""
 
     run: RunInfo
+    label: str
     number: int
     lanes: tuple[Lane, ...]
 
 
-def timeline(run_dir: Path, step: int | None = None) -> Figure:
+def timeline(run_dir: Path, label: str, step: int | None = None) -> Figure:
     """One step of the first eight ranks of a run, on one axis in milliseconds of rank 0's clock.
 
     Args:
         run_dir: The folder of a run with detailed_timing.
+        label: The label of the run.
         step: The number of the step, from 1; None for the measured step whose step_ms on rank 0 is the median.
 
     Raises:
         UserError: The step does not exist, its buckets were not timed, or matplotlib is missing.
     """
-    return draw(read_timeline(run_dir, step))
+    return draw(read_timeline(run_dir, label, step))
 
 
-def read_timeline(run_dir: Path, step: int | None = None) -> Timeline:
+def read_timeline(run_dir: Path, label: str, step: int | None = None) -> Timeline:
     """The data that `timeline` draws; it has the same arguments and errors."""
     run = from_json(RunInfo, json.loads((run_dir / RUN_NAME).read_text(encoding="utf-8")))
     files = [run_dir / metrics_name(rank) for rank in range(min(run.world_size, _MOST_LANES))]
-    number = step or _median_step(files[0], run.train["timing_warmup_steps"])
+    number = step or _median_step(files[0], run.timing_warmup_steps)
     lanes = tuple(_lane(run, rank, file, number) for rank, file in enumerate(files))
-    return Timeline(run, number, lanes)
+    return Timeline(run, label, number, lanes)
 
 
 def _median_step(file: Path, warmup_steps: int) -> int:
@@ -192,7 +194,7 @@ def _draw_lane(axes: Axes, lane: Lane, origin: float, top: float, bucket: float)
             _bar(axes, gid, (begin - origin, end - origin), row + 0.15 * bucket, 0.7 * bucket, {**look, **thin})
         if not thin:
             labels.append((row + bucket / 2, f"bucket {index + 1}, {binary_size(lane.exchange.bucket_bytes[index])}"))
-    overlapped = f"overlapped {_ms(lane.step.overlapped_comm_ms or 0.0)} "
+    overlapped = f"overlapped {_ms(lane.step.times.overlapped_comm_ms or 0.0)} "
     _emphasise(axes, overlapped, lane.computed_ms - origin, bottom + _FOOT - 0.04, "right", _OVERLAPPED_TEXT)
     return labels
 
@@ -245,11 +247,11 @@ def _title(shown: Timeline) -> str:
     if len(lanes) < run.world_size:
         ranks = f", ranks 0 to {len(lanes) - 1} of {run.world_size}"
     times = "; ".join(
-        f"rank {lane.rank}: exposed {_ms(lane.step.exposed_comm_ms or 0.0)},"
-        f" overlapped {_ms(lane.step.overlapped_comm_ms or 0.0)}"
+        f"rank {lane.rank}: exposed {_ms(lane.step.times.exposed_comm_ms or 0.0)},"
+        f" overlapped {_ms(lane.step.times.overlapped_comm_ms or 0.0)}"
         for lane in lanes[:2]
     )
-    return f"{run.train['model']}, run {run.run_id} on {run.allocation}, step {shown.number}{ranks}\n{times}"
+    return f"run {run.run_id} ({shown.label}), step {shown.number}{ranks}\n{times}"
 
 
 def _legend(figure: Figure) -> None:

@@ -11,7 +11,7 @@ from typing import Self
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from jobs.results.collect import Result
+from jobs.results.result import Result
 from jobs.results.status import Status, read_status
 from jobs.slurm.states import JobPhase
 from jobs.storage.sweep_folder import SweepFolder
@@ -58,8 +58,13 @@ class Watch(AbstractContextManager["Watch"]):
     @property
     def finished(self) -> bool:
         """Whether every run had ended at the last query."""
-        results = self._status.results
+        results = self._awaited
         return bool(results) and all(result.phase is JobPhase.FINISHED for result in results)
+
+    @property
+    def _awaited(self) -> list[Result]:
+        """The runs that the sweep file still has: dropped ones do not keep it waiting."""
+        return [result for result in self._status.results if not result.dropped]
 
     def tick(self) -> None:
         """Queries the status if the interval is over, and prints the changes."""
@@ -71,14 +76,14 @@ class Watch(AbstractContextManager["Watch"]):
             if notice not in self._notices:
                 self._notices.add(notice)
                 self.say(f"note: {notice}")
-        for result in self._status.results:
+        for result in self._awaited:
             if self._states.get(result.run_id) != result.state:
                 self._states[result.run_id] = result.state
                 self.say(change_line(result))
-        running = [result for result in self._status.results if result.phase is JobPhase.RUNNING]
-        done = sum(result.phase is JobPhase.FINISHED for result in self._status.results)
-        now = "  ".join(f"{result.run_id} step {result.steps or 0}" for result in running[:3])
-        self._progress.update(self._bar, total=len(self._status.results), completed=done, now=now)
+        running = [result for result in self._awaited if result.phase is JobPhase.RUNNING]
+        done = sum(result.phase is JobPhase.FINISHED for result in self._awaited)
+        now = "  ".join(f"{result.label} step {result.figures.get('steps') or 0}" for result in running[:3])
+        self._progress.update(self._bar, total=len(self._awaited), completed=done, now=now)
 
     def wait(self, sleep: Callable[[float], None] = time.sleep) -> None:
         """Queries the status until every run has ended."""
@@ -91,11 +96,12 @@ class Watch(AbstractContextManager["Watch"]):
 
 def change_line(result: Result) -> str:
     """One line about a run whose state has changed."""
-    line = f"{result.run_id}  {result.model}  {result.state}"
-    if result.reason:
-        return f"{line}: {result.reason}"
-    if result.samples_per_s is not None:
-        line += f"  {result.samples_per_s:.1f} samples/s"
-        if result.eval_accuracy is not None:
-            line += f", accuracy {result.eval_accuracy:.3f}"
+    line = f"{result.name}  {result.state}"
+    if result.scheduled.reason:
+        return f"{line}: {result.scheduled.reason}"
+    speed, accuracy = (result.figures.get(name) for name in ("samples_per_s", "eval_accuracy"))
+    if speed is not None:
+        line += f"  {speed:.1f} samples/s"
+        if accuracy is not None:
+            line += f", accuracy {accuracy:.3f}"
     return line

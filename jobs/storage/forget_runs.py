@@ -10,6 +10,7 @@ from typing import Any
 from disttrain.errors import UserError
 from jobs.storage import ledger
 from jobs.storage.ledger import Ledger
+from jobs.storage.name_links import write_links
 from jobs.storage.run_lookup import find_runs, list_ids
 from jobs.storage.sweep_folder import SweepFolder
 
@@ -54,6 +55,7 @@ def forget_runs(folder: SweepFolder, run_ids: Collection[str], time_s: float) ->
     _remove_files(folder, run_ids, ledger.read_ledger(folder.path))
     ledger.forget(folder.path, list(run_ids), time_s)
     folder.remove_from_plan(run_ids)
+    write_links(folder)
 
 
 def _remove_files(folder: SweepFolder, run_ids: Collection[str], jobs: Ledger) -> None:

@@ -1,4 +1,4 @@
-"""Finds runs of a sweep by what the user types: a run id, or a unique prefix of one."""
+"""Finds runs of a sweep by what the user types: a label, a run id, or a unique prefix of one."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from disttrain.errors import UserError
+from jobs.planning.labels import Variation
 
 _MOST_IDS = 5  # the maximum number of run ids that a message lists
 
@@ -15,30 +16,40 @@ def find_runs(planned: Sequence[Mapping[str, Any]], texts: Sequence[str]) -> lis
 
     Args:
         planned: The runs of plan.json.
-        texts: A run id, or a unique prefix of one, for each run.
+        texts: A label, a run id, or a unique prefix of one, for each run.
 
     Raises:
         UserError: A text names no run, or several.
 
     Example:
-        >>> find_runs([{"run_id": "1x1-7201b99ee663"}, {"run_id": "2x1-df5660443970"}], ["1x1"])
-        [{'run_id': '1x1-7201b99ee663'}]
+        >>> runs = [{"run_id": f"{name}-7201b99ee663", "allocation": name, "point": {}, "train": {"model": "bert"}}
+        ...         for name in ("1x1", "2x1")]
+        >>> [run["run_id"] for run in find_runs(runs, ["2x1", "1x1-72"])]
+        ['2x1-7201b99ee663', '1x1-7201b99ee663']
     """
-    found = [_find_run(planned, text) for text in texts]
-    return list({run["run_id"]: run for run in found}.values())
-
-
-def _find_run(planned: Sequence[Mapping[str, Any]], text: str) -> Mapping[str, Any]:
+    variation = Variation(planned)
+    by_label: dict[str, list[str]] = {}
+    for run in planned:
+        by_label.setdefault(variation.label(run), []).append(run["run_id"])
     by_id = {run["run_id"]: run for run in planned}
-    if text in by_id:
-        return by_id[text]
-    matching = [run_id for run_id in by_id if text and run_id.startswith(text)]
+    found = {run_id: by_id[run_id] for run_id in (_find_id(list(by_id), by_label, text) for text in texts)}
+    return list(found.values())
+
+
+def _find_id(run_ids: Sequence[str], by_label: Mapping[str, Sequence[str]], text: str) -> str:
+    if text in run_ids:
+        return text
+    matching = list(by_label.get(text, ()))
+    kind = "the label"
     if not matching:
-        raise UserError(f"no run of this sweep is {text!r}", hint=f"its runs: {list_ids(list(by_id))}")
+        matching = [run_id for run_id in run_ids if text and run_id.startswith(text)]
+        kind = "the start of the id"
+    if not matching:
+        raise UserError(f"no run of this sweep is {text!r}", hint=f"its runs: {list_ids(run_ids)}")
     if len(matching) > 1:
-        hint = f"write one of them in full: {list_ids(matching)}"
-        raise UserError(f"{text!r} is the start of {len(matching)} run ids", hint=hint)
-    return by_id[matching[0]]
+        hint = f"write one of their ids in full: {list_ids(matching)}"
+        raise UserError(f"{text!r} is {kind} of {len(matching)} runs", hint=hint)
+    return matching[0]
 
 
 def list_ids(texts: Sequence[str]) -> str:

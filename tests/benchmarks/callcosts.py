@@ -16,6 +16,7 @@ from disttrain.data.batches import BEGINNING, RankStep
 from disttrain.distributed.group import Group
 from disttrain.environment.rank_env import RankEnv
 from disttrain.measure.phase_timer import PhaseTimer, StepPhase
+from disttrain.measure.startup import Startup
 from disttrain.measure.telemetry import Sampler
 from disttrain.records.record_files import RecordWriter, encode
 from disttrain.training.ddp import wrap_ddp
@@ -57,7 +58,7 @@ def record_us(folder: Path, steps: int, buckets: int) -> float:
         timer = _timer_with_steps(steps, buckets)
         losses = [torch.ones(()) for _ in range(steps)]
         with RecordWriter(folder / "records.jsonl") as writer:
-            step_writer = StepWriter(writer, timer, steps, lambda line: None, list)
+            step_writer = StepWriter(writer, timer, steps, Startup(0.0, 0.0), lambda line: None, list)
             began = time.perf_counter()
             for number, loss in enumerate(losses, start=1):
                 step_writer.add(RankStep(number, 0, False, (), 16, 32, BEGINNING), 1e-5, loss)

@@ -21,7 +21,7 @@ from PIL import Image
 
 from disttrain.config.train_config import TrainConfig
 from disttrain.environment.rank_env import RankEnv
-from disttrain.records.record_files import from_json, metrics_name, read_records
+from disttrain.records.record_files import metrics_name, read_records, summary_from_json
 from disttrain.records.record_types import StepRecord
 from disttrain.records.summary_types import Summary
 from disttrain.run import run
@@ -52,7 +52,7 @@ class Finished:
 
     @property
     def summary(self) -> Summary:
-        return from_json(Summary, json.loads((self.output_dir / "summary.json").read_text()))
+        return summary_from_json(json.loads((self.output_dir / "summary.json").read_text()))
 
     def steps(self, rank: int) -> list[StepRecord]:
         records = read_records(self.output_dir / metrics_name(rank))

@@ -17,8 +17,16 @@ import pytest
 
 from disttrain.config.train_config import TrainConfig
 from disttrain.environment.rank_env import RankEnv, choose_threads
+from disttrain.records.figures import summarise_fields
 from disttrain.records.record_files import failure_name, from_json, metrics_name, read_records
-from disttrain.records.record_types import EndRecord, EvalRecord, StartRecord, StepRecord, TelemetryRecord
+from disttrain.records.record_types import (
+    EndRecord,
+    EvalRecord,
+    StartRecord,
+    StartupRecord,
+    StepRecord,
+    TelemetryRecord,
+)
 from disttrain.records.summary_types import Failure
 from disttrain.run import default_output_dir, main, run
 from tests.disttrain.ranks import from_files
@@ -78,18 +86,24 @@ def test_torchrun_starts_bert_in_its_folder(bert_config: TrainConfig, tmp_path: 
     assert info["train"]["per_gpu_batch"] == 1
     summary = json.loads((folder / "summary.json").read_text())
     assert (summary["steps"], summary["measured_steps"], summary["backend"]) == (4, 2, "gloo")
+    startups = []
     for rank in range(2):
         start, *between, end = read_records(folder / metrics_name(rank))
         steps = [record for record in between if isinstance(record, StepRecord)]
         samples = [record for record in between if isinstance(record, TelemetryRecord)]
-        (evaluation,) = (record for record in between if record not in steps and record not in samples)
+        startup, evaluation = (record for record in between if record not in steps and record not in samples)
         assert isinstance(start, StartRecord)
+        assert isinstance(startup, StartupRecord)
         assert isinstance(evaluation, EvalRecord)
         assert isinstance(end, EndRecord)
         assert (start.rank, start.world_size, len(steps), end.steps) == (rank, 2, 4, 4)
         assert len(samples) >= 2  # one when training begins, one after it
         assert summary["process_memory_peak_mib"] > 0
         assert start.notices == tuple(summary["notices"])
+        startups.append(startup)
+    figures = summarise_fields(StartupRecord, startups)
+    assert 0 < figures["import_s"] < figures["time_to_first_step_s"]
+    assert {name: summary[name] for name in figures} == figures
 
 
 @pytest.mark.process
@@ -168,12 +182,12 @@ def test_losses_do_not_depend_on_workers(vit_config: TrainConfig, run_ranks: Run
         for workers in (0, 2)
     )
     assert with_workers.losses() == without_workers.losses()
-    assert with_workers.summary.eval_loss == without_workers.summary.eval_loss
+    assert with_workers.summary["eval_loss"] == without_workers.summary["eval_loss"]
 
 
 def test_bf16_trains(vit_config: TrainConfig, run_ranks: RunRanks) -> None:
     config = dataclasses.replace(vit_config, max_steps=3, precision="bf16")
-    assert run_ranks(config, 1).summary.steps == 3
+    assert run_ranks(config, 1).summary["steps"] == 3
 
 
 @pytest.mark.parametrize(

@@ -65,15 +65,17 @@ class Sweeping:
         return completed
 
     def status(self, *arguments: str | Path) -> list[dict[str, Any]]:
-        """The rows of `sweep status --json`. The exit status must agree with their states."""
+        """The rows of `sweep status --json`. With --check the exit status must agree with their states."""
         completed = subprocess.run(
-            self.command("status", "--json", *arguments), cwd=self.folder, env=self.environ, capture_output=True,
-            text=True, timeout=COMMAND_TIMEOUT_S, check=False,
+            self.command("status", "--json", "--check", *arguments), cwd=self.folder, env=self.environ, text=True,
+            capture_output=True, timeout=COMMAND_TIMEOUT_S, check=False,
         )  # fmt: skip
         assert completed.returncode in (0, 1), completed.stderr
         rows: list[dict[str, Any]] = json.loads(completed.stdout)["runs"]
         failed = any(
-            row["state"] not in ("NOT_SUBMITTED", "PENDING", "REQUEUED", "RUNNING", "COMPLETED") for row in rows
+            row["state"] not in ("NOT_SUBMITTED", "PENDING", "REQUEUED", "RUNNING", "COMPLETED")
+            for row in rows
+            if not row["dropped"]
         )
         assert completed.returncode == int(failed)
         return rows
@@ -121,6 +123,16 @@ def processes_with(*entries: str) -> dict[int, str]:
         if all(entry.encode() in environ for entry in entries):
             commands[int(folder.name)] = command
     return commands
+
+
+def without_lists(row: Mapping[str, Any]) -> dict[str, Any]:
+    """The columns of a row that are one value in JSON and one text in CSV."""
+    return {name: value for name, value in row.items() if not isinstance(value, list | dict)}
+
+
+def csv_texts(row: Mapping[str, Any]) -> dict[str, str]:
+    """The same columns as CSV has them."""
+    return {name: "" if value is None else str(value) for name, value in without_lists(row).items()}
 
 
 def by_run(rows: Sequence[dict[str, Any]]) -> dict[str, dict[str, Any]]:

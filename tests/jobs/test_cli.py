@@ -11,7 +11,7 @@ import stat
 import subprocess
 import sys
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ import pytest
 from disttrain.records.record_files import failure_name, write_json
 from disttrain.records.summary_types import Failure
 from jobs import __version__, cli
-from jobs.results.collect import COLUMNS
+from jobs.results.result import COLUMNS
 from jobs.slurm.attempts import AccountingRow
 from jobs.slurm.states import State
 from jobs.storage import ledger
@@ -80,8 +80,9 @@ def sweep(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Captur
         ("-x", "unknown option '-x' (see sweep --help)"),
         ("plan s.yaml --cluster", "--cluster needs a value (see sweep plan --help)"),
         ("plan s.yaml --json=1", "--json takes no value (see sweep plan --help)"),
-        ("plan s.yaml extra", "'extra' is one argument too many (see sweep plan --help)"),
-        ("plan s.yaml a b", "these arguments are too many: a b (see sweep plan --help)"),
+        ("plan s.yaml extra", "'extra' is not KEY=VALUE (after FILE, an argument sets a field under base: max_ste"),
+        ("status a b", "'b' is one argument too many (see sweep status --help)"),
+        ("status a b c", "these arguments are too many: b c (see sweep status --help)"),
         ("plan s.yaml --scripts --json", "--scripts and --json are both given (choose one)"),
         ("figures --step abc", "--step is 'abc', not an integer (see sweep figures --help)"),
         ("figures --step -3", "--step is -3; it must be at least 1 (see sweep figures --help)"),
@@ -109,7 +110,13 @@ def sweep(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Captur
         ("status", "no sweep was submitted in '<folder>/runs' (submit one with sweep submit FILE, or give the"),
         ("status s", "sweep 's' was not submitted: '<folder>/runs/s' has no plan.json"),
         ("collect s.yaml --cluster x", "sweep 's.yaml' was not submitted: '<folder>/runs/s' has no plan.json"),
-        ("collect s --format xml", "--format is 'xml'; choose csv or json (see sweep collect --help)"),
+        ("collect s --json --csv", "--json and --csv are both given (choose one)"),
+        ("collect s --format json", "unknown option '--format' (see sweep collect --help)"),
+        ("submit s.yaml t.yaml", "'t.yaml' is not KEY=VALUE (after FILE, an argument sets a field under base: max_ste"),
+        ("plan s.yaml lr=1 --set lr=2", "--set: lr is set twice (drop one of the two)"),
+        ("plan s.yaml learning_rate=1", "--set learning_rate=1: unknown field 'learning_rate' (did you mean lr?"),
+        ("submit s.yaml --json", "--json needs --wait or --dry-run (add one, or leave out --json)"),
+        ("submit s.yaml --dry-run --wait", "--dry-run and --wait are both given (choose one)"),
     ],
 )  # fmt: skip
 def test_a_mistake_gives_one_line_and_no_file(command: str, error: str, sweep: Sweep, tmp_path: Path) -> None:
@@ -133,6 +140,7 @@ def test_no_command_prints_the_help(sweep: Sweep) -> None:
         "forget",
         "collect",
         "figures",
+        "list",
     ]
 
 
@@ -193,12 +201,13 @@ def note(folder: SweepFolder, *states: State) -> None:
         ((State.CANCELLED, State.RUNNING), 1),
     ],
 )
-def test_the_exit_status_shows_a_failed_run(
+def test_with_check_the_exit_status_shows_a_failed_run(
     states: tuple[State, ...], exit_code: int, sweep: Sweep, submitted: SweepFolder
 ) -> None:
     note(submitted, *states)
-    for command in (["status"], ["status", "--json"], ["collect"], ["collect", "s", "--format", "csv"]):
-        assert sweep(*command).exit_code == exit_code, command
+    for command in (["status"], ["status", "--json"], ["collect"], ["collect", "s", "--csv"]):
+        assert sweep(*command).exit_code == 0, command
+        assert sweep(*command, "--check").exit_code == exit_code, command
 
 
 @pytest.mark.process
@@ -208,19 +217,20 @@ def test_collect_writes_every_format(sweep: Sweep, submitted: SweepFolder, tmp_p
     failure = Failure(
         rank=1, host="n1", time_s=1.0, error="ValueError", message="no [label]\ncolumn", traceback="", user_error=True
     )
-    write_json(submitted.run(failed) / failure_name(1), failure)
+    write_json(submitted.run(failed) / failure_name(1), asdict(failure))
     table = sweep("collect")
-    assert table.out.splitlines()[0].rstrip() == "s on local"
+    assert table.out.splitlines()[0] == "s on local: 2 runs, 1 COMPLETED, 1 FAILED"
     assert table.out.splitlines()[-2:] == [
-        f"{failed}  FAILED: rank 1 on n1: ValueError: no [label] column",
+        f"{failed} (2x1)  FAILED: rank 1 on n1: ValueError: no [label] column",
         f"    traceback in {submitted.path}/runs/{failed}/failure-rank00001.json",
     ]
-    as_csv = sweep("collect", "--format", "csv")
+    as_csv = sweep("collect", "--csv")
     assert as_csv.out == submitted.results_file.read_text()
     assert list(next(csv.DictReader(io.StringIO(as_csv.out)))) == list(COLUMNS)
-    as_json = json.loads(sweep("collect", "--format", "json").out)
+    as_json = json.loads(sweep("collect", "--json").out)
     assert as_json == json.loads(sweep("status", "--json").out)
     assert [run["state"] for run in as_json["runs"]] == ["COMPLETED", "FAILED"]
+    assert as_json["runs"][0]["config"] == submitted.planned_runs()[0]["train"]
     texts = {
         "all.csv": as_csv.out, "all.json": json.dumps(as_json, indent=2) + "\n", "all": as_csv.out, "link": as_csv.out,
     }  # fmt: skip
@@ -229,15 +239,61 @@ def test_collect_writes_every_format(sweep: Sweep, submitted: SweepFolder, tmp_p
         output = sweep("collect", "-o", name)
         assert (output.out.splitlines()[0], (tmp_path / name).read_text()) == (f"wrote {name}", text)
     assert (tmp_path / "target").read_text() == as_csv.out
+    assert sweep("collect", "-o", "all.txt", "--csv").out.splitlines()[0] == "wrote all.txt"
+    assert sweep("collect", "-o", "all.txt", "--json").exit_code == 0
+    assert (tmp_path / "all.txt").read_text() == texts["all.json"]
+
+
+@pytest.mark.process
+def test_all_columns_of_a_csv(sweep: Sweep, submitted: SweepFolder) -> None:
+    (row, _) = csv.DictReader(io.StringIO(sweep("collect", "--csv", "--all-columns").out))
+    assert (row["max_steps"], row["model"]) == ("3", "bert")
+    refused = sweep("collect", "--json", "--all-columns")
+    error = "error: --all-columns needs --csv or -o FILE.csv (JSON has every field under config)\n"
+    assert refused == Output(2, "", error)
+
+
+@pytest.mark.process
+def test_where_results_cannot_be_written(sweep: Sweep, submitted: SweepFolder, tmp_path: Path) -> None:
     for name, reason in ((".", "it is a folder"), ("no/all.csv", "its folder does not exist")):
         assert sweep("collect", "-o", name) == Output(2, "", f"error: -o: {name!r} cannot be written: {reason}\n")
     refused = sweep("collect", "-o", "all.xlsx")
     assert refused.err == (
         "error: -o: 'all.xlsx' ends with '.xlsx', and the table is written as CSV or JSON"
-        " (use .csv or .json, or add --format)\n"
+        " (use .csv or .json, or add --csv or --json)\n"
     )
     assert (refused.exit_code, (tmp_path / "all.xlsx").exists()) == (2, False)
-    assert sweep("collect", "-o", "all.txt", "--format", "csv").out.splitlines()[0] == "wrote all.txt"
+
+
+@pytest.mark.process
+def test_list_needs_no_query(sweep: Sweep, submitted: SweepFolder, tmp_path: Path) -> None:
+    note(submitted, State.COMPLETED)
+    listed = sweep("list")
+    assert [line.split() for line in listed.out.splitlines() if " s " in line] == [
+        ["s", "local", "2", "1", "COMPLETED,", "1", "PENDING", "0", "s"]
+    ]
+    (entry,) = json.loads(sweep("list", "--json").out)
+    assert entry.pop("age_s") < 60
+    assert entry == {
+        "sweep": "s",
+        "cluster": "local",
+        "folder": str(submitted.path),
+        "runs": 2,
+        "states": {"COMPLETED": 1, "PENDING": 1},
+    }
+    assert sweep("list", "--root", "nowhere") == Output(0, f"no sweep was submitted in '{tmp_path}/nowhere'\n", "")
+
+
+def test_a_dry_run_is_the_plan(sweep: Sweep, tmp_path: Path) -> None:
+    for options in ([], ["--json"], ["max_steps=4"]):
+        assert sweep("submit", "s.yaml", "--dry-run", *options) == sweep("plan", "s.yaml", *options)
+    assert not (tmp_path / "runs").exists()
+
+
+def test_values_after_the_file_are_overrides(sweep: Sweep) -> None:
+    plan = sweep("plan", "s.yaml", "--json", "max_steps=4", "lr=1e-3").out
+    assert plan == sweep("plan", "s.yaml", "--json", "--set", "max_steps=4", "--set", "lr=1e-3").out
+    assert {(run["train"]["max_steps"], run["train"]["lr"]) for run in json.loads(plan)["runs"]} == {(4, 1e-3)}
 
 
 @pytest.mark.process
@@ -314,7 +370,7 @@ def test_forget_asks_first(sweep: Sweep, submitted: SweepFolder, dropped: str, m
     question = "Remove these runs, with their records, checkpoints and logs? [y/N]: "
     for answer, last_line, is_left in (("n", "nothing was removed", True), ("y", "removed 1 run", False)):
         monkeypatch.setattr(sys, "stdin", Terminal(f"{answer}\n"))
-        assert sweep("forget") == Output(0, f"{dropped}  FAILED\n{question}{last_line}\n", "")
+        assert sweep("forget") == Output(0, f"{dropped} (2x1)  FAILED\n{question}{last_line}\n", "")
         assert submitted.run(dropped).exists() is is_left
 
 
@@ -371,7 +427,8 @@ def test_help_loads_only_typer(tmp_path: Path) -> None:
     helped = modules(main_of("--help", then=PRINT_MODULES), tmp_path)
     more = {name for name in helped - typer if not name.startswith("typer.")}
     assert "typer" in typer
-    commands = {f"jobs.cli.{name}" for name in ("plan_command", "submit_command", "forget_command", "result_commands")}
+    names = ("plan_command", "submit_command", "forget_command", "result_commands", "list_command", "results_output")
+    commands = {f"jobs.cli.{name}" for name in names}
     shared = {"jobs.cli", "jobs.cli.options", "jobs.cli.shared", "jobs.cli.usage_errors"}
     assert more == {"disttrain", "disttrain.errors", "jobs", *shared, *commands}
 

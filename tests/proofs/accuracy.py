@@ -20,7 +20,7 @@ def prove() -> str:
         bert, bert_table = run_sweep("sst2_minilm.yaml", root, environ, *cpu, "--set", f"checkpoint={minilm()}")
         vit, vit_table = run_sweep("cifar10_vit.yaml", root, environ, *cpu)
     assert len(bert) == len(vit) == 1
-    assert bert[0]["hosts"] == vit[0]["hosts"] == "node1,node2"
+    assert bert[0]["hosts"] == vit[0]["hosts"] == ["node1", "node2"]
     assert bert[0]["eval_accuracy"] > MINILM_ABOVE, f"MiniLM on SST-2: {bert[0]['eval_accuracy']}"
     assert vit[0]["eval_accuracy"] > VIT_ABOVE, f"ViT on CIFAR-10: {vit[0]['eval_accuracy']}"
     return f"""\

@@ -22,7 +22,8 @@ def prove() -> str:
         rows, _ = run_sweep("../tests/proofs/same_losses.yaml", Path(folder), environ)
         (runs,) = Path(folder).glob("same-losses/*/runs")
         losses = {
-            (row["model"], row["seed"], row["allocation"]): global_losses(runs / row["run_id"], row) for row in rows
+            (row["config"]["model"], row["config"]["seed"], row["allocation"]): global_losses(runs / row["run_id"], row)
+            for row in rows
         }
     worst: dict[tuple[str, str], float] = {}
     for (model, seed, allocation), several in losses.items():

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from disttrain.records.record_files import SUMMARY_NAME, from_json, metrics_name, read_records
+from disttrain.records.record_files import SUMMARY_NAME, metrics_name, read_records, summary_from_json
 from disttrain.records.record_types import CheckRecord
 from disttrain.records.summary_types import Summary
 from tests.proofs.sweeping import cluster_environ, run_sweep
@@ -37,11 +37,11 @@ class RankReport:
 
     @property
     def detailed(self) -> bool:
-        return self.summary.exposed_comm_ms is not None
+        return self.summary["exposed_comm_ms"] is not None
 
     @property
     def slow_notices(self) -> tuple[str, ...]:
-        return tuple(notice for notice in self.summary.notices if " is slow" in notice)
+        return tuple(notice for notice in self.summary["notices"] if " is slow" in notice)
 
 
 def prove() -> str:
@@ -69,7 +69,7 @@ def report(unslowed: list[RankReport], slowed: list[RankReport]) -> str:
     notices = [notice for run in unslowed for notice in run.slow_notices]
     assert not notices, f"in an unslowed run: {notices[0]}"
     for run in slowed:
-        named = (run.check.slowest_rank, run.summary.slowest_rank, run.summary.slowest_host)
+        named = (run.check.slowest_rank, run.summary["slowest_rank"], run.summary["slowest_host"])
         assert named == (SLOW_RANK, SLOW_RANK, SLOW_NODE), f"another rank is named: {run}"
         for text in (AT_START, IN_TRAINING):
             assert any(notice.startswith(text) for notice in run.slow_notices), f"no notice says {text!r}: {run}"
@@ -90,7 +90,7 @@ rank in an unslowed run.
 def _row(name: str, runs: list[RankReport]) -> str:
     at_start = _range([run.check.slowest_ratio for run in runs])
     detailed, without = (
-        _range([run.summary.slowest_ratio for run in runs if run.detailed == detailed]) for detailed in (True, False)
+        _range([run.summary["slowest_ratio"] for run in runs if run.detailed == detailed]) for detailed in (True, False)
     )
     with_notice = sum(bool(run.slow_notices) for run in runs)
     return f"| {name} | {len(runs)} | {at_start} | {detailed} | {without} | {with_notice} |"
@@ -104,7 +104,7 @@ def _range(ratios: list[float | None]) -> str:
 def _read(run_dir: Path) -> RankReport:
     records = read_records(run_dir / metrics_name(0))
     (check,) = (record for record in records if isinstance(record, CheckRecord))
-    summary = from_json(Summary, json.loads((run_dir / SUMMARY_NAME).read_text(encoding="utf-8")))
+    summary = summary_from_json(json.loads((run_dir / SUMMARY_NAME).read_text(encoding="utf-8")))
     return RankReport(check, summary)
 
 

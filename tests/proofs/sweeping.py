@@ -26,12 +26,12 @@ def run_sweep(file: str, root: Path, environ: dict[str, str], *options: str) -> 
     """Submits a sweep of sweeps/, waits for it, and collects the results.
 
     Returns:
-        The rows of `sweep collect --format json`, and the printed table.
+        The rows of `sweep collect --json`, and the printed table.
     """
     target = [str(REPOSITORY / "sweeps" / file), "--root", str(root)]
     print(sweep(environ, "submit", *target, "--wait", "--poll", "3", *options))
     table = sweep(environ, "collect", *target)
-    rows: list[dict[str, Any]] = json.loads(sweep(environ, "collect", *target, "--format", "json"))["runs"]
+    rows: list[dict[str, Any]] = json.loads(sweep(environ, "collect", *target, "--json"))["runs"]
     return rows, "\n".join(line.rstrip() for line in table.strip().splitlines())
 
 

@@ -25,9 +25,9 @@ def prove() -> str:
             rows, _ = run_sweep("../tests/proofs/timeline.yaml", Path(folder), environ)
         (runs,) = Path(folder).glob("timeline/*/runs")
         sweep(environ, "figures", str(runs.parent))
-        link, run = sorted(rows, key=lambda row: row["model"])
-        shown = read_timeline(runs / run["run_id"])
-        step = shown.lanes[0].step
+        link, run = sorted(rows, key=lambda row: row["config"]["model"])
+        shown = read_timeline(runs / run["run_id"], run["label"])
+        step = shown.lanes[0].step.times
         assert step.exposed_comm_ms is not None
         assert step.overlapped_comm_ms is not None
         shortest = min(step.exposed_comm_ms, step.overlapped_comm_ms)

@@ -25,10 +25,10 @@ def test_a_sweep_on_slurm(slurm_cluster: Mapping[str, str], tmp_path: Path) -> N
     done = subprocess.run([*sweep, "submit", *target, "--wait", "--poll", "1"], env=environ, check=False, timeout=180)
     assert done.returncode == 0
     rows = subprocess.run(
-        [*sweep, "collect", *target, "--format", "json"], env=environ, check=True, capture_output=True, text=True
+        [*sweep, "collect", *target, "--json"], env=environ, check=True, capture_output=True, text=True
     )
     (row,) = json.loads(rows.stdout)["runs"]
-    assert row["hosts"] == "node1,node2"
+    assert row["hosts"] == ["node1", "node2"]
     assert row["eval_accuracy"] > 0.65
 
 

@@ -2,36 +2,40 @@
 
 from __future__ import annotations
 
+import dataclasses
 import random
 
 import pytest
 
 from disttrain.analysis.bandwidth import summarise_exchanges
 from disttrain.analysis.comm_overlap import Exchange
-from disttrain.analysis.measured_steps import MeasuredStep, phase_percentiles
+from disttrain.analysis.measured_steps import MeasuredStep
 from disttrain.analysis.straggler import find_straggler
+from disttrain.records.figures import summarise_fields
+from disttrain.records.step_types import StepTimes
 
 
 def step(start_ms: float = 0.0, own: float = 1.0, exchange: Exchange | None = None) -> MeasuredStep:
-    return MeasuredStep(
-        start_ms=start_ms,
+    times = StepTimes(
+        start_s=start_ms / 1000,
         data_ms=1.0,
         forward_ms=10.0 * own,
         backward_ms=30.0,
         optimizer_ms=2.0,
+        step_ms=33.0 + 10.0 * own,
         exposed_comm_ms=None if exchange is None else exchange.exposed_comm_ms(41.0),
         overlapped_comm_ms=None if exchange is None else exchange.overlapped_comm_ms(),
-        exchange=exchange,
     )
+    return MeasuredStep(times, exchange)
 
 
 def test_the_phases_add_up_to_the_step() -> None:
     measured = step(exchange=Exchange((10,), (30.0,), (41.0,)))
-    medians = {name: value.median for name, value in phase_percentiles([measured]).items() if value is not None}
+    medians = summarise_fields(StepTimes, [measured.times])
     parts = ("data_ms", "forward_ms", "backward_compute_ms", "exposed_comm_ms", "optimizer_ms")
     assert sum(medians[name] for name in parts) == medians["step_ms"] == 43.0
     assert medians["exposed_comm_ms"] == 11.0
-    assert phase_percentiles([step()])["exposed_comm_ms"] is None, "not measured is None, not 0"
+    assert summarise_fields(StepTimes, [step().times])["exposed_comm_ms"] is None, "not measured is None, not 0"
 
 
 def test_bucket_times_over_the_steps() -> None:
@@ -44,6 +48,12 @@ def test_bucket_times_over_the_steps() -> None:
     assert (second.all_reduce_ms.median, second.bus_gb_per_s) == (4.0, 0.5)
     assert (exchanges.all_reduce_ms.median, exchanges.bus_gb_per_s) == (12.0, 0.5)
     assert summarise_exchanges([[step()], [step()]], 1) is None
+
+
+def test_steps_start_on_the_clock_of_rank_0() -> None:
+    measured = step(start_ms=5000.0)
+    assert measured.start_ms == 5000.0
+    assert dataclasses.replace(measured, clock_offset_s=2.0).start_ms == 3000.0
 
 
 def noisy(own: float, seed: int, steps: int = 50) -> list[MeasuredStep]:

@@ -9,14 +9,17 @@ import pytest
 
 from disttrain.analysis.run_summary import Sums, own_sums, summarise
 from disttrain.records.record_types import (
+    CrossCheckRecord,
     EndRecord,
     EvalRecord,
     LinkRecord,
     Record,
     StartRecord,
+    StartupRecord,
     StepRecord,
     TelemetryRecord,
 )
+from disttrain.records.summary_types import SUMMARY_FIGURES
 
 START = StartRecord(
     time_s=0.0,
@@ -42,6 +45,10 @@ START = StartRecord(
     notices=("a notice",),
 )
 END = EndRecord(time_s=9.0, steps=20, train_s=3.0)
+STARTUPS = (
+    StartupRecord(import_s=2.0, time_to_first_step_s=9.0),
+    StartupRecord(import_s=3.0, time_to_first_step_s=8.0),
+)
 
 
 def step(number: int, *, loss: float | None = 1.0, examples: int = 2) -> StepRecord:
@@ -67,29 +74,65 @@ def test_summary_of_two_ranks() -> None:
     own = own_sums(records, warmup_steps=5)
     assert own == Sums(tail_loss=12.0, tail_examples=3, measured_examples=13 * 2 + 3, energy_j=0.0, energy_ranks=0.0)
     both = Sums(tail_loss=13.0, tail_examples=4, measured_examples=60, energy_j=0.0, energy_ranks=0.0)
-    summary = summarise(records, both, [[], []], hosts=("n1", "n2"), num_nodes=2, warmup_steps=5)
-    assert summary.measured_steps == 15
-    assert summary.samples_per_s == pytest.approx(60 / 0.15)
-    assert summary.samples_per_s_per_gpu == pytest.approx(30 / 0.15)
-    assert (summary.data_ms, summary.forward_ms, summary.backward_ms, summary.optimizer_ms) == (1, 2, 3, 4)
-    assert (summary.step_ms, summary.step_p95_ms, summary.step_min_ms) == (10, 10, 10)
-    assert (summary.exposed_comm_ms, summary.overlapped_comm_min_ms) == (None, None), "not measured"
-    assert summary.train_loss == 13 / 4
-    assert (summary.eval_loss, summary.eval_accuracy, summary.eval_examples) == (0.5, 0.75, 4)
-    assert not summary.comparable
-    assert summary.hosts == ("n1", "n2")
-    assert summary.notices == ("a notice",)
+    summary = summarise(records, both, [[], []], startups=STARTUPS, hosts=("n1", "n2"), num_nodes=2, warmup_steps=5)
+    assert summary.keys() == SUMMARY_FIGURES.keys()
+    assert summary["measured_steps"] == 15
+    assert summary["samples_per_s"] == pytest.approx(60 / 0.15)
+    assert summary["samples_per_s_per_gpu"] == pytest.approx(30 / 0.15)
+    assert (summary["data_ms"], summary["forward_ms"], summary["backward_ms"], summary["optimizer_ms"]) == (1, 2, 3, 4)
+    assert (summary["step_ms"], summary["step_p95_ms"], summary["step_min_ms"]) == (10, 10, 10)
+    assert (summary["exposed_comm_ms"], summary["overlapped_comm_min_ms"]) == (None, None), "not measured"
+    assert summary["train_loss"] == 13 / 4
+    assert (summary["eval_loss"], summary["eval_accuracy"], summary["eval_examples"]) == (0.5, 0.75, 4)
+    assert not summary["comparable"]
+    assert summary["hosts"] == ("n1", "n2")
+    assert summary["notices"] == ("a notice",)
+    assert (summary["import_s"], summary["slowest_import_rank"]) == (3.0, 1)
+    assert (summary["time_to_first_step_s"], summary["slowest_time_to_first_step_rank"]) == (9.0, 0)
+
+
+def test_the_latest_start_and_evaluation_count() -> None:
+    earlier = dataclasses.replace(START, device_name="another CPU", backend=None)
+    records: list[Record] = [earlier, step(1), EvalRecord(step=1, loss=None, accuracy=0.25, examples=4, elapsed_s=1.0)]
+    records += [dataclasses.replace(START, model_changes=("compact_vocab",)), step(2), step(3)]
+    records += [EvalRecord(step=3, loss=0.5, accuracy=0.75, examples=4, elapsed_s=1.0), END]
+    summary = summarise(
+        records, own_sums(records, 1), [[], []], startups=STARTUPS, hosts=("n1", "n2"), num_nodes=1, warmup_steps=1
+    )
+    assert (summary["device_name"], summary["backend"]) == ("a CPU", "gloo")
+    assert summary["model_changes"] == ("compact_vocab",)
+    assert (summary["eval_loss"], summary["eval_accuracy"]) == (0.5, 0.75)
+    assert (summary["measured_steps"], summary["steps"], summary["train_s"]) == (1, 20, 3.0)
+
+
+def test_cross_check_is_in_the_summary() -> None:
+    check = CrossCheckRecord(
+        passes=10, backward_ms=9.0, no_sync_backward_ms=4.0, no_sync_exposed_ms=5.0, exposed_comm_ms=4.0,
+        exchange_ms=8.0, is_check=False, ddp_exposed_ms=None, elapsed_s=1.0,
+    )  # fmt: skip
+    figures = []
+    for exposed_ms in (4.0, 0.0):
+        records: list[Record] = [START, dataclasses.replace(check, exposed_comm_ms=exposed_ms), step(1), END]
+        summary = summarise(
+            records, own_sums(records, 0), [[], []], startups=STARTUPS, hosts=("a", "b"), num_nodes=1, warmup_steps=0
+        )
+        names = ("check_exposed_ms", "no_sync_exposed_ms", "no_sync_difference", "no_sync_is_check", "ddp_exposed_ms")
+        figures.append(tuple(summary[name] for name in names))
+    assert figures == [(4.0, 5.0, 0.25, False, None), (0.0, 5.0, None, False, None)]
 
 
 def test_unmeasured_figures_are_none() -> None:
     records: list[Record] = [START, step(1), END]
-    summary = summarise(records, own_sums(records, 1), [[], []], hosts=("n1", "n2"), num_nodes=1, warmup_steps=1)
-    assert summary.measured_steps == 0
-    assert summary.samples_per_s is None
-    assert summary.samples_per_s_per_gpu is None
-    assert summary.step_ms is None
-    assert summary.eval_accuracy is None
-    assert summary.train_loss == 1.0
+    summary = summarise(
+        records, own_sums(records, 1), [[], []], startups=STARTUPS, hosts=("n1", "n2"), num_nodes=1, warmup_steps=1
+    )
+    assert summary["measured_steps"] == 0
+    assert summary["samples_per_s"] is None
+    assert summary["samples_per_s_per_gpu"] is None
+    assert summary["step_ms"] is None
+    assert (summary["no_sync_exposed_ms"], summary["no_sync_difference"], summary["gpu_throttle"]) == (None, None, None)
+    assert summary["eval_accuracy"] is None
+    assert summary["train_loss"] == 1.0
 
 
 def test_link_bandwidth_of_the_largest_size() -> None:
@@ -102,9 +145,11 @@ def test_link_bandwidth_of_the_largest_size() -> None:
         for size, median_ms, speed in ((4096, 0.5, 0.1), (16384, 0.6, 9.0), (65536, 6.0, 3.0))
     ]  # fmt: skip
     records: list[Record] = [START, *links, EndRecord(time_s=1.0, steps=0, train_s=0.0)]
-    summary = summarise(records, own_sums(records, 0), [[], []], hosts=("a", "b"), num_nodes=2, warmup_steps=0)
-    assert (summary.link_latency_ms, summary.link_bus_gb_per_s) == (0.5, 3.0)
-    assert (summary.steps, summary.samples_per_s, summary.exchange_ms) == (0, None, None)
+    summary = summarise(
+        records, own_sums(records, 0), [[], []], startups=STARTUPS, hosts=("a", "b"), num_nodes=2, warmup_steps=0
+    )
+    assert (summary["link_latency_ms"], summary["link_bus_gb_per_s"]) == (0.5, 3.0)
+    assert (summary["steps"], summary["samples_per_s"], summary["exchange_ms"]) == (0, None, None)
 
 
 def sample(energy_j: float | None, **figures: Any) -> TelemetryRecord:
@@ -123,11 +168,13 @@ def test_samples_of_the_last_start() -> None:
     ]
     own = own_sums(records, 0)
     assert (own.energy_j, own.energy_ranks) == (1150.0, 1.0)
-    summary = summarise(records, two(own, own), [[], []], hosts=("n1", "n2"), num_nodes=1, warmup_steps=0)
-    assert (summary.gpu_util_percent, summary.gpu_memory_peak_mib) == (70.0, 7.0)
-    assert (summary.gpu_throttle, summary.gpu_power_w) == (("sw_power_cap",), None)
-    assert (summary.gpu_energy_j, summary.gpu_energy_source) == (2300.0, "counter")
-    assert summary.notices == ("a notice", "telemetry: 1 samples are incomplete; the last error: GPU is lost")
+    summary = summarise(
+        records, two(own, own), [[], []], startups=STARTUPS, hosts=("n1", "n2"), num_nodes=1, warmup_steps=0
+    )
+    assert (summary["gpu_util_percent"], summary["gpu_memory_peak_mib"]) == (70.0, 7.0)
+    assert (summary["gpu_throttle"], summary["gpu_power_w"]) == (("sw_power_cap",), None)
+    assert (summary["gpu_energy_j"], summary["gpu_energy_source"]) == (2300.0, "counter")
+    assert summary["notices"] == ("a notice", "telemetry: 1 samples are incomplete; the last error: GPU is lost")
 
 
 def two(one: Sums, other: Sums) -> Sums:
@@ -144,5 +191,5 @@ def test_a_shared_gpu_counts_once(
 ) -> None:
     ranks: list[list[Record]] = [[START, step(1), sample(energy_j), END] for energy_j in (first_j, second_j)]
     sums = two(own_sums(ranks[0], 0), own_sums(ranks[1], 0, first_on_gpu=not shared))
-    summary = summarise(ranks[0], sums, [[], []], hosts=("n1", "n1"), num_nodes=1, warmup_steps=0)
-    assert summary.gpu_energy_j == together_j
+    summary = summarise(ranks[0], sums, [[], []], startups=STARTUPS, hosts=("n1", "n1"), num_nodes=1, warmup_steps=0)
+    assert summary["gpu_energy_j"] == together_j

@@ -18,29 +18,12 @@ import disttrain.checkpoint.manager
 from disttrain.checkpoint.files import list_manifests
 from disttrain.config.run_id import run_id
 from disttrain.config.train_config import TrainConfig
-from disttrain.data.batches import RankStep
 from disttrain.environment.rank_env import RankEnv
 from disttrain.records.record_files import metrics_name, read_records
 from disttrain.records.record_types import CheckpointRecord, EvalRecord, StartRecord, StepRecord
 from disttrain.records.versions import versions
 from disttrain.run import run
-from disttrain.training.loop import TrainingLoop
-from tests.disttrain.ranks import from_files
-
-STEPS = 20
-
-
-def die_in(step: int, rank: int, config: TrainConfig, env: RankEnv, output_dir: Path) -> None:
-    """Runs a rank; the rank with this number is killed during this step."""
-    add_gradients = TrainingLoop._add_gradients
-
-    def add_or_die(loop: TrainingLoop, rank_step: RankStep, batches: Any) -> Any:
-        if rank_step.step == step and env.rank == rank:
-            os.kill(os.getpid(), signal.SIGKILL)
-        return add_gradients(loop, rank_step, batches)
-
-    TrainingLoop._add_gradients = add_or_die  # type: ignore[method-assign, assignment]
-    run(config, env, output_dir)
+from tests.disttrain.ranks import STEPS, die_in, from_files, saved_often
 
 
 def die_in_save(step: int, config: TrainConfig, env: RankEnv, output_dir: Path) -> None:
@@ -67,14 +50,6 @@ class _KillingFile:
         if self.file._file.tell() > 50_000:  # of about 500 kB
             os.kill(os.getpid(), signal.SIGKILL)
         return written
-
-
-def saved_often(config: TrainConfig) -> TrainConfig:
-    """The config with a checkpoint every 3 steps, and with dropout, so that the random generators matter."""
-    architecture = {**(config.architecture or {}), "hidden_dropout_prob": 0.1, "attention_probs_dropout_prob": 0.1}
-    return dataclasses.replace(
-        config, architecture=architecture, max_steps=STEPS, checkpoint_every=3, per_gpu_batch=2, eval_every=7
-    )
 
 
 def all_losses(folder: Path, ranks: int) -> list[list[tuple[int, float | None]]]:
@@ -110,13 +85,13 @@ def test_resumes_to_the_same_bits(
     assert resumed.exit_codes == (0,) * ranks
     assert all_losses(resumed.output_dir, ranks) == all_losses(uninterrupted.output_dir, ranks)
     assert [step for step, _ in all_losses(resumed.output_dir, ranks)[0]] == list(range(1, STEPS + 1))
-    assert resumed.summary.eval_accuracy == uninterrupted.summary.eval_accuracy
-    assert resumed.summary.eval_loss == uninterrupted.summary.eval_loss
+    assert resumed.summary["eval_accuracy"] == uninterrupted.summary["eval_accuracy"]
+    assert resumed.summary["eval_loss"] == uninterrupted.summary["eval_loss"]
     records = list(read_records(resumed.output_dir / metrics_name(0)))
     starts = [record.first_step for record in records if isinstance(record, StartRecord)]
     assert starts in ([1, 10], [1, 7]), "the write of step 9 may be unfinished"
     assert [record.step for record in records if isinstance(record, EvalRecord)] == [7, 14, 20]
-    assert f"resumes after step {starts[1] - 1}, from attempt 1" in resumed.summary.notices
+    assert f"resumes after step {starts[1] - 1}, from attempt 1" in resumed.summary["notices"]
     left = sorted(path.name for path in (resumed.output_dir / "checkpoints").iterdir())
     assert left == ["attempt-00001", "attempt-00002"], "a successful run removes its checkpoints"
 
@@ -130,7 +105,7 @@ def test_resumes_with_more_workers(vit_config: TrainConfig, run_ranks: Callable[
     with_two = dataclasses.replace(config, num_workers=2)
     resumed = run_ranks(with_two, 2, killed.output_dir, target=functools.partial(from_files, run))
     assert resumed.exit_codes == (0, 0)
-    assert any("resumes after step" in notice for notice in resumed.summary.notices)
+    assert any("resumes after step" in notice for notice in resumed.summary["notices"])
     assert all_losses(resumed.output_dir, 2) == all_losses(uninterrupted.output_dir, 2)
 
 
@@ -150,7 +125,7 @@ def test_skips_a_damaged_checkpoint(bert_config: TrainConfig, run_ranks: Callabl
     saved_before = saved_steps(killed.output_dir)
     resumed = run_ranks(config, 2, killed.output_dir)
     assert all_losses(resumed.output_dir, 2) == all_losses(uninterrupted.output_dir, 2)
-    skipped, resumes = resumed.summary.notices[-2:]
+    skipped, resumes = resumed.summary["notices"][-2:]
     assert skipped.startswith(f"checkpoint {latest} is skipped: it has ")
     step = int(before.rpartition("-")[2])
     assert resumes == f"resumes after step {step}, from attempt 1"
@@ -175,8 +150,8 @@ def test_resumes_after_a_kill_in_a_save(bert_config: TrainConfig, run_ranks: Cal
     resumed = run_ranks(config, 2, killed.output_dir)
     assert resumed.exit_codes == (0, 0)
     assert all_losses(resumed.output_dir, 2) == all_losses(uninterrupted.output_dir, 2)
-    assert resumed.summary.eval_loss == uninterrupted.summary.eval_loss
-    assert resumed.summary.notices[-1] == "resumes after step 9, from attempt 1"
+    assert resumed.summary["eval_loss"] == uninterrupted.summary["eval_loss"]
+    assert resumed.summary["notices"][-1] == "resumes after step 9, from attempt 1"
 
 
 def with_another_torch(config: TrainConfig, env: RankEnv, output_dir: Path) -> None:
@@ -190,7 +165,7 @@ def with_another_torch(config: TrainConfig, env: RankEnv, output_dir: Path) -> N
 def test_reports_changed_versions(bert_config: TrainConfig, run_ranks: Callable[..., Any]) -> None:
     config = saved_often(bert_config)
     killed = run_ranks(config, 1, target=functools.partial(die_in, 8, 0))
-    notices = run_ranks(config, 1, killed.output_dir, target=with_another_torch).summary.notices
+    notices = run_ranks(config, 1, killed.output_dir, target=with_another_torch).summary["notices"]
     (notice,) = [notice for notice in notices if "uninterrupted" in notice]
     assert notice.startswith(f"since the checkpoint, torch {versions()['torch']} to 1.0: ")
 
@@ -243,7 +218,7 @@ def test_drops_records_that_changed(bert_config: TrainConfig, run_ranks: Callabl
     losses = all_losses(resumed.output_dir, 2)
     assert losses == [rank[-len(losses[0]) :] for rank in all_losses(uninterrupted.output_dir, 2)]
     assert len(losses[0]) in (11, 14), "the write of step 9 may be unfinished"
-    assert any("are incomplete or have changed: they are dropped" in notice for notice in resumed.summary.notices)
+    assert any("are incomplete or have changed: they are dropped" in notice for notice in resumed.summary["notices"])
 
 
 def finish_again(config: TrainConfig, env: RankEnv, output_dir: Path) -> None:
@@ -266,7 +241,7 @@ def test_a_requeued_run_ignores_other_results(bert_config: TrainConfig, run_rank
     first = run_ranks(config, 1)
     other = dataclasses.replace(config, max_steps=5)
     again = run_ranks(other, 1, first.output_dir, target=finish_again)
-    assert again.summary.steps == 5
+    assert again.summary["steps"] == 5
     assert json.loads((again.output_dir / "run.json").read_text())["train"]["max_steps"] == 5
 
 

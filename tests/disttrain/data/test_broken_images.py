@@ -225,7 +225,7 @@ def test_all_ranks_leave_out_the_same_images(
     finished = run_ranks(config, 2, target=target)
     assert finished.exit_codes == (0, 0)
     assert sum(step.examples for rank in range(2) for step in finished.steps(rank)) == 16
-    assert any(notice.startswith("left out 4 of 20 images") for notice in finished.summary.notices)
+    assert any(notice.startswith("left out 4 of 20 images") for notice in finished.summary["notices"])
 
 
 def test_all_ranks_refuse_broken_images(folder: Path, vit_config: TrainConfig, run_ranks: Callable[..., Any]) -> None:

@@ -165,9 +165,9 @@ def test_a_run_learns_entailment(
     with torch.no_grad():
         logits = model(**tokenizer(premises, hypotheses, padding=True, return_tensors="pt")).logits
     correct = logits.argmax(dim=1) == torch.tensor([row["label"] for row in rows])
-    assert correct.float().mean().item() == pytest.approx(finished.summary.eval_accuracy)
+    assert correct.float().mean().item() == pytest.approx(finished.summary["eval_accuracy"])
     loss = torch.nn.functional.cross_entropy(logits, torch.tensor([row["label"] for row in rows])).item()
-    assert loss == pytest.approx(finished.summary.eval_loss, rel=1e-4)
+    assert loss == pytest.approx(finished.summary["eval_loss"], rel=1e-4)
 
 
 @pytest.mark.parametrize(

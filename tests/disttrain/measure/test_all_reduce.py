@@ -18,8 +18,8 @@ from disttrain.environment.rank_env import RankEnv
 from disttrain.errors import UserError
 from disttrain.measure.all_reduce import measure_link
 from disttrain.records.record_files import failure_name, from_json, metrics_name, read_records
-from disttrain.records.record_types import CheckRecord, EndRecord, LinkRecord, StartRecord
-from disttrain.records.summary_types import Failure
+from disttrain.records.record_types import CheckRecord, EndRecord, LinkRecord, StartRecord, StartupRecord
+from disttrain.records.summary_types import SUMMARY_FIGURES, Failure
 from disttrain.run import run
 
 if TYPE_CHECKING:
@@ -33,14 +33,15 @@ def test_the_link_is_in_the_summary(run_ranks: RunRanks) -> None:
     """The run trains nothing."""
     finished = run_ranks(CONFIG, 2, target=run_small)
     assert finished.exit_codes == (0, 0)
-    start, check, *links, end = read_records(finished.output_dir / metrics_name(0))
+    start, startup, check, *links, end = read_records(finished.output_dir / metrics_name(0))
     assert isinstance(start, StartRecord)
+    assert isinstance(startup, StartupRecord)
     assert isinstance(check, CheckRecord)
     assert isinstance(end, EndRecord)
     assert (start.parameters, start.train_examples, end.steps, end.train_s) == (0, 0, 0, 0.0)
     assert [type(link) for link in links] == [LinkRecord] * len(SMALL)
-    others = [type(record) for record in read_records(finished.output_dir / metrics_name(1))]
-    assert others == [StartRecord, CheckRecord, EndRecord]
+    others = list(read_records(finished.output_dir / metrics_name(1)))
+    assert [type(record) for record in others] == [StartRecord, StartupRecord, CheckRecord, EndRecord]
     link_records = [link for link in links if isinstance(link, LinkRecord)]
     assert [link.size_bytes for link in link_records] == list(SMALL)
     for link in link_records:
@@ -48,9 +49,16 @@ def test_the_link_is_in_the_summary(run_ranks: RunRanks) -> None:
         assert link.bus_gb_per_s == bus_bandwidth(link.size_bytes, link.median_ms, 2) == link.algorithm_gb_per_s
     summary = finished.summary
     expected = (link_records[0].median_ms, link_records[-1].bus_gb_per_s)
-    assert (summary.link_latency_ms, summary.link_bus_gb_per_s) == expected
-    assert (summary.world_size, summary.backend, summary.steps, len(summary.hosts)) == (2, "gloo", 0, 2)
-    assert (summary.samples_per_s, summary.step_ms, summary.bus_gb_per_s) == (None, None, None)
+    assert (summary["link_latency_ms"], summary["link_bus_gb_per_s"]) == expected
+    assert (summary["world_size"], summary["backend"], summary["steps"], len(summary["hosts"])) == (2, "gloo", 0, 2)
+    assert (summary["samples_per_s"], summary["step_ms"], summary["bus_gb_per_s"]) == (None, None, None)
+    startups = [startup, *(record for record in others if isinstance(record, StartupRecord))]
+    import_s = [record.import_s for record in startups]
+    assert min(import_s) > 0
+    assert (summary["import_s"], summary["slowest_import_rank"]) == (max(import_s), import_s.index(max(import_s)))
+    assert [record.time_to_first_step_s for record in startups] == [None, None], "it trains no step"
+    assert (summary["time_to_first_step_s"], summary["slowest_time_to_first_step_rank"]) == (None, None)
+    assert json.loads((finished.output_dir / "summary.json").read_text()).keys() == SUMMARY_FIGURES.keys()
     info = json.loads((finished.output_dir / "run.json").read_text())
     assert (info["train"]["model"], info["train"]["dataset"], info["train"]["checkpoint"]) == ("link", None, None)
 

@@ -158,7 +158,7 @@ def test_two_ranks_learn_the_same(name: str, request: pytest.FixtureRequest, run
     trimmed = run_ranks(config, 2)
     full = run_ranks(dataclasses.replace(config, trim_last_layer=False), 2)
     assert trimmed.losses() == pytest.approx(full.losses(), rel=1e-4)
-    assert not [notice for notice in trimmed.summary.notices if "trim_last_layer" in notice]
+    assert not [notice for notice in trimmed.summary["notices"] if "trim_last_layer" in notice]
     # Without the bias of the keys. It does not change attention: its gradient is rounding noise, which AdamW amplifies.
     models = [
         {
@@ -169,7 +169,7 @@ def test_two_ranks_learn_the_same(name: str, request: pytest.FixtureRequest, run
         for run in (trimmed, full)
     ]
     torch.testing.assert_close(*models, rtol=1e-3, atol=1e-4)
-    assert trimmed.summary.eval_loss == pytest.approx(full.summary.eval_loss, rel=1e-4)
+    assert trimmed.summary["eval_loss"] == pytest.approx(full.summary["eval_loss"], rel=1e-4)
 
 
 def _built(checkpoint: Path, texts: Path, work_dir: Path, **fields: Any) -> nn.Module:

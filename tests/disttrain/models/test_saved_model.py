@@ -68,7 +68,7 @@ def test_a_saved_bert_has_its_accuracy(bert_config: TrainConfig, run_ranks: Call
     finished = run_ranks(dataclasses.replace(bert_config, max_steps=10), 2)
     assert bert_config.dataset is not None
     (data,) = Path(bert_config.dataset).glob("dev.tsv")
-    assert opened(OPEN_BERT, finished.output_dir / "model", data) == finished.summary.eval_accuracy
+    assert opened(OPEN_BERT, finished.output_dir / "model", data) == finished.summary["eval_accuracy"]
 
 
 def test_a_saved_vit_has_its_accuracy(vit_config: TrainConfig, run_ranks: Callable[..., Any], repository: Path) -> None:
@@ -77,7 +77,7 @@ def test_a_saved_vit_has_its_accuracy(vit_config: TrainConfig, run_ranks: Callab
     finished = run_ranks(config, 2)
     # One of 300 may differ: the image processor resizes and rescales in another order of float operations.
     assert opened(OPEN_VIT, finished.output_dir / "model", folder / "test.parquet") == pytest.approx(
-        finished.summary.eval_accuracy, abs=0.01
+        finished.summary["eval_accuracy"], abs=0.01
     )
 
 
@@ -115,11 +115,11 @@ def test_a_saved_model_as_checkpoint(bert_config: TrainConfig, run_ranks: Callab
     )
     second = run_ranks(config, 2)
     head = f"{checkpoint} has no head for 3 classes: classifier.bias, classifier.weight start at random"
-    assert head in second.summary.notices
+    assert head in second.summary["notices"]
     saved = json.loads((second.output_dir / "model" / "config.json").read_text())
     assert sorted(saved["label2id"]) == ["mixed", "negative", "positive"]
     same = run_ranks(dataclasses.replace(config, dataset=bert_config.dataset), 1)
-    assert not [notice for notice in same.summary.notices if "head" in notice]
+    assert not [notice for notice in same.summary["notices"] if "head" in notice]
 
 
 def test_a_run_without_save_model(bert_config: TrainConfig, run_ranks: Callable[..., Any]) -> None:
@@ -187,7 +187,7 @@ def without_room_for_a_model(config: TrainConfig, env: RankEnv, output_dir: Path
 def test_a_failed_save_loses_no_results(bert_config: TrainConfig, run_ranks: Callable[..., Any]) -> None:
     finished = run_ranks(dataclasses.replace(bert_config, max_steps=2), 1, target=without_room_for_a_model)
     assert finished.exit_codes == (0,)
-    assert finished.summary.notices[-1].startswith("the trained model could not be saved: ")
+    assert finished.summary["notices"][-1].startswith("the trained model could not be saved: ")
     assert not list(finished.output_dir.glob("*model*"))
 
 
@@ -227,7 +227,7 @@ def test_reordered_classes_keep_their_weights(
         bert_config, architecture=None, checkpoint=str(start), max_steps=1, lr=1e-12, weight_decay=0.0
     )
     second = run_ranks(config, 1)
-    (notice,) = [notice for notice in second.summary.notices if "order" in notice]
+    (notice,) = [notice for notice in second.summary["notices"] if "order" in notice]
     assert notice.startswith(f"{start} has its classes in the order {names[1].upper()}, {names[0].upper()}: ")
     heads = [
         load_file(folder / "model.safetensors")["classifier.weight"] for folder in (start, second.output_dir / "model")

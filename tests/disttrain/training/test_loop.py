@@ -53,8 +53,8 @@ def test_one_and_four_ranks_train_alike(family: str, request: pytest.FixtureRequ
             [getattr(record, name) for record in evals(run, rank)] for run, rank in ((one, 0), (four, 0), (four, 3))
         )
         assert first == last == pytest.approx(single, **SAME)
-    assert four.summary.train_loss == pytest.approx(one.summary.train_loss, **SAME)
-    assert four.summary.eval_loss == pytest.approx(one.summary.eval_loss, **SAME)
+    assert four.summary["train_loss"] == pytest.approx(one.summary["train_loss"], **SAME)
+    assert four.summary["eval_loss"] == pytest.approx(one.summary["eval_loss"], **SAME)
     # The gradients must change the losses: otherwise the losses would agree even with wrong gradients.
     frozen = run_ranks(dataclasses.replace(config, per_gpu_batch=4, lr=1e-12), 1)
     assert max(abs(a - b) for a, b in zip(frozen.losses(), one.losses(), strict=True)) > 0.05
@@ -97,7 +97,7 @@ def test_accumulation_equals_one_large_batch(bert_config: TrainConfig, run_ranks
     assert one_batch.exit_codes + accumulated.exit_codes == (0,) * 3
     assert len(one_batch.losses()) == 8
     assert accumulated.losses() == pytest.approx(one_batch.losses(), **SAME)
-    assert accumulated.summary.eval_accuracy is None
+    assert accumulated.summary["eval_accuracy"] is None
 
 
 def test_evaluates_by_epoch_or_interval() -> None:

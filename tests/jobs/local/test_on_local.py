@@ -21,10 +21,12 @@ from tests.jobs.sweeping import (
     END_LIMIT_S,
     TINY_BERT,
     Sweeping,
+    csv_texts,
     processes_with,
     records,
     tiny_base,
     wait_for,
+    without_lists,
     write_sweep,
 )
 
@@ -63,10 +65,11 @@ def test_folds_two_nodes_onto_one(tmp_path: Path) -> None:
     assert len({start["pid"] for start in starts}) == 4
     assert len({start["host"] for start in starts}) == 1
 
-    collected = sweeping.run("collect", "--format", "csv").stdout
+    collected = sweeping.run("collect", "--csv").stdout
     assert collected == (tmp_path / "runs" / "folded" / "local" / "results.csv").read_text()
     (line,) = csv.DictReader(io.StringIO(collected))
-    assert line == {name: "" if value is None else str(value) for name, value in row.items()}
+    assert {name: line[name] for name in without_lists(row)} == csv_texts(row)
+    assert line["hosts"].split(",") == row["hosts"]
     second = sweeping.run("submit", file, "--cluster", "local").stdout
     assert second.startswith("folded on local: submitting 0 of 1 run (1 done, 0 queued or running)\n")
     assert not processes_with(f"{MARK}={tmp_path}")
@@ -190,8 +193,8 @@ def test_status_names_reason_traceback_and_log(ended: Ended) -> None:
     # The new file could not replace the directory.
     assert row["reason"].startswith(f"rank 1 on {host}: IsADirectoryError: [Errno 21] Is a directory: ")
     assert row["reason"].endswith(f"-> '{run_dir}/metrics-rank00001.jsonl'")
-    lines = ended.sweeping.run("status", exit_code=1).stdout.splitlines()
-    index = lines.index(f"{row['run_id']}  FAILED: {row['reason']}")
+    lines = ended.sweeping.run("status", "--check", exit_code=1).stdout.splitlines()
+    index = lines.index(f"{row['run_id']} ({row['label']})  FAILED: {row['reason']}")
     assert lines[index + 1] == f"    traceback in {run_dir / 'failure-rank00001.json'}"
     log = Path(lines[index + 2].removeprefix("    log in "))
     assert "IsADirectoryError" in log.read_text()

@@ -123,6 +123,7 @@ def test_the_json_of_a_plan() -> None:
                 "gpus_per_node": 1,
                 "world_size": 2,
                 "point": {"lr": 0.001},
+                "asked": {"model": "vit", "epochs": 2, "lr": 0.001},
                 "train": train,
             }
         ],

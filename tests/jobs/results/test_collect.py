@@ -11,17 +11,18 @@ from typing import Any
 import pytest
 
 from disttrain.config.train_config import TrainConfig
-from disttrain.records.summary_types import Failure, Summary
-from jobs.results.collect import COLUMNS, Result, join
+from disttrain.records.summary_types import SUMMARY_FIGURES, Failure, Summary
+from jobs.results.collect import join
+from jobs.results.result import COLUMNS, Result
 from jobs.results.run_records import RunRecords
 from jobs.results.tables import to_csv, to_json
 from jobs.slurm.attempts import AccountingRow
 from jobs.slurm.states import State
 from jobs.storage.ledger import Job, Ledger
 
-RUN = {
+RUN: dict[str, Any] = {
     "run_id": "2x1-abc", "allocation": "2x1", "nodes": 2, "gpus_per_node": 1, "world_size": 2,
-    "train": dataclasses.asdict(TrainConfig(model="bert", lr=2e-4, seed=3).resolved()),
+    "point": {}, "train": dataclasses.asdict(TrainConfig(model="bert", lr=2e-4, seed=3).resolved()),
 }  # fmt: skip
 SPREADS: dict[str, Any] = {
     f"{phase}_{part}_ms": value
@@ -45,15 +46,43 @@ CROSS_CHECK: dict[str, Any] = {
     "check_exposed_ms": 9.5, "no_sync_exposed_ms": 9.0, "no_sync_difference": -0.05, "no_sync_is_check": True,
     "ddp_exposed_ms": 11.0,
 }  # fmt: skip
-SUMMARY = Summary(
-    world_size=2, num_nodes=2, hosts=("n1", "n2"), device_name="H100", backend="nccl", comparable=True, steps=220,
-    measured_steps=200, train_s=21.5, samples_per_s=300.0, samples_per_s_per_gpu=150.0, data_ms=1.0, forward_ms=20.0,
-    backward_ms=40.0, optimizer_ms=3.0, step_ms=65.0, train_loss=0.5, eval_loss=0.6, eval_accuracy=0.75,
-    eval_examples=100, notices=(), backward_compute_ms=30.0, exposed_comm_ms=10.0, overlapped_comm_ms=5.0,
-    bucket_count=4,
-    exchange_ms=15.0, bus_gb_per_s=8.0, slowest_rank=1, slowest_host="n2", slowest_ratio=1.5,
-    buckets=({"size_bytes": 8.0},), gpu_throttle=("power cap", "heat"), **SPREADS, **TELEMETRY, **CROSS_CHECK,
-)  # fmt: skip
+SUMMARY: Summary = dict.fromkeys(SUMMARY_FIGURES) | {
+    "world_size": 2,
+    "num_nodes": 2,
+    "hosts": ("n1", "n2"),
+    "device_name": "H100",
+    "backend": "nccl",
+    "comparable": True,
+    "steps": 220,
+    "measured_steps": 200,
+    "train_s": 21.5,
+    "samples_per_s": 300.0,
+    "samples_per_s_per_gpu": 150.0,
+    "data_ms": 1.0,
+    "forward_ms": 20.0,
+    "backward_ms": 40.0,
+    "optimizer_ms": 3.0,
+    "step_ms": 65.0,
+    "train_loss": 0.5,
+    "eval_loss": 0.6,
+    "eval_accuracy": 0.75,
+    "eval_examples": 100,
+    "notices": (),
+    "backward_compute_ms": 30.0,
+    "exposed_comm_ms": 10.0,
+    "overlapped_comm_ms": 5.0,
+    "bucket_count": 4,
+    "exchange_ms": 15.0,
+    "bus_gb_per_s": 8.0,
+    "slowest_rank": 1,
+    "slowest_host": "n2",
+    "slowest_ratio": 1.5,
+    "buckets": ({"size_bytes": 8.0},),
+    "gpu_throttle": ("power cap", "heat"),
+    **SPREADS,
+    **TELEMETRY,
+    **CROSS_CHECK,
+}
 DONE = AccountingRow(
     "7_0", state=State.COMPLETED, submit_s=1700000000, start_s=1700000060, end_s=1700003660, elapsed_s=3600,
     timelimit_min=60, node_list="n[1-2]", alloc_gpus=2, max_rss_bytes=4096, exit_code=0,
@@ -79,36 +108,23 @@ def row_of(
 
 
 def outcome(result: Result) -> dict[str, Any]:
-    """The columns with a value, without those of the config."""
-    requested = {"run_id", "allocation", "model", "per_gpu_batch", "lr", "seed", "world_size"}
-    row = dataclasses.asdict(result)
-    return {name: value for name, value in row.items() if value is not None and name not in requested}
+    """The columns with a value, without those that were requested."""
+    requested = vars(result.requested)
+    return {name: value for name, value in result.columns().items() if value is not None and name not in requested}
 
 
 TIMES = {
     "submit_time": "2023-11-14T22:13:20Z", "start_time": "2023-11-14T22:14:20Z", "end_time": "2023-11-14T23:14:20Z",
 }  # fmt: skip
-MEASURED = {
-    "backend": "nccl", "device_name": "H100", "comparable": True, "steps": 220, "train_s": 21.5,
-    "samples_per_s": 300.0, "samples_per_s_per_gpu": 150.0, "train_loss": 0.5, "eval_loss": 0.6, "eval_accuracy": 0.75,
-    "data_ms": 1.0, "forward_ms": 20.0, "backward_ms": 40.0, "optimizer_ms": 3.0, "step_ms": 65.0, "hosts": "n1,n2",
-    "backward_compute_ms": 30.0, "exposed_comm_ms": 10.0, "overlapped_comm_ms": 5.0, "bucket_count": 4,
-    "exchange_ms": 15.0,
-    "bus_gb_per_s": 8.0, "slowest_rank": 1, "slowest_host": "n2", "slowest_ratio": 1.5,
-    "gpu_throttle": "power cap,heat", **SPREADS, **TELEMETRY, **CROSS_CHECK,
-}  # fmt: skip
+MEASURED = {name: value for name, value in SUMMARY.items() if value is not None and name != "world_size"}
 
 
 def test_finished_run() -> None:
     result = row_of(DONE, records=RunRecords(SUMMARY))
-    assert (result.run_id, result.allocation, result.model, result.lr, result.seed) == (
-        "2x1-abc",
-        "2x1",
-        "bert",
-        2e-4,
-        3,
-    )
-    assert (result.per_gpu_batch, result.global_batch, result.world_size) == (16, None, 2)
+    assert vars(result.requested) == {
+        "run_id": "2x1-abc", "label": "2x1", "allocation": "2x1", "world_size": 2, "dropped": False,
+    }  # fmt: skip
+    assert (result.varied, result.config) == ({}, RUN["train"])
     assert outcome(result) == {
         "state": "COMPLETED", "exit_code": 0, "job_id": "7_0", "attempts": 1, **TIMES, "queue_wait_s": 60,
         "elapsed_s": 3600, "gpu_hours": 2.0, "gpu_hours_from": "sacct", "node_list": "n[1-2]",
@@ -116,15 +132,8 @@ def test_finished_run() -> None:
     }  # fmt: skip
 
 
-def test_columns_of_the_summary() -> None:
-    others = {"num_nodes", "measured_steps", "eval_examples", "buckets", "notices"}
-    assert {field.name for field in dataclasses.fields(Summary)} - set(COLUMNS) == others
-
-
-@pytest.mark.parametrize(("reasons", "column"), [(("heat",), "heat"), ((), "none"), (None, None)])
-def test_throttling_reasons(reasons: tuple[str, ...] | None, column: str | None) -> None:
-    """No throttling differs from no measurement."""
-    assert row_of(DONE, records=RunRecords(dataclasses.replace(SUMMARY, gpu_throttle=reasons))).gpu_throttle == column
+def test_every_figure_of_a_summary_is_a_column() -> None:
+    assert set(SUMMARY_FIGURES) <= set(COLUMNS)
 
 
 def test_local_executor_leaves_slurms_columns_empty() -> None:
@@ -141,7 +150,7 @@ def test_array_cancelled_before_its_tasks_exist() -> None:
     array = AccountingRow("7", state=State.CANCELLED, submit_s=1700000000, end_s=1700003660)
     ledger = Ledger({"2x1-abc": (Job("2x1-abc", "7_0", 1.0),)}, ())
     (result,) = join([RUN], ledger, {"7": [array]}, {}, local=False)
-    assert (result.state, result.reason, result.gpu_hours) == ("CANCELLED", "cancelled", 0.0)
+    assert (result.state, result.scheduled.reason, result.scheduled.gpu_hours) == ("CANCELLED", "cancelled", 0.0)
     (running,) = join([RUN], ledger, {"7": [dataclasses.replace(DONE, job_id="7")]}, {}, local=False)
     assert running.state == "PENDING"  # a started job with the id of the array is another job
 
@@ -167,26 +176,28 @@ def test_requeued_run_is_pending() -> None:
     second = AccountingRow("7_0", state=State.PENDING, submit_s=1700003700)
     for attempts in ((first,), (first, second)):
         result = row_of(*attempts)
-        assert (result.phase.value, result.attempts, result.gpu_hours) == ("pending", len(attempts), 2.0)
-        assert (result.exit_code, result.reason) == (None, None)
+        scheduled = result.scheduled
+        assert (result.phase.value, scheduled.attempts, scheduled.gpu_hours) == ("pending", len(attempts), 2.0)
+        assert (scheduled.exit_code, scheduled.reason) == (None, None)
 
 
 def test_resubmitted_run() -> None:
     """The latest job gives the state, and all jobs count for the GPU-hours."""
     failed = dataclasses.replace(DONE, state=State.FAILED, exit_code=1)
     again = dataclasses.replace(DONE, job_id="9", elapsed_s=900)
-    result = row_of(failed, again, jobs=("7_0", "9"), records=RunRecords(SUMMARY))
-    assert (result.state, result.job_id, result.attempts, result.gpu_hours) == ("COMPLETED", "9", 2, 2.5)
+    scheduled = row_of(failed, again, jobs=("7_0", "9"), records=RunRecords(SUMMARY)).scheduled
+    assert (scheduled.state, scheduled.job_id, scheduled.attempts) == ("COMPLETED", "9", 2)
+    assert scheduled.gpu_hours == 2.5
 
 
 def test_gpu_hours_without_accounted_gpus() -> None:
-    result = row_of(dataclasses.replace(DONE, alloc_gpus=None))
-    assert (result.gpu_hours, result.gpu_hours_from) == (2.0, "plan")
+    scheduled = row_of(dataclasses.replace(DONE, alloc_gpus=None)).scheduled
+    assert (scheduled.gpu_hours, scheduled.gpu_hours_from) == (2.0, "plan")
 
 
 def test_out_of_memory_of_a_step() -> None:
     result = row_of(dataclasses.replace(DONE, state=State.FAILED, exit_code=1, out_of_memory=True))
-    assert (result.state, result.exit_code) == ("OUT_OF_MEMORY", 1)
+    assert (result.state, result.scheduled.exit_code) == ("OUT_OF_MEMORY", 1)
 
 
 @pytest.mark.parametrize(
@@ -221,25 +232,26 @@ def test_out_of_memory_of_a_step() -> None:
     ],
 )
 def test_reason(changes: dict[str, Any], failures: tuple[Failure, ...], reason: str | None) -> None:
-    assert row_of(dataclasses.replace(DONE, **changes), records=RunRecords(None, failures)).reason == reason
+    row = row_of(dataclasses.replace(DONE, **changes), records=RunRecords(None, failures))
+    assert row.scheduled.reason == reason
 
 
 def test_failed_run_with_a_summary_has_only_steps() -> None:
     result = row_of(dataclasses.replace(DONE, state=State.TIMEOUT), records=RunRecords(SUMMARY))
-    assert (result.steps, result.samples_per_s, result.hosts) == (220, None, None)
+    assert result.figures == {"steps": 220}
 
 
-LINK_SUMMARY = dataclasses.replace(
-    SUMMARY, bus_gb_per_s=None, samples_per_s=None, link_latency_ms=0.25, link_bus_gb_per_s=10.0
-)
+LINK_SUMMARY = SUMMARY | {
+    "bus_gb_per_s": None, "samples_per_s": None, "link_latency_ms": 0.25, "link_bus_gb_per_s": 10.0
+}  # fmt: skip
 
 
 def linked(*summaries: Summary | None, allocations: tuple[str, ...] = ("2x1", "2x1")) -> list[Result]:
     """The rows of a training run and of a link run; a run without a summary is still running."""
     configs = (RUN["train"], dataclasses.asdict(TrainConfig(model="link")))
     planned = [
-        {**RUN, "run_id": name, "allocation": allocation, "train": train}
-        for name, allocation, train in zip("ab", allocations, configs, strict=True)
+        {**RUN, "run_id": name, "allocation": allocation, "train": train, "point": point}
+        for name, allocation, train, point in zip("ab", allocations, configs, ({}, {"model": "link"}), strict=True)
     ]
     ledger = Ledger({name: (Job(name, name, 1.0),) for name in "ab"}, ())
     states = [State.COMPLETED if summary else State.RUNNING for summary in summaries]
@@ -251,25 +263,95 @@ def linked(*summaries: Summary | None, allocations: tuple[str, ...] = ("2x1", "2
 
 
 def test_share_of_the_link() -> None:
-    trained, link = linked(SUMMARY, LINK_SUMMARY)
-    assert (trained.bus_gb_per_s, trained.link_share) == (8.0, 0.8)
-    assert (trained.link_latency_ms, trained.link_bus_gb_per_s) == (None, None)
-    assert (link.model, link.link_latency_ms, link.link_bus_gb_per_s, link.link_share) == ("link", 0.25, 10.0, None)
-    # A link run trains nothing.
-    assert (link.per_gpu_batch, link.global_batch, link.lr, link.seed, link.samples_per_s) == (None,) * 5
+    trained, link = (row.columns() for row in linked(SUMMARY, LINK_SUMMARY))
+    assert (trained["bus_gb_per_s"], trained["link_share"]) == (8.0, 0.8)
+    assert (trained["link_latency_ms"], trained["link_bus_gb_per_s"]) == (None, None)
+    assert (link["link_latency_ms"], link["link_bus_gb_per_s"], link["link_share"]) == (0.25, 10.0, None)
+    assert [(row["label"], row["model"]) for row in (trained, link)] == [("2x1", "bert"), ("2x1 model=link", "link")]
 
 
 def test_unknown_share_of_the_link() -> None:
-    assert linked(SUMMARY, None)[0].link_share is None
-    assert linked(dataclasses.replace(SUMMARY, bus_gb_per_s=None), LINK_SUMMARY)[0].link_share is None
-    assert linked(SUMMARY, LINK_SUMMARY, allocations=("2x1", "2x2"))[0].link_share is None
-    assert linked(SUMMARY, dataclasses.replace(LINK_SUMMARY, backend="gloo"))[0].link_share is None
+    def share(*summaries: Summary | None, **options: Any) -> Any:
+        return linked(*summaries, **options)[0].columns()["link_share"]
+
+    assert share(SUMMARY, None) is None
+    assert share(SUMMARY | {"bus_gb_per_s": None}, LINK_SUMMARY) is None
+    assert share(SUMMARY, LINK_SUMMARY, allocations=("2x1", "2x2")) is None
+    assert share(SUMMARY, LINK_SUMMARY | {"backend": "gloo"}) is None
+
+
+def varied_rows(*configs: dict[str, Any]) -> tuple[Result, ...]:
+    """The rows of runs that differ in these fields, none of which was submitted."""
+    planned = [
+        {**RUN, "run_id": f"2x1-{number}", "train": {**RUN["train"], **config}} for number, config in enumerate(configs)
+    ]
+    return join(planned, Ledger({}, ()), {}, {}, local=False)
+
+
+def test_varied_fields_follow_the_run_id() -> None:
+    """The sweep that could not be told apart: only these two fields differ."""
+    rows = varied_rows(
+        {"weight_decay": 0.0, "precision": "fp32"},
+        {"weight_decay": 0.0, "precision": "bf16"},
+        {"weight_decay": 0.1, "precision": "fp32"},
+    )
+    names = ["run_id", "weight_decay", "precision", "label"]
+    assert [list(row.columns())[:4] for row in rows] == [names] * 3
+    expected = [
+        ("2x1-0", 0.0, "fp32", "2x1 weight_decay=0.0 precision=fp32"),
+        ("2x1-1", 0.0, "bf16", "2x1 weight_decay=0.0 precision=bf16"),
+        ("2x1-2", 0.1, "fp32", "2x1 weight_decay=0.1 precision=fp32"),
+    ]
+    read = list(csv.reader(io.StringIO(to_csv(rows))))
+    assert [line[:4] for line in read] == [names, *([str(value) for value in row] for row in expected)]
+    runs = json.loads(to_json(rows, "s", "site"))["runs"]
+    assert [tuple(run[name] for name in names) for run in runs] == expected
 
 
 def test_csv_and_json_have_every_column() -> None:
     rows = (row_of(DONE, records=RunRecords(SUMMARY)), row_of(), row_of(dataclasses.replace(DONE, state=State.FAILED)))
-    plain = [dataclasses.asdict(row) for row in rows]
-    assert json.loads(to_json(rows, "s", "site")) == {"sweep": "s", "cluster": "site", "runs": plain}
+    written = json.loads(to_json(rows, "s", "site"))
+    assert (written["sweep"], written["cluster"]) == ("s", "site")
+    lists = {name: [value] for name, value in SUMMARY.items() if isinstance(value, tuple)}
+    for row, run in zip(rows, written["runs"], strict=True):
+        assert run.pop("config") == RUN["train"]
+        expected = json.loads(json.dumps(row.columns()))  # tuples become lists
+        assert run == expected
+        assert lists.keys() <= run.keys()
     read = list(csv.DictReader(io.StringIO(to_csv(rows))))
     assert list(read[0]) == list(COLUMNS)
-    assert read == [{name: "" if value is None else str(value) for name, value in row.items()} for row in plain]
+    plain = {name: value for name, value in rows[0].columns().items() if not isinstance(value, tuple)}
+    assert {name: read[0][name] for name in plain} == {
+        name: "" if value is None else str(value) for name, value in plain.items()
+    }
+
+
+@pytest.mark.parametrize(
+    ("value", "cell"),
+    [
+        (("heat", "power cap"), "heat,power cap"),
+        ((), "none"),
+        (None, ""),
+        (("a, b", "c"), '["a, b", "c"]'),
+        (({"size_bytes": 8.0},), '[{"size_bytes": 8.0}]'),
+    ],
+)
+def test_lists_in_a_csv_cell(value: object, cell: str) -> None:
+    """No throttling differs from no measurement; a comma within a name does not split it."""
+    (row,) = csv.DictReader(io.StringIO(to_csv([row_of(DONE, records=RunRecords(SUMMARY | {"gpu_throttle": value}))])))
+    assert row["gpu_throttle"] == cell
+
+
+def test_all_columns_add_the_config() -> None:
+    (row,) = csv.DictReader(io.StringIO(to_csv([row_of()], all_columns=True)))
+    assert (row["lr"], row["seed"], row["model"], row["checkpoint"]) == (
+        "0.0002",
+        "3",
+        "bert",
+        "google-bert/bert-base-uncased",
+    )
+
+
+def test_a_dropped_run_is_marked() -> None:
+    (row,) = join([{**RUN, "dropped": True}], Ledger({}, ()), {}, {}, local=False)
+    assert (row.dropped, row.columns()["dropped"]) == (True, True)

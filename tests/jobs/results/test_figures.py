@@ -56,6 +56,7 @@ def write_run(run_dir: Path, records: dict[int, list[Record]], **train: Any) -> 
     """Writes a finished 2x1 run with these records by rank, and returns it as a plan has it."""
     run = {
         "run_id": run_dir.name, "allocation": "2x1", "nodes": 2, "gpus_per_node": 1, "world_size": 2, "versions": {},
+        "point": {name: value for name, value in train.items() if name == "model"},
         "train": {"model": "bert", "timing_warmup_steps": 1, "detailed_timing": True, **train},
     }  # fmt: skip
     for rank, rank_records in records.items():
@@ -87,7 +88,7 @@ def run_dir(tmp_path: Path) -> Path:
 
 def bars(run_dir: Path, step: int | None = None) -> tuple[dict[str, tuple[float, float]], list[str]]:
     """The begin and end of each bar of a timeline by its name, and all texts."""
-    figure = timeline(run_dir, step)
+    figure = timeline(run_dir, "2x1 lr=1", step)
     (axes,) = figure.axes
     spans = {}
     for patch in axes.patches:
@@ -114,8 +115,7 @@ def test_place_of_every_bar(run_dir: Path) -> None:
         for name, (begin, end) in expected.items()
     }
     assert texts[0] == (
-        "bert, run 2x1-a on 2x1, step 3\n"
-        "rank 0: exposed 25 ms, overlapped 30 ms; rank 1: exposed 25 ms, overlapped 30 ms"
+        "run 2x1-a (2x1 lr=1), step 3\nrank 0: exposed 25 ms, overlapped 30 ms; rank 1: exposed 25 ms, overlapped 30 ms"
     )
     buckets = ["bucket 1, 4 KiB", "bucket 2, 1 MiB", "bucket 3, 3 MiB"]
     assert texts[1:9] == ["rank 0 on host0", *buckets, "rank 1 on host1", *buckets]
@@ -124,7 +124,7 @@ def test_place_of_every_bar(run_dir: Path) -> None:
 
 def test_default_step_has_the_median_time(run_dir: Path) -> None:
     _, texts = bars(run_dir)  # the measured steps have 30, 10, 15 and 20 ms in the optimizer; 15 is the lower median
-    assert texts[0].startswith("bert, run 2x1-a on 2x1, step 4\n")
+    assert texts[0].startswith("run 2x1-a (2x1 lr=1), step 4\n")
 
 
 def test_many_buckets_have_no_labels(tmp_path: Path) -> None:
@@ -141,14 +141,14 @@ def test_many_buckets_have_no_labels(tmp_path: Path) -> None:
 
 def test_timeline_errors(run_dir: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"^--step: run 2x1-a has no step 6 \(it has steps 1 to 5\)$"):
-        timeline(run_dir, 6)
+        timeline(run_dir, "2x1", 6)
     plain: dict[int, list[Record]] = {
         rank: [record for record in rank_records if isinstance(record, StepRecord)]
         for rank, rank_records in two_ranks().items()
     }
     write_run(tmp_path / "plain", plain)
     with pytest.raises(UserError, match=r"run plain has no bucket times in step 4 \(set detailed_timing: true"):
-        timeline(tmp_path / "plain")
+        timeline(tmp_path / "plain", "2x1")
 
 
 def test_long_run_needs_little_memory(tmp_path: Path) -> None:
@@ -162,7 +162,7 @@ def test_long_run_needs_little_memory(tmp_path: Path) -> None:
     write_run(tmp_path / "long", {0: records, 1: records})
     tracemalloc.start()
     try:
-        shown = read_timeline(tmp_path / "long")
+        shown = read_timeline(tmp_path / "long", "2x1")
         _, peak = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
@@ -194,7 +194,7 @@ def test_bus_bandwidth_figure() -> None:
 def test_files_are_reproducible(run_dir: Path, tmp_path: Path) -> None:
     written = []
     for _ in range(2):
-        save(timeline(run_dir), tmp_path / "figure.svg")
+        save(timeline(run_dir, "2x1"), tmp_path / "figure.svg")
         written.append((tmp_path / "figure.svg").read_bytes())
     assert written[0] == written[1]
     assert b"rank1-bucket2-hidden" in written[0]
@@ -238,7 +238,8 @@ def test_two_links_have_two_files(folder: SweepFolder) -> None:
 @pytest.mark.parametrize(
     ("run_id", "error"),
     [
-        ("x", "--run: there is no run 'x' in s on site (sweep status names them)"),
+        ("x", "no run of this sweep is 'x' (its runs: 2x1-a, 2x1-b, 4x1-c, 2x1-d, 2x1-e)"),
+        ("2x1", "'2x1' is the start of the id of 4 runs (write one of their ids in full: 2x1-a, 2x1-b, 2x1-d, 2x1-e)"),
         ("2x1-e", "run 2x1-e has nothing to draw yet: no run has finished (sweep status shows the progress)"),
         (
             "2x1-d",

@@ -3,21 +3,41 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 
 from disttrain.records.record_files import encode, failure_name, metrics_name, write_json
 from disttrain.records.record_types import CheckpointRecord, ExchangeRecord, Record, StepRecord
-from disttrain.records.summary_types import Failure, Summary
+from disttrain.records.summary_types import SUMMARY_FIGURES, Failure, Summary
 from jobs.results.run_records import RunRecords, read_run
 
-SUMMARY = Summary(
-    world_size=2, num_nodes=2, hosts=("n1", "n2"), device_name="H100", backend="nccl", comparable=True, steps=220,
-    measured_steps=200, train_s=21.5, samples_per_s=300.0, samples_per_s_per_gpu=150.0, data_ms=1.0, forward_ms=20.0,
-    backward_ms=40.0, optimizer_ms=3.0, step_ms=65.0, train_loss=0.5, eval_loss=0.6, eval_accuracy=0.75,
-    eval_examples=100, notices=(), buckets=({"size_bytes": 8.0},), gpu_throttle=("power cap", "heat"),
-)  # fmt: skip
+SUMMARY: Summary = dict.fromkeys(SUMMARY_FIGURES) | {
+    "world_size": 2,
+    "num_nodes": 2,
+    "hosts": ("n1", "n2"),
+    "device_name": "H100",
+    "backend": "nccl",
+    "comparable": True,
+    "steps": 220,
+    "measured_steps": 200,
+    "train_s": 21.5,
+    "samples_per_s": 300.0,
+    "samples_per_s_per_gpu": 150.0,
+    "data_ms": 1.0,
+    "forward_ms": 20.0,
+    "backward_ms": 40.0,
+    "optimizer_ms": 3.0,
+    "step_ms": 65.0,
+    "train_loss": 0.5,
+    "eval_loss": 0.6,
+    "eval_accuracy": 0.75,
+    "eval_examples": 100,
+    "notices": (),
+    "buckets": ({"size_bytes": 8.0},),
+    "gpu_throttle": ("power cap", "heat"),
+}
 FIRST, LATER = (
     Failure(
         rank=rank, host=f"n{rank}", time_s=time_s, error="RuntimeError", message="m", traceback="", user_error=False
@@ -40,7 +60,7 @@ def lines_of(records: Iterable[Record]) -> str:
 def test_reads_the_records_of_a_run(tmp_path: Path) -> None:
     assert read_run(tmp_path) == RunRecords()
     for item in (LATER, FIRST):
-        write_json(tmp_path / failure_name(item.rank), item)
+        write_json(tmp_path / failure_name(item.rank), asdict(item))
     lines = lines_of(map(step_of, range(1, 101)))
     (tmp_path / metrics_name(0)).write_text(lines + '{"kind": "step", "step": 101, "ep')
     assert read_run(tmp_path) == RunRecords(None, (FIRST, LATER), 100)

@@ -62,7 +62,7 @@ def write_sweep(tmp_path: Path) -> Callable[..., SweepFolder]:
 
     def make(cluster: str = "site") -> SweepFolder:
         folder = SweepFolder(tmp_path / "s" / cluster)
-        runs = [RunSpec(name, Allocation(1, 1), TrainConfig(model="bert").resolved(), {}, 0) for name in "ab"]
+        runs = [RunSpec(name, Allocation(1, 1), TrainConfig(model="bert").resolved(), {}, {}, 0) for name in "ab"]
         profile = None if cluster == "local" else ClusterProfile.model_validate({})
         plan = make_plan("s", runs, cluster, profile, folder.path)
         prepare(folder, "name: s\n", plan_json(plan), [run_json(run) for run in runs])
@@ -83,7 +83,7 @@ def test_one_sacct_call_for_all_jobs(sacct: Sacct, write_sweep: Callable[..., Sw
     sacct.answer = [DONE, replace(RUNNING, job_id="9", submit_s=100)]
     status = read_status(folder, {})
     assert sacct.queries == [(["7_0", "9", "7_1"], 11.5)]
-    assert [(row.run_id, row.state, row.attempts) for row in status.results] == [
+    assert [(row.run_id, row.state, row.scheduled.attempts) for row in status.results] == [
         ("a", "RUNNING", 2),
         ("b", "PENDING", 0),
     ]
@@ -109,7 +109,7 @@ def test_repeated_query_writes_no_new_rows(sacct: Sacct, write_sweep: Callable[.
     ledger.record(folder.path, {"a": "7_0", "b": "7_1"}, 9.0)
     for elapsed_s in (5, 6, 7):
         sacct.answer = [replace(RUNNING, elapsed_s=elapsed_s)]
-        assert read_status(folder, {}).results[0].elapsed_s == elapsed_s
+        assert read_status(folder, {}).results[0].scheduled.elapsed_s == elapsed_s
     assert len(ledger.read_lines(folder.accounting_file)) == 1
     sacct.answer = [DONE]
     assert states(folder) == states(folder) == ["COMPLETED", "PENDING"]
@@ -241,4 +241,4 @@ def test_late_sacct_row_replaces_inferred_state(sacct: Sacct, write_sweep: Calla
     sacct.answer = [replace(DONE, state=State.FAILED, exit_code=1)]
     assert states(folder)[0] == "FAILED"
     (row,) = read_status(folder, {}).results[:1]
-    assert row.attempts == 1
+    assert row.scheduled.attempts == 1

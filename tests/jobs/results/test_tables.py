@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import io
-from dataclasses import replace
+from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import pytest
 from rich.console import Console, RenderableType
 
 from disttrain.records.record_files import failure_name, write_json
@@ -16,10 +18,11 @@ from jobs.planning.expand import expand
 from jobs.planning.plan import Plan, make_plan
 from jobs.planning.sweep_file import parse_sweep
 from jobs.planning.yaml_file import parse_yaml
-from jobs.results.collect import COLUMNS, Result
-from jobs.results.tables import failure_lines, plan_table, results_table
+from jobs.results.result import Result
+from jobs.results.tables import failure_lines, plan_table, results_report
 from jobs.storage import ledger
 from jobs.storage.sweep_folder import SweepFolder
+from tests.jobs.results.rows import make_result
 
 GOLDEN = Path(__file__).parents[2] / "golden"
 SWEEP = """\
@@ -43,26 +46,28 @@ def plan_of(cluster: ClusterProfile | None) -> Plan:
     return make_plan("s", runs, "site" if cluster else "local", cluster, Path("/sweeps/s/site"))
 
 
-def result(**values: Any) -> Result:
-    base: dict[str, Any] = dict.fromkeys(COLUMNS) | {
-        "run_id": "1x1-0123456789ab", "allocation": "1x1", "model": "bert", "per_gpu_batch": 16, "lr": 2e-5, "seed": 0,
-        "state": "PENDING", "world_size": 1,
-    }  # fmt: skip
-    return Result(**(base | values))
+def report(rows: Sequence[Result], width: int | None) -> str:
+    """The printed text, as `print_results` prints it."""
+    return "".join(rendered(part, 10_000) for part in results_report(rows, "s on site", width))
+
+
+def result(lr: float, allocation: str = "1x1", **columns: Any) -> Result:
+    return make_result(f"{allocation}-0123456789ab", f"{allocation} lr={lr}", varied={"lr": lr}, **columns)
 
 
 RESULTS = [
     result(
-        state="COMPLETED", queue_wait_s=60, elapsed_s=3600, gpu_hours=1.0, train_s=123.4, samples_per_s=1234.5,
-        samples_per_s_per_gpu=1234.5, comparable=True, forward_ms=20.04, backward_ms=40.0, optimizer_ms=0.5,
-        train_loss=0.501, eval_loss=0.6, eval_accuracy=0.7525,
+        2e-5, state="COMPLETED", queue_wait_s=60, elapsed_s=3600, gpu_hours=1.0, train_s=123.4, samples_per_s=1234.5,
+        samples_per_s_per_gpu=1234.5, comparable=True, step_ms=60.5, forward_ms=20.04, backward_ms=40.0,
+        optimizer_ms=0.5, exposed_comm_ms=0.0, train_loss=0.501, eval_loss=0.6, eval_accuracy=0.7525,
+        time_to_first_step_s=12.34, model_changes=(), attempts=1,
     ),
     result(
-        run_id="2x2-0123456789ab", state="COMPLETED", samples_per_s=20.04, samples_per_s_per_gpu=5.0, comparable=False,
-        per_gpu_batch=None, global_batch=64, elapsed_s=4,
+        2e-4, "2x2", state="COMPLETED", samples_per_s=20.04, samples_per_s_per_gpu=5.0, comparable=False, elapsed_s=4,
+        attempts=1, model_changes=("compact_vocab", "trim_last_layer"),
     ),
-    result(run_id="1x4-0123456789ab", state="OUT_OF_MEMORY", reason="out of memory", gpu_hours=0.01),
-    result(run_id="1x2-0123456789ab", state="RUNNING", elapsed_s=5, comparable=False),
+    result(2e-5, "1x4", state="OUT_OF_MEMORY", reason="out of memory", gpu_hours=0.01, attempts=1),
+    result(2e-5, "1x2", state="RUNNING", elapsed_s=5, comparable=False),
 ]  # fmt: skip
 
 
@@ -82,44 +87,88 @@ def test_a_plan_without_a_request_of_gpus() -> None:
 
 
 def test_results_on_wide_and_narrow_terminals() -> None:
-    text = "".join(rendered(results_table(RESULTS, "s on site", width), width) for width in (200, 100))
+    text = "".join(report(RESULTS, width) + "\n" for width in (300, 100, 80, None))
     assert text == (GOLDEN / "results_table.txt").read_text(encoding="utf-8")
 
 
+@pytest.mark.parametrize("width", [60, 80, 100, 140, 200, 300])
+def test_a_table_fits_the_terminal(width: int) -> None:
+    lines = report(RESULTS, width).splitlines()
+    assert max(map(len, lines[2:-1])) <= width
+
+
+def test_one_axis_fits_100_columns() -> None:
+    assert max(map(len, report(RESULTS, None).splitlines())) <= 100
+
+
+def test_fields_that_vary_are_never_left_out() -> None:
+    varied = {f"a_field_of_a_long_name_{number}": number for number in range(9)}
+    rows = [make_result(f"1x1-{number}", varied=varied | {"last": number}) for number in (1, 2)]
+    for width in (80, None):
+        text = report(rows, width)
+        assert all(name in text for name in (*varied, "last", "label"))
+
+
+def test_equal_columns_are_above_the_table() -> None:
+    rows = [
+        make_result(f"2x1-{lr}", f"2x1 lr={lr}", varied={"lr": lr}, state="COMPLETED", eval_accuracy=0.5, attempts=2)
+        for lr in (1, 2)
+    ]
+    lines = report(rows, 100).splitlines()
+    assert lines[:2] == [
+        "s on site: 2 runs, 2 COMPLETED",
+        "the same in all rows: allocation 2x1, state COMPLETED, attempts 2, eval_accuracy 0.5",
+    ]
+    assert lines[3].split() == ["label", "run_id", "lr"]
+    (alone,) = [line for line in report(rows[:1], 100).splitlines() if "label" in line]
+    assert alone.split() == ["label", "run_id", "lr", "allocation", "state", "attempts", "eval_accuracy"]
+
+
+def test_attempts_are_shown_if_a_run_had_several() -> None:
+    rows = [result(number, attempts=attempts) for number, attempts in ((1.0, 1), (2.0, 3))]
+    assert "attempts" in report(rows, 100)
+    assert "attempts" not in report(rows[:1], 100)
+
+
+def test_dropped_runs_are_apart() -> None:
+    lines = report([result(1.0, state="COMPLETED"), result(2.0, dropped=True, state="FAILED")], 100).splitlines()
+    assert lines[0] == "s on site: 1 run, 1 COMPLETED"
+    apart = lines.index("dropped: 1 run no longer in the sweep file; sweep forget removes them")
+    assert [line for line in lines[:apart] if "lr=2.0" in line] == []
+    assert len([line for line in lines[apart:] if "lr=2.0" in line]) == 1
+
+
 LINKED = [
-    result(
-        run_id="2x1-0123456789ab", allocation="2x1", state="COMPLETED", samples_per_s=20.0, samples_per_s_per_gpu=10.0,
-        exchange_ms=16.04, bus_gb_per_s=8.0, link_share=0.8, backend="nccl", world_size=2,
+    make_result(
+        "2x1-0123456789ab", "2x1", varied={"model": "bert"}, state="COMPLETED", samples_per_s=20.0, exchange_ms=16.04,
+        bus_gb_per_s=8.0, link_share=0.8, backend="nccl",
     ),
-    result(
-        run_id="2x1-ba9876543210", allocation="2x1", model="link", per_gpu_batch=None, lr=None, seed=None,
-        state="COMPLETED", backend="nccl", world_size=2, link_latency_ms=0.021, link_bus_gb_per_s=10.0,
+    make_result(
+        "2x1-ba9876543210", "2x1 model=link", varied={"model": "link"}, state="COMPLETED", backend="nccl",
+        link_latency_ms=0.021, link_bus_gb_per_s=10.0,
     ),
 ]  # fmt: skip
 
 
 def test_link_run_and_share_of_the_link() -> None:
-    text = "".join(rendered(results_table(LINKED, "s on site", width), width) for width in (200, 180))
-    assert text == (GOLDEN / "linked_table.txt").read_text(encoding="utf-8")
+    assert report(LINKED, 100) == (GOLDEN / "linked_table.txt").read_text(encoding="utf-8")
 
 
 def test_estimates_of_exposed_communication() -> None:
-    check = result(
-        run_id="2x1-a", check_exposed_ms=354.2, no_sync_exposed_ms=352.0, no_sync_difference=-0.006,
-        no_sync_is_check=True, ddp_exposed_ms=353.0,
-    )  # fmt: skip
-    bound = replace(check, run_id="2x1-b", no_sync_exposed_ms=200.0, no_sync_difference=-0.435, no_sync_is_check=False)
-    alone = replace(check, run_id="2x1-c", check_exposed_ms=0.0, no_sync_difference=None, ddp_exposed_ms=None)
-    table = results_table([check, result(), bound, alone], "s on site", 100)
-    assert str(table.caption).splitlines() == [
-        "2x1-a: exposed 354 ms by marks, 352 ms by no_sync (-1 %, a check), 353 ms by DDP",
-        "2x1-b: exposed 354 ms by marks, 200 ms by no_sync (-44 %, a bound), 353 ms by DDP",
-        "2x1-c: exposed 0 ms by marks, 352 ms by no_sync (a check)",
+    estimates = {"check_exposed_ms": 354.2, "no_sync_exposed_ms": 352.0, "no_sync_difference": -0.006}
+    check = estimates | {"no_sync_is_check": True, "ddp_exposed_ms": 353.0}
+    bound = check | {"no_sync_exposed_ms": 200.0, "no_sync_difference": -0.435, "no_sync_is_check": False}
+    alone = check | {"check_exposed_ms": 0.0, "no_sync_difference": None, "ddp_exposed_ms": None}
+    rows = [make_result(f"2x1-{name}", **figures) for name, figures in (("a", check), ("b", bound), ("c", alone))]
+    assert report([make_result(), *rows], 100).splitlines()[-3:] == [
+        "2x1-a (1x1): exposed 354 ms by marks, 352 ms by no_sync (-1 %, a check), 353 ms by DDP",
+        "2x1-b (1x1): exposed 354 ms by marks, 200 ms by no_sync (-44 %, a bound), 353 ms by DDP",
+        "2x1-c (1x1): exposed 0 ms by marks, 352 ms by no_sync (a check)",
     ]
 
 
 def test_marks_only_incomparable_runs() -> None:
-    assert "*" not in rendered(results_table(RESULTS[:1], "s on site", 200), 200)
+    assert "*" not in report(RESULTS[:1], 200)
 
 
 def test_failure_lines_name_traceback_and_log(tmp_path: Path) -> None:
@@ -127,21 +176,22 @@ def test_failure_lines_name_traceback_and_log(tmp_path: Path) -> None:
     folder.logs.mkdir(parents=True)
     for rank, time_s in ((0, 11.0), (3, 10.0)):
         failure = Failure(rank=rank, host="n", time_s=time_s, error="E", message="m", traceback="", user_error=False)
-        write_json(folder.run("a") / failure_name(rank), failure)
+        write_json(folder.run("a") / failure_name(rank), asdict(failure))
     ledger.record(folder.path, {"a": "6", "b": "7_1"}, 1.0)
     ledger.record(folder.path, {"a": "7_0"}, 2.0)
     for name in ("6_0_log.err", "7_0_0_log.err", "7_0_3_log.err", "7_1_0_log.err"):
         (folder.logs / name).touch()
     rows = [
-        result(run_id="a", state="FAILED", reason="rank 3 on n: E: m"),
-        result(run_id="b", state="FAILED", reason="no rank reported an error: see its log"),
-        result(run_id="c", state="COMPLETED"),
+        make_result("a", state="FAILED", reason="rank 3 on n: E: m"),
+        make_result("b", state="FAILED", reason="no rank reported an error: see its log"),
+        make_result("c", state="COMPLETED"),
+        make_result("d", state="FAILED", reason="dropped, so nobody waits for it", dropped=True),
     ]
     assert failure_lines(rows, folder) == [
-        "a  FAILED: rank 3 on n: E: m",
+        "a (1x1)  FAILED: rank 3 on n: E: m",
         f"    traceback in {folder.path}/runs/a/failure-rank00003.json",
         f"    log in {folder.path}/logs/7_0_3_log.err",
-        "b  FAILED: no rank reported an error: see its log",
+        "b (1x1)  FAILED: no rank reported an error: see its log",
         f"    log in {folder.path}/logs/7_1_0_log.err",
     ]
 
@@ -151,7 +201,7 @@ def test_log_of_a_local_run(tmp_path: Path) -> None:
     (folder.logs / "local-5-0").mkdir(parents=True)
     (folder.logs / "local-5-0" / "4711_0_log.err").touch()
     ledger.record(folder.path, {"a": "local-5-0"}, 5.0)
-    assert failure_lines([result(run_id="a", state="FAILED", reason="x")], folder) == [
-        "a  FAILED: x",
+    assert failure_lines([make_result("a", state="FAILED", reason="x")], folder) == [
+        "a (1x1)  FAILED: x",
         f"    log in {folder.path}/logs/local-5-0/4711_0_log.err",
     ]

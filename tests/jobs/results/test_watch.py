@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,43 +10,44 @@ import pytest
 from rich.console import Console
 
 import jobs.results.watch
-from jobs.results.collect import COLUMNS, Result
+from jobs.results.result import Result
 from jobs.results.status import Status
 from jobs.results.watch import Watch, change_line
 from jobs.storage.sweep_folder import SweepFolder
+from tests.jobs.results.rows import make_result
 
-BASE: dict[str, Any] = dict.fromkeys(COLUMNS) | {
-    "run_id": "1x1-a", "allocation": "1x1", "model": "bert", "lr": 2e-5, "seed": 0, "world_size": 1,
-}  # fmt: skip
-PENDING = Result(**(BASE | {"state": "PENDING"}))
-OTHER = replace(PENDING, run_id="2x1-b", model="vit")
+PENDING = make_result("1x1-a", "1x1 lr=2e-05")
+OTHER = make_result("2x1-b", "2x1 lr=2e-05")
 
 
 @pytest.mark.parametrize(
     ("changes", "line"),
     [
-        ({}, "1x1-a  bert  PENDING"),
-        ({"state": "RUNNING", "steps": 4}, "1x1-a  bert  RUNNING"),
-        ({"state": "COMPLETED", "samples_per_s": 12.34}, "1x1-a  bert  COMPLETED  12.3 samples/s"),
+        ({}, "1x1-a (1x1 lr=2e-05)  PENDING"),
+        ({"state": "RUNNING", "steps": 4}, "1x1-a (1x1 lr=2e-05)  RUNNING"),
+        ({"state": "COMPLETED", "samples_per_s": 12.34}, "1x1-a (1x1 lr=2e-05)  COMPLETED  12.3 samples/s"),
         (
             {"state": "COMPLETED", "samples_per_s": 12.34, "eval_accuracy": 0.5},
-            "1x1-a  bert  COMPLETED  12.3 samples/s, accuracy 0.500",
+            "1x1-a (1x1 lr=2e-05)  COMPLETED  12.3 samples/s, accuracy 0.500",
         ),
-        ({"state": "COMPLETED"}, "1x1-a  bert  COMPLETED"),
-        ({"state": "TIMEOUT", "reason": "time limit reached"}, "1x1-a  bert  TIMEOUT: time limit reached"),
+        ({"state": "COMPLETED"}, "1x1-a (1x1 lr=2e-05)  COMPLETED"),
+        ({"state": "TIMEOUT", "reason": "time limit reached"}, "1x1-a (1x1 lr=2e-05)  TIMEOUT: time limit reached"),
     ],
 )  # fmt: skip
 def test_change_line(changes: dict[str, Any], line: str) -> None:
-    assert change_line(replace(PENDING, **changes)) == line
+    assert change_line(make_result("1x1-a", "1x1 lr=2e-05", **changes)) == line
 
 
 def test_prints_every_change_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    done = replace(PENDING, state="COMPLETED", samples_per_s=9.0)
-    failed = replace(OTHER, state="FAILED", reason="rank 0 on n1: [lost] its data")
+    def first(**columns: Any) -> Result:
+        return make_result("1x1-a", "1x1 lr=2e-05", **columns)
+
+    done = first(state="COMPLETED", samples_per_s=9.0)
+    failed = make_result("2x1-b", "2x1 lr=2e-05", state="FAILED", reason="rank 0 on n1: [lost] its data")
     answers = [
         Status((PENDING, OTHER), ()),
-        Status((replace(PENDING, state="RUNNING", steps=1), OTHER), ("sacct is down",)),
-        Status((replace(PENDING, state="RUNNING", steps=2), OTHER), ("sacct is down",)),
+        Status((first(state="RUNNING", steps=1), OTHER), ("sacct is down",)),
+        Status((first(state="RUNNING", steps=2), OTHER), ("sacct is down",)),
         Status((done, OTHER), ()),
         Status((done, failed), ()),
     ]
@@ -59,12 +59,12 @@ def test_prints_every_change_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
     assert watch.finished
     assert (answers, len(slept)) == ([], 4)
     assert buffer.getvalue().splitlines() == [
-        "1x1-a  bert  PENDING",
-        "2x1-b  vit  PENDING",
+        "1x1-a (1x1 lr=2e-05)  PENDING",
+        "2x1-b (2x1 lr=2e-05)  PENDING",
         "note: sacct is down",
-        "1x1-a  bert  RUNNING",
-        "1x1-a  bert  COMPLETED  9.0 samples/s",
-        "2x1-b  vit  FAILED: rank 0 on n1: [lost] its data",
+        "1x1-a (1x1 lr=2e-05)  RUNNING",
+        "1x1-a (1x1 lr=2e-05)  COMPLETED  9.0 samples/s",
+        "2x1-b (2x1 lr=2e-05)  FAILED: rank 0 on n1: [lost] its data",
     ]
 
 
@@ -80,3 +80,12 @@ def test_queries_at_most_once_per_interval(monkeypatch: pytest.MonkeyPatch, tmp_
         for _ in range(5):
             watch.tick()
     assert (len(queries), watch.finished) == (1, False)
+
+
+def test_a_dropped_run_does_not_keep_it_waiting(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    done, dropped = make_result("1x1-a", state="COMPLETED"), make_result("1x1-b", state="PENDING", dropped=True)
+    monkeypatch.setattr(jobs.results.watch, "read_status", lambda *_: Status((done, dropped), ()))
+    buffer = io.StringIO()
+    with Watch(SweepFolder(tmp_path), Console(file=buffer), {}, poll_s=0.0) as watch:
+        watch.wait()
+    assert buffer.getvalue() == "1x1-a (1x1)  COMPLETED\n"

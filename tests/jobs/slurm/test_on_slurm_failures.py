@@ -147,12 +147,13 @@ def test_reason_is_the_first_rank_to_fail(ended: Ended) -> None:
 
 
 def test_status_names_traceback_and_log(ended: Ended) -> None:
-    output = ended.sweeping.run("status", exit_code=1).stdout
+    output = ended.sweeping.run("status", "--check", exit_code=1).stdout
     for seed in (RAISES, BROKEN_TORCH):
         row = ended.rows[seed]
         failure = ended.run_dir(seed) / "failure-rank00001.json"
         log = ended.folder / "logs" / f"{row['job_id']}_1_log.err"
-        assert (f"{row['run_id']}  FAILED: {row['reason']}\n    traceback in {failure}\n    log in {log}\n") in output
+        name = f"{row['run_id']} ({row['label']})"
+        assert f"{name}  FAILED: {row['reason']}\n    traceback in {failure}\n    log in {log}\n" in output
         traceback = json.loads(failure.read_text())["traceback"]
         assert traceback.startswith("Traceback (most recent call last):\n")
         assert traceback.splitlines()[-1] in log.read_text()

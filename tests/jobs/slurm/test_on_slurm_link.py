@@ -24,13 +24,16 @@ def test_bandwidth_as_a_share_of_the_link(slurm_cluster: Mapping[str, str], tmp_
     trained, link = sweeping.status()
     assert (trained["model"], link["model"]) == ("bert", "link")
     for row in (trained, link):
-        assert (row["state"], row["hosts"], row["backend"]) == ("COMPLETED", "node1,node2", "gloo")
+        assert (row["state"], row["hosts"], row["backend"]) == ("COMPLETED", ["node1", "node2"], "gloo")
     assert trained["link_share"] == trained["bus_gb_per_s"] / link["link_bus_gb_per_s"] > 0
-    assert (link["steps"], link["lr"], link["samples_per_s"], link["link_share"]) == (0, None, None, None)
+    assert (trained["label"], link["label"]) == ("2x1", "2x1 model=link")
+    assert (link["steps"], link["samples_per_s"], link["link_share"]) == (0, None, None)
+    assert link["import_s"] > 0
     sizes = records(tmp_path / "runs" / "linked" / "two_nodes" / "runs" / link["run_id"], 0, "link")
     assert sizes[0]["size_bytes"] == 4096
     assert (link["link_latency_ms"], link["link_bus_gb_per_s"]) == (sizes[0]["median_ms"], sizes[-1]["bus_gb_per_s"])
-    assert f"{trained['link_share']:.0%}" in done.stdout
+    sweeping.environ["COLUMNS"] = "300"
+    assert f"{trained['link_share']:.3g}" in sweeping.run("status").stdout
     assert "link of 2x1: " in done.stdout
     assert sweeping.run("submit", file).stdout.startswith(
         "linked on two_nodes: submitting 0 of 2 runs (2 done, 0 queued"

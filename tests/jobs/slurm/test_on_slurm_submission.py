@@ -115,7 +115,12 @@ def listening_on_node1(ports: tuple[int, ...], log: Path) -> Iterator[None]:
 
 def test_leaked_variables_have_no_effect(submitted: SubmittedRun) -> None:
     row = submitted.row
-    assert (row["state"], row["reason"], row["hosts"], row["backend"]) == ("COMPLETED", None, "node1,node2", "gloo")
+    assert (row["state"], row["reason"], row["hosts"], row["backend"]) == (
+        "COMPLETED",
+        None,
+        ["node1", "node2"],
+        "gloo",
+    )
     assert "#SBATCH --partition=gpu" in submitted.script
     assert "--array" not in submitted.script
     for rank, environ in enumerate(submitted.environs):

@@ -13,10 +13,8 @@ from jobs.storage.forget_runs import forget_runs, runs_to_forget
 from jobs.storage.sweep_folder import SweepFolder
 
 PLANNED: list[dict[str, Any]] = [
-    {"run_id": "1x1-a"},
-    {"run_id": "1x1-b", "dropped": True},
-    {"run_id": "2x1-c", "dropped": True},
-    {"run_id": "2x1-d", "dropped": True},
+    {"run_id": run_id, "dropped": dropped, "allocation": run_id[:3], "point": {}, "train": {"model": "bert", "lr": lr}}
+    for lr, (run_id, dropped) in enumerate((("1x1-a", False), ("1x1-b", True), ("2x1-c", True), ("2x1-d", True)))
 ]
 
 
@@ -57,7 +55,7 @@ def test_without_dropped_runs_there_is_nothing_to_forget() -> None:
             "runs that have not ended cannot be removed: 2x1-d (RUNNING)"
             " (wait until they end, or cancel their jobs; nothing was removed)",
         ),
-        (["1x1"], {}, "'1x1' is the start of 2 run ids (write one of them in full: 1x1-a, 1x1-b)"),
+        (["1x1"], {}, "'1x1' is the start of the id of 2 runs (write one of their ids in full: 1x1-a, 1x1-b)"),
     ],
 )
 def test_other_runs_are_refused(texts: list[str], active: dict[str, str], error: str) -> None:

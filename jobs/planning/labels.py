@@ -1,0 +1,155 @@
+"""What differs between the runs of a sweep: the fields that vary, and a readable label for each run."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from disttrain.config.train_config import TrainConfig
+from jobs.planning.plan import is_link
+from jobs.planning.sweep_sections import canonical
+
+_DEFAULTS = {field.name: field.default for field in dataclasses.fields(TrainConfig)}
+# More combinations of fields than these are not tried: the label then has every field that varies.
+_MOST_FIELDS_TRIED = 3
+
+
+class Variation:
+    """The fields that differ between the runs of a sweep, and the label of each run.
+
+    Args:
+        runs: The runs of plan.json, as `plan.run_json` wrote them.
+
+    Attributes:
+        fields: The names of the fields that differ: first those of the sweep file's lists, in file order.
+    """
+
+    def __init__(self, runs: Sequence[Mapping[str, Any]]) -> None:
+        self._runs = runs
+        self._trained = [run for run in runs if not is_link(run)]
+        self.fields = tuple(self._varied_fields())
+        self._numbers = {name: self._mapping_numbers(name) for name in self.fields}
+        self._label_fields = self._fields_of_labels()
+
+    def values(self, run: Mapping[str, Any]) -> dict[str, Any]:
+        """The value of each field that varies, paths as in the sweep file; None where a run has no such field."""
+        return {name: _value(run, name) for name in self.fields}
+
+    def texts(self, run: Mapping[str, Any]) -> dict[str, str]:
+        """The values as short texts, for tables: a mapping is its number among the values of its field."""
+        return {name: self._text(name, value) for name, value in self.values(run).items()}
+
+    def label(self, run: Mapping[str, Any]) -> str:
+        """The allocation, and the values that tell this run from the others: ``2x2 lr=2e-05 seed=1``."""
+        parts = (f"{name}={self._text(name, _value(run, name))}" for name in self._fields_in_label(run))
+        return " ".join((run["allocation"], *parts))
+
+    def description(self, run: Mapping[str, Any]) -> str:
+        """The label, and the values that vary and are not part of it."""
+        others = [name for name in self.fields if name in run["point"] and name not in self._fields_in_label(run)]
+        return "".join((self.label(run), *(f", {name}={self.texts(run)[name]}" for name in others)))
+
+    def _fields_in_label(self, run: Mapping[str, Any]) -> tuple[str, ...]:
+        if is_link(run):
+            return tuple(run["point"])
+        return self._label_fields
+
+    def _varied_fields(self) -> Iterator[str]:
+        listed = itertools.chain.from_iterable(run["point"] for run in self._runs)
+        asked = itertools.chain.from_iterable(_asked(run) for run in self._runs)
+        for name in dict.fromkeys((*listed, *asked)):
+            runs = [run for run in self._runs if not is_link(run) or name in run["point"]]
+            # Both: a field that only follows from another one, such as the dataset from the model, does not vary, nor
+            # does one that is written out in one run and has the same default in another.
+            if _differ(_asked(run).get(name, _DEFAULTS.get(name)) for run in runs) and _differ(
+                run["train"].get(name) for run in runs
+            ):
+                yield name
+
+    def _mapping_numbers(self, name: str) -> dict[str, int]:
+        """The number of each mapping among the values of a field, from 1, in the order of the runs."""
+        mappings = (canonical(value) for run in self._runs if isinstance(value := _value(run, name), Mapping))
+        return {text: number for number, text in enumerate(dict.fromkeys(mappings), start=1)}
+
+    def _text(self, name: str, value: Any) -> str:
+        if isinstance(value, Mapping):
+            return f"#{self._numbers[name][canonical(value)]}"
+        return value_text(value)
+
+    def _fields_of_labels(self) -> tuple[str, ...]:
+        """The fewest fields that tell the runs apart, in the order of `fields`."""
+        needed = tuple(name for name in self.fields if not self._tell_apart(self._without(name)))
+        others = [name for name in self.fields if name not in needed]
+        for count in range(min(len(others), _MOST_FIELDS_TRIED) + 1):
+            for chosen in itertools.combinations(others, count):
+                fields = tuple(name for name in self.fields if name in needed or name in chosen)
+                if self._tell_apart(fields):
+                    return fields
+        return self.fields
+
+    def _without(self, left_out: str) -> tuple[str, ...]:
+        return tuple(name for name in self.fields if name != left_out)
+
+    def _tell_apart(self, fields: Sequence[str]) -> bool:
+        """Whether no two runs have the same allocation and the same values in these fields."""
+        seen = set()
+        for run in self._trained:
+            key = (run["allocation"], *(self._text(name, _value(run, name)) for name in fields))
+            if key in seen:
+                return False
+            seen.add(key)
+        return True
+
+
+def _value(run: Mapping[str, Any], name: str) -> Any:
+    """The value of a field, as the sweep file has it if it is in a list there: paths are then not yet absolute."""
+    if name in run["point"]:
+        return run["point"][name]
+    if is_link(run):
+        return None
+    return run["train"].get(name)
+
+
+def _asked(run: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The fields that the sweep file sets for a run; a plan of the former release has only the resolved config."""
+    asked: Mapping[str, Any] = run.get("asked", run["train"])
+    return asked
+
+
+def _differ(values: Iterator[Any]) -> bool:
+    first = _comparable(next(values, None))
+    return any(_comparable(value) != first for value in values)
+
+
+def _comparable(value: Any) -> tuple[type, Any]:
+    """A value to compare with others: 1, 1.0 and true all differ, also within a mapping."""
+    if isinstance(value, Mapping):
+        return str, canonical(value)
+    return type(value), value
+
+
+def value_text(value: Any) -> str:
+    """A value as one would write it in YAML.
+
+    Example:
+        >>> value_text(2e-05), value_text(True), value_text(None), value_text("./data")
+        ('2e-05', 'true', 'null', './data')
+    """
+    if value is None:
+        return "null"
+    if isinstance(value, bool):
+        return str(value).lower()
+    return str(value)
+
+
+def link_name(label: str) -> str:
+    """A label as a file name: `_` joins its parts, and other characters become `-`.
+
+    Example:
+        >>> link_name("2x2 dataset=./a b lr=2e-05")
+        '2x2_dataset=.-a_b_lr=2e-05'
+    """
+    return re.sub(r"[^A-Za-z0-9._=+-]", "-", label.replace(" ", "_"))

@@ -1,0 +1,149 @@
+"""One row of the results: what was requested, what the scheduler reports, what the run measured."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+from annotated_types import Unit, doc
+
+from disttrain.records.figure_sources import Source
+from disttrain.records.figures import Figure, InTable, figures_of
+from disttrain.records.summary_types import SUMMARY_FIGURES
+from jobs.slurm.states import JobPhase, State
+
+PLAN = Source("the plan")
+SACCT = Source("sacct")
+LEDGER = Source("the ledger")
+FAILURES = Source("sacct and the failure records")
+LINK_RUN = Source("the summaries of two runs")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Requested:
+    """What was requested: the first columns of a row, after the fields that vary."""
+
+    run_id: Annotated[str, doc("Id of the run: its allocation, and a hash of its config."), PLAN, InTable(0)]
+    label: Annotated[str, doc("The allocation, and the values that tell the run from the others."), PLAN, InTable(0)]
+    allocation: Annotated[str, doc("Number of nodes x number of GPUs per node."), PLAN, InTable(2)]
+    world_size: Annotated[int, doc("Number of ranks."), PLAN]
+    dropped: Annotated[bool, doc("True if the sweep file no longer has this run."), PLAN]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scheduled:
+    """What the scheduler reports. Under the local executor, all that only Slurm can report is None."""
+
+    state: Annotated[str, doc("State of the latest attempt, in Slurm's words."), SACCT, InTable(0)]
+    exit_code: Annotated[int | None, doc("Exit code of the latest attempt."), SACCT] = None
+    reason: Annotated[str | None, doc("Why the run did not complete."), FAILURES] = None
+    job_id: Annotated[str | None, doc("Id of the latest job."), LEDGER] = None
+    attempts: Annotated[int | None, doc("Number of attempts of all its jobs."), SACCT, InTable(1)] = None
+    submit_time: Annotated[str | None, doc("Submission of the latest attempt, ISO 8601, UTC."), SACCT] = None
+    start_time: Annotated[str | None, doc("Start of the latest attempt, ISO 8601, UTC."), SACCT] = None
+    end_time: Annotated[str | None, doc("End of the latest attempt, ISO 8601, UTC."), SACCT] = None
+    queue_wait_s: Annotated[
+        int | None, Unit("s"), doc("Start minus submission of the latest attempt."), SACCT, InTable(7)
+    ] = None
+    elapsed_s: Annotated[int | None, Unit("s"), doc("Run time of the latest attempt."), SACCT, InTable(2)] = None
+    gpu_hours: Annotated[
+        float | None, Unit("h"), doc("GPUs x run time, summed over all attempts."), SACCT, InTable(2)
+    ] = None
+    gpu_hours_from: Annotated[
+        str | None, doc("Source of the number of GPUs: sacct, or plan if the site's accounting lacks it."), SACCT
+    ] = None
+    node_list: Annotated[str | None, doc("Nodes of the latest attempt."), SACCT] = None
+    max_rss_bytes: Annotated[
+        int | None, Unit("bytes"), doc("Largest resident memory of a task in the latest attempt."), SACCT
+    ] = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Compared:
+    """What follows from two runs of the sweep."""
+
+    link_share: Annotated[
+        float | None,
+        Unit("share of 1"),
+        doc("bus_gb_per_s / link_bus_gb_per_s of the link run of the same allocation and backend."),
+        LINK_RUN,
+        InTable(8),
+    ] = None
+
+
+# The columns after those of the fields that vary, in their order. The figures of a summary come last.
+COLUMNS: dict[str, Figure] = {
+    figure.name: figure
+    for figure in (
+        *figures_of(Requested),
+        *figures_of(Scheduled),
+        *(figure for figure in SUMMARY_FIGURES.values() if figure.name != "world_size"),
+        *figures_of(Compared),
+    )
+}
+
+
+@dataclass(frozen=True)
+class Result:
+    """One run of a sweep.
+
+    Attributes:
+        requested: What was requested.
+        varied: The value of each field that differs between the runs of the sweep.
+        varied_texts: The same values as short texts, for tables.
+        config: The complete config of the run.
+        scheduled: What the scheduler reports.
+        figures: What the run measured, by the names of `COLUMNS`; a missing figure is unknown.
+    """
+
+    requested: Requested
+    varied: Mapping[str, Any]
+    varied_texts: Mapping[str, str]
+    config: Mapping[str, Any]
+    scheduled: Scheduled
+    figures: Mapping[str, Any]
+
+    @property
+    def run_id(self) -> str:
+        return self.requested.run_id
+
+    @property
+    def label(self) -> str:
+        return self.requested.label
+
+    @property
+    def name(self) -> str:
+        """The run in lines for a person: its id and its label."""
+        return f"{self.run_id} ({self.label})"
+
+    @property
+    def dropped(self) -> bool:
+        return self.requested.dropped
+
+    @property
+    def state(self) -> State:
+        return State(self.scheduled.state)
+
+    @property
+    def phase(self) -> JobPhase:
+        """The phase of the run's state."""
+        return self.state.phase
+
+    def columns(self) -> dict[str, Any]:
+        """The row: the run id, the fields that vary, then every column of `COLUMNS`. Unknown values are None."""
+        known = {**vars(self.requested), **vars(self.scheduled), **self.figures}
+        varied = {column_name(name): value for name, value in self.varied.items()}
+        return {"run_id": self.run_id, **varied, **{name: known.get(name) for name in COLUMNS}}
+
+    def with_figures(self, **figures: Any) -> Result:
+        """The row with further figures."""
+        return dataclasses.replace(self, figures={**self.figures, **figures})
+
+
+def column_name(field: str) -> str:
+    """The column of a config field: its own name, unless another column has it."""
+    if field in COLUMNS:
+        return f"config.{field}"
+    return field

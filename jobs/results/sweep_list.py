@@ -1,0 +1,94 @@
+"""The sweeps under a root, with the last known states of their runs."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+
+from jobs.results.status import LastKnown, last_known
+from jobs.results.tables import LOOK
+from jobs.slurm.states import State
+from jobs.storage.sweep_folder import SweepFolder
+
+
+@dataclass(frozen=True)
+class ListedSweep:
+    """One sweep on one cluster.
+
+    Attributes:
+        folder: Its folder.
+        known: The last known states of its runs.
+        age_s: The age of these states in seconds; None if Slurm was not asked since the submission.
+    """
+
+    folder: SweepFolder
+    known: LastKnown
+    age_s: float | None
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """The number of runs in each state that occurs."""
+        counts = Counter(self.known.states.values())
+        return {state.value: counts[state] for state in State if counts[state]}
+
+
+def listed_sweeps(root: Path) -> list[ListedSweep]:
+    """The sweeps under the root, the one submitted last first."""
+    plans = sorted(root.glob("*/*/plan.json"), key=lambda path: path.stat().st_mtime, reverse=True)
+    sweeps = []
+    for plan in plans:
+        folder = SweepFolder(plan.parent)
+        known = last_known(folder)
+        age_s = None
+        if known.known_s is not None:
+            age_s = max(0.0, time.time() - known.known_s)
+        sweeps.append(ListedSweep(folder, known, age_s))
+    return sweeps
+
+
+def sweeps_table(sweeps: Sequence[ListedSweep]) -> Table:
+    """One row for each sweep and cluster."""
+    table = Table(**LOOK)
+    for name in ("sweep", "cluster", "runs", "states", "age"):
+        table.add_column(name, justify="right" if name == "runs" else "left", no_wrap=name != "states")
+    for sweep in sweeps:
+        counts = ", ".join(f"{count} {state}" for state, count in sweep.counts.items())
+        age = "not asked yet"
+        if sweep.age_s is not None:
+            age = age_text(sweep.age_s)
+        table.add_row(sweep.folder.sweep_name, sweep.folder.cluster_name, str(len(sweep.known.states)), counts, age)
+    return table
+
+
+def list_json(sweeps: Sequence[ListedSweep]) -> list[dict[str, Any]]:
+    """The sweeps as JSON."""
+    return [
+        {
+            "sweep": sweep.folder.sweep_name,
+            "cluster": sweep.folder.cluster_name,
+            "folder": str(sweep.folder.path),
+            "runs": len(sweep.known.states),
+            "states": sweep.counts,
+            "age_s": sweep.age_s,
+        }
+        for sweep in sweeps
+    ]
+
+
+def age_text(age_s: float) -> str:
+    """An age in its largest unit.
+
+    Example:
+        >>> age_text(5), age_text(150), age_text(7300), age_text(200000)
+        ('5 s', '2 min', '2 h', '2 days')
+    """
+    for unit, seconds in (("days", 86400), ("h", 3600), ("min", 60)):
+        if age_s >= (2 * seconds if unit == "days" else seconds):
+            return f"{age_s // seconds:.0f} {unit}"
+    return f"{age_s:.0f} s"
