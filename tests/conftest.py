@@ -28,11 +28,13 @@ hypothesis.settings.load_profile("no-deadline")
 # that does has the marker `process`, and fails without it.
 _FIXTURES_WITH_PROCESSES = {"slurm_cluster", "on_slurm", "forks", "run_ranks"}
 _PROCESS_EVENTS = {"subprocess.Popen", "os.fork", "os.forkpty", "os.posix_spawn", "os.spawn", "os.system"}
+# Programs that a library starts when it is first used: torch finds its libraries, matplotlib its fonts.
+_STARTED_BY_LIBRARIES = ("ldconfig", "fc-list")
 _started: list[str] = []
 
 
 def _note_process(event: str, arguments: tuple[object, ...]) -> None:
-    if event in _PROCESS_EVENTS:
+    if event in _PROCESS_EVENTS and not str(arguments[0]).endswith(_STARTED_BY_LIBRARIES):
         _started.append(f"{event} {arguments[:1]}")
 
 
