@@ -14,8 +14,12 @@ Written by `python -m jobs.cli.command_docs` from the command's own help; a test
 
 FILE is a sweep YAML. SWEEP is such a file, the name of a sweep, or its folder.
 
-`sweep --version` prints the version. Exit status: 0 done; 1 a run of the sweep failed; 2 a mistake in the command, the
-sweep or the profile, in one line on stderr; 130 ended by Ctrl-C.
+RUN is a label, a run id, or the unique start of an id. KEY=VALUE after FILE is the same as `--set KEY=VALUE`.
+
+`sweep --version` prints the version. `sweep --install-completion` lets the shell complete commands and options.
+
+Exit status: 0 done; 1 a run of the sweep ended without success, only with `--check` and `submit --wait`; 2 a mistake in
+the command, the sweep or the profile, in one line on stderr; 130 ended by Ctrl-C.
 """
 
 

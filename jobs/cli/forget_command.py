@@ -19,7 +19,7 @@ Yes = Annotated[bool, typer.Option("--yes", help="Do not ask.")]
 def forget(
     run: RunNames = None, sweep: OfSweep = None, cluster: OfCluster = None, root: Root = None, yes: Yes = False
 ) -> None:
-    """Remove runs that are no longer in the sweep file, with all their files.
+    """Remove dropped runs: those that are no longer in the sweep file, with their files.
 
     Without RUN, all such runs. A run that is queued or running is refused, and then nothing is removed.
     """

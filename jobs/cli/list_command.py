@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 def list_sweeps(root: Root = None, json_: Json = False) -> None:
-    """List every sweep under the root: its clusters, the last known states and their age. It does not ask Slurm."""
+    """List all sweeps with the last known states of their runs. Slurm is not asked."""
     from rich.console import Console
 
     from jobs.results.sweep_list import list_json, listed_sweeps, sweeps_table

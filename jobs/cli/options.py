@@ -10,7 +10,7 @@ import typer
 SweepFile = Annotated[Path, typer.Argument(metavar="FILE", help="The sweep file (YAML).")]
 SubmittedSweep = Annotated[
     str | None,
-    typer.Argument(metavar="[SWEEP]", help="A sweep's file, name or folder. Default: the last submitted sweep."),
+    typer.Argument(metavar="SWEEP", help="A sweep's file, name or folder. Default: the last submitted sweep."),
 ]
 ClusterName = Annotated[
     str | None,
@@ -29,9 +29,7 @@ OfSweep = Annotated[
     str | None,
     typer.Option("--sweep", metavar="SWEEP", help="A sweep's file, name or folder. Default: the last submitted sweep."),
 ]
-RunNames = Annotated[
-    list[str] | None, typer.Argument(metavar="[RUN]...", help="Run ids, or unique prefixes of run ids.")
-]
+RunNames = Annotated[list[str] | None, typer.Argument(metavar="RUN", help="Labels, run ids, or unique starts of ids.")]
 Root = Annotated[
     Path | None, typer.Option("--root", metavar="DIR", help="Folder of all sweeps. Default: $SWEEP_ROOT, or ./runs.")
 ]
@@ -39,7 +37,7 @@ Overrides = Annotated[
     list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Set a field under base. Can be repeated.")
 ]
 Assignments = Annotated[
-    list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Fields under base to set, like --set KEY=VALUE.")
+    list[str] | None, typer.Argument(metavar="KEY=VALUE", help="Fields under base to set, like --set KEY=VALUE.")
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Check = Annotated[bool, typer.Option("--check", help="Exit with status 1 if a run ended without success.")]

@@ -47,6 +47,10 @@ class Variation:
         parts = (f"{name}={self._text(name, _value(run, name))}" for name in self._fields_in_label(run))
         return " ".join((run["allocation"], *parts))
 
+    def name(self, run: Mapping[str, Any]) -> str:
+        """The run in a message: ``2x2-72b9cd04ee1f (2x2 lr=2e-05)``."""
+        return run_name(run["run_id"], self.label(run))
+
     def description(self, run: Mapping[str, Any]) -> str:
         """The label, and the values that vary and are not part of it."""
         others = [name for name in self.fields if name in run["point"] and name not in self._fields_in_label(run)]
@@ -129,6 +133,11 @@ def _comparable(value: Any) -> tuple[type, Any]:
     if isinstance(value, Mapping):
         return str, canonical(value)
     return type(value), value
+
+
+def run_name(run_id: str, label: str) -> str:
+    """The name of a run in tables of lines, messages and figures: its id and its label."""
+    return f"{run_id} ({label})"
 
 
 def value_text(value: Any) -> str:

@@ -42,16 +42,15 @@ def write_figures(folder: SweepFolder, output: Path | None, named: str | None, s
     variation = Variation(planned)
     links = Counter(run["allocation"] for run in planned if is_link(run))
     for run in finished:
-        run_dir, name, allocation = folder.run(run["run_id"]), run["run_id"], run["allocation"]
-        label = variation.label(run)
+        run_dir, run_id, allocation = folder.run(run["run_id"]), run["run_id"], run["allocation"]
         if not is_link(run):
-            figure, path = timeline(run_dir, label, step), target / f"timeline-{name}.svg"
+            figure, path = timeline(run_dir, variation.label(run), step), target / f"timeline-{run_id}.svg"
         else:
-            figure = bus_bandwidth(tuple(read_records(run_dir / metrics_name(0))), f"run {name} ({label})")
+            figure = bus_bandwidth(tuple(read_records(run_dir / metrics_name(0))), f"run {variation.name(run)}")
             path = target / f"bus-bandwidth-{allocation}.svg"
             if links[allocation] > 1:
                 # Each seed measures the link of its allocation, and each measurement needs its own file.
-                path = target / f"bus-bandwidth-{name}.svg"
+                path = target / f"bus-bandwidth-{run_id}.svg"
         target.mkdir(exist_ok=True)
         save(figure, path)
         yield path
@@ -70,7 +69,7 @@ def _finished_runs(folder: SweepFolder, named: str | None) -> list[Mapping[str, 
         return finished
     name = sweep
     if named is not None:
-        name = f"run {wanted[0]['run_id']}"
+        name = f"run {Variation(planned).name(wanted[0])}"
     if drawable:
         raise UserError(f"{name} has nothing to draw yet: no run has finished", hint="sweep status shows the progress")
     raise UserError(

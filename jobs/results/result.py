@@ -12,6 +12,7 @@ from annotated_types import Unit, doc
 from disttrain.records.figure_sources import Source
 from disttrain.records.figures import Figure, InTable, figures_of
 from disttrain.records.summary_types import SUMMARY_FIGURES
+from jobs.planning.labels import run_name
 from jobs.slurm.states import JobPhase, State
 
 PLAN = Source("the plan")
@@ -115,8 +116,8 @@ class Result:
 
     @property
     def name(self) -> str:
-        """The run in lines for a person: its id and its label."""
-        return f"{self.run_id} ({self.label})"
+        """The run in a message: its id and its label."""
+        return run_name(self.run_id, self.label)
 
     @property
     def dropped(self) -> bool:

@@ -15,6 +15,7 @@ from disttrain.errors import UserError
 from disttrain.records.record_files import RUN_NAME, from_json, metrics_name, read_records
 from disttrain.records.record_types import ClockRecord, ExchangeRecord, Record, StartRecord, StepRecord
 from disttrain.records.summary_types import RunInfo
+from jobs.planning.labels import run_name
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -103,7 +104,8 @@ def read_timeline(run_dir: Path, label: str, step: int | None = None) -> Timelin
     run = from_json(RunInfo, json.loads((run_dir / RUN_NAME).read_text(encoding="utf-8")))
     files = [run_dir / metrics_name(rank) for rank in range(min(run.world_size, _MOST_LANES))]
     number = step or _median_step(files[0], run.timing_warmup_steps)
-    lanes = tuple(_lane(run, rank, file, number) for rank, file in enumerate(files))
+    name = run_name(run.run_id, label)
+    lanes = tuple(_lane(name, rank, file, number) for rank, file in enumerate(files))
     return Timeline(run, label, number, lanes)
 
 
@@ -114,8 +116,8 @@ def _median_step(file: Path, warmup_steps: int) -> int:
     return sorted(steps, key=lambda record: record.step_ms)[(len(steps) - 1) // 2].step
 
 
-def _lane(run: RunInfo, rank: int, file: Path, number: int) -> Lane:
-    """The lane of one rank in the step of this number."""
+def _lane(name: str, rank: int, file: Path, number: int) -> Lane:
+    """The lane of one rank of the run of this name, in the step of this number."""
     needed: list[Record] = []
     numbers: set[int] = set()
     for record in read_records(file):
@@ -129,11 +131,11 @@ def _lane(run: RunInfo, rank: int, file: Path, number: int) -> Lane:
             if step.exchange:
                 return Lane(rank, host, step, step.exchange)
     if number in numbers:
-        raise UserError(f"run {run.run_id} has no bucket times in step {number}", hint=DETAILED_TIMING_HINT)
+        raise UserError(f"run {name} has no bucket times in step {number}", hint=DETAILED_TIMING_HINT)
     hint = "it has no steps"
     if numbers:
         hint = f"it has steps {min(numbers)} to {max(numbers)}"
-    raise UserError(f"run {run.run_id} has no step {number}", where="--step", hint=hint)
+    raise UserError(f"run {name} has no step {number}", where="--step", hint=hint)
 
 
 def _is_needed(record: Record, number: int) -> bool:
@@ -251,7 +253,7 @@ def _title(shown: Timeline) -> str:
         f" overlapped {_ms(lane.step.times.overlapped_comm_ms or 0.0)}"
         for lane in lanes[:2]
     )
-    return f"run {run.run_id} ({shown.label}), step {shown.number}{ranks}\n{times}"
+    return f"run {run_name(run.run_id, shown.label)}, step {shown.number}{ranks}\n{times}"
 
 
 def _legend(figure: Figure) -> None:

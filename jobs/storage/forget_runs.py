@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from disttrain.errors import UserError
+from jobs.planning.labels import Variation
 from jobs.storage import ledger
 from jobs.storage.ledger import Ledger
 from jobs.storage.name_links import write_links
-from jobs.storage.run_lookup import find_runs, list_ids
+from jobs.storage.run_lookup import find_runs, list_names
 from jobs.storage.sweep_folder import SweepFolder
 
 
@@ -28,20 +29,20 @@ def runs_to_forget(
     Raises:
         UserError: A text names no run, a named run is not dropped, or a job has not ended.
     """
+    variation = Variation(planned)
     chosen = [run for run in planned if run.get("dropped")]
     if texts:
         chosen = list(find_runs(planned, texts))
     for run in chosen:
         if not run.get("dropped"):
-            message = f"the sweep file, with the --set of its submission, still yields {run['run_id']}"
+            message = f"the sweep file, with the --set of its submission, still yields {variation.name(run)}"
             hint = "change the file so that it does not, submit it, then forget the run"
             raise UserError(message, hint=hint)
-    run_ids = tuple(run["run_id"] for run in chosen)
-    unfinished = [f"{run_id} ({active[run_id]})" for run_id in run_ids if run_id in active]
+    unfinished = [f"{variation.name(run)} {active[run['run_id']]}" for run in chosen if run["run_id"] in active]
     if unfinished:
-        message = f"runs that have not ended cannot be removed: {list_ids(unfinished)}"
+        message = f"runs that have not ended cannot be removed: {list_names(unfinished)}"
         raise UserError(message, hint="wait until they end, or cancel their jobs; nothing was removed")
-    return run_ids
+    return tuple(run["run_id"] for run in chosen)
 
 
 def forget_runs(folder: SweepFolder, run_ids: Collection[str], time_s: float) -> None:

@@ -140,14 +140,14 @@ def test_many_buckets_have_no_labels(tmp_path: Path) -> None:
 
 
 def test_timeline_errors(run_dir: Path, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"^--step: run 2x1-a has no step 6 \(it has steps 1 to 5\)$"):
+    with pytest.raises(UserError, match=r"^--step: run 2x1-a \(2x1\) has no step 6 \(it has steps 1 to 5\)$"):
         timeline(run_dir, "2x1", 6)
     plain: dict[int, list[Record]] = {
         rank: [record for record in rank_records if isinstance(record, StepRecord)]
         for rank, rank_records in two_ranks().items()
     }
     write_run(tmp_path / "plain", plain)
-    with pytest.raises(UserError, match=r"run plain has no bucket times in step 4 \(set detailed_timing: true"):
+    with pytest.raises(UserError, match=r"run plain \(2x1\) has no bucket times in step 4 \(set detailed_timing: true"):
         timeline(tmp_path / "plain", "2x1")
 
 
@@ -238,12 +238,25 @@ def test_two_links_have_two_files(folder: SweepFolder) -> None:
 @pytest.mark.parametrize(
     ("run_id", "error"),
     [
-        ("x", "no run of this sweep is 'x' (its runs: 2x1-a, 2x1-b, 4x1-c, 2x1-d, 2x1-e)"),
-        ("2x1", "'2x1' is the start of the id of 4 runs (write one of their ids in full: 2x1-a, 2x1-b, 2x1-d, 2x1-e)"),
-        ("2x1-e", "run 2x1-e has nothing to draw yet: no run has finished (sweep status shows the progress)"),
+        (
+            "x",
+            "no run of this sweep is 'x' (its runs: 2x1-a (2x1 model=bert detailed_timing=true),"
+            " 2x1-b (2x1 model=link), 4x1-c (4x1 model=link), 2x1-d (2x1 model=bert detailed_timing=false),"
+            " 2x1-e (2x1 model=bert detailed_timing=true))",
+        ),
+        (
+            "2x1",
+            "'2x1' is the start of the id of 4 runs (write one of their ids in full: 2x1-a, 2x1-b, 2x1-d, 2x1-e)",
+        ),
+        (
+            "2x1-e",
+            "run 2x1-e (2x1 model=bert detailed_timing=true) has nothing to draw yet: no run has finished"
+            " (sweep status shows the progress)",
+        ),
         (
             "2x1-d",
-            "run 2x1-d has nothing to draw (set detailed_timing: true in base, on an allocation of several ranks, or"
+            "run 2x1-d (2x1 model=bert detailed_timing=false) has nothing to draw"
+            " (set detailed_timing: true in base, on an allocation of several ranks, or"
             " set measure_link: true next to base)",
         ),
     ],
