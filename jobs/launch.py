@@ -6,7 +6,7 @@ import dataclasses
 import os
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 
 from disttrain.config.train_config import LINK, PATH_FIELDS
 from disttrain.errors import UserError
@@ -22,7 +22,7 @@ from jobs.slurm.states import JobPhase, State
 from jobs.slurm.submit import require_slurm, send_to_slurm
 from jobs.storage.dropped_runs import dropped_runs
 from jobs.storage.ledger import Ledger, read_ledger, submission_lock
-from jobs.storage.name_links import write_links
+from jobs.storage.name_links import link_names_or_warn
 from jobs.storage.sweep_folder import SweepFolder, prepare
 
 
@@ -51,8 +51,8 @@ def launch(plan: Plan, sweep: Sweep, *, max_ranks: int | None, on_poll: Callable
             _check_interrupted(folder, ledger)
         missing = with_runs(plan, _missing(folder, plan, ledger))
         _prepare(folder, sweep, plan, missing, ledger.overrides())
-        _note_dropped(folder)
-        _link_names(folder)
+        if folder.is_owner():
+            link_names_or_warn(folder)
         if plan.cluster_name != LOCAL:
             send_to_slurm(missing, sweep.overrides, time.time, _print_job)
         elif missing.runs:
@@ -70,32 +70,24 @@ def _create(folder: SweepFolder) -> None:
 
 
 def _prepare(
-    folder: SweepFolder, sweep: Sweep, plan: Plan, missing: Plan, submitted: Mapping[str, Mapping[str, str]]
+    folder: SweepFolder, sweep: Sweep, plan: Plan, missing: Plan, submitted: Mapping[str, Mapping[str, str] | None]
 ) -> None:
     runs = [run_json(run) for run in missing.runs]
     dropped = dropped_runs(sweep, [run.run_id for run in plan.runs], submitted)
     # The user's own model family is in the folder of the sweep file or in the working directory.
     import_path = (sweep.folder, os.getcwd())
     prepare(folder, sweep.document.text, plan_json(plan), runs, submitted.keys(), dropped, import_path)
+    _note_dropped(dropped)
 
 
-def _note_dropped(folder: SweepFolder) -> None:
+def _note_dropped(dropped: Collection[str]) -> None:
     """Prints how many runs are dropped."""
-    dropped = sum(run.get("dropped", False) for run in folder.planned_runs())
     if dropped:
         verb, pronoun = "are", "them"
-        if dropped == 1:
+        if len(dropped) == 1:
             verb, pronoun = "is", "it"
-        note = f"{count_runs(dropped)} {verb} no longer in the sweep file; sweep forget removes {pronoun}"
+        note = f"{count_runs(len(dropped))} {verb} no longer in the sweep file; sweep forget removes {pronoun}"
         print(f"note: {note}", file=sys.stderr)
-
-
-def _link_names(folder: SweepFolder) -> None:
-    """Rebuilds the links under by-name/. They are a convenience: without them the submission continues."""
-    try:
-        write_links(folder)
-    except OSError as error:
-        print(f"note: by-name has no links to the runs: {error.filename!r}: {error.strerror}", file=sys.stderr)
 
 
 def _print_job(group: JobGroup, job_id: str) -> None:

@@ -34,7 +34,8 @@ _started: list[str] = []
 
 
 def _note_process(event: str, arguments: tuple[object, ...]) -> None:
-    if event in _PROCESS_EVENTS and not str(arguments[0]).endswith(_STARTED_BY_LIBRARIES):
+    program = str(next(iter(arguments), ""))
+    if event in _PROCESS_EVENTS and not program.endswith(_STARTED_BY_LIBRARIES):
         _started.append(f"{event} {arguments[:1]}")
 
 

@@ -57,8 +57,8 @@ def submit(
 ) -> None:
     """Submit the runs that are not done, queued or running.
 
-    A second submit submits only failed and new runs. With --wait, the exit status is 1 if a run has ended without
-    success.
+    A second submit submits only failed and new runs. With --wait, the exit status is 1 if one of these runs has
+    ended without success.
     """
     from jobs.launch import debug, launch
     from jobs.planning.cluster_profile import DEBUG, LOCAL
@@ -99,7 +99,8 @@ def _submit_and_wait(plan: Plan, sweep: Sweep, max_parallel: int | None, poll_s:
         default_poll_s = 1.0
     # With --json, stdout has nothing but the results.
     progress = contextlib.redirect_stdout(sys.stderr if as_json else sys.stdout)
-    with progress, Watch(folder, stderr_console(), os.environ, poll_s or default_poll_s) as watch:
+    run_ids = {run.run_id for run in plan.runs}
+    with progress, Watch(folder, run_ids, stderr_console(), os.environ, poll_s or default_poll_s) as watch:
         launch(plan, sweep, max_ranks=max_parallel, on_poll=watch.tick)
         try:
             watch.wait()
@@ -108,4 +109,4 @@ def _submit_and_wait(plan: Plan, sweep: Sweep, max_parallel: int | None, poll_s:
             raise
     results = read_status(folder).results
     print_results(results, folder, as_json=as_json)
-    exit_if_failed(results)
+    exit_if_failed([row for row in results if row.run_id in run_ids])

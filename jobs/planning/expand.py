@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -85,15 +86,9 @@ def expand(sweep: Sweep) -> tuple[RunSpec, ...]:
             entry of `exclude` matches nothing, no run is left, there are more than `MAX_RUNS` runs, or `measure_link`
             is set and no allocation has more than one rank.
     """
-    _check_count(sweep)
-    points = [*_without_excluded(sweep, list(_product(sweep))), *_included(sweep)]
-    if not points:
-        raise UserError("no run is left", where=sweep.where("exclude"), hint="exclude removes all of them")
-    if sweep.measure_link:
-        points += _links(sweep, points)
     runs: list[RunSpec] = []
     seen: dict[str, _Point] = {}
-    for index, point in enumerate(points):
+    for index, point in enumerate(_points(sweep)):
         run = _run(sweep, point, index)
         # Compared by absolute paths: ./data and /home/me/data may be the same folder, and then the same run.
         twin = seen.setdefault(run_id(str(run.allocation), run.config), point)
@@ -101,6 +96,25 @@ def expand(sweep: Sweep) -> tuple[RunSpec, ...]:
             raise _same_run(sweep, twin, point)
         runs.append(run)
     return tuple(runs)
+
+
+def expanded_ids(sweep: Sweep) -> frozenset[str]:
+    """The ids of the runs of a sweep. In contrast to `expand`, no path needs to exist.
+
+    Raises:
+        UserError: The sweep contradicts itself.
+    """
+    return frozenset(run_id(str(point.allocation), _config(sweep, point)) for point in _points(sweep))
+
+
+def _points(sweep: Sweep) -> list[_Point]:
+    _check_count(sweep)
+    points = [*_without_excluded(sweep, list(_product(sweep))), *_included(sweep)]
+    if not points:
+        raise UserError("no run is left", where=sweep.where("exclude"), hint="exclude removes all of them")
+    if sweep.measure_link:
+        points += _links(sweep, points)
+    return points
 
 
 def _steps(sweep: Sweep) -> list[list[dict[str, _Cell]]]:
@@ -206,18 +220,32 @@ def _matches_nothing(sweep: Sweep, points: list[_Point], index: int) -> UserErro
 
 
 def _run(sweep: Sweep, point: _Point, index: int) -> RunSpec:
+    config = _config(sweep, point)
+    with _placed(sweep, point):
+        absolute = absolute_paths(config, sweep.folder)
+    asked = {name: cell.value for name, cell in point.cells.items()}
+    return RunSpec(run_id(str(point.allocation), config), point.allocation, absolute, point.values, asked, index)
+
+
+def _config(sweep: Sweep, point: _Point) -> TrainConfig:
+    """The resolved config of a point, with paths as they are written."""
     _check_setup(sweep, point)
-    try:
+    with _placed(sweep, point):
         config = TrainConfig(**{name: cell.value for name, cell in point.cells.items() if name != "setup"}).resolved()
         config.check_world_size(point.allocation.world_size)
-        absolute = absolute_paths(config, sweep.folder)
+        return config
+
+
+@contextmanager
+def _placed(sweep: Sweep, point: _Point) -> Iterator[None]:
+    """Adds the place in the sweep file to a mistake in the fields of a point."""
+    try:
+        yield
     except FieldsError as error:
         message = error.message
         if len(error.fields) > 1:
             message += f", in {point}"
         raise UserError(message, where=sweep.where(*_blamed(sweep, point, error.fields)), hint=error.hint) from None
-    asked = {name: cell.value for name, cell in point.cells.items()}
-    return RunSpec(run_id(str(point.allocation), config), point.allocation, absolute, point.values, asked, index)
 
 
 def _check_setup(sweep: Sweep, point: _Point) -> None:

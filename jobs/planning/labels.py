@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from disttrain.config.train_config import TrainConfig
+from disttrain.config.train_config import PATH_FIELDS, TrainConfig
 from jobs.planning.plan import is_link
 from jobs.planning.sweep_sections import canonical
 
@@ -29,22 +30,24 @@ class Variation:
 
     def __init__(self, runs: Sequence[Mapping[str, Any]]) -> None:
         self._runs = runs
-        self._trained = [run for run in runs if not is_link(run)]
         self.fields = tuple(self._varied_fields())
         self._numbers = {name: self._mapping_numbers(name) for name in self.fields}
-        self._label_fields = self._fields_of_labels()
+        trained = [run for run in runs if not is_link(run)]
+        links = [run for run in runs if is_link(run)]
+        self._label_fields = self._fewest_fields(trained, ())
+        self._link_label_fields = self._fewest_fields(links, ("model",))
 
     def values(self, run: Mapping[str, Any]) -> dict[str, Any]:
         """The value of each field that varies, paths as in the sweep file; None where a run has no such field."""
-        return {name: _value(run, name) for name in self.fields}
+        return {name: _value(run, name) if _has(run, name) else None for name in self.fields}
 
     def texts(self, run: Mapping[str, Any]) -> dict[str, str]:
         """The values as short texts, for tables: a mapping is its number among the values of its field."""
-        return {name: self._text(name, value) for name, value in self.values(run).items()}
+        return {name: self._text(run, name) if _has(run, name) else "" for name in self.fields}
 
     def label(self, run: Mapping[str, Any]) -> str:
         """The allocation, and the values that tell this run from the others: ``2x2 lr=2e-05 seed=1``."""
-        parts = (f"{name}={self._text(name, _value(run, name))}" for name in self._fields_in_label(run))
+        parts = (f"{name}={self._text(run, name)}" for name in self._fields_in_label(run))
         return " ".join((run["allocation"], *parts))
 
     def name(self, run: Mapping[str, Any]) -> str:
@@ -52,20 +55,20 @@ class Variation:
         return run_name(run["run_id"], self.label(run))
 
     def description(self, run: Mapping[str, Any]) -> str:
-        """The label, and the values that vary and are not part of it."""
+        """The label, and the values of the sweep file's lists that vary and are not part of it."""
         others = [name for name in self.fields if name in run["point"] and name not in self._fields_in_label(run)]
-        return "".join((self.label(run), *(f", {name}={self.texts(run)[name]}" for name in others)))
+        return "".join((self.label(run), *(f", {name}={self._text(run, name)}" for name in others)))
 
     def _fields_in_label(self, run: Mapping[str, Any]) -> tuple[str, ...]:
         if is_link(run):
-            return tuple(run["point"])
+            return self._link_label_fields
         return self._label_fields
 
     def _varied_fields(self) -> Iterator[str]:
         listed = itertools.chain.from_iterable(run["point"] for run in self._runs)
         asked = itertools.chain.from_iterable(_asked(run) for run in self._runs)
         for name in dict.fromkeys((*listed, *asked)):
-            runs = [run for run in self._runs if not is_link(run) or name in run["point"]]
+            runs = [run for run in self._runs if _has(run, name)]
             # Both: a field that only follows from another one, such as the dataset from the model, does not vary, nor
             # does one that is written out in one run and has the same default in another.
             if _differ(_asked(run).get(name, _DEFAULTS.get(name)) for run in runs) and _differ(
@@ -78,30 +81,36 @@ class Variation:
         mappings = (canonical(value) for run in self._runs if isinstance(value := _value(run, name), Mapping))
         return {text: number for number, text in enumerate(dict.fromkeys(mappings), start=1)}
 
-    def _text(self, name: str, value: Any) -> str:
+    def _text(self, run: Mapping[str, Any], name: str) -> str:
+        value = _value(run, name)
         if isinstance(value, Mapping):
             return f"#{self._numbers[name][canonical(value)]}"
         return value_text(value)
 
-    def _fields_of_labels(self) -> tuple[str, ...]:
-        """The fewest fields that tell the runs apart, in the order of `fields`."""
-        needed = tuple(name for name in self.fields if not self._tell_apart(self._without(name)))
-        others = [name for name in self.fields if name not in needed]
+    def _fewest_fields(self, runs: Sequence[Mapping[str, Any]], always: tuple[str, ...]) -> tuple[str, ...]:
+        """The fewest fields that tell some runs apart, in the order of `fields`.
+
+        Args:
+            runs: The runs to tell apart.
+            always: Fields that every label has.
+        """
+        candidates = [name for name in self.fields if name not in always]
+        needed = [
+            name for name in candidates if not self._tell_apart(runs, [other for other in candidates if other != name])
+        ]
+        others = [name for name in candidates if name not in needed]
         for count in range(min(len(others), _MOST_FIELDS_TRIED) + 1):
             for chosen in itertools.combinations(others, count):
-                fields = tuple(name for name in self.fields if name in needed or name in chosen)
-                if self._tell_apart(fields):
-                    return fields
-        return self.fields
+                fields = [name for name in candidates if name in needed or name in chosen]
+                if self._tell_apart(runs, fields):
+                    return (*always, *fields)
+        return (*always, *candidates)
 
-    def _without(self, left_out: str) -> tuple[str, ...]:
-        return tuple(name for name in self.fields if name != left_out)
-
-    def _tell_apart(self, fields: Sequence[str]) -> bool:
+    def _tell_apart(self, runs: Sequence[Mapping[str, Any]], fields: Sequence[str]) -> bool:
         """Whether no two runs have the same allocation and the same values in these fields."""
         seen = set()
-        for run in self._trained:
-            key = (run["allocation"], *(self._text(name, _value(run, name)) for name in fields))
+        for run in runs:
+            key = (run["allocation"], *(self._text(run, name) for name in fields))
             if key in seen:
                 return False
             seen.add(key)
@@ -109,18 +118,26 @@ class Variation:
 
 
 def _value(run: Mapping[str, Any], name: str) -> Any:
-    """The value of a field, as the sweep file has it if it is in a list there: paths are then not yet absolute."""
-    if name in run["point"]:
-        return run["point"][name]
-    if is_link(run):
-        return None
+    """The value of a field: the one that the run used, but a path as the sweep file or ``--set`` has it."""
+    written = _asked(run).get(name)
+    if name in PATH_FIELDS and written is not None:
+        return written
     return run["train"].get(name)
 
 
+def _has(run: Mapping[str, Any], name: str) -> bool:
+    """Whether a run has a field. A link run trains nothing: it has only the fields that are set for it."""
+    return not is_link(run) or name in _asked(run)
+
+
 def _asked(run: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The fields that the sweep file sets for a run; a plan of the former release has only the resolved config."""
-    asked: Mapping[str, Any] = run.get("asked", run["train"])
-    return asked
+    """The fields that the sweep file or ``--set`` sets for a run; a plan of the former release has fewer of them."""
+    asked: Mapping[str, Any] | None = run.get("asked")
+    if asked is not None:
+        return asked
+    if is_link(run):
+        return dict(run["point"])
+    return {**run["train"], **run["point"]}
 
 
 def _differ(values: Iterator[Any]) -> bool:
@@ -151,7 +168,10 @@ def value_text(value: Any) -> str:
         return "null"
     if isinstance(value, bool):
         return str(value).lower()
-    return str(value)
+    text = str(value)
+    if not text.isprintable():
+        return json.dumps(text)  # a line break would split the line of a run
+    return text
 
 
 def link_name(label: str) -> str:

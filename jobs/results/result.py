@@ -145,6 +145,6 @@ class Result:
 
 def column_name(field: str) -> str:
     """The column of a config field: its own name, unless another column has it."""
-    if field in COLUMNS:
+    if field in COLUMNS or field == "config":  # JSON has the complete config under that name
         return f"config.{field}"
     return field

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -31,6 +30,7 @@ class Status:
 
     results: tuple[Result, ...]
     notices: tuple[str, ...]
+    is_current: bool = True  # False if the accounting did not answer: the states are from an earlier answer
 
 
 def read_status(folder: SweepFolder, environ: Mapping[str, str]) -> Status:
@@ -45,6 +45,7 @@ def read_status(folder: SweepFolder, environ: Mapping[str, str]) -> Status:
     ledger = read_ledger(folder.path)
     saved = _saved_rows(folder.accounting_file)
     notices = []
+    is_current = True
     if folder.cluster_name == LOCAL:
         rows: tuple[AccountingRow, ...] = _cancel_abandoned(saved, ledger)
     else:
@@ -52,7 +53,7 @@ def read_status(folder: SweepFolder, environ: Mapping[str, str]) -> Status:
             rows = _query_accounting(folder, ledger, saved, environ)
         except AccountingUnavailable as error:
             notices.append(f"{error}; the states are from the last successful query")
-            rows = saved
+            rows, is_current = saved, False
     if ledger.unconfirmed:
         notices.append(
             f"a submission of {len(ledger.unconfirmed)} runs was interrupted:"
@@ -64,7 +65,8 @@ def read_status(folder: SweepFolder, environ: Mapping[str, str]) -> Status:
         notices.append(f"{len(unsubmitted)} of {len(planned)} runs were never submitted; sweep submit submits them")
     records = {run["run_id"]: read_run(folder.run(run["run_id"])) for run in planned}
     local = folder.cluster_name == LOCAL
-    return Status(join(planned, ledger, attempts_by_job(rows), records, local=local), tuple(notices))
+    results = join(planned, ledger, attempts_by_job(rows), records, local=local)
+    return Status(results, tuple(notices), is_current)
 
 
 @dataclass(frozen=True)
@@ -73,7 +75,7 @@ class LastKnown:
 
     Attributes:
         states: The state of each run that the sweep file still has, by run id.
-        known_s: The time of that answer, in seconds since 1970; None if Slurm was not asked since the submission.
+        known_s: The time of that answer, in seconds since 1970; None if Slurm was never asked.
     """
 
     states: Mapping[str, State]
@@ -84,8 +86,8 @@ def last_known(folder: SweepFolder) -> LastKnown:
     """The states of a sweep's runs, without a question to Slurm."""
     ledger, rows = read_ledger(folder.path), _saved_rows(folder.accounting_file)
     known_s = None
-    if folder.accounting_file.exists():
-        known_s = folder.accounting_file.stat().st_mtime
+    if folder.query_time_file.exists():
+        known_s = float(folder.query_time_file.read_text(encoding="utf-8"))
     if folder.cluster_name == LOCAL:
         rows, known_s = _cancel_abandoned(rows, ledger), time.time()  # the queue itself writes the states
     present = [run["run_id"] for run in folder.planned_runs() if not run.get("dropped", False)]
@@ -104,8 +106,9 @@ def _query_accounting(
     known = {_without_elapsed(row) for row in saved}
     new = [row for row in merged if _without_elapsed(row) not in known]
     if folder.is_owner():
-        append_lines(folder.accounting_file, [json.dumps(row.to_json()) for row in new])
-        os.utime(folder.accounting_file)  # the time of the last answer, for `sweep list`
+        if new:
+            append_lines(folder.accounting_file, [json.dumps(row.to_json()) for row in new])
+        folder.query_time_file.write_text(f"{time.time():.0f}\n", encoding="utf-8")
     # After the writing: these states are only inferred, and a later answer of sacct must be able to replace them.
     return (*map(_requeued_if_recent, merged), *_cancelled_while_pending(folder, ledger, merged, environ))
 

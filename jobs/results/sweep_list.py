@@ -24,12 +24,14 @@ class ListedSweep:
     Attributes:
         folder: Its folder.
         known: The last known states of its runs.
-        age_s: The age of these states in seconds; None if Slurm was not asked since the submission.
+        age_s: The age of these states in seconds; None if Slurm was never asked.
+        error: Why the folder cannot be read.
     """
 
     folder: SweepFolder
     known: LastKnown
     age_s: float | None
+    error: str | None = None
 
     @property
     def counts(self) -> dict[str, int]:
@@ -40,11 +42,15 @@ class ListedSweep:
 
 def listed_sweeps(root: Path) -> list[ListedSweep]:
     """The sweeps under the root, the one submitted last first."""
-    plans = sorted(root.glob("*/*/plan.json"), key=lambda path: path.stat().st_mtime, reverse=True)
+    plans = sorted(root.glob("*/*/plan.json"), key=_modified_s, reverse=True)
     sweeps = []
     for plan in plans:
         folder = SweepFolder(plan.parent)
-        known = last_known(folder)
+        try:
+            known = last_known(folder)
+        except (OSError, ValueError, KeyError) as error:  # one damaged or private folder must not hide the others
+            sweeps.append(ListedSweep(folder, LastKnown({}, None), None, f"cannot be read: {error}"))
+            continue
         age_s = None
         if known.known_s is not None:
             age_s = max(0.0, time.time() - known.known_s)
@@ -52,13 +58,20 @@ def listed_sweeps(root: Path) -> list[ListedSweep]:
     return sweeps
 
 
+def _modified_s(path: Path) -> float:
+    try:
+        return path.stat().st_mtime
+    except OSError:
+        return 0.0
+
+
 def sweeps_table(sweeps: Sequence[ListedSweep]) -> Table:
     """One row for each sweep and cluster."""
     table = Table(**LOOK)
     for name in ("sweep", "cluster", "runs", "states", "age"):
-        table.add_column(name, justify="right" if name == "runs" else "left", no_wrap=name != "states")
+        table.add_column(name, no_wrap=name != "states")
     for sweep in sweeps:
-        counts = ", ".join(f"{count} {state}" for state, count in sweep.counts.items())
+        counts = sweep.error or ", ".join(f"{count} {state}" for state, count in sweep.counts.items())
         age = "not asked yet"
         if sweep.age_s is not None:
             age = age_text(sweep.age_s)
@@ -76,6 +89,7 @@ def list_json(sweeps: Sequence[ListedSweep]) -> list[dict[str, Any]]:
             "runs": len(sweep.known.states),
             "states": sweep.counts,
             "age_s": sweep.age_s,
+            "error": sweep.error,
         }
         for sweep in sweeps
     ]

@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import math
+import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -252,8 +253,8 @@ def to_csv(results: Sequence[Result], *, all_columns: bool = False) -> str:
 
 
 def _csv_value(value: Any) -> Any:
-    """A value as a cell: names joined by commas, or JSON where that would be ambiguous."""
-    if isinstance(value, tuple) and all(isinstance(item, str) and "," not in item for item in value):
+    """A value as a cell: names joined by commas; sentences and nested values as JSON."""
+    if isinstance(value, tuple) and all(isinstance(item, str) and not re.search(r"[\s,]", item) for item in value):
         return ",".join(value) or "none"
     if isinstance(value, tuple | Mapping):
         return json.dumps(value)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from contextlib import AbstractContextManager
 from types import TracebackType
 from typing import Self
@@ -18,17 +18,26 @@ from jobs.storage.sweep_folder import SweepFolder
 
 
 class Watch(AbstractContextManager["Watch"]):
-    """Follows the runs of a sweep until they have ended.
+    """Follows some runs of a sweep until they have ended.
 
     Args:
         folder: The folder of the sweep.
+        run_ids: The ids of the runs: those of one plan, not of other submissions.
         console: The console for the output.
         environ: The environment for sacct.
         poll_s: The interval between two queries in seconds; sites request at most one or two sacct calls a minute.
     """
 
-    def __init__(self, folder: SweepFolder, console: Console, environ: Mapping[str, str], poll_s: float) -> None:
+    def __init__(
+        self,
+        folder: SweepFolder,
+        run_ids: Collection[str],
+        console: Console,
+        environ: Mapping[str, str],
+        poll_s: float,
+    ) -> None:
         self._folder = folder
+        self._run_ids = run_ids
         self._console = console
         self._environ = environ
         self._poll_s = poll_s
@@ -63,8 +72,7 @@ class Watch(AbstractContextManager["Watch"]):
 
     @property
     def _awaited(self) -> list[Result]:
-        """The runs that the sweep file still has: dropped ones do not keep it waiting."""
-        return [result for result in self._status.results if not result.dropped]
+        return [result for result in self._status.results if result.run_id in self._run_ids]
 
     def tick(self) -> None:
         """Queries the status if the interval is over, and prints the changes."""

@@ -1,4 +1,4 @@
-"""Removes dropped runs from the folder of a sweep: first their files, then their jobs, then their plan."""
+"""Removes runs from the folder of a sweep: first their files, then their jobs, then their plan."""
 
 from __future__ import annotations
 
@@ -11,38 +11,32 @@ from disttrain.errors import UserError
 from jobs.planning.labels import Variation
 from jobs.storage import ledger
 from jobs.storage.ledger import Ledger
-from jobs.storage.name_links import write_links
 from jobs.storage.run_lookup import find_runs, list_names
 from jobs.storage.sweep_folder import SweepFolder
 
 
 def runs_to_forget(
     planned: Sequence[Mapping[str, Any]], texts: Sequence[str], active: Mapping[str, str]
-) -> tuple[str, ...]:
-    """The ids of the runs to remove.
+) -> list[Mapping[str, Any]]:
+    """The runs to remove.
 
     Args:
         planned: The runs of plan.json.
         texts: What the user typed for each run; nothing for all dropped runs.
-        active: The state of each run that has a job which has not ended, by run id.
+        active: The state of each run that has, or may have, a job which has not ended, by run id.
 
     Raises:
-        UserError: A text names no run, a named run is not dropped, or a job has not ended.
+        UserError: A text names no run, or a job has not ended.
     """
     variation = Variation(planned)
     chosen = [run for run in planned if run.get("dropped")]
     if texts:
-        chosen = list(find_runs(planned, texts))
-    for run in chosen:
-        if not run.get("dropped"):
-            message = f"the sweep file, with the --set of its submission, still yields {variation.name(run)}"
-            hint = "change the file so that it does not, submit it, then forget the run"
-            raise UserError(message, hint=hint)
+        chosen = find_runs(planned, texts)
     unfinished = [f"{variation.name(run)} {active[run['run_id']]}" for run in chosen if run["run_id"] in active]
     if unfinished:
         message = f"runs that have not ended cannot be removed: {list_names(unfinished)}"
         raise UserError(message, hint="wait until they end, or cancel their jobs; nothing was removed")
-    return tuple(run["run_id"] for run in chosen)
+    return chosen
 
 
 def forget_runs(folder: SweepFolder, run_ids: Collection[str], time_s: float) -> None:
@@ -50,19 +44,20 @@ def forget_runs(folder: SweepFolder, run_ids: Collection[str], time_s: float) ->
 
     Args:
         folder: The folder of the sweep, under its submission lock.
-        run_ids: The dropped runs.
+        run_ids: The ids of the runs.
         time_s: The time in seconds since 1970, for the ledger.
     """
     _remove_files(folder, run_ids, ledger.read_ledger(folder.path))
     ledger.forget(folder.path, list(run_ids), time_s)
     folder.remove_from_plan(run_ids)
-    write_links(folder)
 
 
 def _remove_files(folder: SweepFolder, run_ids: Collection[str], jobs: Ledger) -> None:
     """Removes the folders of the runs, and the logs of their jobs."""
     for run_id in run_ids:
         _remove(folder.run(run_id))
+        for figure in (folder.path / "figures").glob(f"*-{run_id}.svg"):
+            _remove(figure)
     forgotten = {job.job_id for run_id in run_ids for job in jobs.jobs.get(run_id, ())}
     for job_id in forgotten:
         # The folder of a local run, or the files of a Slurm job: 7_0_* of an array task, 7_* of a plain job.

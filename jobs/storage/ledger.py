@@ -38,7 +38,8 @@ class Job:
     job_id: str  # as in sacct: 123_4 for a task of an array, 123 for a plain job
     submitted_s: float
     queue: QueueProcess | None = None  # only with the local executor
-    overrides: Mapping[str, str] = field(default_factory=dict, hash=False)  # the texts of --set, by field name
+    # The texts of --set, by field name; None if a former release submitted the run, which did not note them.
+    overrides: Mapping[str, str] | None = field(default_factory=dict, hash=False)
 
 
 @dataclass(frozen=True)
@@ -47,14 +48,14 @@ class Ledger:
 
     jobs: Mapping[str, tuple[Job, ...]]  # the jobs of each run by run_id, the latest job last
     unconfirmed: tuple[str, ...]  # the runs whose last submission has an intend event and no result
-    intended: Mapping[str, Mapping[str, str]] = field(default_factory=dict)  # the overrides of the unconfirmed runs
+    intended: Mapping[str, Mapping[str, str] | None] = field(default_factory=dict)  # overrides of the unconfirmed runs
 
     def all_jobs(self) -> Iterator[Job]:
         """Every job that was ever submitted, and not forgotten."""
         return itertools.chain.from_iterable(self.jobs.values())
 
-    def overrides(self) -> dict[str, Mapping[str, str]]:
-        """The overrides of the latest submission of each run, by run id."""
+    def overrides(self) -> dict[str, Mapping[str, str] | None]:
+        """The overrides of the latest submission of each run, by run id; None where they are not known."""
         return {run_id: jobs[-1].overrides for run_id, jobs in self.jobs.items()} | dict(self.intended)
 
 
@@ -75,10 +76,10 @@ def replay(events: Iterable[Mapping[str, Any]]) -> Ledger:
         '7'
     """
     jobs: dict[str, tuple[Job, ...]] = {}
-    intended: dict[str, Mapping[str, str]] = {}
+    intended: dict[str, Mapping[str, str] | None] = {}
     for event in events:
         if event["event"] == "intend":
-            intended.update(dict.fromkeys(event["run_ids"], event.get("set", {})))  # a former release wrote no set
+            intended.update(dict.fromkeys(event["run_ids"], event.get("set")))
         elif event["event"] == "record":
             for job in _recorded_jobs(event, intended):
                 jobs[job.run_id] = (*jobs.get(job.run_id, ()), job)
@@ -93,13 +94,13 @@ def replay(events: Iterable[Mapping[str, Any]]) -> Ledger:
     return Ledger(jobs, tuple(intended), intended)
 
 
-def _recorded_jobs(event: Mapping[str, Any], intended: Mapping[str, Mapping[str, str]]) -> Iterator[Job]:
+def _recorded_jobs(event: Mapping[str, Any], intended: Mapping[str, Mapping[str, str] | None]) -> Iterator[Job]:
     """The jobs of a record event, with the overrides of the event (local queue) or of their intend event (Slurm)."""
     queue = None
     if event.get("queue"):
         queue = QueueProcess(**event["queue"])
     for run_id, job_id in event["jobs"].items():
-        yield Job(run_id, job_id, event["time_s"], queue, event.get("set", intended.get(run_id, {})))
+        yield Job(run_id, job_id, event["time_s"], queue, event.get("set", intended.get(run_id)))
 
 
 def intend(folder: Path, run_ids: Sequence[str], time_s: float, overrides: Mapping[str, str] = _NO_OVERRIDES) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -33,11 +34,19 @@ def link_names(planned: Sequence[Mapping[str, Any]]) -> dict[str, str]:
     return links
 
 
+def link_names_or_warn(folder: SweepFolder) -> None:
+    """Writes the links of a sweep. They are a convenience: if that fails, a note says so, and the command continues."""
+    try:
+        write_links(folder)
+    except OSError as error:
+        print(f"note: by-name/ is not complete: {error.filename!r}: {error.strerror}", file=sys.stderr)
+
+
 def write_links(folder: SweepFolder) -> None:
     """Makes by-name/ agree with plan.json. The links are relative, so the folder of the sweep can be moved.
 
     Raises:
-        OSError: The file system has no symbolic links, or by-name/ has a file that is not a link.
+        OSError: The file system has no symbolic links, or a file of that name is in the way.
     """
     planned = folder.planned_runs()
     wanted = {}
@@ -48,7 +57,7 @@ def write_links(folder: SweepFolder) -> None:
         by_name.mkdir(exist_ok=True)
     existing = {}
     if by_name.is_dir():
-        existing = {path.name: os.readlink(path) for path in by_name.iterdir()}
+        existing = {path.name: os.readlink(path) for path in by_name.iterdir() if path.is_symlink()}
     for name, target in existing.items():
         if wanted.get(name) != target:
             (by_name / name).unlink()

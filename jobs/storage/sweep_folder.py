@@ -50,6 +50,11 @@ class SweepFolder:
         return self.path / "accounting.jsonl"
 
     @property
+    def query_time_file(self) -> Path:
+        """The time of the last answer of Slurm's accounting, in seconds since 1970."""
+        return self.path / "queried.txt"
+
+    @property
     def results_file(self) -> Path:
         return self.path / "results.csv"
 
@@ -99,15 +104,17 @@ def prepare(
         runs: The runs that are about to be submitted, as in the plan. The summary and failure files of their earlier
             attempts are removed; otherwise the new attempt would look finished.
         submitted_ids: The ids of all runs of earlier submissions. plan.json keeps those that the plan no longer has,
-            after the runs of the plan. It loses a run that was planned and never submitted.
+            after the runs of the plan. It also keeps the config with which a run was submitted, if it is not submitted
+            again: fields that are not part of the id may differ. It loses a run that was planned and never submitted.
         dropped_ids: The ids of those that the sweep file no longer yields. plan.json marks them.
         import_path: The folders in which the ranks search for the user's own model family.
     """
     folder.logs.mkdir(parents=True, exist_ok=True)
-    earlier_ids = set(submitted_ids) - {run["run_id"] for run in plan["runs"]}
-    earlier = [_marked(run, dropped_ids) for run in folder.planned_runs() if run["run_id"] in earlier_ids]
+    kept_ids = set(submitted_ids) - {run["run_id"] for run in runs}
+    kept = {run["run_id"]: _marked(run, dropped_ids) for run in folder.planned_runs() if run["run_id"] in kept_ids}
+    planned = [kept.pop(run["run_id"], run) for run in plan["runs"]]
     write_text(folder.sweep_file, sweep_text)
-    folder.write_plan({**plan, "runs": [*plan["runs"], *earlier]})
+    folder.write_plan({**plan, "runs": [*planned, *kept.values()]})
     facts = {"versions": versions(), "git": git_state(Path.cwd()), "import_path": list(import_path)}
     for run in runs:
         run_dir = folder.run(run["run_id"])

@@ -181,6 +181,7 @@ def submitted(sweep: Sweep, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     assert sweep("submit", "s.yaml", "--cluster", "local").exit_code == 0
     folder = SweepFolder(tmp_path / "runs" / "s" / "local")
     runs = [run["run_id"] for run in folder.planned_runs()]
+    ledger.intend(folder.path, runs, 1.0)
     ledger.record(folder.path, {run_id: f"local-1-{index}" for index, run_id in enumerate(runs)}, 1.0)
     return folder
 
@@ -280,6 +281,7 @@ def test_list_needs_no_query(sweep: Sweep, submitted: SweepFolder, tmp_path: Pat
         "folder": str(submitted.path),
         "runs": 2,
         "states": {"COMPLETED": 1, "PENDING": 1},
+        "error": None,
     }
     assert sweep("list", "--root", "nowhere") == Output(0, f"no sweep was submitted in '{tmp_path}/nowhere'\n", "")
 
@@ -338,7 +340,7 @@ def test_forget_removes_a_dropped_run(sweep: Sweep, submitted: SweepFolder, drop
     message = "runs that have not ended cannot be removed"
     hint = "wait until they end, or cancel their jobs; nothing was removed"
     for command in (["forget", "--yes"], ["forget", "2x1", "--yes", "--sweep", "s.yaml"]):
-        assert sweep(*command) == Output(2, "", f"error: {message}: {dropped} (RUNNING) ({hint})\n")
+        assert sweep(*command) == Output(2, "", f"error: {message}: {dropped} (2x1) RUNNING ({hint})\n")
     note(submitted, State.COMPLETED, State.FAILED)
     asks = "sweep forget asks before it removes runs, and stdin is not a terminal (add --yes)"
     assert sweep("forget") == Output(2, "", f"error: {asks}\n")
@@ -346,15 +348,38 @@ def test_forget_removes_a_dropped_run(sweep: Sweep, submitted: SweepFolder, drop
     assert sweep("forget", "--yes") == Output(0, "removed 1 run\n", "")
     assert (submitted.run(dropped).exists(), logs.exists()) == (False, False)
     (kept,) = (run["run_id"] for run in submitted.planned_runs())
-    nothing = "nothing to forget: all runs of s on local are in the sweep file\n"
+    nothing = "nothing to forget: no run of s on local is dropped\n"
     assert sweep("forget", "--yes") == Output(0, nothing, "")
-    assert sweep("forget", kept[:6]).err.startswith("error: the sweep file, with the --set of its submission, still")
+    assert (submitted.path / "by-name" / "1x1").exists()
     # The file has the allocation again. The accounting still has the forgotten job, and the ledger does not.
     (tmp_path / "s.yaml").write_text(SWEEP)
     again = sweep("submit", "s.yaml", "--cluster", "local").out.splitlines()[0]
     assert again == "s on local: submitting 1 of 2 runs (1 done, 0 queued or running)"
     rows = json.loads(sweep("status", "--json").out)["runs"]
     assert [(row["run_id"], row["state"]) for row in rows] == [(kept, "COMPLETED"), (dropped, "NOT_SUBMITTED")]
+
+
+@pytest.mark.process
+def test_forget_removes_a_named_run(sweep: Sweep, submitted: SweepFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is still in the sweep file, and the question says so."""
+    note(submitted, State.FAILED, State.COMPLETED)
+    named = submitted.planned_runs()[0]["run_id"]
+    monkeypatch.setattr(sys, "stdin", Terminal("y\n"))
+    output = sweep("forget", "1x1")
+    assert output.out.splitlines()[0] == f"{named} (1x1)  FAILED  (in the sweep file: sweep submit runs it again)"
+    assert [run["allocation"] for run in submitted.planned_runs()] == ["2x1"]
+
+
+@pytest.mark.process
+def test_forget_refuses_an_interrupted_submission(sweep: Sweep, submitted: SweepFolder) -> None:
+    """Its jobs may exist, although the ledger has none."""
+    note(submitted, State.FAILED, State.COMPLETED)
+    named = submitted.planned_runs()[0]["run_id"]
+    ledger.intend(submitted.path, [named], 2.0)
+    refused = sweep("forget", named, "--yes")
+    assert refused.exit_code == 2
+    assert f"{named} (1x1) in an interrupted submission" in refused.err
+    assert submitted.run(named).exists()
 
 
 class Terminal(io.StringIO):

@@ -129,6 +129,29 @@ def test_runs_of_other_overrides_stay(slurm: Slurm, tmp_path: Path, capsys: pyte
 
 
 @pytest.mark.process
+def test_a_run_keeps_the_config_of_its_submission(slurm: Slurm, tmp_path: Path) -> None:
+    """num_workers is not part of the id: the second submission sends only the new seed with its value."""
+
+    def submit(seeds: str, overrides: dict[str, str]) -> list[tuple[int, int, int]]:
+        text = f"name: s\nallocations: [1x1]\nbase: {{model: bert}}\nseeds: {seeds}\n"
+        sweep = parse_sweep(parse_yaml(text, "s.yaml"), "/nowhere", overrides)
+        plan = make_plan("s", expand(sweep), "site", ClusterProfile.model_validate({}), tmp_path / "s" / "site")
+        launch(plan, sweep, max_ranks=None)
+        runs = SweepFolder(plan.folder).planned_runs()
+        written = [
+            json.loads((SweepFolder(plan.folder).run(run["run_id"]) / "run.json").read_text())["train"] for run in runs
+        ]
+        return [
+            (run["train"]["seed"], run["train"]["num_workers"], train["num_workers"])
+            for run, train in zip(runs, written, strict=True)
+        ]
+
+    assert submit("[0]", {}) == [(0, 2, 2)]
+    assert submit("[0, 1]", {"num_workers": "0"}) == [(0, 2, 2), (1, 0, 0)]
+    assert submit("[0, 1]", {"num_workers": "1"}) == [(0, 2, 2), (1, 0, 0)]
+
+
+@pytest.mark.process
 def test_notes_one_dropped_run(slurm: Slurm, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     text = "name: s\nallocations: [1x1]\nbase: {model: bert}\nseeds: [0, 1]\n"
     launch(plan_of(tmp_path, text=text), LOADED, max_ranks=None)

@@ -230,3 +230,14 @@ def test_a_new_field_is_in_the_summary() -> None:
     assert figures["loss_scale"] == 8.0
     assert figures.keys() == {*before, *(figure.name for figure in added)}
     assert summarise_fields(StepTimes, steps).keys() == set(before)
+
+
+def test_every_summarised_field_is_in_the_summary() -> None:
+    """An annotation on a type that the summary does not read would be ignored."""
+    for kind in (*KINDS.values(), RunInfo, Failure):
+        bases = [summarised for summarised in SUMMARISED_TYPES if issubclass(kind, summarised)]
+        for figure in figures_of(kind):
+            if figure.summarised is not None:
+                assert bases, f"{kind.__name__}.{figure.name}"
+            if figure.table_rank is not None:
+                assert figure.summarised is not None, f"{kind.__name__}.{figure.name}"

@@ -154,3 +154,27 @@ def test_text_of_a_value(value: object, text: str) -> None:
 )
 def test_name_of_a_link(label: str, name: str) -> None:
     assert link_name(label) == name
+
+
+def test_paths_of_base_and_include_are_as_written(tmp_path: Path) -> None:
+    for name in "ab":
+        (tmp_path / name).mkdir()
+    text = "allocations: [1x1]\nbase: {model: bert, dataset: ./a}\ninclude: [{dataset: ./b}]\n"
+    assert shown(runs_of(text, folder=str(tmp_path)))[1] == ["1x1 dataset=./a", "1x1 dataset=./b"]
+
+
+def test_link_runs_that_differ_are_told_apart() -> None:
+    text = "allocations: [2x1]\nbase: {model: bert}\nmeasure_link: true\n"
+    runs = [*runs_of(text), *runs_of(text, {"device": "cpu"})]
+    labels = ["2x1 device=auto", "2x1 model=link device=auto", "2x1 device=cpu", "2x1 model=link device=cpu"]
+    assert shown([runs[0], runs[1], runs[2], runs[3]]) == (("model", "device"), labels)
+
+
+def test_a_link_run_has_no_text_for_other_fields() -> None:
+    text = "allocations: [2x1]\nbase: {model: bert}\naxes: {lr: [1.0, 2.0]}\nmeasure_link: true\n"
+    runs = runs_of(text)
+    assert Variation(runs).texts(runs[2]) == {"lr": "", "model": "link"}
+
+
+def test_a_line_break_stays_in_its_line() -> None:
+    assert value_text("a\nb") == '"a\\nb"'

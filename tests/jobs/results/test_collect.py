@@ -329,7 +329,8 @@ def test_csv_and_json_have_every_column() -> None:
 @pytest.mark.parametrize(
     ("value", "cell"),
     [
-        (("heat", "power cap"), "heat,power cap"),
+        (("hw_slowdown", "sw_power_cap"), "hw_slowdown,sw_power_cap"),
+        (("one sentence",), '["one sentence"]'),
         ((), "none"),
         (None, ""),
         (("a, b", "c"), '["a, b", "c"]'),

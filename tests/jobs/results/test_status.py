@@ -22,7 +22,8 @@ from jobs.planning.allocation import Allocation
 from jobs.planning.cluster_profile import ClusterProfile
 from jobs.planning.expand import RunSpec
 from jobs.planning.plan import make_plan, plan_json, run_json
-from jobs.results.status import read_status
+from jobs.results.status import last_known, read_status
+from jobs.results.sweep_list import listed_sweeps
 from jobs.slurm.attempts import AccountingRow
 from jobs.slurm.sacct_table import AccountingUnavailable
 from jobs.slurm.states import State
@@ -100,7 +101,7 @@ def test_saves_sacct_answers(sacct: Sacct, write_sweep: Callable[..., SweepFolde
     assert read_status(folder, {}) == before
     sacct.answer = AccountingUnavailable("sacct is not installed here, or not on PATH")
     notice = "sacct is not installed here, or not on PATH; the states are from the last successful query"
-    assert read_status(folder, {}) == replace(before, notices=(notice,))
+    assert read_status(folder, {}) == replace(before, notices=(notice,), is_current=False)
 
 
 @pytest.mark.process
@@ -242,3 +243,30 @@ def test_late_sacct_row_replaces_inferred_state(sacct: Sacct, write_sweep: Calla
     assert states(folder)[0] == "FAILED"
     (row,) = read_status(folder, {}).results[:1]
     assert row.scheduled.attempts == 1
+
+
+@pytest.mark.process
+def test_last_known_states_need_no_answer(sacct: Sacct, write_sweep: Callable[..., SweepFolder]) -> None:
+    folder = write_sweep()
+    ledger.record(folder.path, {"a": "7_0", "b": "7_1"}, time.time())
+    known = last_known(folder)
+    assert (known.states, known.known_s) == ({"a": State.PENDING, "b": State.PENDING}, None)
+    sacct.answer = [DONE]
+    before_s = time.time()
+    read_status(folder, {})
+    sacct.answer = RuntimeError("sweep list asks nothing")
+    known = last_known(folder)
+    assert known.states == {"a": State.COMPLETED, "b": State.PENDING}
+    assert known.known_s == pytest.approx(before_s, abs=60)
+    assert len(sacct.queries) == 1
+
+
+@pytest.mark.process
+def test_list_shows_a_damaged_sweep(write_sweep: Callable[..., SweepFolder], tmp_path: Path) -> None:
+    write_sweep()
+    (tmp_path / "broken" / "site").mkdir(parents=True)
+    (tmp_path / "broken" / "site" / "plan.json").write_text("{")
+    listed = {sweep.folder.sweep_name: sweep for sweep in listed_sweeps(tmp_path)}
+    assert listed["s"].counts == {"NOT_SUBMITTED": 2}
+    assert (listed["s"].age_s, listed["s"].error) == (None, None)
+    assert str(listed["broken"].error).startswith("cannot be read: ")

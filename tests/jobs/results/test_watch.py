@@ -17,6 +17,7 @@ from jobs.storage.sweep_folder import SweepFolder
 from tests.jobs.results.rows import make_result
 
 PENDING = make_result("1x1-a", "1x1 lr=2e-05")
+RUN_IDS = {"1x1-a", "2x1-b"}
 OTHER = make_result("2x1-b", "2x1 lr=2e-05")
 
 
@@ -54,7 +55,7 @@ def test_prints_every_change_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
     monkeypatch.setattr(jobs.results.watch, "read_status", lambda *_: answers.pop(0))
     buffer = io.StringIO()
     slept: list[float] = []
-    with Watch(SweepFolder(tmp_path), Console(file=buffer, width=40), {}, poll_s=0.0) as watch:
+    with Watch(SweepFolder(tmp_path), RUN_IDS, Console(file=buffer, width=40), {}, poll_s=0.0) as watch:
         watch.wait(slept.append)
     assert watch.finished
     assert (answers, len(slept)) == ([], 4)
@@ -76,16 +77,18 @@ def test_queries_at_most_once_per_interval(monkeypatch: pytest.MonkeyPatch, tmp_
         return Status((PENDING,), ())
 
     monkeypatch.setattr(jobs.results.watch, "read_status", count_query)
-    with Watch(SweepFolder(tmp_path), Console(file=io.StringIO()), {}, poll_s=3600.0) as watch:
+    with Watch(SweepFolder(tmp_path), RUN_IDS, Console(file=io.StringIO()), {}, poll_s=3600.0) as watch:
         for _ in range(5):
             watch.tick()
     assert (len(queries), watch.finished) == (1, False)
 
 
-def test_a_dropped_run_does_not_keep_it_waiting(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    done, dropped = make_result("1x1-a", state="COMPLETED"), make_result("1x1-b", state="PENDING", dropped=True)
-    monkeypatch.setattr(jobs.results.watch, "read_status", lambda *_: Status((done, dropped), ()))
+def test_other_runs_do_not_keep_it_waiting(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A dropped run, and runs of a submission with another --set."""
+    dropped, other = (make_result(run_id, state="PENDING", dropped=run_id == "1x1-b") for run_id in ("1x1-b", "1x1-c"))
+    rows = (make_result("1x1-a", state="COMPLETED"), dropped, other)
+    monkeypatch.setattr(jobs.results.watch, "read_status", lambda *_: Status(rows, ()))
     buffer = io.StringIO()
-    with Watch(SweepFolder(tmp_path), Console(file=buffer), {}, poll_s=0.0) as watch:
+    with Watch(SweepFolder(tmp_path), {"1x1-a"}, Console(file=buffer), {}, poll_s=0.0) as watch:
         watch.wait()
     assert buffer.getvalue() == "1x1-a (1x1)  COMPLETED\n"

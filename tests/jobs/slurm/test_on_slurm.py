@@ -169,7 +169,7 @@ def test_runs_all_allocations_and_models(submitted: SubmittedSweep) -> None:
         assert row["backend"] == ("gloo" if row["world_size"] > 1 else None)
         assert all(row[name] is not None for name in ("samples_per_s", "forward_ms", "train_loss", "eval_accuracy"))
         # The output reports every change of state once, and the last change of each run is this one.
-        assert submitted.output.count(f"{row['run_id']}  {row['model']}  COMPLETED") == 1
+        assert submitted.output.count(f"{row['run_id']} ({row['label']})  COMPLETED") == 1
 
 
 def test_slurm_has_the_printed_script(submitted: SubmittedSweep) -> None:

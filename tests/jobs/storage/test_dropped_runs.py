@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 
 import pytest
 
 import jobs.storage.dropped_runs
-from jobs.planning.expand import RunSpec, expand
+from jobs.planning.expand import RunSpec, expand, expanded_ids
 from jobs.planning.sweep_file import Sweep, parse_sweep
 from jobs.planning.yaml_file import parse_yaml
 from jobs.storage.dropped_runs import dropped_runs
@@ -24,7 +25,7 @@ def read(sections: str, overrides: Mapping[str, str]) -> tuple[Sweep, tuple[RunS
 
 def dropped_after(*submissions: tuple[str, Mapping[str, str]]) -> list[str]:
     """The dropped runs at the last of these submissions, as ``lr weight_decay``."""
-    submitted: dict[str, Mapping[str, str]] = {}
+    submitted: dict[str, Mapping[str, str] | None] = {}
     names: dict[str, str] = {}
     for sections, overrides in submissions:
         sweep, runs = read(sections, overrides)
@@ -62,19 +63,36 @@ def test_drops_what_the_file_no_longer_yields(
 
 def test_overrides_that_no_file_accepts_yield_nothing() -> None:
     sweep, runs = read(BOTH, {})
-    submitted: dict[str, Mapping[str, str]] = {"a": {"a_former_field": "1"}, "b": {"lr": "["}, runs[0].run_id: {}}
+    submitted: dict[str, Mapping[str, str] | None] = {"a": {"a_former_field": "1"}, "b": {"lr": "["}}
+    submitted[runs[0].run_id] = {}
     assert dropped_runs(sweep, [run.run_id for run in runs], submitted) == {"a", "b"}
 
 
 def test_expands_each_other_mapping_once(monkeypatch: pytest.MonkeyPatch) -> None:
     expanded: list[Mapping[str, str]] = []
 
-    def note(sweep: Sweep) -> tuple[RunSpec, ...]:
+    def note(sweep: Sweep) -> frozenset[str]:
         expanded.append(sweep.overrides)
-        return expand(sweep)
+        return expanded_ids(sweep)
 
-    monkeypatch.setattr(jobs.storage.dropped_runs, "expand", note)
+    monkeypatch.setattr(jobs.storage.dropped_runs, "expanded_ids", note)
     dropped_after((BOTH, {}), (FIRST, {}))
     assert expanded == []
     dropped_after((BOTH, {}), (BOTH, DECAY), (FIRST, {}))
     assert expanded == [{}, DECAY]
+
+
+def test_data_that_is_gone_drops_nothing(tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+    here = {"dataset": str(tmp_path / "data")}
+    _, there = read(BOTH, here)
+    sweep, runs = read(BOTH, {})
+    submitted: dict[str, Mapping[str, str] | None] = {run.run_id: here for run in there}
+    (tmp_path / "data").rmdir()
+    assert dropped_runs(sweep, [run.run_id for run in runs], submitted) == frozenset()
+
+
+def test_unknown_overrides_drop_nothing() -> None:
+    """A ledger of the former release has none."""
+    sweep, runs = read(BOTH, {})
+    assert dropped_runs(sweep, [run.run_id for run in runs], {"of-the-former-release": None}) == frozenset()

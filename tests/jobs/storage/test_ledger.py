@@ -73,7 +73,7 @@ def test_reads_a_ledger_without_overrides() -> None:
     intended = {"event": "intend", "time_s": 1.0, "run_ids": ["a", "b"]}
     recorded = {"event": "record", "time_s": 2.0, "jobs": {"a": "7"}}
     ledger = replay([intended, recorded])
-    assert ledger.overrides() == {"a": {}, "b": {}}
+    assert ledger.overrides() == {"a": None, "b": None}
     assert ledger.unconfirmed == ("b",)
 
 
@@ -81,9 +81,9 @@ def test_forgotten_runs_have_no_job(tmp_path: Path) -> None:
     record(tmp_path, {"a": "7_0", "b": "7_1"}, 1.0)
     intend(tmp_path, ["c"], 2.0)
     forget(tmp_path, ["a", "c"], 3.0)
-    assert read_ledger(tmp_path) == Ledger({"b": (Job("b", "7_1", 1.0),)}, ())
+    assert read_ledger(tmp_path) == Ledger({"b": (Job("b", "7_1", 1.0, overrides=None),)}, ())
     record(tmp_path, {"a": "9"}, 4.0)
-    assert read_ledger(tmp_path).jobs["a"] == (Job("a", "9", 4.0),)
+    assert read_ledger(tmp_path).jobs["a"] == (Job("a", "9", 4.0, overrides=None),)
 
 
 @pytest.mark.parametrize("size_bytes", [1, 10, 40])

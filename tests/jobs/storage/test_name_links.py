@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from jobs.storage import name_links
-from jobs.storage.name_links import link_names, write_links
+from jobs.storage.name_links import link_names, link_names_or_warn, write_links
 from jobs.storage.sweep_folder import SweepFolder
 
 
@@ -31,7 +31,8 @@ def write_plan(folder: SweepFolder, runs: Sequence[dict[str, Any]]) -> dict[str,
         folder.run(run["run_id"]).mkdir(parents=True, exist_ok=True)
     write_links(folder)
     by_name = folder.path / "by-name"
-    return {path.name: os.readlink(path) for path in by_name.iterdir()} if by_name.exists() else {}
+    links = by_name.iterdir() if by_name.exists() else ()
+    return {path.name: os.readlink(path) for path in links if path.is_symlink()}
 
 
 def test_links_follow_the_plan(tmp_path: Path) -> None:
@@ -64,3 +65,21 @@ def test_a_large_sweep_has_no_links(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(name_links, "MOST_LINKS", 2)
     assert len(write_plan(folder, planned("a", "b"))) == 2
     assert write_plan(folder, planned("a", "b", "c")) == {}
+
+
+def test_other_files_in_the_folder_stay(tmp_path: Path) -> None:
+    folder = SweepFolder(tmp_path / "s" / "site")
+    (folder.path / "by-name").mkdir(parents=True)
+    (folder.path / "by-name" / ".DS_Store").touch()
+    write_plan(folder, planned("a"))
+    assert {path.name for path in (folder.path / "by-name").iterdir()} == {".DS_Store", "1x1"}
+
+
+def test_a_file_in_the_way_is_a_note(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = SweepFolder(tmp_path / "s" / "site")
+    (folder.path / "by-name").mkdir(parents=True)
+    (folder.path / "by-name" / "1x1").touch()
+    folder.plan_file.write_text(json.dumps({"runs": planned("a")}))
+    link_names_or_warn(folder)
+    note = f"note: by-name/ is not complete: '{folder.path}/by-name/1x1': File exists\n"
+    assert capsys.readouterr().err.replace("../runs/1x1-000000000001", f"{folder.path}/by-name/1x1") == note
