@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-import json
-import math
 import os
 import socket
 import time
 import traceback
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -18,8 +16,17 @@ from typing import Any, Self, TypeVar
 
 from disttrain.errors import UserError
 from disttrain.records.atomic_write import atomic_write
+from disttrain.records.json_values import (
+    check_fields,
+    damaged,
+    parse_object,
+    read_object,
+    shorten,
+    to_json,
+    type_check,
+)
 from disttrain.records.record_types import KINDS, Record
-from disttrain.records.summary_types import SUMMARY_FIGURES, Failure, Summary
+from disttrain.records.summary_types import SUMMARY_FIGURES, Failure, RunInfo, Summary
 
 T = TypeVar("T")
 
@@ -82,8 +89,8 @@ def records_after(path: Path, position: RecordPosition) -> Iterator[Record]:
         file.seek(position.size_bytes)
         for line in file:
             try:
-                yield decode(line.decode())
-            except (ValueError, TypeError):
+                yield decode(line)
+            except ValueError:
                 return
 
 
@@ -137,53 +144,97 @@ class RecordWriter:
 
 
 def encode(record: Record) -> str:
-    """One line of JSON, with the kind as its first key."""
-    values = {name: _json_value(item) for name, item in dataclasses.asdict(record).items()}
-    return json.dumps({"kind": record.kind, **values}, allow_nan=False)
+    """One line of JSON, with the kind as its first key. The loss of a run that diverged is null."""
+    return to_json({"kind": record.kind, **dataclasses.asdict(record)})
 
 
-def _json_value(item: Any) -> Any:
-    """NaN and infinity (of a loss that diverged) become null, because JSON has no such numbers."""
-    if isinstance(item, float) and not math.isfinite(item):
-        return None
-    return item
-
-
-def decode(line: str) -> Record:
+def decode(line: bytes | str) -> Record:
     """The record of one line, without fields that only a newer version has.
 
     Raises:
-        ValueError: The line is not a record, or its kind is unknown.
+        ValueError: The line is not a record, or its kind is unknown. The message is the reason, in one line.
     """
-    values = json.loads(line)
-    kind = KINDS.get(values.pop("kind", ""))
+    values = parse_object(line)
+    kind = KINDS.get(str(values.pop("kind", "")))
     if kind is None:
-        raise ValueError(f"not a record: {line[:80]!r}")
+        raise ValueError(f"it is not a record: {shorten(line)}")
     return from_json(kind, values)
 
 
 def read_records(path: Path) -> Iterator[Record]:
-    """The records of one file, oldest first; an incomplete last line, which is still being written, is skipped."""
-    with path.open(encoding="utf-8") as file:
-        for line in file:
-            if line.endswith("\n"):
-                yield decode(line)
+    """The records of one file, oldest first; an incomplete last line, which is still being written, is skipped.
+
+    Raises:
+        OSError: The file cannot be read.
+        DamagedFile: A line is not a record.
+    """
+    with path.open("rb") as file:
+        for number, line in enumerate(file, start=1):
+            if not line.endswith(b"\n"):
+                return
+            try:
+                record = decode(line)
+            except ValueError as error:
+                raise damaged(path, f"line {number}: {error}") from None
+            yield record
 
 
-def from_json(kind: type[T], values: dict[str, Any]) -> T:
+def from_json(kind: type[T], values: Mapping[str, Any]) -> T:
     """A dataclass from its JSON object.
 
     Lists become tuples, former names become current names, and fields that this version does not have are left out.
+
+    Raises:
+        ValueError: A field is missing or has a wrong type. The message is the reason, in one line.
     """
     names = {field.name for field in dataclasses.fields(kind)}  # type: ignore[arg-type]
     renamed = {FORMER_NAMES.get(name, name): _without_list(value) for name, value in values.items()}
-    return kind(**{name: value for name, value in renamed.items() if name in names})
+    known = {name: value for name, value in renamed.items() if name in names}
+    check_fields(kind, known)
+    return kind(**known)
 
 
-def summary_from_json(values: dict[str, Any]) -> Summary:
-    """A summary from its JSON object, with every figure of this version. A figure that is not in the object is None."""
+def summary_from_json(values: Mapping[str, Any]) -> Summary:
+    """A summary from its JSON object, with every figure of this version. A figure that is not in the object is None.
+
+    Raises:
+        ValueError: A figure has a wrong type. The message is the reason, in one line.
+    """
     renamed = {FORMER_NAMES.get(name, name): _without_list(value) for name, value in values.items()}
+    for name, figure in SUMMARY_FIGURES.items():
+        value = renamed.get(name)
+        if value is not None and not type_check(figure.type)(value):
+            raise ValueError(f"{name} is {shorten(value)}")
     return {name: renamed.get(name) for name in SUMMARY_FIGURES}
+
+
+def read_summary(folder: Path) -> Summary | None:
+    """The summary in a run's folder; None if there is none.
+
+    Raises:
+        DamagedFile: The file cannot be used.
+    """
+    return _read(folder / SUMMARY_NAME, summary_from_json)
+
+
+def read_failure(path: Path) -> Failure | None:
+    """The failure in a file, and its errors as of `read_summary`."""
+    return _read(path, lambda values: from_json(Failure, values))
+
+
+def read_run_info(folder: Path) -> RunInfo | None:
+    """The identity of the run in a folder, from its run.json, and its errors as of `read_summary`."""
+    return _read(folder / RUN_NAME, lambda values: from_json(RunInfo, values))
+
+
+def _read(path: Path, convert: Callable[[dict[str, Any]], T]) -> T | None:
+    values = read_object(path)
+    if values is None:
+        return None
+    try:
+        return convert(values)
+    except ValueError as error:
+        raise damaged(path, error) from None
 
 
 def _without_list(value: Any) -> Any:
@@ -195,9 +246,9 @@ def _without_list(value: Any) -> Any:
 def write_json(path: Path, values: Mapping[str, Any]) -> None:
     """Writes a JSON object atomically: a reader never sees a partial file."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    plain = {name: _json_value(value) for name, value in values.items()}
+    text = to_json(values, indent=2) + "\n"
     with atomic_write(path) as file:  # with fsync: a summary marks the end of a run, whose checkpoints are then removed
-        file.write((json.dumps(plain, indent=2, allow_nan=False) + "\n").encode())
+        file.write(text.encode())
 
 
 def write_failure(folder: Path, rank: int, error: BaseException) -> None:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-import json
 import os
 import shutil
 from collections.abc import Callable
@@ -14,6 +14,7 @@ from disttrain.config.run_id import run_id
 from disttrain.config.train_config import TrainConfig
 from disttrain.environment.rank_env import RankEnv
 from disttrain.records import record_files
+from disttrain.records.json_values import DamagedFile, read_object
 from disttrain.records.summary_types import RunInfo, Summary
 from disttrain.records.versions import versions
 
@@ -29,16 +30,18 @@ def begin_run(config: TrainConfig, env: RankEnv, output_dir: Path) -> Summary | 
     """
     info, path = run_info(config, env), output_dir / record_files.RUN_NAME
     written: dict[str, Any] = {}
-    if path.exists():
-        written = json.loads(path.read_text(encoding="utf-8"))
+    with contextlib.suppress(DamagedFile):  # a damaged file is written again
+        written = read_object(path) or {}
     by_sweep = bool(written.keys() - {field.name for field in dataclasses.fields(info)})  # a sweep writes more fields
-    summary = output_dir / record_files.SUMMARY_NAME
-    if env.restart_count > 0 and summary.exists() and (by_sweep or written.get("run_id") == info.run_id):
-        return record_files.summary_from_json(json.loads(summary.read_text(encoding="utf-8")))
+    if env.restart_count > 0 and (by_sweep or written.get("run_id") == info.run_id):
+        with contextlib.suppress(DamagedFile):  # the run is then trained again
+            summary = record_files.read_summary(output_dir)
+            if summary is not None:
+                return summary
     if not by_sweep:
         if written.get("run_id") != info.run_id:
             # It belongs to another run: after a restart, this run must not return it as its own.
-            summary.unlink(missing_ok=True)
+            (output_dir / record_files.SUMMARY_NAME).unlink(missing_ok=True)
         record_files.write_json(path, dataclasses.asdict(info))
     return None
 

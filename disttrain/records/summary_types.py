@@ -119,7 +119,7 @@ class RunFigures:
         InTable(7),
     ] = None
     buckets: Annotated[
-        tuple[dict[str, float], ...] | None,
+        tuple[dict[str, float | None], ...] | None,
         doc(
             "For each bucket, in the order in which they were ready: size_bytes; all_reduce_ms (median),"
             " all_reduce_p95_ms, all_reduce_min_ms; algorithm_gb_per_s, bus_gb_per_s."

@@ -72,6 +72,6 @@ def stderr_console() -> Console:
 
 def print_json(value: object) -> None:
     """Prints a value as indented JSON."""
-    import json
+    from disttrain.records.json_values import to_json
 
-    print(json.dumps(value, indent=2))
+    print(to_json(value, indent=2))

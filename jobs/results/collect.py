@@ -135,8 +135,8 @@ def _scheduled(
     latest = _latest(attempts_by_job)
     state = _state(jobs, latest)
     columns: dict[str, Any] = {"state": state.value}
-    if state.is_finished and not state.is_success:
-        columns["reason"] = explain(state, latest, records.failures, planned_gpus)
+    if reason := _reason(state, latest, records, planned_gpus):
+        columns["reason"] = reason
     if latest is not None:
         columns["elapsed_s"] = latest.elapsed_s
         columns["submit_time"] = _iso(latest.submit_s)
@@ -154,6 +154,17 @@ def _scheduled(
         columns |= {name: getattr(latest, name) for name in ("queue_wait_s", "node_list", "max_rss_bytes")}
         columns |= _gpu_columns(attempts, planned_gpus)
     return Scheduled(**columns)
+
+
+def _reason(state: State, latest: AccountingRow | None, records: RunRecords, world_size: int) -> str | None:
+    """Why a run did not complete, and which of its files are damaged; None for a run without either."""
+    reasons = list(records.damage)
+    if state.is_finished and not state.is_success:
+        explained = explain(state, latest, records.failures, world_size)
+        # A damaged failure file says that a rank did report an error.
+        if state is not State.FAILED or records.failures or not any(text.startswith("failure-") for text in reasons):
+            reasons.insert(0, explained)
+    return "; ".join(reasons) or None
 
 
 def _gpu_columns(attempts: Sequence[AccountingRow], planned_gpus: int) -> dict[str, Any]:
@@ -184,4 +195,7 @@ def _measured(records: RunRecords, state: State) -> dict[str, Any]:
 def _iso(time_s: int | None) -> str | None:
     if time_s is None:
         return None
-    return datetime.fromtimestamp(time_s, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+    try:
+        return datetime.fromtimestamp(time_s, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+    except (ValueError, OverflowError, OSError):  # a damaged row of the accounting: no such year
+        return None

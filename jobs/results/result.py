@@ -39,7 +39,9 @@ class Scheduled:
 
     state: Annotated[str, doc("State of the latest attempt, in Slurm's words."), SACCT, InTable(0)]
     exit_code: Annotated[int | None, doc("Exit code of the latest attempt."), SACCT] = None
-    reason: Annotated[str | None, doc("Why the run did not complete."), FAILURES] = None
+    reason: Annotated[
+        str | None, doc("Why the run did not complete, and which of its files are damaged."), FAILURES
+    ] = None
     job_id: Annotated[str | None, doc("Id of the latest job."), LEDGER] = None
     attempts: Annotated[int | None, doc("Number of attempts of all its jobs."), SACCT, InTable(1)] = None
     submit_time: Annotated[str | None, doc("Submission of the latest attempt, ISO 8601, UTC."), SACCT] = None

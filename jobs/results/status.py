@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from disttrain.records.atomic_write import write_text
+from disttrain.records.json_values import to_json
 from disttrain.records.record_files import metrics_name
 from jobs.local.local_queue import is_queue_alive
 from jobs.planning.cluster_profile import LOCAL
@@ -18,7 +19,7 @@ from jobs.slurm.attempts import AccountingRow, attempts_by_job, merge_history
 from jobs.slurm.sacct import query_sacct, queued_jobs
 from jobs.slurm.sacct_table import AccountingUnavailable
 from jobs.slurm.states import State
-from jobs.storage.ledger import Ledger, append_lines, read_ledger, read_lines
+from jobs.storage.ledger import LEDGER_NAME, Ledger, append_lines, read_ledger, read_numbered_lines
 from jobs.storage.sweep_folder import SweepFolder
 
 _MAX_DELAY_S = 60  # slurmdbd lists a job within seconds
@@ -43,14 +44,18 @@ def read_status(folder: SweepFolder, environ: Mapping[str, str]) -> Status:
         environ: The environment for sacct.
     """
     ledger = read_ledger(folder.path)
-    saved = _saved_rows(folder.accounting_file)
-    notices = []
+    saved, damaged_rows = _saved_rows(folder.accounting_file)
+    notices = [
+        *_damage_notice(LEDGER_NAME, ledger.damaged_lines, "jobs may be missing"),
+        *_damage_notice(folder.accounting_file.name, damaged_rows, "states may be missing"),
+    ]
     is_current = True
     if folder.cluster_name == LOCAL:
         rows: tuple[AccountingRow, ...] = _cancel_abandoned(saved, ledger)
     else:
         try:
-            rows = _query_accounting(folder, ledger, saved, environ)
+            rows, unsaved = _query_accounting(folder, ledger, saved, environ)
+            notices += unsaved
         except AccountingUnavailable as error:
             notices.append(f"{error}; the states are from the last successful query")
             rows, is_current = saved, False
@@ -69,6 +74,16 @@ def read_status(folder: SweepFolder, environ: Mapping[str, str]) -> Status:
     return Status(results, tuple(notices), is_current)
 
 
+def _damage_notice(name: str, numbers: Sequence[int], consequence: str) -> tuple[str, ...]:
+    """A notice if a file of the sweep has damaged lines."""
+    if not numbers:
+        return ()
+    lines = f"line {numbers[0]} of {name} is damaged"
+    if len(numbers) > 1:
+        lines = f"{len(numbers)} lines of {name} are damaged, the first is line {numbers[0]}"
+    return (f"{lines}: {consequence}",)
+
+
 @dataclass(frozen=True)
 class LastKnown:
     """The states of a sweep's runs by the last answer of Slurm.
@@ -84,10 +99,8 @@ class LastKnown:
 
 def last_known(folder: SweepFolder) -> LastKnown:
     """The states of a sweep's runs, without a question to Slurm."""
-    ledger, rows = read_ledger(folder.path), _saved_rows(folder.accounting_file)
-    known_s = None
-    if folder.query_time_file.exists():
-        known_s = float(folder.query_time_file.read_text(encoding="utf-8"))
+    ledger, (rows, _) = read_ledger(folder.path), _saved_rows(folder.accounting_file)
+    known_s = folder.last_query_s()
     if folder.cluster_name == LOCAL:
         rows, known_s = _cancel_abandoned(rows, ledger), time.time()  # the queue itself writes the states
     present = [run["run_id"] for run in folder.planned_runs() if not run.get("dropped", False)]
@@ -96,21 +109,32 @@ def last_known(folder: SweepFolder) -> LastKnown:
 
 def _query_accounting(
     folder: SweepFolder, ledger: Ledger, saved: tuple[AccountingRow, ...], environ: Mapping[str, str]
-) -> tuple[AccountingRow, ...]:
-    """The rows of all attempts: saved ones, those of a new sacct call, and what follows from missing ones."""
+) -> tuple[tuple[AccountingRow, ...], tuple[str, ...]]:
+    """The rows of all attempts, and notices: saved rows, those of a new sacct call, and what missing ones mean."""
     jobs = tuple(ledger.all_jobs())
     since_s = min((job.submitted_s for job in jobs), default=None)
     rows = query_sacct([job.job_id for job in jobs], environ=environ, since_s=since_s)
     merged = merge_history(saved, rows)
+    notices: tuple[str, ...] = ()
+    if folder.is_owner():
+        notices = _save(folder, saved, merged)
+    # After the writing: these states are only inferred, and a later answer of sacct must be able to replace them.
+    inferred = (*map(_requeued_if_recent, merged), *_cancelled_while_pending(folder, ledger, merged, environ))
+    return inferred, notices
+
+
+def _save(folder: SweepFolder, saved: Sequence[AccountingRow], merged: Sequence[AccountingRow]) -> tuple[str, ...]:
+    """Saves what sacct answered. A full disk or a read-only folder gives a notice: the states only need to be read."""
     # Only new rows: the file grows with the events, not with the number of queries during a run.
     known = {_without_elapsed(row) for row in saved}
     new = [row for row in merged if _without_elapsed(row) not in known]
-    if folder.is_owner():
+    try:
         if new:
-            append_lines(folder.accounting_file, [json.dumps(row.to_json()) for row in new])
-        folder.query_time_file.write_text(f"{time.time():.0f}\n", encoding="utf-8")
-    # After the writing: these states are only inferred, and a later answer of sacct must be able to replace them.
-    return (*map(_requeued_if_recent, merged), *_cancelled_while_pending(folder, ledger, merged, environ))
+            append_lines(folder.accounting_file, [to_json(row.to_json()) for row in new])
+        write_text(folder.query_time_file, f"{time.time():.0f}\n")
+    except OSError as error:
+        return (f"sacct's answer could not be saved: {folder.path}: {error.strerror}",)
+    return ()
 
 
 def _requeued_if_recent(row: AccountingRow) -> AccountingRow:
@@ -155,7 +179,7 @@ def _has_records_since(path: Path, submitted_s: float) -> bool:
     """Whether a rank has written since then; a resumed run still has the records of an earlier job."""
     try:
         return path.stat().st_mtime >= submitted_s
-    except FileNotFoundError:
+    except OSError:
         return False
 
 
@@ -166,10 +190,17 @@ def _without_elapsed(row: AccountingRow) -> AccountingRow:
     return replace(row, elapsed_s=None)
 
 
-def _saved_rows(path: Path) -> tuple[AccountingRow, ...]:
-    if not path.exists():
-        return ()
-    return merge_history((), [AccountingRow.from_json(values) for values in read_lines(path)])
+def _saved_rows(path: Path) -> tuple[tuple[AccountingRow, ...], list[int]]:
+    """The rows of accounting.jsonl, and the numbers of its damaged lines."""
+    rows, damaged = [], []
+    for number, values in read_numbered_lines(path):
+        try:
+            if values is None:
+                raise ValueError("it is no JSON object")
+            rows.append(AccountingRow.from_json(values))
+        except ValueError:
+            damaged.append(number)
+    return merge_history((), rows), damaged
 
 
 def _cancel_abandoned(rows: tuple[AccountingRow, ...], ledger: Ledger) -> tuple[AccountingRow, ...]:

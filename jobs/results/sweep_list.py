@@ -11,10 +11,11 @@ from typing import Any
 
 from rich.table import Table
 
+from disttrain.errors import UserError
 from jobs.results.status import LastKnown, last_known
 from jobs.results.tables import LOOK
 from jobs.slurm.states import State
-from jobs.storage.sweep_folder import SweepFolder
+from jobs.storage.sweep_folder import SweepFolder, modified_s
 
 
 @dataclass(frozen=True)
@@ -42,13 +43,13 @@ class ListedSweep:
 
 def listed_sweeps(root: Path) -> list[ListedSweep]:
     """The sweeps under the root, the one submitted last first."""
-    plans = sorted(root.glob("*/*/plan.json"), key=_modified_s, reverse=True)
+    plans = sorted(root.glob("*/*/plan.json"), key=modified_s, reverse=True)
     sweeps = []
     for plan in plans:
         folder = SweepFolder(plan.parent)
         try:
             known = last_known(folder)
-        except (OSError, ValueError, KeyError) as error:  # one damaged or private folder must not hide the others
+        except (OSError, UserError) as error:  # one damaged or private folder must not hide the others
             sweeps.append(ListedSweep(folder, LastKnown({}, None), None, f"cannot be read: {error}"))
             continue
         age_s = None
@@ -56,13 +57,6 @@ def listed_sweeps(root: Path) -> list[ListedSweep]:
             age_s = max(0.0, time.time() - known.known_s)
         sweeps.append(ListedSweep(folder, known, age_s))
     return sweeps
-
-
-def _modified_s(path: Path) -> float:
-    try:
-        return path.stat().st_mtime
-    except OSError:
-        return 0.0
 
 
 def sweeps_table(sweeps: Sequence[ListedSweep]) -> Table:

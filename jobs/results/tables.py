@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import csv
 import io
-import json
-import math
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -17,6 +15,7 @@ from rich.cells import cell_len
 from rich.markup import escape
 from rich.table import Table
 
+from disttrain.records.json_values import to_json as to_json_text
 from disttrain.records.record_files import failure_name
 from jobs.planning.cluster_profile import DEBUG
 from jobs.planning.labels import Variation, value_text
@@ -257,22 +256,14 @@ def _csv_value(value: Any) -> Any:
     if isinstance(value, tuple) and all(isinstance(item, str) and not re.search(r"[\s,]", item) for item in value):
         return ",".join(value) or "none"
     if isinstance(value, tuple | Mapping):
-        return json.dumps(value)
+        return to_json_text(value)
     return value
 
 
 def to_json(results: Sequence[Result], sweep: str, cluster: str) -> str:
-    """Every column, and the complete config, under `runs`; null for a loss that is not finite."""
-    runs = [
-        {**{name: _finite(value) for name, value in row.columns().items()}, "config": row.config} for row in results
-    ]
-    return json.dumps({"sweep": sweep, "cluster": cluster, "runs": runs}, indent=2, allow_nan=False) + "\n"
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    return value
+    """Every column, and the complete config, under `runs`; null for a number that is not finite."""
+    runs = [{**row.columns(), "config": row.config} for row in results]
+    return to_json_text({"sweep": sweep, "cluster": cluster, "runs": runs}, indent=2) + "\n"
 
 
 def _text(value: Any) -> str:

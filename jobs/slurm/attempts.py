@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
+from disttrain.records.json_values import check_fields
 from jobs.slurm.states import State, parse_state
 
 
@@ -118,8 +119,13 @@ class AccountingRow:
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> AccountingRow:
-        """The inverse of to_json, also for rows of other versions: unknown keys are ignored, missing ones are None."""
+        """The inverse of to_json, also for rows of other versions: unknown keys are ignored, missing ones are None.
+
+        Raises:
+            ValueError: A value has a wrong type, or the job id is missing.
+        """
         known = {field.name: data[field.name] for field in fields(cls) if field.name in data}
+        check_fields(cls, known)
         return cls(**{**known, "state": parse_state(known.get("state", ""))})
 
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import itertools
-import json
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -15,9 +15,11 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from disttrain.errors import UserError
+from disttrain.records.json_values import check_fields, parse_object, to_json, type_check
 
 LEDGER_NAME = "ledger.jsonl"
 _LOCK_TIMEOUT_S = 60
+_PID_LIMIT = 2**31
 _NO_OVERRIDES: Mapping[str, str] = MappingProxyType({})
 
 
@@ -49,6 +51,7 @@ class Ledger:
     jobs: Mapping[str, tuple[Job, ...]]  # the jobs of each run by run_id, the latest job last
     unconfirmed: tuple[str, ...]  # the runs whose last submission has an intend event and no result
     intended: Mapping[str, Mapping[str, str] | None] = field(default_factory=dict)  # overrides of the unconfirmed runs
+    damaged_lines: tuple[int, ...] = ()  # the numbers of the lines that cannot be used; jobs may be missing then
 
     def all_jobs(self) -> Iterator[Job]:
         """Every job that was ever submitted, and not forgotten."""
@@ -61,10 +64,13 @@ class Ledger:
 
 def read_ledger(folder: Path) -> Ledger:
     """The ledger of a sweep's folder. It is empty if nothing was submitted."""
-    path = folder / LEDGER_NAME
-    if not path.exists():
-        return replay(())
-    return replay(read_lines(path))
+    events, damaged = [], []
+    for number, event in read_numbered_lines(folder / LEDGER_NAME):
+        if event is not None and _is_event(event):
+            events.append(event)
+        else:
+            damaged.append(number)
+    return replace(replay(events), damaged_lines=tuple(damaged))
 
 
 def replay(events: Iterable[Mapping[str, Any]]) -> Ledger:
@@ -92,6 +98,34 @@ def replay(events: Iterable[Mapping[str, Any]]) -> Ledger:
                 jobs.pop(run_id, None)
                 intended.pop(run_id, None)
     return Ledger(jobs, tuple(intended), intended)
+
+
+_RUN_IDS, _TEXTS, _TIME = type_check(tuple[str, ...]), type_check(dict[str, str]), type_check(float)
+
+
+def _is_event(event: Mapping[str, Any]) -> bool:
+    """Whether an object is an event with all that `replay` reads. An event of a newer version is one, too."""
+    kind, overrides = event.get("event"), event.get("set")
+    if not isinstance(kind, str) or not (overrides is None or _TEXTS(overrides)):
+        return False
+    if kind in ("intend", "give_up", "forget"):
+        return _RUN_IDS(event.get("run_ids"))
+    if kind == "record":
+        return _TEXTS(event.get("jobs")) and _TIME(event.get("time_s")) and _is_queue(event.get("queue"))
+    return True
+
+
+def _is_queue(queue: Any) -> bool:
+    """Whether a value of a record event is a queue's process; Slurm's jobs have none."""
+    if not queue:
+        return True
+    if not isinstance(queue, dict) or queue.keys() != {"host", "pid", "created_s"}:
+        return False
+    try:
+        check_fields(QueueProcess, queue)
+    except ValueError:
+        return False
+    return bool(0 < queue["pid"] < _PID_LIMIT)
 
 
 def _recorded_jobs(event: Mapping[str, Any], intended: Mapping[str, Mapping[str, str] | None]) -> Iterator[Job]:
@@ -170,27 +204,57 @@ def append_lines(path: Path, lines: Sequence[str]) -> None:
     """Appends complete lines under the file's lock, with fsync.
 
     If a crash has left an incomplete last line, a line break is written after it first.
+
+    Raises:
+        OSError: The lines could not be written, for example because the disk is full. Its filename is the path.
     """
-    with FileLock(path.with_name(f".{path.name}.lock"), timeout=_LOCK_TIMEOUT_S), path.open("ab+") as file:
-        if file.tell() > 0:
-            file.seek(-1, os.SEEK_END)
-            if file.read(1) != b"\n":
-                file.write(b"\n")
-        file.write("".join(line + "\n" for line in lines).encode())
-        file.flush()
-        os.fsync(file.fileno())
+    try:
+        with FileLock(path.with_name(f".{path.name}.lock"), timeout=_LOCK_TIMEOUT_S), path.open("ab+") as file:
+            if file.tell() > 0:
+                file.seek(-1, os.SEEK_END)
+                if file.read(1) != b"\n":
+                    file.write(b"\n")
+            file.write("".join(line + "\n" for line in lines).encode())
+            file.flush()
+            os.fsync(file.fileno())
+    except Timeout:
+        raise TimeoutError(errno.ETIMEDOUT, f"another process has locked it for {_LOCK_TIMEOUT_S} s", path) from None
+    except NotImplementedError as error:  # filelock: the file system has no locks
+        raise OSError(errno.ENOLCK, str(error), path) from None
+    except OSError as error:
+        error.filename = str(path)  # a full disk is noticed by a write, which does not name the file
+        raise
+
+
+def read_numbered_lines(path: Path) -> list[tuple[int, dict[str, Any] | None]]:
+    """The lines of a file that `append_lines` wrote, each with its number: its JSON object, or None if it is damaged.
+
+    A last line without an end is left out if it is no object: it is being written, or a crash left it.
+    A file that does not exist has no lines.
+    """
+    try:
+        content = path.read_bytes()
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    *complete, last = content.split(b"\n")
+    numbered = [(number, _object(line)) for number, line in enumerate(complete, start=1) if line]
+    unfinished = _object(last)
+    if unfinished is not None:
+        numbered.append((len(complete) + 1, unfinished))
+    return numbered
+
+
+def _object(line: bytes) -> dict[str, Any] | None:
+    try:
+        return parse_object(line)
+    except ValueError:
+        return None
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
-    """The JSON objects of a file that `append_lines` wrote. A line that a crash left incomplete is skipped."""
-    objects = []
-    for line in path.read_text(encoding="utf-8").splitlines():
-        try:
-            objects.append(json.loads(line))
-        except json.JSONDecodeError:
-            continue  # the one incomplete line that a crash can leave
-    return objects
+    """The JSON objects of a file that `append_lines` wrote, without damaged lines."""
+    return [values for _, values in read_numbered_lines(path) if values is not None]
 
 
 def _append(folder: Path, event: Mapping[str, Any]) -> None:
-    append_lines(folder / LEDGER_NAME, [json.dumps(event)])
+    append_lines(folder / LEDGER_NAME, [to_json(event)])

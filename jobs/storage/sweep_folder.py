@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import os
+import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,12 +11,17 @@ from typing import Any
 
 from disttrain.errors import UserError, suggest_name
 from disttrain.records.atomic_write import write_text
+from disttrain.records.json_values import check_fields, damaged, read_object, shorten, to_json
 from disttrain.records.record_files import CHECKPOINTS_NAME, SUMMARY_NAME, failure_name, metrics_name
 from disttrain.records.versions import versions
 from jobs.storage.code_state import git_state
 
 _LAST = ".last"  # a file in the root that names the sweep submitted last, the default of `sweep status` and others
 
+_LAST_TEXT = re.compile(r"([^/\0\n]+)/([^/\0\n]+)\n?")
+_RUN_ID = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]*")  # it is a folder's name
+_MOST_RANKS = 10**6
+_LATEST_S = 10**11  # in the year 5138
 _MOST_NAMES = 10  # the maximum number of sweeps that a message lists
 
 
@@ -66,24 +71,89 @@ class SweepFolder:
         return self.path / "runs" / run_id
 
     def planned_runs(self) -> list[dict[str, Any]]:
-        """The runs of plan.json, in order, as `plan.run_json` wrote them; a dropped run also has `dropped`."""
-        if not self.plan_file.exists():
-            return []
-        runs: list[dict[str, Any]] = json.loads(self.plan_file.read_text(encoding="utf-8"))["runs"]
+        """The runs of plan.json, in order, as `plan.run_json` wrote them; a dropped run also has `dropped`.
+
+        Raises:
+            DamagedFile: plan.json cannot be used.
+        """
+        runs: list[dict[str, Any]] = self._plan()["runs"]
         return runs
+
+    def _plan(self) -> dict[str, Any]:
+        hint = "restore it, or remove it: sweep submit writes it again, and does not repeat what is done"
+        plan = read_object(self.plan_file, hint)
+        if plan is None:
+            return {"runs": []}
+        try:
+            check_plan(plan)
+        except ValueError as error:
+            raise damaged(self.plan_file, error, hint) from None
+        return plan
+
+    def last_query_s(self) -> float | None:
+        """The time of the last answer of Slurm's accounting, in seconds since 1970; None if that is not known."""
+        try:
+            time_s = float(self.query_time_file.read_bytes())
+        except (OSError, ValueError):
+            return None
+        if not 0 <= time_s < _LATEST_S:
+            return None
+        return time_s
 
     def remove_from_plan(self, run_ids: Collection[str]) -> None:
         """Removes runs from plan.json."""
-        plan = json.loads(self.plan_file.read_text(encoding="utf-8"))
+        plan = self._plan()
         remaining = [run for run in plan["runs"] if run["run_id"] not in run_ids]
         self.write_plan({**plan, "runs": remaining})
 
     def write_plan(self, plan: Mapping[str, Any]) -> None:
-        write_text(self.plan_file, json.dumps(plan, indent=2) + "\n")
+        write_text(self.plan_file, to_json(plan, indent=2) + "\n")
 
     def is_owner(self) -> bool:
-        """Whether this user owns the folder. Other users only read it, even if the group or root could write."""
-        return self.path.stat().st_uid == os.geteuid() and os.access(self.path, os.W_OK)
+        """Whether this user owns the folder. Other users only read it, even if the group or root could write.
+
+        The owner's folder may be read-only now, or its disk full: a command that only needs to read then says that it
+        could not save what it saw.
+        """
+        return self.path.stat().st_uid == os.geteuid()
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlannedRun:
+    """What every command needs of a run in plan.json."""
+
+    run_id: str
+    allocation: str
+    world_size: int
+    point: dict[str, Any]
+    asked: dict[str, Any] | None = None
+    train: dict[str, Any]
+    dropped: bool = False
+
+
+def check_plan(plan: Mapping[str, Any]) -> None:
+    """Checks the content of a plan.json.
+
+    Raises:
+        ValueError: It cannot be used. The message is the reason, in one line.
+    """
+    runs = plan.get("runs")
+    if not isinstance(runs, list):
+        raise ValueError("it has no list 'runs'")
+    for number, run in enumerate(runs):
+        where = f"runs[{number}]"
+        if not isinstance(run, dict):
+            raise ValueError(f"{where} is {shorten(run)}")
+        try:
+            check_fields(PlannedRun, run)
+        except ValueError as error:
+            raise ValueError(f"{where}: {error}") from None
+        if not _RUN_ID.fullmatch(run["run_id"]):
+            raise ValueError(f"{where}: run_id is {shorten(run['run_id'])}")
+        if not 0 < run["world_size"] <= _MOST_RANKS:
+            raise ValueError(f"{where}: world_size is {run['world_size']}")
+        if not isinstance(run["train"].get("model"), str):
+            raise ValueError(f"{where}: train.model is {shorten(run['train'].get('model'))}")
 
 
 def prepare(
@@ -125,7 +195,7 @@ def prepare(
             (run_dir / failure_name(rank)).unlink(missing_ok=True)
             if not resumes:  # a run with a checkpoint needs the records of the steps before it
                 (run_dir / metrics_name(rank)).unlink(missing_ok=True)
-        write_text(run_dir / "run.json", json.dumps({**run, **facts}, indent=2) + "\n")
+        write_text(run_dir / "run.json", to_json({**run, **facts}, indent=2) + "\n")
     write_text(folder.path.parent.parent / _LAST, f"{folder.sweep_name}/{folder.cluster_name}\n")
 
 
@@ -149,11 +219,7 @@ def find_folder(root: Path, sweep: str | None, cluster: str | None) -> SweepFold
         UserError: The sweep does not exist, or nothing was submitted.
     """
     if sweep is None:
-        last = root / _LAST
-        if not last.exists():
-            hint = "submit one with sweep submit FILE, or give the --root of its submission"
-            raise UserError(f"no sweep was submitted in {str(root)!r}", hint=hint)
-        return _existing(root / last.read_text(encoding="utf-8").strip(), cluster)
+        return _last_submitted(root, cluster)
     path = Path(sweep)
     if (path / "plan.json").is_file():
         folder = SweepFolder(path.resolve())
@@ -171,8 +237,20 @@ def find_folder(root: Path, sweep: str | None, cluster: str | None) -> SweepFold
     return _newest(root / sweep, sweep, cluster)
 
 
+def _last_submitted(root: Path, cluster: str | None) -> SweepFolder:
+    try:
+        last = (root / _LAST).read_bytes()
+    except (FileNotFoundError, NotADirectoryError):
+        hint = "submit one with sweep submit FILE, or give the --root of its submission"
+        raise UserError(f"no sweep was submitted in {str(root)!r}", hint=hint) from None
+    match = _LAST_TEXT.fullmatch(last.decode(errors="replace"))
+    if match is None:
+        raise damaged(root / _LAST, f"it has {shorten(last)}", "name the sweep, for example: sweep status NAME")
+    return _newest(root / match[1], match[1], cluster or match[2])
+
+
 def _newest(sweep_dir: Path, wanted: str, cluster: str | None) -> SweepFolder:
-    plans = sorted(sweep_dir.glob("*/plan.json"), key=lambda plan: plan.stat().st_mtime)
+    plans = sorted(sweep_dir.glob("*/plan.json"), key=modified_s)
     clusters = sorted(plan.parent.name for plan in plans)
     if cluster is not None:
         plans = [plan for plan in plans if plan.parent.name == cluster]
@@ -197,5 +275,9 @@ def _other_sweeps_hint(sweep_dir: Path) -> str:
     return f"{suggest_name(sweep_dir.name, names, '')} {hint}".lstrip()
 
 
-def _existing(path: Path, cluster: str | None) -> SweepFolder:
-    return _newest(path.parent, path.parent.name, cluster or path.name)
+def modified_s(path: Path) -> float:
+    """The time of a file's last change, in seconds since 1970; 0 if it has disappeared or cannot be seen."""
+    try:
+        return path.stat().st_mtime
+    except OSError:
+        return 0.0

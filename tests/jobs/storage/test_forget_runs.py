@@ -13,7 +13,14 @@ from jobs.storage.forget_runs import forget_runs, runs_to_forget
 from jobs.storage.sweep_folder import SweepFolder
 
 PLANNED: list[dict[str, Any]] = [
-    {"run_id": run_id, "dropped": dropped, "allocation": run_id[:3], "point": {}, "train": {"model": "bert", "lr": lr}}
+    {
+        "run_id": run_id,
+        "dropped": dropped,
+        "allocation": run_id[:3],
+        "world_size": 1,
+        "point": {},
+        "train": {"model": "bert", "lr": lr},
+    }
     for lr, (run_id, dropped) in enumerate((("1x1-a", False), ("1x1-b", True), ("2x1-c", True), ("2x1-d", True)))
 ]
 

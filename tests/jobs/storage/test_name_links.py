@@ -17,8 +17,8 @@ from jobs.storage.sweep_folder import SweepFolder
 
 def planned(*values: object, field: str = "dataset") -> list[dict[str, Any]]:
     return [
-        {"run_id": f"1x1-{number:012x}", "allocation": "1x1", "point": {field: value}, "asked": {field: value},
-         "train": {"model": "bert", field: value}}
+        {"run_id": f"1x1-{number:012x}", "allocation": "1x1", "world_size": 1, "point": {field: value},
+         "asked": {field: value}, "train": {"model": "bert", field: value}}
         for number, value in enumerate(values, start=1)
     ]  # fmt: skip
 

@@ -11,13 +11,15 @@ from typing import Any
 import pytest
 
 from disttrain.errors import UserError
-from disttrain.records.atomic_write import write_text
+from disttrain.records.atomic_write import atomic_write, write_text
 from disttrain.records.versions import versions
 from jobs.storage.sweep_folder import SweepFolder, find_folder, prepare
 
 
 def run(run_id: str, world_size: int = 2) -> dict[str, Any]:
-    return {"run_id": run_id, "world_size": world_size, "train": {"model": "bert"}}
+    return {
+        "run_id": run_id, "allocation": "1x1", "world_size": world_size, "point": {}, "train": {"model": "bert"},
+    }  # fmt: skip
 
 
 def prepare_runs(root: Path, sweep: str = "s", cluster: str = "site", runs: tuple[str, ...] = ("a",)) -> SweepFolder:
@@ -190,6 +192,8 @@ def test_only_the_owner_writes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 
 def test_a_failed_write_changes_nothing(tmp_path: Path) -> None:
     write_text(tmp_path / "x", "first")
-    with pytest.raises(UnicodeEncodeError):
-        write_text(tmp_path / "x", "half of a surrogate pair \ud800")
+    with pytest.raises(OSError, match="File name too long"):
+        write_text(tmp_path / ("x" * 255), "second")
+    with pytest.raises(ZeroDivisionError), atomic_write(tmp_path / "x") as file:
+        file.write(b"half" + bytes(1 // 0))
     assert (tmp_path / "x").read_text() == "first"
