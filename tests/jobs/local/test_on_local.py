@@ -92,7 +92,7 @@ def test_figures_of_a_run_with_detailed_timing(tmp_path: Path) -> None:
     sweeping.run("figures", "drawn", "--run", run_id, "--step", "1", "-o", tmp_path / "mine")
     assert (tmp_path / "mine" / drawn.name).read_text() != drawn.read_text()
     missing = sweeping.run("figures", "--step", "9", exit_code=2)
-    assert missing.stderr == f"error: --step: run {run_id} has no step 9 (it has steps 1 to 4)\n"
+    assert missing.stderr == f"error: --step: run {run_id} (2x1) has no step 9 (it has steps 1 to 4)\n"
 
 
 @dataclass(frozen=True)
