@@ -13,6 +13,7 @@ from pathlib import Path
 
 from disttrain.config.train_config import TrainConfig
 from disttrain.environment.rank_env import RankEnv
+from disttrain.environment.variables import parse_count
 from disttrain.records.record_files import write_failure
 
 
@@ -68,9 +69,7 @@ class RankTask:
 def _likely_rank(environ: Mapping[str, str]) -> int:
     """The rank of a process whose environment has errors; 0 if no variable gives it."""
     rank = environ.get("SLURM_PROCID") or environ.get("SUBMITIT_LOCAL_GLOBALID") or ""
-    if not rank.isdecimal():
-        return 0
-    return int(rank)
+    return parse_count(rank) or 0
 
 
 def _restore_signals() -> None:

@@ -7,11 +7,12 @@ import math
 import re
 from collections.abc import Iterator
 
+from disttrain.environment.variables import shorten
 from disttrain.errors import UserError
 
-# Slurm's own cap on one range (MAX_RANGE), applied here to all hosts of one name: rack[0-65535]n[0-65535] would
-# otherwise fill the memory before the user sees the typo, and no cluster has more nodes than this.
-MAX_HOSTS_PER_NAME = 65536
+# Slurm's own cap on one range (MAX_RANGE), applied here to a complete list: rack[0-65535]n[0-65535] would otherwise
+# fill the memory before the user sees the typo, and no cluster has more nodes than this.
+MAX_HOSTS = 65536
 
 _NAME = re.compile(r"(?:[^\s,\[\]]|\[[^\[\]]*\])+")
 _GROUP = re.compile(r"\[([^\]]*)\]")
@@ -42,10 +43,17 @@ def expand_hostlist(text: str, *, where: str | None = None) -> tuple[str, ...]:
         ('gpu08', 'gpu09', 'gpu10', 'rack0n2-ib', 'rack0n1-ib', 'rack1n2-ib', 'rack1n1-ib', 'login')
     """
     try:
-        return tuple(host for name in _split_names(text) for host in _expand_name(name))
+        hosts: list[str] = []
+        for name in _split_names(text):
+            hosts += _expand_name(name)
+            if len(hosts) > MAX_HOSTS:
+                raise ValueError(f"it has more than {MAX_HOSTS} hosts")
+        return tuple(hosts)
     except ValueError as error:
         raise UserError(
-            f"{text!r} is not a Slurm hostlist: {error}", where=where, hint="a hostlist looks like node[01-03,7],login1"
+            f"{shorten(text)} is not a Slurm hostlist: {error}",
+            where=where,
+            hint="a hostlist looks like node[01-03,7],login1",
         ) from None
 
 
@@ -71,13 +79,14 @@ def expand_counts(text: str, *, where: str | None = None) -> tuple[int, ...]:
     counts: list[int] = []
     for item in text.strip().split(","):
         match = _COUNT.fullmatch(item)
-        if match is None or not 1 <= int(match[2] or 1) <= MAX_HOSTS_PER_NAME:
+        repeats = int(match[2] or 1) if match else 0
+        if match is None or not 1 <= repeats <= MAX_HOSTS - len(counts):
             raise UserError(
-                f"{text!r} is not a Slurm list of counts: cannot read {item!r}",
+                f"{shorten(text)} is not a Slurm list of counts: cannot read {shorten(item)}",
                 where=where,
                 hint="a list of counts looks like 2(x3),1",
             )
-        counts.extend([int(match[1])] * int(match[2] or 1))
+        counts.extend([int(match[1])] * repeats)
     return tuple(counts)
 
 
@@ -121,8 +130,8 @@ def _expand_name(name: str) -> Iterator[str]:
     """
     texts = _GROUP.split(name)  # text, group, text, group, ..., text
     groups = [_expand_group(group) for group in texts[1::2]]
-    if math.prod(map(len, groups)) > MAX_HOSTS_PER_NAME:
-        raise ValueError(f"{name!r} has more than {MAX_HOSTS_PER_NAME} hosts")
+    if math.prod(map(len, groups)) > MAX_HOSTS:
+        raise ValueError(f"{shorten(name)} has more than {MAX_HOSTS} hosts")
     if not groups:
         yield name
         return
@@ -151,12 +160,17 @@ def _expand_group(group: str) -> list[str]:
     for item in group.split(","):
         match = _RANGE.fullmatch(item)
         if not match:
-            raise ValueError(f"{item!r} in [{group}] is neither a number nor a range")
+            raise ValueError(f"{shorten(item)} in {_in_brackets(group)} is neither a number nor a range")
         low, high = int(match[1]), int(match[2] or match[1])
         if high < low:
             raise ValueError(f"the range {item!r} is descending")
         # Counted before anything is built: a typo may make a range of a hundred million.
-        if len(numbers) + high - low + 1 > MAX_HOSTS_PER_NAME:
-            raise ValueError(f"[{group}] has more than {MAX_HOSTS_PER_NAME} hosts")
+        if len(numbers) + high - low + 1 > MAX_HOSTS:
+            raise ValueError(f"{_in_brackets(group)} has more than {MAX_HOSTS} hosts")
         numbers.extend(f"{number:0{len(match[1])}d}" for number in range(low, high + 1))
     return numbers
+
+
+def _in_brackets(group: str) -> str:
+    """The text of a group for an error; a very long one loses its middle."""
+    return f"[{shorten(group)[1:-1]}]"

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import socket
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from disttrain.environment.hostlist import expand_counts, expand_hostlist
+from disttrain.environment.other_launchers import TORCH_VARIABLES, check_agreement, check_alone
+from disttrain.environment.slurm_step import first_host, in_slurm_step, slurm_job_id, tasks_per_node
+from disttrain.environment.variables import Variables, parse_count, shorten
 from disttrain.errors import UserError
 
 Launcher = Literal["torchrun", "slurm", "submitit-local", "single"]
@@ -18,6 +19,10 @@ Launcher = Literal["torchrun", "slurm", "submitit-local", "single"]
 # own ports 6817 to 6819. Sites set SrunPortRange above 60000.
 PORT_RANGE = range(10240, 32768)
 PORT_CANDIDATES = 32
+MAX_THREADS = 65536  # a larger OMP_NUM_THREADS is a typo, which OpenMP ignores too
+
+# A launch by hand with torchrun's variables; `_from_torchrun` names those that are missing.
+_TORCH_LAUNCH = set(TORCH_VARIABLES) - {"MASTER_PORT"}
 
 # Lists of GPUs: each of them shows that GPUs were allocated to this rank, even if torch cannot see them.
 _GPU_LISTS = ("SLURM_STEP_GPUS", "SLURM_JOB_GPUS", "CUDA_VISIBLE_DEVICES")
@@ -52,13 +57,14 @@ class RankEnv:
         """The place of a process, from its environment.
 
         torchrun is checked first, because it may run inside a Slurm job. submitit's local executor is next, because it
-        may run inside an allocation. A Slurm step is the last. Without any of them the run has one rank.
+        may run inside an allocation. A Slurm step is the last. Without any of them the run has one rank, unless another
+        launcher says that it has more.
 
         Args:
             environ: The environment, for example ``os.environ``.
 
         Raises:
-            UserError: A variable is missing or has a wrong value.
+            UserError: A variable is missing or has a wrong value, or the process is one of several and has no rank.
 
         Example:
             >>> RankEnv.from_environ({"SLURM_STEP_ID": "0", "SLURM_JOB_ID": "7", "SLURM_PROCID": "1",
@@ -66,15 +72,16 @@ class RankEnv:
             ...     "SLURM_TASKS_PER_NODE": "1(x2)", "SLURM_STEP_NODELIST": "n[3-4]"}).master_addr
             'n3'
         """
-        read = _Reader(environ)
-        if "TORCHELASTIC_RUN_ID" in environ or {"RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR"} <= environ.keys():
+        read = Variables(environ)
+        if "TORCHELASTIC_RUN_ID" in environ or environ.keys() >= _TORCH_LAUNCH:
             env = _from_torchrun(read)
         elif environ.get("SUBMITIT_EXECUTOR") == "local":
             env = _from_submitit_local(read)
-        elif "SLURM_PROCID" in environ and "SLURM_STEP_ID" in environ:
-            # The batch shell has SLURM_PROCID and SLURM_NTASKS too, but is one process; only srun sets SLURM_STEP_ID.
+        elif in_slurm_step(environ):
             env = _from_slurm(read)
+            check_agreement(environ, env.rank, env.world_size)
         else:
+            check_alone(environ)
             env = cls(job_id=environ.get("SLURM_JOB_ID"))
         return dataclasses.replace(env, gpus_allocated=_gpus_allocated(environ))._checked()
 
@@ -133,24 +140,30 @@ class RankEnv:
         Raises:
             UserError: The text is not an allocation, or not the allocation of the run.
         """
-        nodes, _, per_node = setup.replace("x", "_").partition("_")
-        if not (nodes.isdecimal() and per_node.isdecimal()):
+        nodes, per_node = map(parse_count, setup.replace("x", "_").partition("_")[::2])
+        if nodes is None or per_node is None:
             raise UserError(
-                f"setup {setup!r} is not an allocation", hint="write <nodes>_<GPUs per node>, for example 2_2"
+                f"setup {shorten(setup)} is not an allocation", hint="write <nodes>_<GPUs per node>, for example 2_2"
             )
-        if f"{int(nodes)}x{int(per_node)}" != self.allocation:
+        if (nodes, per_node) != (self.num_nodes, self.local_world_size):
             raise UserError(
-                f"setup {setup!r} says {int(nodes)}x{int(per_node)} (nodes x ranks per node), but the run has"
-                f" {self.allocation}",
+                f"setup {setup!r} says {nodes}x{per_node} (nodes x ranks per node), but the run has {self.allocation}",
                 hint="correct --setup or the way the ranks are started",
             )
 
     def _checked(self) -> RankEnv:
-        if not (0 <= self.rank < self.world_size and 0 <= self.local_rank < self.local_world_size):
+        hint = f"the environment of {self.launcher} is inconsistent"
+        if not (self.rank < self.world_size and self.local_rank < self.local_world_size):
             raise UserError(
                 f"rank {self.rank} of {self.world_size}, local rank {self.local_rank} of {self.local_world_size}"
                 " is out of range",
-                hint=f"the environment of {self.launcher} is inconsistent",
+                hint=hint,
+            )
+        if self.num_nodes * self.local_world_size != self.world_size or self.node_rank >= self.num_nodes:
+            raise UserError(
+                f"{self.world_size} ranks are not {self.num_nodes} nodes with {self.local_world_size} ranks each,"
+                f" or node {self.node_rank} is not one of them",
+                hint=hint,
             )
         return self
 
@@ -170,48 +183,40 @@ def port_candidates(token: str) -> tuple[int, ...]:
     return tuple(dict.fromkeys(PORT_RANGE[number % len(PORT_RANGE)] for number in numbers))
 
 
-class _Reader:
-    """Reads a variable by name, or the first of several names that is set."""
-
-    def __init__(self, environ: Mapping[str, str]) -> None:
-        self._environ = environ
-
-    def text(self, *names: str, default: str | int | None = None) -> str:
-        for name in names:
-            if self._environ.get(name):
-                return self._environ[name]
-        if default is not None:
-            return str(default)
-        raise UserError(f"{names[0]} is not set", where="environment", hint="start the rank with its launcher")
-
-    def number(self, *names: str, default: int | None = None) -> int:
-        value = self.text(*names, default=default)
-        if not value.isdecimal():
-            raise UserError(f"{names[0]} is {value!r}, not a number", where="environment")
-        return int(value)
-
-
-def _from_torchrun(read: _Reader) -> RankEnv:
-    world_size = read.number("WORLD_SIZE")
-    local_world_size = read.number("LOCAL_WORLD_SIZE", default=world_size)
-    rank = read.number("RANK")
+def _from_torchrun(read: Variables) -> RankEnv:
+    world_size = read.number("WORLD_SIZE", least=1)
+    rank, local_rank = read.number("RANK"), read.number("LOCAL_RANK")
+    local_world_size = _local_world_size(read, rank, local_rank, world_size)
     return RankEnv(
         rank=rank,
         world_size=world_size,
-        local_rank=read.number("LOCAL_RANK"),
+        local_rank=local_rank,
         local_world_size=local_world_size,
         node_rank=read.number("GROUP_RANK", default=rank // local_world_size),
-        num_nodes=read.number("GROUP_WORLD_SIZE", default=world_size // local_world_size),
+        num_nodes=read.number("GROUP_WORLD_SIZE", default=world_size // local_world_size, least=1),
         master_addr=read.text("MASTER_ADDR"),
-        master_port=read.number("MASTER_PORT"),
+        master_port=read.number("MASTER_PORT", least=1, most=65535),
         job_id=read.text("TORCHELASTIC_RUN_ID", default="none"),
         restart_count=read.number("TORCHELASTIC_RESTART_COUNT", default=0),
         launcher="torchrun",
     )
 
 
-def _from_submitit_local(read: _Reader) -> RankEnv:
-    world_size = read.number("SUBMITIT_LOCAL_NTASKS")
+def _local_world_size(read: Variables, rank: int, local_rank: int, world_size: int) -> int:
+    """The number of ranks on this host. torchrun gives it; a user's own launch may leave it out."""
+    if read.first("LOCAL_WORLD_SIZE") or world_size == 1:
+        return read.number("LOCAL_WORLD_SIZE", default=1, least=1)
+    if read.first("SLURM_STEP_NUM_TASKS") and (
+        (read.number("SLURM_PROCID"), read.number("SLURM_STEP_NUM_TASKS")) == (rank, world_size)
+    ):
+        return tasks_per_node(read)
+    if rank != local_rank:  # so there is another host, and this one's share is not known
+        return read.number("LOCAL_WORLD_SIZE")
+    return world_size
+
+
+def _from_submitit_local(read: Variables) -> RankEnv:
+    world_size = read.number("SUBMITIT_LOCAL_NTASKS", least=1)
     rank = read.number("SUBMITIT_LOCAL_GLOBALID")
     env = RankEnv(
         rank=rank,
@@ -224,38 +229,23 @@ def _from_submitit_local(read: _Reader) -> RankEnv:
     return dataclasses.replace(env, master_port=env.port_candidates()[0])
 
 
-def _from_slurm(read: _Reader) -> RankEnv:
-    nodelist = read.text("SLURM_STEP_NODELIST", "SLURM_JOB_NODELIST", "SLURM_NODELIST", default="")
-    node_rank = read.number("SLURM_NODEID")
-    tasks = expand_counts(read.text("SLURM_STEP_TASKS_PER_NODE", "SLURM_TASKS_PER_NODE"))
-    if len(set(tasks)) > 1:
-        raise UserError(
-            f"the nodes of this step have different numbers of tasks: {', '.join(map(str, tasks))}",
-            hint="set --ntasks-per-node",
-        )
-    hosts = expand_hostlist(nodelist)
+def _from_slurm(read: Variables) -> RankEnv:
+    num_nodes = read.number("SLURM_STEP_NUM_NODES", "SLURM_NNODES", least=1)
     env = RankEnv(
         rank=read.number("SLURM_PROCID"),
-        world_size=read.number("SLURM_STEP_NUM_TASKS", "SLURM_NTASKS"),
+        world_size=read.number("SLURM_STEP_NUM_TASKS", "SLURM_NTASKS", least=1),
         local_rank=read.number("SLURM_LOCALID"),
-        local_world_size=tasks[0],
-        node_rank=node_rank,
-        num_nodes=read.number("SLURM_STEP_NUM_NODES", "SLURM_NNODES"),
+        local_world_size=tasks_per_node(read),
+        node_rank=read.number("SLURM_NODEID"),
+        num_nodes=num_nodes,
         # Not SLURM_LAUNCH_NODE_IPADDR: it is the host of srun, under salloc the login node.
-        master_addr=hosts[0] if hosts else socket.gethostname(),
-        job_id=_slurm_job_id(read),
-        step_id=read.text("SLURM_STEP_ID"),
+        master_addr=first_host(read, num_nodes),
+        job_id=slurm_job_id(read),
+        step_id=read.text("SLURM_STEP_ID", "SLURM_STEPID"),
         restart_count=read.number("SLURM_RESTART_COUNT", default=0),
         launcher="slurm",
     )
     return dataclasses.replace(env, master_port=env.port_candidates()[0])
-
-
-def _slurm_job_id(read: _Reader) -> str:
-    array_job = read.text("SLURM_ARRAY_JOB_ID", default="")
-    if not array_job:
-        return read.text("SLURM_JOB_ID")
-    return f"{array_job}_{read.text('SLURM_ARRAY_TASK_ID', default='')}"
 
 
 def _gpus_allocated(environ: Mapping[str, str]) -> bool:
@@ -277,9 +267,10 @@ def choose_threads(env: RankEnv, environ: Mapping[str, str], cores: int) -> int:
     omp_threads = environ.get("OMP_NUM_THREADS", "")
     # torchrun sets 1 for all ranks if the user has set nothing, which would leave most cores idle.
     set_by_torchrun = env.launcher == "torchrun" and env.local_world_size > 1 and omp_threads == "1"
-    if omp_threads.isdecimal() and not set_by_torchrun:
-        return max(1, int(omp_threads))
-    cpus_per_task = environ.get("SLURM_CPUS_PER_TASK", "")
-    if env.launcher == "slurm" and cpus_per_task.isdecimal():
-        return max(1, min(int(cpus_per_task), cores))
+    threads = parse_count(omp_threads.partition(",")[0].strip())  # OpenMP accepts a list, one number for each level
+    if threads is not None and threads <= MAX_THREADS and not set_by_torchrun:
+        return max(1, threads)
+    cpus_per_task = parse_count(environ.get("SLURM_CPUS_PER_TASK", ""))
+    if env.launcher == "slurm" and cpus_per_task is not None:
+        return max(1, min(cpus_per_task, cores))
     return max(1, cores // env.host_world_size)

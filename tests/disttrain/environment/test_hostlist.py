@@ -8,11 +8,12 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from disttrain.environment.hostlist import MAX_HOSTS_PER_NAME, expand_counts, expand_hostlist
+from disttrain.environment.hostlist import MAX_HOSTS, expand_counts, expand_hostlist
 from disttrain.errors import UserError
+from tests.proofs.random_inputs import RANDOM_EXAMPLES
 
 
 @pytest.mark.parametrize(
@@ -79,8 +80,21 @@ def test_too_long_number_is_refused() -> None:
         expand_hostlist(f"n[{'9' * 5000}]")
 
 
+@pytest.mark.parametrize("text", ["n[0-65535],m", ",".join(["n[0-999]"] * 66), ",".join(["n"] * 65537)])
+def test_cap_holds_for_a_complete_list(text: str) -> None:
+    with pytest.raises(UserError, match="it has more than 65536 hosts"):
+        expand_hostlist(text)
+
+
+@pytest.mark.parametrize("text", ["n[1" * 100_000, "n[" + "1," * 100_000 + "x]", "n" * 100_000 + "]"])
+def test_error_for_a_long_hostlist_is_short(text: str) -> None:
+    with pytest.raises(UserError) as caught:
+        expand_hostlist(text)
+    assert len(str(caught.value)) < 1000
+
+
 def test_cap_itself_is_allowed() -> None:
-    hosts = expand_hostlist(f"n[1-{MAX_HOSTS_PER_NAME}]")
+    hosts = expand_hostlist(f"n[1-{MAX_HOSTS}]")
     assert (len(hosts), hosts[0], hosts[-1]) == (65536, "n1", "n65536")
 
 
@@ -150,13 +164,24 @@ def test_scontrol_expands_the_same_hosts(text: str, tmp_path: Path) -> None:
     assert expand_hostlist(text) == tuple(completed.stdout.split())
 
 
-@given(st.text(alphabet="n01-,[] ", max_size=12))
+@settings(max_examples=RANDOM_EXAMPLES)
+@given(st.text(alphabet="n01-,[] ", max_size=12) | st.text())
 def test_any_text_expands_or_is_refused(text: str) -> None:
     try:
         hosts = expand_hostlist(text)
     except UserError:
         return
     assert not any(set(host) & set("[], ") or not host for host in hosts)
+
+
+@settings(max_examples=RANDOM_EXAMPLES)
+@given(st.text(alphabet="012(x),-9 ", max_size=12) | st.text())
+def test_any_counts_expand_or_are_refused(text: str) -> None:
+    try:
+        counts = expand_counts(text)
+    except UserError:
+        return
+    assert all(count >= 0 for count in counts)
 
 
 @pytest.mark.parametrize(
@@ -183,6 +208,7 @@ def test_counts_expand_in_order(text: str, counts: tuple[int, ...]) -> None:
         ("1,,2", ""),
         ("-1", "-1"),
         ("2(x99999999)", "2(x99999999)"),
+        ("1(x65536),1", "1"),
     ],
 )
 def test_malformed_counts_name_the_item(text: str, item: str) -> None:

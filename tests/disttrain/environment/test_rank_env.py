@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from disttrain.environment.rank_env import PORT_RANGE, RankEnv, port_candidates
+from disttrain.environment.rank_env import PORT_RANGE, RankEnv, choose_threads, port_candidates
 from disttrain.errors import UserError
+from tests.proofs.random_inputs import RANDOM_EXAMPLES
 
 SLURM = {
     "SLURM_JOB_ID": "4571",
@@ -29,6 +32,20 @@ TORCHRUN = {
     "GROUP_WORLD_SIZE": "2",
     "MASTER_ADDR": "10.77.0.11",
     "MASTER_PORT": "29500",
+}
+# As Slurm 22.05 sets them in the script of a job of two nodes.
+BATCH_SHELL = {
+    "SLURM_JOB_ID": "4571",
+    "SLURM_PROCID": "0",
+    "SLURM_LOCALID": "0",
+    "SLURM_NODEID": "0",
+    "SLURM_NTASKS": "4",
+    "SLURM_NPROCS": "4",
+    "SLURM_NNODES": "2",
+    "SLURM_NTASKS_PER_NODE": "2",
+    "SLURM_TASKS_PER_NODE": "2(x2)",
+    "SLURM_JOB_NODELIST": "gpu[08-09]",
+    "SLURM_NODELIST": "gpu[08-09]",
 }
 LOCAL = {
     "SUBMITIT_EXECUTOR": "local",
@@ -82,9 +99,157 @@ def test_slurm_step_overrides_the_job() -> None:
 
 def test_batch_shell_is_one_process() -> None:
     """The batch script's own shell has SLURM_PROCID and SLURM_NTASKS, but no step: it waits for no other ranks."""
-    environ = {name: value for name, value in SLURM.items() if name != "SLURM_STEP_ID"}
-    env = RankEnv.from_environ(environ)
+    env = RankEnv.from_environ(BATCH_SHELL)
     assert (env.launcher, env.world_size, env.job_id) == ("single", 1, "4571")
+
+
+def without(environ: dict[str, str], *names: str) -> dict[str, str]:
+    return {name: value for name, value in environ.items() if name not in names}
+
+
+BY_HAND = {"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1", "MASTER_ADDR": "n1", "MASTER_PORT": "29500"}
+
+
+@pytest.mark.parametrize(
+    ("environ", "message"),
+    [
+        (without(BY_HAND, "LOCAL_RANK"), "several (RANK=1, WORLD_SIZE=2), but LOCAL_RANK is not set"),
+        (without(BY_HAND, "LOCAL_RANK") | {"RANK": "0"}, "several (RANK=0, WORLD_SIZE=2), but LOCAL_RANK is not set"),
+        (without(BY_HAND, "RANK"), "several (LOCAL_RANK=1, WORLD_SIZE=2), but RANK is not set"),
+        (without(BY_HAND, "RANK", "LOCAL_RANK"), "several (WORLD_SIZE=2), but RANK, LOCAL_RANK are not set"),
+        (without(BY_HAND, "WORLD_SIZE"), "several (RANK=1), but WORLD_SIZE is not set"),
+        (without(BY_HAND, "MASTER_ADDR"), "several (RANK=1, WORLD_SIZE=2), but MASTER_ADDR is not set"),
+        (without(BY_HAND, "MASTER_PORT"), "MASTER_PORT is not set"),
+        (BY_HAND | {"LOCAL_RANK": ""}, "LOCAL_RANK is not set"),
+        # The second of two hosts: the number of ranks on each is not known.
+        (BY_HAND | {"LOCAL_RANK": "0"}, "LOCAL_WORLD_SIZE is not set"),
+        ({"LOCAL_RANK": "0"}, "several (LOCAL_RANK=0), but RANK, WORLD_SIZE, MASTER_ADDR, MASTER_PORT are not set"),
+        (
+            {"OMPI_COMM_WORLD_RANK": "0", "OMPI_COMM_WORLD_SIZE": "2"},
+            "several (OMPI_COMM_WORLD_RANK=0, OMPI_COMM_WORLD_SIZE=2), but RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR,"
+            " MASTER_PORT are not set",
+        ),
+        ({"OMPI_COMM_WORLD_SIZE": "2"}, "several (OMPI_COMM_WORLD_SIZE=2), but RANK"),
+        ({"PMI_RANK": "0", "PMI_SIZE": "4"}, "several (PMI_RANK=0, PMI_SIZE=4), but RANK"),
+        ({"PMIX_RANK": "0"}, "several (PMIX_RANK=0), but RANK"),
+        ({"MV2_COMM_WORLD_RANK": "1", "MV2_COMM_WORLD_SIZE": "2"}, "several (MV2_COMM_WORLD_RANK=1,"),
+        ({"PALS_RANKID": "3"}, "several (PALS_RANKID=3), but RANK"),
+        ({"FLUX_TASK_RANK": "0", "FLUX_JOB_SIZE": "2"}, "several (FLUX_TASK_RANK=0, FLUX_JOB_SIZE=2), but RANK"),
+        ({"PMI_SIZE": "two"}, "PMI_SIZE is 'two', not a number"),
+        # A step of srun of which a container passes on only some variables.
+        (without(SLURM, "SLURM_PROCID"), "SLURM_PROCID is not set"),
+        (without(SLURM, "SLURM_STEP_ID"), "SLURM_STEP_ID is not set"),
+        (without(SLURM, "SLURM_NTASKS"), "SLURM_STEP_NUM_TASKS is not set"),
+        (without(SLURM, "SLURM_STEP_NODELIST"), "SLURM_STEP_NODELIST is not set"),
+        ({"SLURM_JOB_ID": "1", "SLURM_PROCID": "1", "SLURM_NTASKS": "2"}, "SLURM_STEP_NUM_NODES is not set"),
+    ],
+)
+def test_one_of_several_needs_its_rank(environ: dict[str, str], message: str) -> None:
+    with pytest.raises(UserError) as caught:
+        RankEnv.from_environ(environ)
+    assert message in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "environ",
+    [
+        {"RANK": "0", "WORLD_SIZE": "1"},
+        {"OMPI_COMM_WORLD_RANK": "0", "OMPI_COMM_WORLD_SIZE": "1", "PMI_RANK": "0", "PMI_SIZE": "1"},
+        {"WORLD_SIZE": "1", "LOCAL_RANK": "0"},
+        {"MASTER_ADDR": "n1", "MASTER_PORT": "29500", "NODE_RANK": "0"},
+    ],
+)
+def test_launch_of_one_process_is_one_rank(environ: dict[str, str]) -> None:
+    assert RankEnv.from_environ(environ) == RankEnv()
+
+
+def test_launch_by_hand_on_one_host() -> None:
+    env = RankEnv.from_environ(BY_HAND)
+    assert (env.rank, env.allocation, env.launcher, env.port_candidates()) == (1, "1x2", "torchrun", (29500,))
+
+
+def test_launch_by_hand_inside_a_step() -> None:
+    """Many recipes set torchrun's variables from Slurm's, without LOCAL_WORLD_SIZE."""
+    by_hand = {"RANK": "3", "WORLD_SIZE": "4", "LOCAL_RANK": "1", "MASTER_ADDR": "n1", "MASTER_PORT": "29500"}
+    env = RankEnv.from_environ(SLURM | {"SLURM_STEP_NUM_TASKS": "4"} | by_hand)
+    assert (env.allocation, env.node_rank, env.master_addr) == ("2x2", 1, "n1")
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"PMI_RANK": "3", "PMI_SIZE": "4", "PMIX_RANK": "3"},  # srun --mpi
+        {"RANK": "3", "WORLD_SIZE": "4", "MASTER_ADDR": "n1", "MASTER_PORT": "29500"},  # a recipe
+    ],
+)
+def test_step_agrees_with_other_launchers(other: dict[str, str]) -> None:
+    assert RankEnv.from_environ(SLURM | other).launcher == "slurm"
+
+
+@pytest.mark.parametrize(
+    ("other", "message"),
+    [
+        (
+            {"OMPI_COMM_WORLD_RANK": "0", "OMPI_COMM_WORLD_SIZE": "8"},
+            "OMPI_COMM_WORLD_RANK is 0, but SLURM_PROCID is 3",
+        ),
+        ({"PMI_RANK": "3", "PMI_SIZE": "8"}, "PMI_SIZE is 8, but the size of the Slurm step is 4"),
+        ({"RANK": "0"}, r"RANK is 0, but SLURM_PROCID is 3 \(start the ranks with srun alone, or unset RANK\)"),
+    ],
+)
+def test_mpirun_inside_a_step_is_refused(other: dict[str, str], message: str) -> None:
+    """mpirun starts its ranks with the Slurm variables of its daemon: all would take the daemon's place."""
+    with pytest.raises(UserError, match=message):
+        RankEnv.from_environ(SLURM | other)
+
+
+@pytest.mark.parametrize(
+    ("environ", "message"),
+    [
+        (TORCHRUN | {"WORLD_SIZE": "0"}, "WORLD_SIZE is 0; it must be at least 1"),
+        (TORCHRUN | {"LOCAL_WORLD_SIZE": "0"}, "LOCAL_WORLD_SIZE is 0; it must be at least 1"),
+        (TORCHRUN | {"GROUP_WORLD_SIZE": "0"}, "GROUP_WORLD_SIZE is 0; it must be at least 1"),
+        (TORCHRUN | {"RANK": "-1"}, "RANK is '-1', not a number"),
+        (TORCHRUN | {"RANK": "9" * 5000}, "RANK is '999"),
+        (TORCHRUN | {"RANK": "\u0663"}, "RANK is '\u0663', not a number"),
+        (TORCHRUN | {"MASTER_PORT": "0"}, "MASTER_PORT is 0; it must be from 1 to 65535"),
+        (TORCHRUN | {"MASTER_PORT": "65536"}, "MASTER_PORT is 65536; it must be from 1 to 65535"),
+        (TORCHRUN | {"GROUP_RANK": "2"}, "node 2 is not one of them"),
+        (TORCHRUN | {"LOCAL_WORLD_SIZE": "3", "GROUP_WORLD_SIZE": "1"}, "4 ranks are not 1 nodes with 3 ranks each"),
+        (SLURM | {"SLURM_NTASKS": "0"}, "SLURM_NTASKS is 0; it must be at least 1"),
+        (SLURM | {"SLURM_NNODES": "3"}, "4 ranks are not 3 nodes with 2 ranks each"),
+        (SLURM | {"SLURM_STEP_NODELIST": ","}, "SLURM_STEP_NODELIST is ',': it names no host"),
+        (SLURM | {"SLURM_STEP_NODELIST": "n[1-"}, "SLURM_STEP_NODELIST: 'n[1-' is not a Slurm hostlist"),
+        (SLURM | {"SLURM_TASKS_PER_NODE": " "}, "SLURM_TASKS_PER_NODE is ' ': no node has a task"),
+        (SLURM | {"SLURM_TASKS_PER_NODE": "0(x2)"}, "SLURM_TASKS_PER_NODE is '0(x2)': no node has a task"),
+        (SLURM | {"SLURM_TASKS_PER_NODE": "two"}, "SLURM_TASKS_PER_NODE: 'two' is not a Slurm list of counts"),
+        (SLURM | {"SLURM_ARRAY_JOB_ID": "4"}, "SLURM_ARRAY_TASK_ID is not set"),
+        (LOCAL | {"SUBMITIT_LOCAL_NTASKS": "0"}, "SUBMITIT_LOCAL_NTASKS is 0; it must be at least 1"),
+    ],
+)
+def test_odd_values_are_one_line(environ: dict[str, str], message: str) -> None:
+    with pytest.raises(UserError) as caught:
+        RankEnv.from_environ(environ)
+    assert message in str(caught.value)
+    assert len(str(caught.value)) < 400
+
+
+MPI = ("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE", "PMIX_RANK")
+NAMES = st.sampled_from(sorted({*SLURM, *TORCHRUN, *LOCAL, *BATCH_SHELL, *MPI}))
+VALUES = st.sampled_from(["0", "1", "2", "4", "", " ", ",", "-1", "n[1-2]", "2(x2)", "local", "9" * 5000]) | st.text()
+
+
+@settings(max_examples=RANDOM_EXAMPLES)
+@given(st.sampled_from([{}, SLURM, TORCHRUN, LOCAL]), st.dictionaries(NAMES, VALUES, max_size=6))
+def test_any_environment_has_a_rank_or_an_error(launch: dict[str, str], changes: dict[str, str]) -> None:
+    environ = launch | changes
+    assert choose_threads(RankEnv(launcher="slurm"), environ | {"OMP_NUM_THREADS": changes.get("RANK", "")}, 4) >= 1
+    try:
+        env = RankEnv.from_environ(environ)
+    except UserError:
+        return
+    assert 0 <= env.rank < env.world_size == env.num_nodes * env.local_world_size
+    assert 0 <= env.node_rank < env.num_nodes
 
 
 def test_uneven_step_is_refused() -> None:

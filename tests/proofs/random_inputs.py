@@ -1,0 +1,67 @@
+"""Proof: the readers of flags, YAML and Slurm's variables take any text, and refuse it in one line or read it."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+SEED = 20261125
+PROOF_EXAMPLES = 100_000
+LIMIT_S = 4 * 3600
+# The number of random inputs of each property test below: few in `make test`, many in `make proofs`.
+EXAMPLES_VARIABLE = "RANDOM_EXAMPLES"
+RANDOM_EXAMPLES = int(os.environ.get(EXAMPLES_VARIABLE, "200"))
+
+# What is read, and the property tests that try it with `RANDOM_EXAMPLES` inputs.
+READERS = {
+    "flags": ("tests/disttrain/config/test_flags.py::test_any_flags_give_a_config_or_an_error",),
+    "YAML": ("tests/jobs/planning/test_yaml_file.py::test_any_text_gives_values_or_an_error",),
+    "sweep file": ("tests/jobs/planning/test_sweep_file.py::test_any_values_give_a_sweep_or_an_error",),
+    "hostlists": (
+        "tests/disttrain/environment/test_hostlist.py::test_any_text_expands_or_is_refused",
+        "tests/disttrain/environment/test_hostlist.py::test_any_counts_expand_or_are_refused",
+    ),
+    "launcher variables": (
+        "tests/disttrain/environment/test_rank_env.py::test_any_environment_has_a_rank_or_an_error",
+    ),
+}
+
+
+def prove() -> str:
+    """Runs each property test with many inputs from a fixed seed. An exception other than UserError is a failure."""
+    rows = []
+    for reader, tests in READERS.items():
+        start = time.monotonic()
+        count = _passed(tests)
+        rows.append(f"| {reader} | {count * PROOF_EXAMPLES:,} | {time.monotonic() - start:.0f} s |")
+    table = "\n".join(rows)
+    return f"""\
+Random inputs by hypothesis, seed {SEED}. Each input is read, or refused by the one-line error: no other exception, and
+no hang.
+
+| reader | inputs | time |
+|---|---|---|
+{table}"""
+
+
+def _passed(tests: tuple[str, ...]) -> int:
+    """The number of property tests that passed, which is all of them."""
+    options = [f"--hypothesis-seed={SEED}", "-q", "-p", "no:cacheprovider", "-o", f"timeout={LIMIT_S}"]
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", *options, *tests],
+        cwd=REPOSITORY,
+        env={**os.environ, EXAMPLES_VARIABLE: str(PROOF_EXAMPLES)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout[-2000:]
+    passed = re.search(r"(\d+) passed", done.stdout)
+    assert passed, done.stdout[-2000:]
+    assert int(passed[1]) == len(tests), f"{passed[1]} of {len(tests)} tests have run"
+    return len(tests)
