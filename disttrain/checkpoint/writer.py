@@ -51,6 +51,7 @@ class CheckpointWriter:
         self._identity = identity
         self._world_size = world_size
         self._buffers: dict[str, Tensor] = {}
+        self._events: _CopyEvents | None = None
         self._thread: threading.Thread | None = None
         self._done: queue.SimpleQueue[CheckpointOutcome | NewerAttempt] = queue.SimpleQueue()
 
@@ -99,7 +100,9 @@ class CheckpointWriter:
         """
         events = None
         if self._on_gpu:
-            events = (_event(), _event())
+            if self._events is None:
+                self._events = (_event(), _event())
+            events = self._events  # the thread has read them: `save` has waited for it
             events[0].record()
 
         def visit(value: Any, name: str) -> Any:

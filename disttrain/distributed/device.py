@@ -51,10 +51,18 @@ def choose_device(env: RankEnv, wanted: str) -> torch.device:
             raise _no_gpu_error("device is 'cuda'")
         if env.gpus_allocated:
             raise _no_gpu_error("GPUs were allocated")
-        return torch.device("cpu")
+        return torch.device("cpu")  # `cpu_notice` reports it
     device = torch.device("cuda", env.host_rank % visible)
     torch.cuda.set_device(device)
     return device
+
+
+def cpu_notice(device: torch.device, wanted: str) -> str | None:
+    """A notice if the config leaves the device open and this rank has no GPU; None otherwise."""
+    if wanted != "auto" or device.type != "cpu":
+        return None
+    host = socket.gethostname()
+    return f"trains on the CPU: device is auto, and torch {torch.__version__} sees no GPU on {host} ({_why_no_gpu()})"
 
 
 def _no_gpu_error(reason: str) -> UserError:
@@ -64,6 +72,15 @@ def _no_gpu_error(reason: str) -> UserError:
     )
 
 
+def _why_no_gpu() -> str:
+    """The reason that torch gives for seeing no GPU: its first sentence."""
+    try:
+        torch.cuda.init()  # type: ignore[no-untyped-call]
+    except (RuntimeError, AssertionError) as error:  # AssertionError: a build of torch without CUDA
+        return str(error).partition("\n")[0].partition(". ")[0].rstrip(".")
+    return "no GPU is visible"
+
+
 def compute_deterministically() -> None:
     """Makes torch choose kernels that give the same bits each time, and fail on an operation without such a kernel."""
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS reads it at its first call
@@ -71,6 +88,17 @@ def compute_deterministically() -> None:
     # Otherwise torch fills each `torch.empty`, which nothing here reads before it is written. The buffers of the first
     # checkpoint took 1.2 s longer (52 MB, docs/gpu.md).
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+
+
+def use_full_precision(device: torch.device) -> None:
+    """Makes fp32 convolutions on a GPU as exact as fp32 matrix products; torch's default for them is TF32.
+
+    TF32 has 10 bits of mantissa instead of 23. Without this, ViT's patch embedding in fp32 would use it.
+    """
+    if device.type == "cuda":
+        # The older of torch's two switches: all versions have it, and a mixture of both raises an error.
+        torch.backends.cudnn.allow_tf32 = False
+        torch.backends.cuda.matmul.allow_tf32 = False
 
 
 def choose_attention(*, many_shapes: bool) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import socket
@@ -17,7 +18,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from disttrain.distributed.device import choose_device
+from disttrain.distributed.device import choose_device, cpu_notice, device_name, gpu_uuid, use_full_precision
+from disttrain.distributed.places import Place, gpu_keys, placement_notices, read_boot_id, start_line
 from disttrain.distributed.rendezvous import interface_towards, open_store
 from disttrain.environment.rank_env import RankEnv
 
@@ -41,6 +43,8 @@ class Group:
     store: dist.Store | None = None  # None for a single rank
     first_on_gpu: bool = True  # no lower rank uses the same GPU board
     turns: Iterator[int] = field(default_factory=count, compare=False, repr=False)  # numbers the uses of main_first
+    machines: tuple[str, ...] = ()  # what identifies the machine of each rank, by rank; empty: the hosts' names do
+    fallbacks: tuple[str, ...] = ()  # notices about devices and backend, except about shared GPUs
 
     @property
     def is_main(self) -> bool:
@@ -50,8 +54,9 @@ class Group:
     def notices(self) -> tuple[str, ...]:
         """What the user should know about the placement of these ranks."""
         if not self.shared_gpu:
-            return ()
-        return ("ranks share a GPU, which NCCL does not support: gloo replaces it, and times are not comparable",)
+            return self.fallbacks
+        shared = "ranks share a GPU, which NCCL does not support: gloo replaces it, and times are not comparable"
+        return (shared, *self.fallbacks)
 
     def sum(self, values: Tensor) -> Tensor:
         """The sum over all ranks, on every rank; it is written into `values`."""
@@ -65,13 +70,19 @@ class Group:
             dist.barrier()
 
     def gather(self, values: Tensor) -> list[Tensor]:
-        """The values of every rank, by rank, on the CPU; all ranks pass the same shape."""
+        """The values of every rank, by rank, on the CPU of rank 0; the other ranks receive an empty list.
+
+        All ranks call this and pass the same shape. Only rank 0's GPU holds the values of all ranks.
+        """
         if self.backend is None:
             return [values]
         if self.backend == "nccl":
             values = values.to(self.device)  # gloo gathers CPU tensors only
+        if not self.is_main:
+            dist.gather(values, dst=0)
+            return []
         received = [torch.empty_like(values) for _ in range(self.env.world_size)]
-        dist.all_gather(received, values)
+        dist.gather(values, received, dst=0)
         return [gathered.cpu() for gathered in received]
 
     def broadcast_from_main(self, value: T) -> T:
@@ -100,13 +111,14 @@ class Group:
         if self.store is None:
             yield
             return
-        host = self.hosts[self.env.rank]
+        machines = self.machines or self.hosts
+        machine = machines[self.env.rank]
         main_done = f"turn/{next(self.turns)}"
-        host_done = f"{main_done}/{host}"
+        host_done = f"{main_done}/{machine}"
         is_first_of_host = self.env.host_rank == 0
         if not self.is_main:
             awaited = host_done
-            if is_first_of_host or host == self.hosts[0]:
+            if is_first_of_host or machine == machines[0]:
                 awaited = main_done
             _wait_for_key(self.store, awaited)
         yield
@@ -159,33 +171,53 @@ def process_group(env: RankEnv, wanted: str) -> Iterator[Group]:
         The group. Its backend is gloo if a rank has no GPU or ranks share one, else NCCL.
     """
     device = choose_device(env, wanted)
+    use_full_precision(device)
+    place = _own_place(device)
+    on_cpu = tuple(filter(None, [cpu_notice(device, wanted)]))
     if env.world_size == 1:
-        yield Group(env, device, None, (socket.gethostname(),), False)
+        group = Group(env, device, None, (place.host,), False, fallbacks=on_cpu)
+        group.say(start_line([place], None))
+        yield group
         return
     store = open_store(env)
-    places = _exchange_places(store, env, device)
+    places = _exchange_places(store, env, place)
     # init_process_group does not change the time limit of a store that it did not create, and NCCL's first collective
     # waits on the store.
     store.set_timeout(COLLECTIVE_TIMEOUT)
-    hosts, gpus = tuple(place["host"] for place in places), [place["gpu"] for place in places]
+    gpus = gpu_keys(places)
     used_gpus = [gpu for gpu in gpus if gpu]
     shared_gpu = len(set(used_gpus)) < len(used_gpus)
     backend, nccl_device = "gloo", None
     # NCCL refuses two ranks on one GPU. A run that shares GPUs is a rehearsal, and gloo can do it.
     if len(used_gpus) == env.world_size and not shared_gpu:
         backend, nccl_device = "nccl", device
-    _set_gloo_interface(hosts)
+    _set_gloo_interface(places, env)
+    # Each rank would warn that its messages for the clock offset wait for the other operations, as they should.
+    os.environ.setdefault("TORCH_NCCL_SHOW_EAGER_INIT_P2P_SERIALIZATION_WARNING", "false")
     dist.init_process_group(
         backend,
         store=store,
         rank=env.rank,
         world_size=env.world_size,
         timeout=COLLECTIVE_TIMEOUT,
-        # With a device, NCCL connects now, while all ranks are running, so a failure to connect shows early.
+        # With a device, NCCL connects now, while all ranks are running, so a failure to connect shows early. Messages
+        # between two ranks then use this connection, and not one for each pair.
         device_id=nccl_device,
     )
+    group = Group(
+        env,
+        device,
+        backend,
+        tuple(other.host for other in places),
+        shared_gpu,
+        store,
+        is_first(gpus, env.rank),
+        machines=tuple(other.machine for other in places),
+        fallbacks=(*placement_notices(places), *on_cpu),
+    )
+    group.say(start_line(places, backend))
     try:
-        yield Group(env, device, backend, hosts, shared_gpu, store, is_first(gpus, env.rank))
+        yield group
     except BaseException:
         # The group is not destroyed: NCCL's destroy waits for ranks that may never answer. The process ends anyway.
         raise
@@ -193,15 +225,19 @@ def process_group(env: RankEnv, wanted: str) -> Iterator[Group]:
         dist.destroy_process_group()
 
 
-def _set_gloo_interface(hosts: Sequence[str]) -> None:
-    """Makes gloo use the interface towards another host of the run.
+def _set_gloo_interface(places: Sequence[Place], env: RankEnv) -> None:
+    """Makes gloo use the interface towards another machine of the run.
 
     By default gloo uses the address of this host's own name, which is 127.0.1.1 on Debian.
     """
-    other_host = next((host for host in hosts if host != socket.gethostname()), None)
-    if other_host is None:
+    own = places[env.rank]
+    other = next((place for place in places if place.machine != own.machine), None)
+    if other is None:
         return
-    interface = interface_towards(other_host)
+    address = other.host
+    if address == own.host:  # the name would lead back to this machine; rank 0's address names an interface there too
+        address = env.master_addr
+    interface = interface_towards(address)
     if interface is not None:
         os.environ.setdefault("GLOO_SOCKET_IFNAME", interface)
 
@@ -220,15 +256,20 @@ def is_first(gpus: Sequence[str], rank: int) -> bool:
     return not gpus[rank] or gpus[rank] not in gpus[:rank]
 
 
-def _exchange_places(store: dist.Store, env: RankEnv, device: torch.device) -> list[dict[str, str]]:
-    """The host and the GPU of every rank, by rank.
+def _own_place(device: torch.device) -> Place:
+    host, boot_id, name = socket.gethostname(), read_boot_id(), device_name(device)
+    if device.type != "cuda":
+        return Place(host, boot_id, name)
+    properties: Any = torch.cuda.get_device_properties(device)
+    # NCCL compares PCI addresses, and refuses two MIG slices of one GPU although their UUIDs differ.
+    gpu = f"{properties.pci_domain_id:x}:{properties.pci_bus_id:x}:{properties.pci_device_id:x}"
+    return Place(host, boot_id, name, gpu, gpu_uuid(device) or "")
+
+
+def _exchange_places(store: dist.Store, env: RankEnv, own: Place) -> list[Place]:
+    """The place of every rank, by rank.
 
     They are sent through the store, because the choice of the backend depends on them.
     """
-    host, gpu = socket.gethostname(), ""
-    if device.type == "cuda":
-        properties: Any = torch.cuda.get_device_properties(device)
-        # NCCL compares PCI addresses, and refuses two MIG slices of one GPU although their UUIDs differ.
-        gpu = f"{host} {properties.pci_domain_id:x}:{properties.pci_bus_id:x}:{properties.pci_device_id:x}"
-    store.set(f"place/{env.rank}", json.dumps({"host": host, "gpu": gpu}))
-    return [json.loads(store.get(f"place/{rank}")) for rank in range(env.world_size)]
+    store.set(f"place/{env.rank}", json.dumps(dataclasses.asdict(own)))
+    return [Place(**json.loads(store.get(f"place/{rank}"))) for rank in range(env.world_size)]

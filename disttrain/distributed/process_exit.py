@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import atexit
+import faulthandler
 import os
 import sys
-import threading
 from typing import Any
 
 _EXIT_S = 15.0  # the most time that a failed rank takes to end
+_STDERR = 2  # the descriptor: sys.stderr may be replaced by an object without one
 
 
 def leave_without_teardown() -> None:
@@ -36,11 +37,10 @@ def leave_without_teardown() -> None:
 
 
 def exit_soon() -> None:
-    """Ends this process within a time limit, even if its teardown waits for ranks that cannot answer.
+    """Ends this process with status 1 within a time limit, even if its teardown waits for ranks that cannot answer.
 
     The launcher ends the other ranks after this process has ended. NCCL's own teardown may wait for a collective that
-    never completes, until the collective's time limit.
+    never completes, until the collective's time limit, and it holds the interpreter's lock. A thread of Python would
+    then never run again. faulthandler's thread is written in C and needs no lock; it also prints where each thread is.
     """
-    timer = threading.Timer(_EXIT_S, os._exit, (1,))
-    timer.daemon = True
-    timer.start()
+    faulthandler.dump_traceback_later(_EXIT_S, exit=True, file=_STDERR)

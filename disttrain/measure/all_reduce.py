@@ -79,9 +79,12 @@ def _repeats(expected_s: float, warm_up: int, deadline_s: float, group: Group) -
 
 
 def _slowest_times(values: torch.Tensor, repeats: int, group: Group) -> list[float]:
-    """The time of each all-reduce on the rank where it takes longest, in milliseconds."""
+    """The time of each all-reduce on the rank where it takes longest, in milliseconds; on other ranks than 0 their own.
+
+    Rank 0 writes the records and decides on the repeats.
+    """
     own = torch.tensor([time_all_reduce(values, group) for _ in range(repeats)], dtype=torch.float64)
-    slowest: list[float] = torch.stack(group.gather(own)).amax(dim=0).tolist()
+    slowest: list[float] = torch.stack(group.gather(own) or [own]).amax(dim=0).tolist()
     return slowest
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import time
+from collections import deque
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Literal
 
@@ -30,12 +32,22 @@ class _Step:
     laps: list[tuple[StepPhase, Mark, Mark]]
     buckets: list[BucketMarks]
 
+    def marks(self) -> Iterator[Mark | None]:
+        for _, start, end in self.laps:
+            yield from (start, end)
+        for bucket in self.buckets:
+            yield from (bucket.ready, bucket.done)
+
 
 class PhaseTimer:
     """A stopwatch that never makes the host wait for the GPU.
 
     On a GPU a lap only records an event in the stream. The times between events are known later; `read` waits for the
     last event. On a CPU a lap reads the clock.
+
+    An event that has been read is recorded again, so that later steps neither make nor destroy events. Several threads
+    that make events delay each other, and an event is destroyed with a switch to its own device, in whichever thread
+    drops it (torch's c10/cuda/CUDAEvent.h).
 
     Args:
         device: The rank's device.
@@ -48,12 +60,15 @@ class PhaseTimer:
         self._laps: list[tuple[StepPhase, Mark, Mark]] = []
         self._buckets: list[BucketMarks] = []
         self._steps: list[_Step] = []
+        self._free: deque[torch.cuda.Event] = deque()  # gloo's thread takes from it too: each of its methods is atomic
         self._last = self.mark()
 
     def restart(self) -> None:
         """Discards the time since the last step: an evaluation, or a pass after which DDP's buckets are final."""
+        discarded = _Step(self._laps, self._buckets)
         self._laps, self._buckets = [], []
-        self._last = self.mark()
+        last, self._last = self._last, self.mark()
+        self._reuse(discarded.marks(), last)
 
     def lap(self, phase: StepPhase) -> None:
         """Assigns the time since the last lap to a phase."""
@@ -82,15 +97,33 @@ class PhaseTimer:
             now_s = time.perf_counter()
         else:
             now_s = now
-        return [self._measured_step(step, now, now_s) for step in steps]
+        measured = [self._measured_step(step, now, now_s) for step in steps]
+        self._reuse((mark for step in steps for mark in step.marks()), now)
+        return measured
+
+    def _reuse(self, marks: Iterable[Mark | None], *more: Mark) -> None:
+        """Makes the events of these marks free, except those that the current step or an unread one uses."""
+        used = {id(self._last)}
+        for step in (*self._steps, _Step(self._laps, self._buckets)):
+            used.update(map(id, step.marks()))
+        for mark in (*marks, *more):
+            if isinstance(mark, torch.cuda.Event) and id(mark) not in used:
+                used.add(id(mark))  # the end of a lap is the start of the next one
+                self._free.append(mark)
 
     def mark(self) -> Mark:
         """A mark of the current time; on a GPU, an event in the current stream."""
         if self._device.type != "cuda":
             return time.perf_counter()
-        event: torch.cuda.Event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
+        event = self._free_event()
         event.record(torch.cuda.current_stream(self._device))  # in a gloo thread, another device may be current
         return event
+
+    def _free_event(self) -> torch.cuda.Event:
+        try:
+            return self._free.popleft()
+        except IndexError:
+            return torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
 
     def _measured_step(self, step: _Step, now: Mark, now_s: float) -> MeasuredStep:
         """Converts the events of a step to times.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 
@@ -11,6 +12,7 @@ import torch.distributed
 
 from disttrain.distributed import group as dist
 from disttrain.distributed.group import Group, is_first
+from disttrain.distributed.places import Place
 from disttrain.environment.rank_env import RankEnv
 
 
@@ -33,16 +35,18 @@ def test_quick_work_prints_no_progress(capsys: pytest.CaptureFixture[str]) -> No
     assert capsys.readouterr().out == ""
 
 
-def test_main_first_orders_hosts_and_ranks() -> None:
-    """The first rank of a host enters after rank 0 and before the other ranks of its host."""
+@pytest.mark.parametrize("names", [("n1", "n2"), ("node", "node")])
+def test_main_first_orders_hosts_and_ranks(names: tuple[str, str]) -> None:
+    """The first rank of a host enters after rank 0 and before the others of its host, also where names are equal."""
     store = torch.distributed.HashStore()
-    hosts = ("n1", "n1", "n2", "n2", "n2")
+    hosts = (names[0],) * 2 + (names[1],) * 3
+    machines = tuple(f"{host} boot-{int(rank > 1)}" for rank, host in enumerate(hosts))
     events: list[tuple[str, int]] = []
 
     def rank(number: int) -> None:
         local = number if number < 2 else number - 2
         env = RankEnv(rank=number, world_size=5, local_rank=local, local_world_size=3, node_rank=number // 2)
-        group = Group(env, torch.device("cpu"), "gloo", hosts, False, store)
+        group = Group(env, torch.device("cpu"), "gloo", hosts, False, store, machines=machines)
         for _ in range(2):
             with group.main_first():
                 events.append(("begins", number))
@@ -73,3 +77,42 @@ def test_a_shared_gpu_is_reported() -> None:
     groups = [Group(env, torch.device("cpu"), "gloo", ("node1", "node1"), shared) for shared in (True, False)]
     assert [notice.split(",")[0] for notice in groups[0].notices] == ["ranks share a GPU"]
     assert groups[1].notices == ()
+
+
+def test_only_rank_0_gathers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No other rank holds the values of all ranks."""
+    targets: list[tuple[list[torch.Tensor] | None, int]] = []
+
+    def gather(values: torch.Tensor, received: list[torch.Tensor] | None = None, dst: int = -1) -> None:
+        targets.append((received, dst))
+        for place in received or ():
+            place.copy_(values)
+
+    monkeypatch.setattr(torch.distributed, "gather", gather)
+    monkeypatch.delattr(torch.distributed, "all_gather")
+    groups = [
+        Group(RankEnv(rank=rank, world_size=2), torch.device("cpu"), "gloo", ("n1", "n1"), False) for rank in (0, 1)
+    ]
+    assert [[value.tolist() for value in group.gather(torch.ones(2))] for group in groups] == [[[1.0, 1.0]] * 2, []]
+    assert [(received is None, dst) for received, dst in targets] == [(False, 0), (True, 0)]
+
+
+@pytest.mark.parametrize(
+    ("places", "asked"),
+    [
+        ([("n1", "1"), ("n1", "1")], []),
+        ([("n1", "1"), ("n2", "2")], ["n2"]),
+        ([("node", "1"), ("node", "2")], ["10.0.0.1"]),  # the name leads back to this machine
+    ],
+)
+def test_gloo_uses_the_interface_to_another_machine(
+    places: list[tuple[str, str]], asked: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names: list[str] = []
+    monkeypatch.setattr(dist, "interface_towards", lambda name: names.append(name) or "eth7")  # type: ignore[func-returns-value]
+    monkeypatch.setenv("GLOO_SOCKET_IFNAME", "")  # so that the value before the test comes back
+    monkeypatch.delenv("GLOO_SOCKET_IFNAME")
+    env = RankEnv(rank=0, world_size=2, master_addr="10.0.0.1")
+    dist._set_gloo_interface([Place(host, boot, "CPU") for host, boot in places], env)
+    assert names == asked
+    assert os.environ.get("GLOO_SOCKET_IFNAME") == ("eth7" if asked else None)
