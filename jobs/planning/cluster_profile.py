@@ -27,6 +27,9 @@ LOCAL = "local"
 DEBUG = "debug"
 GENERIC = "slurm"  # the profile in slurm_templates for any Slurm cluster
 
+# The top-level keys of a sweep file. They are here because a profile answers one that is written under slurm.
+SECTIONS = ("name", "allocations", "base", "axes", "zip", "exclude", "include", "seeds", "measure_link", "slurm")
+
 # Options that the plan sets itself. A second value would contradict the plan, or make it differ from the submission.
 _PLANNED_OPTIONS = frozenset({
     "nodes", "ntasks", "ntasks-per-node", "cpus-per-task", "gpus", "gpus-per-node", "gpus-per-task", "gres", "array",
@@ -130,7 +133,8 @@ def override(cluster: ClusterProfile, changes: Mapping[str, Any], where: Callabl
 def _validate(values: Mapping[str, Any], where: Callable[[str], str]) -> ClusterProfile:
     for key in values:
         if key not in ClusterProfile.model_fields:
-            hint = suggest_key(key, ClusterProfile.model_fields, Place.SLURM, {Place.BASE: field_names()})
+            elsewhere = {Place.BASE: field_names(), Place.TOP: SECTIONS}
+            hint = suggest_key(key, ClusterProfile.model_fields, Place.SLURM, elsewhere)
             raise UserError(f"unknown key {key!r}", where=where(key), hint=hint)
     # Strict mode does not accept a list for a tuple, and YAML has no tuples.
     values = {**values}

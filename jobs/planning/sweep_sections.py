@@ -15,11 +15,10 @@ from disttrain.config.unknown_key import suggest_key
 from disttrain.config.validation import validate
 from disttrain.errors import FieldsError, UserError
 from jobs.planning.allocation import Allocation
+from jobs.planning.cluster_profile import SECTIONS as SECTIONS
 from jobs.planning.cluster_profile import ClusterProfile
 from jobs.planning.yaml_file import Document
 from jobs.planning.yaml_nodes import KeyPath
-
-SECTIONS = ("name", "allocations", "base", "axes", "zip", "exclude", "include", "seeds", "measure_link", "slurm")
 
 # A sweep's name becomes a folder's name. The folder `torchrun` has the runs that no sweep started.
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,99}")
@@ -86,15 +85,11 @@ def read_allocations(document: Document, *keys: str | int) -> tuple[Allocation, 
     Raises:
         UserError: The list is empty, or an item is not an allocation or is repeated.
     """
-    allocations: list[Allocation] = []
     texts = document.get_list(*keys)
     if not texts:
         raise document.error(keys, "the list has no allocation", hint="for example [1x1, 2x2]")
-    for index, text in enumerate(texts):
-        allocation = Allocation.parse(text, where=document.where(*keys, index))
-        if allocation in allocations:
-            raise _repeated(document, (*keys, index), str(text), (*keys, allocations.index(allocation)))
-        allocations.append(allocation)
+    allocations = [Allocation.parse(text, where=document.where(*keys, index)) for index, text in enumerate(texts)]
+    _check_repeats(document, keys, allocations, [str(text) for text in texts])
     return tuple(allocations)
 
 
@@ -141,10 +136,12 @@ def _check_fields(document: Document, *keys: str | int, others: Sequence[str] = 
 
 def _suggest_field(name: str, others: Sequence[str] = ()) -> str:
     """The hint for a name that is not a field; only the entries of `exclude` and `include` accept other names."""
-    if others:
-        return suggest_key(name, (*field_names(), *others), Place.ENTRY, {Place.SLURM: ClusterProfile.model_fields})
     elsewhere = {Place.TOP: SECTIONS, Place.SLURM: ClusterProfile.model_fields}
-    return suggest_key(name, field_names(), Place.BASE, elsewhere)
+    if not others:
+        return suggest_key(name, field_names(), Place.BASE, elsewhere)
+    # For seeds and allocations, an entry has keys of its own.
+    elsewhere[Place.TOP] = tuple(key for key in SECTIONS if key not in ("seeds", "allocations"))
+    return suggest_key(name, (*field_names(), *others), Place.ENTRY, elsewhere)
 
 
 def _checked(name: str, value: Any, where: str) -> Any:
@@ -169,11 +166,7 @@ def read_axes(document: Document) -> dict[str, tuple[Any, ...]]:
     """
     lists = _read_lists(document, "axes")
     for name, values in lists.items():
-        texts = [canonical(value) for value in values]
-        for index, text in enumerate(texts):
-            first = texts.index(text)
-            if first < index:
-                raise _repeated(document, ("axes", name, index), repr(values[index]), ("axes", name, first))
+        _check_repeats(document, ("axes", name), list(map(canonical, values)), list(map(repr, values)))
     return lists
 
 
@@ -220,14 +213,11 @@ def read_seeds(document: Document) -> tuple[int, ...] | None:
     """
     if "seeds" not in document.value:
         return None
-    seeds: list[int] = []
-    for index, value in enumerate(document.get_list("seeds")):
-        seed = _checked("seed", value, document.where("seeds", index))
-        if seed in seeds:
-            raise _repeated(document, ("seeds", index), repr(seed), ("seeds", seeds.index(seed)))
-        seeds.append(seed)
+    values = document.get_list("seeds")
+    seeds = [_checked("seed", value, document.where("seeds", index)) for index, value in enumerate(values)]
     if not seeds:
         raise document.error(("seeds",), "seeds has no values", hint="write at least one, or drop it")
+    _check_repeats(document, ("seeds",), seeds, [repr(seed) for seed in seeds])
     return tuple(seeds)
 
 
@@ -278,21 +268,20 @@ def _read_pattern(document: Document, section: str, index: int) -> Pattern:
         for name, value in entry.items()
         if name != "allocation"
     }
-    return Pattern(values, _pattern_allocations(document, *keys))
-
-
-def _pattern_allocations(document: Document, *keys: str | int) -> tuple[Allocation, ...] | None:
-    entry = document.get(*keys)
     if "allocation" not in entry:
-        return None
+        return Pattern(values, None)
     if isinstance(entry["allocation"], list):
-        return read_allocations(document, *keys, "allocation")
-    return (Allocation.parse(entry["allocation"], where=document.where(*keys, "allocation")),)
+        return Pattern(values, read_allocations(document, *keys, "allocation"))
+    return Pattern(values, (Allocation.parse(entry["allocation"], where=document.where(*keys, "allocation")),))
 
 
-def _repeated(document: Document, keys: KeyPath, text: str, first: KeyPath) -> UserError:
-    hint = f"it is on line {document.line(*first)} already; drop one"
-    return document.error(keys, f"{text} is repeated", hint=hint)
+def _check_repeats(document: Document, keys: KeyPath, values: Sequence[Any], texts: Sequence[str]) -> None:
+    """Checks that the values of the list at `keys` differ; `texts` are the values for the message."""
+    for index, value in enumerate(values):
+        first = values.index(value)
+        if first < index:
+            hint = f"it is on line {document.line(*keys, first)} already; drop one"
+            raise document.error((*keys, index), f"{texts[index]} is repeated", hint=hint)
 
 
 def canonical(value: Any) -> str:

@@ -239,6 +239,7 @@ def test_the_python_of_the_compute_nodes(monkeypatch: pytest.MonkeyPatch) -> Non
 TOP_LEVEL = "at the top level of the sweep file, write allocations: [2x4], which means 2 nodes with 4 GPUs each"
 MEMORY = "write memory_gb_per_gpu, a number of GB for each GPU"
 LOGS = "drop it: each rank writes its log to logs/ in the folder of the sweep"
+IN_SWEEP = "it is a key of the sweep file: put it at the top level"
 LIST = "slurm_templates/slurm.yaml lists the keys; sbatch: {OPTION: VALUE} takes any other option"
 
 
@@ -273,6 +274,15 @@ LIST = "slurm_templates/slurm.yaml lists the keys; sbatch: {OPTION: VALUE} takes
         ("network_interfaces", "did you mean network_interface?"),
         ("max_runing", "did you mean max_running?"),
         ("account_name", f"closest: account; {LIST}"),
+        ("seeds", IN_SWEEP),
+        ("allocations", IN_SWEEP),
+        ("allocation", "did you mean allocations at the top level of the sweep file?"),
+        ("epoch", "did you mean epochs under base of the sweep file?"),
+        ("cpus_per_node", "write cpus_per_gpu, the CPU cores of each rank"),
+        ("time-min", "write sbatch: {time-min: VALUE}"),
+        ("batch", LIST),
+        ("network", LIST),
+        ("cluster_constraint", LIST),
         ("signal", LIST),
     ],
 )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from disttrain.config.field_docs import field_type
+from disttrain.config.synonyms import Place, key_letters, synonyms
 from disttrain.config.train_config import field_names
 from disttrain.errors import UserError
 from jobs.planning.cluster_profile import ClusterProfile
@@ -46,7 +47,10 @@ def mistake(text: str, **overrides: str) -> str:
         ("exlcude", "did you mean exclude?"),
         ("measure-link", "did you mean measure_link?"),
         ("slrum", "did you mean slurm?"),
-        ("sweep", "closest: seeds; docs/sweep-file.md lists the keys"),
+        ("epoch", "did you mean epochs under base?"),
+        ("tiem", "did you mean time under slurm?"),
+        ("output_dir", "drop it: each run has its own folder"),
+        ("sweep", "docs/sweep-file.md lists the keys"),
         ("entity", "docs/sweep-file.md lists the keys"),
     ],
 )
@@ -67,7 +71,17 @@ def test_an_unknown_key_at_the_top_level(key: str, hint: str) -> None:
         ("time", IN_PROFILE),
         ("seeds", IN_SWEEP),
         ("measure_link", IN_SWEEP),
-        ("eval_delay", "closest: eval_every, eval_split; docs/config.md lists the fields"),
+        ("allocation", "did you mean allocations at the top level?"),
+        ("parttion", "did you mean partition under slurm?"),
+        ("output", "drop it: each run has its own folder"),
+        ("ouput_dir", "drop it: each run has its own folder"),
+        ("batch", "closest: per_gpu_batch, global_batch; docs/config.md lists the fields"),
+        ("lr_warmup_steps", "write warmup_ratio, a share of the steps"),
+        ("step", "docs/config.md lists the fields"),
+        ("speed", "docs/config.md lists the fields"),
+        ("mode", "docs/config.md lists the fields"),
+        ("node", "docs/config.md lists the fields"),
+        ("eval_delay", "docs/config.md lists the fields"),
     ],
 )
 def test_an_unknown_field(key: str, hint: str) -> None:
@@ -100,12 +114,19 @@ def test_an_unknown_override(key: str, hint: str) -> None:
         ("nproc_per_node", ALLOCATION),
         ("allocations", "did you mean allocation?"),
         ("seeds", "did you mean seed?"),
+        ("slurm", IN_SWEEP),
+        ("axis", "did you mean axes at the top level?"),
         ("partition", IN_PROFILE),
     ],
 )
 def test_an_unknown_key_of_an_entry(section: str, key: str, hint: str) -> None:
     text = f"base: {{model: bert}}\n{section}:\n- {{{key}: 1}}\n"
     assert mistake(text) == f"s.yaml:5: {section}[0].{key}: unknown field {key!r} ({hint})"
+
+
+def test_no_key_is_a_name_of_another_tool() -> None:
+    for place, keys in ((Place.TOP, SECTIONS), (Place.SLURM, ClusterProfile.model_fields)):
+        assert not {key_letters(name) for name in synonyms(place)} & {key_letters(key) for key in keys}
 
 
 def test_keys_of_other_sections_are_known() -> None:
