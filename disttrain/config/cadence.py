@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
+from disttrain.environment.variables import shorten
 from disttrain.errors import FieldsError
 
 
@@ -30,7 +31,7 @@ Cadence(steps=None, seconds=None, share=0.01))
     """
     if isinstance(value, int) and value > 0:
         return Cadence(steps=value)
-    match = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?)(s|%)", str(value))
+    match = re.fullmatch(r"([0-9]{1,18}(?:\.[0-9]{1,18})?)(s|%)", str(value))
     if match:
         number, unit = float(match[1]), match[2]
         if unit == "s" and number > 0:
@@ -39,6 +40,6 @@ Cadence(steps=None, seconds=None, share=0.01))
             return Cadence(share=number / 100)
     raise FieldsError(
         ("checkpoint_every",),
-        f"checkpoint_every is {value!r}",
+        f"checkpoint_every is {shorten(value)}",
         hint="write a number of steps (500), of seconds (600s) or a share of the time (1%)",
     )

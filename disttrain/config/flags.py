@@ -9,7 +9,8 @@ from typing import Any, NoReturn
 
 from disttrain.config.field_docs import default_text, describe_field, is_string_field
 from disttrain.config.train_config import TrainConfig, field_names
-from disttrain.errors import UserError
+from disttrain.environment.variables import shorten
+from disttrain.errors import FieldsError, UserError
 
 
 def parse_flags(model: str, arguments: Sequence[str]) -> TrainConfig:
@@ -26,23 +27,26 @@ def parse_flags(model: str, arguments: Sequence[str]) -> TrainConfig:
         >>> parse_flags("bert", ["--lr=2e-5", "--max_steps", "3"]).max_steps
         3
     """
-    from disttrain.config.validation import FieldError, validate
+    from disttrain.config.validation import validate
 
-    texts, unknown = _parser(model).parse_known_args(list(arguments))
+    namespace, unknown = _parser(model).parse_known_args(list(arguments))
     if unknown:
         raise _unknown_flags(unknown)
-    values = {"model": model} | {name: read_value(name, text) for name, text in vars(texts).items()}
+    texts = {name: text for name, text in vars(namespace).items() if name in field_names()}
+    values = {"model": model} | {name: read_value(name, text, f"--{name}") for name, text in texts.items()}
+    written = {name: text for name, text in texts.items() if not isinstance(values[name], str | list | dict)}
     try:
-        return validate(values)
-    except FieldError as error:
-        raise UserError(error.message, where=f"--{error.field}", hint=error.hint) from None
+        return validate(values, written)
+    except FieldsError as error:
+        where = ", ".join(f"--{field}" for field in error.fields)
+        raise UserError(error.message, where=where, hint=error.hint) from None
 
 
-def read_value(name: str, text: str) -> Any:
+def read_value(name: str, text: str, where: str | None = None) -> Any:
     """The value of a field from the command line: the text itself for a string field, else the text parsed as YAML.
 
     Raises:
-        UserError: The text is not YAML.
+        UserError: The text is not YAML; `where` is its place.
 
     Example:
         >>> read_value("lr", "2e-5"), read_value("dataset_config", "3")
@@ -52,7 +56,10 @@ def read_value(name: str, text: str) -> Any:
 
     if name in field_names() and is_string_field(name):
         return text
-    return parse_value(text)
+    try:
+        return parse_value(text)
+    except UserError as error:
+        raise UserError(error.message, where=where, hint=error.hint) from None
 
 
 def _unknown_flags(arguments: Sequence[str]) -> UserError:
@@ -63,13 +70,14 @@ def _unknown_flags(arguments: Sequence[str]) -> UserError:
     flag = next((argument for argument in arguments if argument.startswith("--")), "")
     name = flag.removeprefix("--").partition("=")[0]
     return UserError(
-        f"unrecognized arguments: {' '.join(arguments)}", hint=suggest_key(name, field_names(), Place.FLAGS)
+        f"unrecognized arguments: {shorten(' '.join(arguments))[1:-1]}",
+        hint=suggest_key(name, field_names(), Place.FLAGS),
     )
 
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
-        raise UserError(message, hint=f"{self.prog} --help lists the flags")
+        raise UserError(shorten(message)[1:-1], hint=f"{self.prog} --help lists the flags")
 
 
 def _parser(model: str) -> argparse.ArgumentParser:
@@ -85,4 +93,6 @@ def _parser(model: str) -> argparse.ArgumentParser:
             if default := default_text(field):
                 help_text += f" (default {default})"
             parser.add_argument(f"--{field.name}", metavar="VALUE", help=help_text)
+    # Launchers add it: torch.distributed.launch, deepspeed. The environment has the same number.
+    parser.add_argument("--local-rank", "--local_rank", help=argparse.SUPPRESS)
     return parser

@@ -1,16 +1,15 @@
-"""Strict validation of the plain values of a `TrainConfig`, and the YAML scalars that they are read from."""
+"""Strict validation of the plain values of a `TrainConfig`, and the value in the text of a flag."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
-import re
 import typing
 from collections.abc import Mapping
 from functools import cache
+from types import MappingProxyType
 from typing import Any
 
-import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError, create_model
 
 from disttrain.config.field_docs import field_meaning
@@ -18,62 +17,37 @@ from disttrain.config.synonyms import Place
 from disttrain.config.train_config import TrainConfig, field_names
 from disttrain.config.unknown_key import suggest_key
 from disttrain.config.value_errors import describe_value_error
+from disttrain.config.yaml_nodes import NodeBuilder
+from disttrain.config.yaml_scalars import compose
+from disttrain.environment.variables import shorten
 from disttrain.errors import FieldsError, UserError
-
-
-class ScalarLoader(yaml.SafeLoader):
-    """SafeLoader in which 2e-5 is a number, and only true and false are booleans (YAML 1.2's core schema).
-
-    YAML 1.1 reads 2e-5 as a string, and yes, no, on and off as booleans.
-    """
-
-
-_FLOAT = re.compile(r"^[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?$|^[-+]?\.(inf|Inf|INF)$|^\.(nan|NaN|NAN)$")
-_INT = re.compile(r"^[-+]?[0-9]+$")
-
-
-def _resolvers() -> dict[str, list[tuple[str, re.Pattern[str]]]]:
-    """SafeLoader's resolvers by first character, with those of YAML 1.1's scalars replaced."""
-    replaced = ("float", "int", "bool", "timestamp")
-    resolvers = {
-        first: [(tag, pattern) for tag, pattern in pairs if tag.rsplit(":", 1)[-1] not in replaced]
-        for first, pairs in yaml.SafeLoader.yaml_implicit_resolvers.items()
-    }
-    for tag, pattern, first_characters in (
-        ("bool", re.compile(r"^(true|True|TRUE|false|False|FALSE)$"), "tTfF"),
-        ("int", _INT, "-+0123456789"),
-        ("float", _FLOAT, "-+0123456789."),
-    ):
-        for first in first_characters:
-            resolvers.setdefault(first, []).append((f"tag:yaml.org,2002:{tag}", pattern))
-    return resolvers
-
-
-ScalarLoader.yaml_implicit_resolvers = _resolvers()
-
-
-def _construct_int(loader: yaml.SafeLoader, node: yaml.ScalarNode) -> int:
-    # SafeLoader's own constructor reads 010 as octal 8, which is wrong for a batch size.
-    return int(loader.construct_scalar(node))
-
-
-ScalarLoader.add_constructor("tag:yaml.org,2002:int", _construct_int)
 
 
 def parse_value(text: str) -> Any:
     """The YAML value in the text of a flag or of ``--set``.
 
     Raises:
-        UserError: The text is not YAML.
+        UserError: The text is not YAML, or has what a sweep file cannot have (`jobs.planning.yaml_file.parse_yaml`).
 
     Example:
         >>> parse_value("2e-5"), parse_value("{hidden_size: 32}"), parse_value("no")
         (2e-05, {'hidden_size': 32}, 'no')
     """
     try:
-        return yaml.load(text, ScalarLoader)  # noqa: S506 - ScalarLoader is a SafeLoader
-    except yaml.YAMLError as error:
-        raise UserError(f"{text!r} is not YAML: {error}") from None
+        node = compose(text, "")
+    except UserError as error:
+        hint = "write one value, for example 2e-5 or {hidden_size: 32}"
+        raise UserError(f"{shorten(text)} is not YAML: {error.message}", hint=hint) from None
+    if node is None:
+        return None
+    try:
+        return NodeBuilder("").build(node, ())
+    except UserError as error:
+        place = (error.where or "").partition(": ")[2]  # inside the value; its line is of no use
+        raise UserError(": ".join(filter(None, [place, error.message])), hint=error.hint) from None
+
+
+_NO_TEXTS: Mapping[str, str] = MappingProxyType({})
 
 
 @cache
@@ -88,11 +62,12 @@ def _fields_model() -> type[BaseModel]:
     return create_model("TrainConfigFields", __config__=strict, **fields)
 
 
-def validate(values: Mapping[str, Any]) -> TrainConfig:
+def validate(values: Mapping[str, Any], written: Mapping[str, str] = _NO_TEXTS) -> TrainConfig:
     """A `TrainConfig` from the plain values of YAML or flags.
 
     Args:
         values: The value of each field by name. Nothing is coerced: ``true`` is not 1 and ``"4"`` is not 4.
+        written: The texts of numbers and booleans, as the user wrote them: 0123, 2e-5. Messages quote them.
 
     Raises:
         FieldError: The first mistake, with the name of its field.
@@ -108,12 +83,13 @@ def validate(values: Mapping[str, Any]) -> TrainConfig:
         if errors[0]["type"] == "missing":
             raise FieldError(name, f"{name} is missing", hint="this field is required") from None
         meaning = field_meaning(name).partition("; ")[0]  # what follows it is the default, or a special value
-        message, hint = describe_value_error(name, errors, meaning)
+        message, hint = describe_value_error(name, errors, meaning, written.get(name))
         raise FieldError(name, message, hint=hint) from None
     for name, value in values.items():
         if isinstance(value, Mapping) and not _is_json(value):
             hint = "use strings, finite numbers, true, false, null, lists and mappings"
-            raise FieldError(name, f"{name} is {value!r}, which cannot be written as JSON", hint=hint)
+            message = f"{name} is {shorten(value)}, which cannot be written as JSON"
+            raise FieldError(name, message, hint=hint)
     return TrainConfig(**{name: getattr(checked, name) for name in values})
 
 
@@ -128,6 +104,6 @@ class FieldError(FieldsError):
 def _is_json(value: Any) -> bool:
     try:
         json.dumps(value, allow_nan=False)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, RecursionError):
         return False
     return True

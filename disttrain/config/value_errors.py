@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from disttrain.environment.variables import shorten
 from disttrain.errors import suggest_name
 
 _KINDS = {
@@ -29,16 +31,22 @@ _LIMITS = {
     "less_than": ("lt", "less than"),
     "less_than_equal": ("le", "at most"),
 }
-_NUMBERS = {"an integer": re.compile(r"[-+]?\d+"), "a number": re.compile(r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?")}
+_NUMBERS = {
+    "an integer": re.compile(r"[-+]?[0-9]+"),
+    "a number": re.compile(r"[-+]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][-+]?[0-9]+)?"),
+}
 
 
-def describe_value_error(name: str, errors: Sequence[Mapping[str, Any]], meaning: str = "") -> tuple[str, str]:
+def describe_value_error(
+    name: str, errors: Sequence[Mapping[str, Any]], meaning: str = "", written: str | None = None
+) -> tuple[str, str]:
     """The message and the hint for a value that pydantic does not accept.
 
     Args:
         name: The name of the value, as the user writes it: ``lr``, ``--step``.
         errors: The errors of pydantic. The first one decides; a union adds one error for each of its types.
         meaning: The meaning of the value: the hint if the value itself suggests none.
+        written: The text of a number or boolean, as the user wrote it, for example 0123. Strings need none.
 
     Example:
         >>> describe_value_error("lr", [{"type": "greater_than", "ctx": {"gt": 0.0}, "input": -1, "loc": ("lr",)}])
@@ -46,20 +54,24 @@ def describe_value_error(name: str, errors: Sequence[Mapping[str, Any]], meaning
     """
     first = errors[0]
     value = first["input"]
+    shown = shorten(value)
+    if written is not None:
+        shown = shorten(written)[1:-1] or "null"  # YAML reads nothing as null
     if first["type"] in _KINDS:
         kinds = [_KINDS[error["type"]] for error in errors if _same_value(error, first) and error["type"] in _KINDS]
         kinds = list(dict.fromkeys(kinds))
-        return f"{name} is {value!r}, not {_alternatives(kinds)}", _quotes_hint(value, kinds) or meaning
+        return f"{name} is {shown}, not {_alternatives(kinds)}", _quotes_hint(value, kinds, written) or meaning
     if first["type"] in _LIMITS:
         key, words = _LIMITS[first["type"]]
-        return f"{name} is {value}; it must be {words} {_number(first['ctx'][key])}", meaning
+        number = shown.strip("'")  # a command line has a text
+        return f"{name} is {number}; it must be {words} {_number(first['ctx'][key])}", meaning
     if first["type"] == "string_too_short":
         return f"{name} is empty", meaning
     choices = _choices(first)
     if choices:
-        return f"{name} is {value!r}; choose {_alternatives(choices)}", suggest_name(str(value), choices, meaning)
+        return f"{name} is {shown}; choose {_alternatives(choices)}", suggest_name(str(value), choices, meaning)
     message = str(first["msg"])
-    return f"{name} is {value!r}: {message[:1].lower()}{message[1:]}", meaning
+    return f"{name} is {shown}: {message[:1].lower()}{message[1:]}", meaning
 
 
 def _same_value(error: Mapping[str, Any], first: Mapping[str, Any]) -> bool:
@@ -67,15 +79,13 @@ def _same_value(error: Mapping[str, Any], first: Mapping[str, Any]) -> bool:
     return error is first or (len(first["loc"]) > 1 and error["loc"][:-1] == first["loc"][:-1])
 
 
-def _quotes_hint(value: object, kinds: Sequence[str]) -> str:
+def _quotes_hint(value: object, kinds: Sequence[str], written: str | None) -> str:
     """The hint for a value whose only mistake is that it has, or lacks, quotes."""
     if isinstance(value, str) and any(_NUMBERS[kind].fullmatch(value) for kind in kinds if kind in _NUMBERS):
         return "remove the quotes"
     if kinds == ["a string"] and isinstance(value, int | float):
-        text = str(value)
-        if isinstance(value, bool):
-            text = text.lower()
-        return f'quote it: "{text}"'
+        text = written or json.dumps(value)  # true, not True
+        return f'quote it: "{shorten(text)[1:-1]}"'
     return ""
 
 

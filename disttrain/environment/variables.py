@@ -14,14 +14,14 @@ _shortened = reprlib.Repr()
 _shortened.maxstring = 200
 
 
-def shorten(text: str) -> str:
-    """A value in quotes for an error; a very long one loses its middle.
+def shorten(value: object) -> str:
+    """The repr of a value for an error; a very long text loses its middle.
 
     Example:
         >>> shorten("node[1-2]"), len(shorten("9" * 5000))
         ("'node[1-2]'", 200)
     """
-    return _shortened.repr(text)
+    return _shortened.repr(value)
 
 
 def parse_count(text: str) -> int | None:

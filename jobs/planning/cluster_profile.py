@@ -19,9 +19,9 @@ from disttrain.config.synonyms import Place, synonym_hint
 from disttrain.config.train_config import field_names
 from disttrain.config.unknown_key import suggest_key
 from disttrain.config.value_errors import describe_value_error
+from disttrain.config.yaml_nodes import dotted
 from disttrain.errors import UserError
 from jobs.planning.yaml_file import load_yaml
-from jobs.planning.yaml_nodes import dotted
 
 LOCAL = "local"
 DEBUG = "debug"

@@ -12,11 +12,11 @@ from typing import Any, NamedTuple
 from disttrain.config.paths import absolute_paths
 from disttrain.config.run_id import NOT_IDENTITY, run_id
 from disttrain.config.train_config import LINK, TrainConfig
+from disttrain.config.yaml_nodes import KeyPath
 from disttrain.errors import FieldsError, UserError
 from jobs.planning.allocation import Allocation
 from jobs.planning.sweep_file import Sweep
 from jobs.planning.sweep_sections import Pattern, canonical
-from jobs.planning.yaml_nodes import KeyPath
 
 # Far more than a cluster accepts (MaxArraySize, MaxSubmitJobs). A larger number is a typo, found before runs are built.
 MAX_RUNS = 100_000

@@ -10,6 +10,7 @@ from types import MappingProxyType
 from typing import Any
 
 from disttrain.config.train_config import FAMILIES
+from disttrain.config.yaml_nodes import KeyPath
 from disttrain.errors import UserError
 from jobs.planning.allocation import Allocation
 from jobs.planning.sweep_sections import (
@@ -27,7 +28,6 @@ from jobs.planning.sweep_sections import (
     read_zip,
 )
 from jobs.planning.yaml_file import Document, load_yaml
-from jobs.planning.yaml_nodes import KeyPath
 
 _NO_OVERRIDES: Mapping[str, str] = MappingProxyType({})
 

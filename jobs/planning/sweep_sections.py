@@ -13,12 +13,12 @@ from disttrain.config.synonyms import Place
 from disttrain.config.train_config import FAMILIES, field_names
 from disttrain.config.unknown_key import suggest_key
 from disttrain.config.validation import validate
+from disttrain.config.yaml_nodes import KeyPath
 from disttrain.errors import FieldsError, UserError
 from jobs.planning.allocation import Allocation
 from jobs.planning.cluster_profile import SECTIONS as SECTIONS
 from jobs.planning.cluster_profile import ClusterProfile
 from jobs.planning.yaml_file import Document
-from jobs.planning.yaml_nodes import KeyPath
 
 # A sweep's name becomes a folder's name. The folder `torchrun` has the runs that no sweep started.
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,99}")
@@ -111,7 +111,7 @@ def read_base(document: Document, overrides: Mapping[str, str]) -> dict[str, Any
     for name, text in overrides.items():
         where = format_override(name, text)
         _check_override(name, where)
-        base[name] = _checked(name, read_value(name, text), where)
+        base[name] = _checked(name, read_value(name, text, where), where)
     return base
 
 

@@ -6,29 +6,20 @@ number that is not finite, a second document, a custom tag. Anchors, aliases and
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from disttrain.config.validation import ScalarLoader
+from disttrain.config.yaml_nodes import NULL_TAG, KeyPath, NodeBuilder, dotted, format_place
+from disttrain.config.yaml_scalars import WRONG_FILE_HINT, compose
+from disttrain.environment.variables import shorten
 from disttrain.errors import UserError
-from jobs.planning.yaml_nodes import NULL_TAG, KeyPath, NodeBuilder, dotted, format_place
 
 # No person writes a larger file. The bound stops a wrong file (a data set, for example) before it fills the memory.
 MAX_SIZE_BYTES = 1 << 20
 
-_WRONG_FILE_HINT = "is this the YAML file you meant?"
 _MAPPING_HINT = "write lines of key: value"
-_SYNTAX_HINTS = {
-    "'\\t'": "indent with spaces, not with tabs",
-    "mapping values are not allowed": "quote a string that contains ': '; align the keys of a mapping",
-    "found undefined alias": "an anchor &name comes before its alias *name",
-    "found another document": "a file has one document: drop the line ---",
-}
 
 
 @dataclass(frozen=True)
@@ -40,12 +31,14 @@ class Document:
         text: The complete text.
         value: The root mapping, with plain values: dict, list, str, int, float, bool and None.
         lines: The line of every key and list item, counted from 1. The key ``()`` is the root.
+        texts: The text of every number, boolean and null, as it is written: 0123, 2e-5, True.
     """
 
     path: str
     text: str
     value: Mapping[str, Any]
     lines: Mapping[KeyPath, int]
+    texts: Mapping[KeyPath, str]
 
     def line(self, *keys: str | int) -> int:
         """The line of a value. For a missing value, the line of the nearest parent that exists."""
@@ -61,6 +54,10 @@ class Document:
             'sweep.yaml:2: axes.lr[1]'
         """
         return format_place(self.path, self.line(*keys), keys)
+
+    def written(self, *keys: str | int) -> str | None:
+        """The text of a number, boolean or null, as it is written. None for any other value."""
+        return self.texts.get(keys)
 
     def error(self, keys: KeyPath, message: str, *, hint: str | None = None) -> UserError:
         """An error about the value at `keys`, with its place."""
@@ -94,16 +91,17 @@ class Document:
         if not isinstance(value, list):
             hint = "write [a, b], or lines of - a"
             if isinstance(value, str):
-                hint = f"write [{value}]"
+                hint = f"write [{shorten(value)[1:-1]}]"
             elif isinstance(value, int | float):
-                hint = f"write [{json.dumps(value)}]"
+                hint = f"write [{self.written(*keys)}]"
             raise self._wrong_kind(keys, "a list", hint)
         return value
 
     def _wrong_kind(self, keys: KeyPath, kind: str, hint: str) -> UserError:
         """The error for a value that is not a `kind`. Its message has the key, so its place is the line only."""
         where = format_place(self.path, self.line(*keys), ())
-        return UserError(f"{dotted(keys)} is {self.get(*keys)!r}, not {kind}", where=where, hint=hint)
+        text = self.written(*keys) or shorten(self.get(*keys))
+        return UserError(f"{dotted(keys)} is {text}, not {kind}", where=where, hint=hint)
 
     def check_keys(self, known: Collection[str], suggest: Callable[[str], str], *keys: str | int) -> None:
         """Checks that `known` contains every key of the mapping at `keys`.
@@ -118,7 +116,7 @@ class Document:
         """
         for name in self.get(*keys):
             if name not in known:
-                raise self.error((*keys, name), f"unknown key {name!r}", hint=suggest(name))
+                raise self.error((*keys, name), f"unknown key {shorten(name)}", hint=suggest(name))
 
 
 def load_yaml(path: Path) -> Document:
@@ -150,7 +148,7 @@ def _read_bytes(path: Path) -> bytes:
             f"the file cannot be read: {reason}", where=str(path), hint="check path and permissions"
         ) from None
     if len(data) > MAX_SIZE_BYTES:
-        raise UserError("the file is larger than 1 MiB", where=str(path), hint=_WRONG_FILE_HINT)
+        raise UserError("the file is larger than 1 MiB", where=str(path), hint=WRONG_FILE_HINT)
     return data
 
 
@@ -169,37 +167,14 @@ def parse_yaml(text: str, path: str) -> Document:
         >>> parse_yaml("base:\\n  lr: 2e-5", "sweep.yaml").value
         {'base': {'lr': 2e-05}}
     """
-    root = _compose(text, path)
+    root = compose(text, path)
     if root is None or root.tag == NULL_TAG:
         raise UserError("the file is empty", where=path, hint=_MAPPING_HINT)
     builder = NodeBuilder(path)
     value = builder.build(root, ())
     if not isinstance(value, dict):
-        content = f"only the value {value!r}"
+        content = f"only the value {builder.texts.get(()) or shorten(value)}"
         if isinstance(value, list):
             content = "a list"
         raise UserError(f"the file contains {content}", where=path, hint=_MAPPING_HINT)
-    return Document(path, text, value, {**builder.lines, (): root.start_mark.line + 1})
-
-
-def _compose(text: str, path: str) -> yaml.Node | None:
-    try:
-        return ScalarLoader(text).get_single_node()  # type: ignore[no-any-return, no-untyped-call, unused-ignore]
-    except yaml.MarkedYAMLError as error:
-        raise _syntax_error(path, error) from None
-    except yaml.reader.ReaderError as error:
-        line = text.count("\n", 0, error.position) + 1
-        message = f"the line contains the control character {chr(ord(text[error.position]))!r}"
-        raise UserError(message, where=f"{path}:{line}", hint="is this a text file?") from None
-    except RecursionError:
-        raise UserError("the file is nested too deeply", where=path, hint=_WRONG_FILE_HINT) from None
-
-
-def _syntax_error(path: str, error: yaml.MarkedYAMLError) -> UserError:
-    mark = error.problem_mark or error.context_mark
-    assert mark is not None, "every error of a composer has a mark"
-    problem = error.problem or ""
-    if error.context and error.context_mark:
-        problem = f"{problem}, {error.context} from line {error.context_mark.line + 1}"
-    hint = next((hint for part, hint in _SYNTAX_HINTS.items() if part in problem), "the file is not valid YAML")
-    return UserError(f"column {mark.column + 1}: {problem}", where=f"{path}:{mark.line + 1}", hint=hint)
+    return Document(path, text, value, {**builder.lines, (): root.start_mark.line + 1}, builder.texts)

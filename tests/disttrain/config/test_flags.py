@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
 from pathlib import Path
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from disttrain.config.field_docs import describe_field, fields_table
 from disttrain.config.flags import parse_flags
+from disttrain.config.run_id import run_id
 from disttrain.config.train_config import TrainConfig, field_names
 from disttrain.errors import UserError
+from tests.proofs.random_inputs import RANDOM_EXAMPLES
 
 
 def test_values_are_read_as_in_yaml() -> None:
@@ -48,6 +54,63 @@ def test_mistakes_name_the_flag(arguments: list[str], message: str) -> None:
     with pytest.raises(UserError) as caught:
         parse_flags("bert", arguments)
     assert str(caught.value).startswith(message)
+
+
+ODD_VALUES = [
+    "!!int x", "!!float x", "!!bool maybe", "!!timestamp x", "!!python/name:os.system", "[" * 3000, "{" * 3000,
+    '"\\U00110000"', '"\\ud800"', "9" * 5000, "9" * 4000, "-" + "9" * 5000, "1e" + "9" * 400, "{a: " + "9" * 5000 + "}",
+    "&a [*a]", "&a {x: *a}", "*x", "{[1]: 2}", "a: b: c", "a\n---\nb", "%YAML 9.9\n--- 1", "\x00", "\ud800", "=", "<<",
+    "{<<: 3}",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("value", ODD_VALUES)
+def test_odd_value_is_one_short_line(value: str) -> None:
+    for name in ("seed", "architecture"):
+        with pytest.raises(UserError) as caught:
+            parse_flags("bert", [f"--{name}={value}"])
+        assert str(caught.value).startswith(f"--{name}: ")
+        assert len(str(caught.value)) < 800
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("0123x", "--seed: seed is '0123x', not an integer"),
+        ("1e3", "--seed: seed is 1e3, not an integer"),
+        ("1.0", "--seed: seed is 1.0, not an integer"),
+        ("TRUE", "--seed: seed is TRUE, not an integer"),
+        ("", "--seed: seed is null, not an integer"),
+        ("-01", "--seed: seed is -01; it must be at least 0"),
+    ],
+)
+def test_message_has_what_was_written(text: str, message: str) -> None:
+    with pytest.raises(UserError) as caught:
+        parse_flags("bert", [f"--seed={text}"])
+    assert str(caught.value).startswith(message)
+
+
+@pytest.mark.parametrize("model", ["bert", "vit"])
+@pytest.mark.parametrize("flags", ["--local-rank=1", "--local-rank 0", "--local_rank=3", "--local_rank 0"])
+def test_launchers_local_rank_is_ignored(flags: str, model: str) -> None:
+    """torch.distributed.launch and deepspeed add the flag; the environment has the same number."""
+    assert parse_flags(model, [*flags.split(), "--seed", "3"]) == TrainConfig(model=model, seed=3)
+
+
+VALUES = st.sampled_from(ODD_VALUES) | st.text(alphabet="a[]{}!&*: '\"0-9.e\\U\n", max_size=12) | st.text()
+FLAGS = st.sampled_from([f"--{name}" for name in field_names()]) | st.text(alphabet="-=a_%", max_size=6)
+
+
+@settings(max_examples=RANDOM_EXAMPLES)
+@given(st.lists(st.tuples(FLAGS, VALUES).map(list) | st.tuples(FLAGS, VALUES).map("=".join) | FLAGS, max_size=4))
+def test_any_flags_give_a_config_or_an_error(drawn: list[str | list[str]]) -> None:
+    arguments = [text for texts in drawn for text in ([texts] if isinstance(texts, str) else texts)]
+    try:
+        config = parse_flags("bert", arguments)
+    except UserError:
+        return
+    json.dumps(dataclasses.asdict(config), allow_nan=False).encode()
+    assert run_id("1x1", config) == run_id("1x1", config)
 
 
 def test_every_field_has_a_meaning() -> None:

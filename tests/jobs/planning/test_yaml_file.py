@@ -6,12 +6,13 @@ import os
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from disttrain.config.yaml_nodes import MAX_VALUES
 from disttrain.errors import UserError
 from jobs.planning.yaml_file import MAX_SIZE_BYTES, load_yaml, parse_yaml
-from jobs.planning.yaml_nodes import MAX_VALUES
+from tests.proofs.random_inputs import RANDOM_EXAMPLES
 
 TEXT = """\
 # a comment
@@ -25,6 +26,8 @@ other:
     - a
     - {b: ~}
 """
+
+NO_CHARACTER = "an escape such as \\U00110000 is not a character (the last one is \\U0010FFFF)"
 
 BOMB = "a: &a [1, 1, 1, 1, 1, 1, 1, 1, 1, 1]\n" + "".join(
     f"{name}: &{name} [{', '.join([f'*{before}'] * 10)}]\n" for before, name in zip("abcde", "bcdef", strict=True)
@@ -91,6 +94,15 @@ def test_aliases_share_no_value() -> None:
         ("a: !env HOME\n", "s.yaml:1: a: the tag !env is not supported (drop it)"),
         ("a: !!set {x}\n", "s.yaml:1: a: the tag !!set is not supported (drop it)"),
         ("a: !!python/name:os.system\n", "s.yaml:1: a: the tag !!python/name:os.system is not supported (drop it)"),
+        (f"a: {'9' * 19}\n", f"s.yaml:1: a: {'9' * 19} is too large for a number (quote it if it is text)"),
+        (
+            'a: 1\nb: "\\U00110000"\n',
+            "s.yaml:2: an escape such as \\U00110000 is not a character (the last one is \\U0010FFFF)",
+        ),
+        (
+            'a: "\\UFFFFFFFF"\n',
+            "s.yaml:1: an escape such as \\U00110000 is not a character (the last one is \\U0010FFFF)",
+        ),
         ("a: !!int foo\n", "s.yaml:1: a: 'foo' is not a valid int (quote it if it is text)"),
         ("a: !!bool maybe\n", "s.yaml:1: a: 'maybe' is not a valid bool (quote it if it is text)"),
         ("a: !!float ''\n", "s.yaml:1: a: '' is not a valid float (quote it if it is text)"),
@@ -100,7 +112,7 @@ def test_aliases_share_no_value() -> None:
         ("a: &x\n  <<: *x\n", "s.yaml:1: a: an alias is inside its own anchor (write the value instead of the alias)"),
         ("a:\n  <<: 3\n", "s.yaml:2: a.<<: only mappings merge (write <<: *name of a mapping's anchor)"),
         ("a: " + "[" * 70 + "]" * 70, "s.yaml:1: a[0][0]: nested deeper than 64 levels (use fewer levels)"),
-        ("a: " + "[" * 5000, "s.yaml: the file is nested too deeply (is this the YAML file you meant?)"),
+        ("a: " + "[" * 5000, "s.yaml: it is nested too deeply (is this the YAML file you meant?)"),
     ],
 )
 def test_a_mistake_names_place_and_correction(text: str, message: str) -> None:
@@ -153,7 +165,16 @@ def test_an_alias_bomb_ends_early(text: str) -> None:
     assert caught.value.hint == "use fewer aliases"
 
 
-@given(st.text(alphabet="ab:-&*<[]{}!|>\"'#?%, \n\t0.e\x00\ud800", max_size=30))
+@pytest.mark.parametrize("text", ["9" * 5000, "-" + "9" * 5000, "1e" + "9" * 5000, "!!bool " + "a" * 5000])
+def test_a_long_value_has_a_short_error(text: str) -> None:
+    for place in ("a: {}\n", "{}: a\n", "a: [{}]\n"):
+        with pytest.raises(UserError) as caught:
+            parse_yaml(place.format(text), "s.yaml")
+        assert len(str(caught.value)) < 500
+
+
+@settings(max_examples=RANDOM_EXAMPLES)
+@given(st.text(alphabet="ab:-&*<[]{}!|>\"'#?%, \\U1\n\t0.e\x00\ud800", max_size=30) | st.text())
 def test_any_text_gives_values_or_an_error(text: str) -> None:
     try:
         document = parse_yaml(text, "s.yaml")

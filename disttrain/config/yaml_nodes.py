@@ -9,13 +9,16 @@ from typing import Any
 
 import yaml
 
-from disttrain.config.validation import ScalarLoader
+from disttrain.config.yaml_scalars import ScalarLoader
+from disttrain.environment.variables import shorten
 from disttrain.errors import UserError
 
 # No person writes more than this. The bounds stop an alias bomb before it fills the memory: a few lines of aliases to
 # aliases can stand for billions of values.
 MAX_VALUES = 100_000
 MAX_DEPTH = 64
+# A larger number is a typo: no field needs it, and JSON readers of other languages cannot hold it.
+MAX_INTEGER = 2**63 - 1
 
 # The path to a value: mapping keys and list indices from the root, as in ("axes", "lr", 1).
 KeyPath = tuple[str | int, ...]
@@ -50,13 +53,14 @@ def format_place(path: str, line: int, keys: KeyPath) -> str:
 
 
 class NodeBuilder:
-    """Converts nodes to values and notes the line of each value in `lines`.
+    """Converts nodes to values. Notes the line of each value in `lines`, and the text of each number in `texts`.
 
     An alias is built again at each place that uses it, so no two values share a list or mapping.
     """
 
     def __init__(self, path: str) -> None:
         self.lines: dict[KeyPath, int] = {}
+        self.texts: dict[KeyPath, str] = {}  # of every scalar that is not a string: 0123, 2e-5, True, ~
         self._path = path
         self._loader = ScalarLoader("")
         self._open: set[int] = set()
@@ -66,7 +70,7 @@ class NodeBuilder:
         """The value of `node`, whose path is `keys`.
 
         Raises:
-            UserError: See `yaml_file.parse_yaml`.
+            UserError: See `jobs.planning.yaml_file.parse_yaml`.
         """
         if isinstance(node, yaml.ScalarNode):
             with self._entered(node, keys):
@@ -93,7 +97,7 @@ class NodeBuilder:
                 name = self._name(key, keys)
                 if name in own:
                     hint = f"first on line {own[name][0].start_mark.line + 1}; drop one"
-                    raise self._error(key, (*keys, name), f"key {name!r} is given twice", hint)
+                    raise self._error(key, (*keys, name), f"key {shorten(name)} is given twice", hint)
                 own[name] = key, value
                 if key.tag == _MERGE_TAG:
                     merged = self._merged(value, keys)
@@ -114,7 +118,8 @@ class NodeBuilder:
         if not isinstance(key, yaml.ScalarNode):
             raise self._error(key, keys, "a list or mapping is used as a key", "write a string")
         if key.tag not in (_TAG + "str", _MERGE_TAG):
-            raise self._error(key, keys, f"the key {key.value} is not a string", f'quote it: "{key.value}"')
+            text = shorten(key.value)[1:-1]
+            raise self._error(key, keys, f"the key {text} is not a string", f'quote it: "{text}"')
         return str(key.value)
 
     def _scalar(self, node: yaml.ScalarNode, keys: KeyPath) -> Any:
@@ -124,10 +129,15 @@ class NodeBuilder:
             value = self._loader.construct_object(node)  # type: ignore[no-untyped-call, unused-ignore]
             str(value).encode()  # fails for "\\ud800", half a surrogate pair, which no file or terminal accepts
         except (ValueError, LookupError):
-            kind = node.tag.removeprefix(_TAG)
-            raise self._error(node, keys, f"{node.value!r} is not a valid {kind}", "quote it if it is text") from None
+            message = f"{shorten(node.value)} is not a valid {node.tag.removeprefix(_TAG)}"
+            raise self._error(node, keys, message, "quote it if it is text") from None
+        text = shorten(node.value)[1:-1]
         if isinstance(value, float) and not math.isfinite(value):
-            raise self._error(node, keys, f"{node.value} is not a finite number", "write a finite number")
+            raise self._error(node, keys, f"{text} is not a finite number", "write a finite number")
+        if isinstance(value, int) and abs(value) > MAX_INTEGER:
+            raise self._error(node, keys, f"{text} is too large for a number", "quote it if it is text")
+        if not isinstance(value, str):
+            self.texts[keys] = node.value
         return value
 
     @contextmanager
@@ -147,7 +157,7 @@ class NodeBuilder:
             self._open.remove(id(node))
 
     def _tag_error(self, node: yaml.Node, keys: KeyPath) -> UserError:
-        tag = node.tag.replace(_TAG, "!!")
+        tag = shorten(node.tag.replace(_TAG, "!!"))[1:-1]
         return self._error(node, keys, f"the tag {tag} is not supported", "drop it")
 
     def _error(self, node: yaml.Node, keys: KeyPath, message: str, hint: str) -> UserError:
