@@ -1,8 +1,10 @@
-"""The errors that a run reports in one line, without a traceback."""
+"""The errors that a run reports in one line, without a traceback, and streams that can print every text."""
 
 from __future__ import annotations
 
 import difflib
+import io
+import sys
 from collections.abc import Collection
 
 
@@ -71,6 +73,16 @@ def suggest_name(name: str, known: Collection[str], otherwise: str, *, cutoff: f
     if len(close) == 1:
         return f"did you mean {close[0]}?"
     return otherwise
+
+
+def print_every_text() -> None:
+    """Makes stdout and stderr print every text: a character that their encoding lacks becomes an escape sequence.
+
+    Otherwise a path with an accent ends the program where the encoding is ASCII, as in many batch jobs.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 def _rebuild(message: str, where: str | None, hint: str | None) -> UserError:

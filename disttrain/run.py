@@ -16,7 +16,7 @@ from disttrain.config.run_id import run_id
 from disttrain.config.train_config import LINK, TrainConfig
 from disttrain.distributed.process_exit import exit_soon, leave_without_teardown
 from disttrain.environment.rank_env import RankEnv, choose_threads
-from disttrain.errors import BrokenNode, NewerAttempt, UserError
+from disttrain.errors import BrokenNode, NewerAttempt, UserError, print_every_text
 from disttrain.records import record_files
 from disttrain.records.run_folder import begin_run
 from disttrain.records.summary_types import Summary
@@ -41,6 +41,7 @@ def main(model: str, arguments: list[str]) -> None:
         model: The model family.
         arguments: The flags.
     """
+    print_every_text()
     try:
         config = absolute_paths(parse_flags(model, arguments), os.getcwd())
         env = RankEnv.from_environ(os.environ)
@@ -78,6 +79,7 @@ def run(config: TrainConfig, env: RankEnv, output_dir: Path) -> Summary:
         Exception: Any other failure. For each error except NewerAttempt the rank has written its failure record, if the
             folder can be written.
     """
+    print_every_text()  # also here: a rank of a job does not come through `main`
     output_dir = output_dir.absolute()
     try:
         output_dir.mkdir(parents=True, exist_ok=True)

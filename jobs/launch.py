@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
 import sys
 import time
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
+from functools import partial
 
 from disttrain.config.train_config import LINK, PATH_FIELDS
 from disttrain.errors import UserError
@@ -43,30 +45,35 @@ def launch(plan: Plan, sweep: Sweep, *, max_ranks: int | None, on_poll: Callable
     queue = None
     if plan.cluster_name != LOCAL:
         require_slurm(plan.cluster_name)
-    _create(folder)
+    folder.create()
     with submission_lock(folder.path):
+        folder.require_space(len(plan.runs))
         ledger = read_ledger(folder.path)
         _check_same_data(folder, plan, ledger)
         if plan.cluster_name != LOCAL:
             _check_interrupted(folder, ledger)
         missing = with_runs(plan, _missing(folder, plan, ledger))
-        _prepare(folder, sweep, plan, missing, ledger.overrides())
+        with _write_errors(folder, "nothing was sent; free some space, then submit again"):
+            _prepare(folder, sweep, plan, missing, ledger.overrides())
         if folder.is_owner():
             link_names_or_warn(folder)
-        if plan.cluster_name != LOCAL:
-            send_to_slurm(missing, sweep.overrides, time.time, _print_job)
-        elif missing.runs:
-            queue = send_to_local(missing, sweep.overrides, max_ranks, time.time, in_process=on_poll is not None)
+        with _write_errors(folder, "sweep status shows what was sent; free some space, then submit again"):
+            if plan.cluster_name != LOCAL:
+                send_to_slurm(missing, sweep.overrides, time.time, partial(_on_sent, folder))
+            elif missing.runs:
+                queue = send_to_local(missing, sweep.overrides, max_ranks, time.time, in_process=on_poll is not None)
     if queue and on_poll:
         queue.run(on_poll)
 
 
-def _create(folder: SweepFolder) -> None:
+@contextlib.contextmanager
+def _write_errors(folder: SweepFolder, hint: str) -> Iterator[None]:
+    """Turns the error of a full disk or a read-only folder into one line that says what was sent."""
     try:
-        folder.path.mkdir(parents=True, exist_ok=True)
+        yield
     except OSError as error:
-        message = f"{error.filename!r} cannot be created: {error.strerror}"
-        raise UserError(message, hint="choose another folder, with --root or $SWEEP_ROOT") from None
+        message = f"{error.filename or str(folder.path)!r} cannot be written: {error.strerror}"
+        raise UserError(message, hint=hint) from error
 
 
 def _prepare(
@@ -90,7 +97,10 @@ def _note_dropped(dropped: Collection[str]) -> None:
         print(f"note: {note}", file=sys.stderr)
 
 
-def _print_job(group: JobGroup, job_id: str) -> None:
+def _on_sent(folder: SweepFolder, group: JobGroup, job_id: str) -> None:
+    """Makes the batch script and submitit's files private, also in a folder of logs that others may read."""
+    for path in folder.logs.glob(f"{job_id}_*"):
+        path.chmod(0o600)
     print(f"  {group.allocation}: {count_runs(len(group.runs))} as job {job_id}", flush=True)
 
 
@@ -112,27 +122,29 @@ def _check_same_data(folder: SweepFolder, plan: Plan, ledger: Ledger) -> None:
 
 
 def _check_interrupted(folder: SweepFolder, ledger: Ledger) -> None:
-    """Checks that no interrupted submission has left jobs that are not in the ledger."""
-    if not ledger.unconfirmed:
+    """Checks that no interrupted submission, and no damaged line, hides jobs that are not in the ledger."""
+    if not (ledger.unconfirmed or ledger.damaged_lines):
         return
     try:
         queued = queued_jobs(folder.sweep_name, environ=os.environ)
     except AccountingUnavailable as error:
         message = "an earlier submission was interrupted, and squeue cannot say which of its jobs exist"
+        if not ledger.unconfirmed:
+            message = "the ledger is damaged, and squeue cannot say which jobs exist"
         raise UserError(f"{message}: {error}") from None
     unknown = sorted(queued - {job.job_id for job in ledger.all_jobs()})
     if unknown:
-        raise UserError(
-            f"an earlier submission was interrupted and left jobs that would run twice: {', '.join(unknown)}",
-            where=str(folder.path),
-            hint=f"scancel {' '.join(unknown)}, or wait until they end; then submit again",
-        )
+        message = f"an earlier submission was interrupted and left jobs that would run twice: {', '.join(unknown)}"
+        if not ledger.unconfirmed:
+            message = f"the ledger is damaged, and lacks jobs that would run twice: {', '.join(unknown)}"
+        hint = f"scancel {' '.join(unknown)}, or wait until they end; then submit again"
+        raise UserError(message, where=str(folder.path), hint=hint)
 
 
 def _missing(folder: SweepFolder, plan: Plan, ledger: Ledger) -> frozenset[str]:
     """The ids of the runs to submit, after a line that says how many there are."""
     status = Status((), ())
-    if ledger.jobs:
+    if ledger.jobs or ledger.damaged_lines:
         status = read_status(folder, os.environ)
     for notice in status.notices:
         print(f"note: {notice}", file=sys.stderr)

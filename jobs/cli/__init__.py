@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import platform
 import sys
@@ -9,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from disttrain.errors import UserError
+from disttrain.errors import UserError, print_every_text
 from jobs import __version__
 from jobs.cli.forget_command import forget
 from jobs.cli.list_command import list_sweeps
@@ -43,6 +44,7 @@ def _without_command(
 
 def main() -> None:
     """Runs the command. A user's mistake gives one line on stderr and exit status 2."""
+    print_every_text()
     try:
         status_code = app(prog_name="sweep", standalone_mode=False) or 0
         sys.stdout.flush()
@@ -59,16 +61,27 @@ def main() -> None:
             _exit_without_reader()  # typer and rich exit with 1, which means a failed run here
         raise
     except OSError as error:
-        if error.filename is None:
+        if error.filename is None and error.errno not in _FULL:
             raise
-        _fail(f"{error.filename}: {error.strerror}")
+        if error.filename is None:
+            _drop_output()
+        _fail(f"{error.filename or 'the output cannot be written'}: {error.strerror}")
     sys.exit(status_code)
+
+
+# What a write to a full disk or quota, or to a broken one, reports without the name of the file.
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
 
 
 def _exit_without_reader() -> None:
     """Ends without an error after the reader of a pipe has closed it (| head). Nothing more can be printed."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+    _drop_output()
     sys.exit(0)
+
+
+def _drop_output() -> None:
+    """Discards what stdout still buffers: Python would try to write it again at its end."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
 
 
 def _fail(message: str) -> None:

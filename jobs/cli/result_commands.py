@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -11,6 +12,10 @@ from disttrain.errors import UserError
 from jobs.cli.options import Check, Json, OfCluster, Root, SubmittedSweep
 from jobs.cli.results_output import exit_if_failed, print_results, read_status
 from jobs.cli.shared import sweeps_root
+
+if TYPE_CHECKING:
+    from jobs.results.status import Status
+    from jobs.storage.sweep_folder import SweepFolder
 
 
 def status(
@@ -54,7 +59,6 @@ def collect(
 
     The command also writes results.csv to the sweep's folder.
     """
-    from disttrain.records.atomic_write import write_text
     from jobs.results.tables import to_csv, to_json
     from jobs.storage.sweep_folder import find_folder
 
@@ -66,9 +70,9 @@ def collect(
         raise UserError("--all-columns needs --csv or -o FILE.csv", hint="JSON has every field under config")
     if output is not None:
         _check_output(output, json_ or csv)
-    results = read_status(folder).results
-    if folder.is_owner():
-        write_text(folder.results_file, to_csv(results))
+    current = read_status(folder)
+    results = current.results
+    _save_results(folder, current)
     if output is not None:
         text = to_csv(results, all_columns=all_columns)
         if as_json:
@@ -81,6 +85,20 @@ def collect(
         print_results(results, folder, as_json=json_ and output is None)
     if check:
         exit_if_failed(results)
+
+
+def _save_results(folder: SweepFolder, current: Status) -> None:
+    """Writes results.csv. To collect, the folder only needs to be read: if that fails, a note says so."""
+    from disttrain.records.atomic_write import write_text
+    from jobs.results.tables import to_csv
+
+    if not folder.is_owner():
+        return
+    try:
+        write_text(folder.results_file, to_csv(current.results))
+    except OSError as error:
+        if current.is_saved:  # otherwise a notice of the status has said it
+            print(f"note: what was seen could not be saved: {error.filename}: {error.strerror}", file=sys.stderr)
 
 
 def _check_output(output: Path, format_given: bool) -> None:
@@ -99,10 +117,14 @@ def _check_output(output: Path, format_given: bool) -> None:
 def _write_output(output: Path, text: str) -> None:
     from disttrain.records.atomic_write import write_text
 
-    if output.is_symlink() or (output.exists() and not output.is_file()):
-        output.write_text(text, encoding="utf-8")  # for example /dev/stdout, which a file must not replace
-    else:
-        write_text(output, text)
+    try:
+        if output.is_symlink() or (output.exists() and not output.is_file()):
+            # For example /dev/stdout, which a file must not replace.
+            output.write_text(text, encoding="utf-8", errors="backslashreplace")
+        else:
+            write_text(output, text)
+    except OSError as error:
+        raise UserError(f"{str(output)!r} cannot be written: {error.strerror}", where="-o") from None
 
 
 def figures(
@@ -129,5 +151,8 @@ def figures(
     from jobs.results.figures import write_figures
     from jobs.storage.sweep_folder import find_folder
 
-    for path in write_figures(find_folder(sweeps_root(root), sweep, cluster), output, run, step):
+    def say(note: str) -> None:
+        print(f"note: {note}", file=sys.stderr)
+
+    for path in write_figures(find_folder(sweeps_root(root), sweep, cluster), output, run, step, say):
         print(f"wrote {path}")

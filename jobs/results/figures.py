@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from disttrain.errors import UserError
-from disttrain.records.record_files import SUMMARY_NAME, metrics_name, read_records
+from disttrain.records.json_values import DamagedFile, UnreadableFile, damaged
+from disttrain.records.record_files import SUMMARY_NAME, from_json, metrics_name, read_records
 from disttrain.records.record_types import LinkRecord, Record
+from disttrain.records.summary_types import RunInfo
 from jobs.planning.labels import Variation
 from jobs.planning.plan import has_bucket_times, is_link
-from jobs.results.timeline import DETAILED_TIMING_HINT, binary_size, new_figure, timeline
+from jobs.results.step_lanes import DETAILED_TIMING_HINT, read_lanes
+from jobs.results.timeline import binary_size, draw, new_figure
 from jobs.storage.run_lookup import find_runs
 from jobs.storage.sweep_folder import SweepFolder
 
@@ -22,7 +25,13 @@ if TYPE_CHECKING:
 _BLUE, _PALE = "#0072B2", "#D6ECF9"
 
 
-def write_figures(folder: SweepFolder, output: Path | None, named: str | None, step: int | None) -> Iterator[Path]:
+def write_figures(
+    folder: SweepFolder,
+    output: Path | None,
+    named: str | None,
+    step: int | None,
+    say: Callable[[str], None] = lambda _: None,
+) -> Iterator[Path]:
     """Draws the measurements of a sweep's finished runs, and yields the path of each file after writing it.
 
     Args:
@@ -30,9 +39,11 @@ def write_figures(folder: SweepFolder, output: Path | None, named: str | None, s
         output: The folder of the figures; None for `figures` in the sweep's own folder.
         named: The only run to draw, by a label, an id or the start of one; None for all runs.
         step: The step that a timeline shows; None for the step with the median time.
+        say: A function for notes: a run whose records are damaged is left out.
 
     Raises:
-        UserError: There is nothing to draw, the run or step does not exist, or the folder belongs to another user.
+        UserError: There is nothing to draw, the run or step does not exist, or the folder belongs to another user. Also
+            if the records of all runs are damaged.
     """
     finished = _finished_runs(folder, named)
     if output is None and not folder.is_owner():
@@ -41,19 +52,56 @@ def write_figures(folder: SweepFolder, output: Path | None, named: str | None, s
     planned = folder.planned_runs()
     variation = Variation(planned)
     links = Counter(run["allocation"] for run in planned if is_link(run))
+    drawn = 0
     for run in finished:
-        run_dir, run_id, allocation = folder.run(run["run_id"]), run["run_id"], run["allocation"]
-        if not is_link(run):
-            figure, path = timeline(run_dir, variation.label(run), step), target / f"timeline-{run_id}.svg"
-        else:
-            figure = bus_bandwidth(tuple(read_records(run_dir / metrics_name(0))), f"run {variation.name(run)}")
-            path = target / f"bus-bandwidth-{allocation}.svg"
-            if links[allocation] > 1:
+        try:
+            figure = _draw(folder, run, variation, step)
+        except DamagedFile as error:  # a damaged file affects only its run
+            if len(finished) == 1:
+                raise
+            say(f"run {variation.name(run)} is not drawn: {error.message}")
+            continue
+        path = target / f"timeline-{run['run_id']}.svg"
+        if is_link(run):
+            path = target / f"bus-bandwidth-{run['allocation']}.svg"
+            if links[run["allocation"]] > 1:
                 # Each seed measures the link of its allocation, and each measurement needs its own file.
-                path = target / f"bus-bandwidth-{run_id}.svg"
-        target.mkdir(exist_ok=True)
-        save(figure, path)
+                path = target / f"bus-bandwidth-{run['run_id']}.svg"
+        _save_new(figure, path)
+        drawn += 1
         yield path
+    if not drawn:
+        raise UserError("no run can be drawn: the records of all runs are damaged")
+
+
+def _draw(folder: SweepFolder, run: Mapping[str, Any], variation: Variation, step: int | None) -> Figure:
+    """The figure of a run.
+
+    Raises:
+        DamagedFile: Its records cannot be used, or have disappeared.
+    """
+    run_dir = folder.run(run["run_id"])
+    try:
+        # From the plan: other users may not read run.json.
+        info = from_json(RunInfo, {**run, "versions": {}})
+    except ValueError as error:
+        raise damaged(folder.plan_file, error) from None
+    try:
+        if is_link(run):
+            return bus_bandwidth(tuple(read_records(run_dir / metrics_name(0))), f"run {variation.name(run)}")
+        return draw(read_lanes(run_dir, info, variation.label(run), step))
+    except OSError as error:
+        raise UnreadableFile(f"{error.filename} cannot be read: {error.strerror}") from None
+
+
+def _save_new(figure: Figure, path: Path) -> None:
+    """Writes a figure into a folder that may not exist yet."""
+    try:
+        path.parent.mkdir(exist_ok=True)
+        save(figure, path)
+    except OSError as error:
+        message = f"{str(path)!r} cannot be written: {error.strerror}"
+        raise UserError(message, hint="write the figures elsewhere: -o FOLDER") from None
 
 
 def _finished_runs(folder: SweepFolder, named: str | None) -> list[Mapping[str, Any]]:
@@ -94,6 +142,8 @@ def bus_bandwidth(records: Sequence[Record], title: str = "") -> Figure:
         raise UserError(
             f"{title or 'the run'} has not measured a link", hint="measure_link: true in the sweep measures it"
         )
+    if any(min(link.size_bytes, link.median_ms, link.p95_ms, link.min_ms, link.bus_gb_per_s) <= 0 for link in links):
+        raise DamagedFile("its link records have times or sizes that are not positive")
     figure = new_figure(7.0, 4.2)
     axes = figure.add_subplot()
     sizes = [link.size_bytes for link in links]

@@ -32,6 +32,7 @@ class Status:
     results: tuple[Result, ...]
     notices: tuple[str, ...]
     is_current: bool = True  # False if the accounting did not answer: the states are from an earlier answer
+    is_saved: bool = True  # False if the answer of the accounting could not be saved; a notice says why
 
 
 def read_status(folder: SweepFolder, environ: Mapping[str, str]) -> Status:
@@ -49,13 +50,14 @@ def read_status(folder: SweepFolder, environ: Mapping[str, str]) -> Status:
         *_damage_notice(LEDGER_NAME, ledger.damaged_lines, "jobs may be missing"),
         *_damage_notice(folder.accounting_file.name, damaged_rows, "states may be missing"),
     ]
-    is_current = True
+    is_current = is_saved = True
     if folder.cluster_name == LOCAL:
         rows: tuple[AccountingRow, ...] = _cancel_abandoned(saved, ledger)
     else:
         try:
             rows, unsaved = _query_accounting(folder, ledger, saved, environ)
             notices += unsaved
+            is_saved = not unsaved
         except AccountingUnavailable as error:
             notices.append(f"{error}; the states are from the last successful query")
             rows, is_current = saved, False
@@ -71,7 +73,7 @@ def read_status(folder: SweepFolder, environ: Mapping[str, str]) -> Status:
     records = {run["run_id"]: read_run(folder.run(run["run_id"])) for run in planned}
     local = folder.cluster_name == LOCAL
     results = join(planned, ledger, attempts_by_job(rows), records, local=local)
-    return Status(results, tuple(notices), is_current)
+    return Status(results, tuple(notices), is_current, is_saved)
 
 
 def _damage_notice(name: str, numbers: Sequence[int], consequence: str) -> tuple[str, ...]:
@@ -133,7 +135,7 @@ def _save(folder: SweepFolder, saved: Sequence[AccountingRow], merged: Sequence[
             append_lines(folder.accounting_file, [to_json(row.to_json()) for row in new])
         write_text(folder.query_time_file, f"{time.time():.0f}\n")
     except OSError as error:
-        return (f"sacct's answer could not be saved: {folder.path}: {error.strerror}",)
+        return (f"what was seen could not be saved: {error.filename}: {error.strerror}",)
     return ()
 
 

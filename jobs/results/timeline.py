@@ -2,39 +2,31 @@
 
 from __future__ import annotations
 
-import json
 import math
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from disttrain.analysis.comm_overlap import Exchange
-from disttrain.analysis.measured_steps import MeasuredStep, measured_steps, split_by_start, steps_after_warmup
 from disttrain.errors import UserError
-from disttrain.records.record_files import RUN_NAME, from_json, metrics_name, read_records
-from disttrain.records.record_types import ClockRecord, ExchangeRecord, Record, StartRecord, StepRecord
-from disttrain.records.summary_types import RunInfo
 from jobs.planning.labels import run_name
+from jobs.results.step_lanes import PHASE_NAMES, Lane, Timeline, read_timeline
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-DETAILED_TIMING_HINT = "set detailed_timing: true in base, on an allocation of several ranks"
-_MOST_LANES = 8
-
 # The palette of Okabe and Ito, which colour-blind people can distinguish. In grey its colours differ in lightness, and
 # only the exposed part is hatched.
 _EXPOSED: dict[str, Any] = {"facecolor": "#D55E00", "edgecolor": "white", "hatch": "////", "linewidth": 0.5}
 _OVERLAPPED: dict[str, Any] = {"facecolor": "#C6E4F6", "edgecolor": "#0072B2", "linewidth": 0.8}
-_PHASES: dict[str, dict[str, Any]] = {
-    "data": {"facecolor": "#BBBBBB", "edgecolor": "white"},
-    "forward": {"facecolor": "#56B4E9", "edgecolor": "white"},
-    "backward compute": {"facecolor": "#0072B2", "edgecolor": "white"},
-    "exposed": _EXPOSED,
-    "optimizer": {"facecolor": "#F0E442", "edgecolor": "white"},
-}
+_LOOKS: tuple[dict[str, Any], ...] = (
+    {"facecolor": "#BBBBBB", "edgecolor": "white"},
+    {"facecolor": "#56B4E9", "edgecolor": "white"},
+    {"facecolor": "#0072B2", "edgecolor": "white"},
+    _EXPOSED,
+    {"facecolor": "#F0E442", "edgecolor": "white"},
+)
+_PHASES: dict[str, dict[str, Any]] = dict(zip(PHASE_NAMES, _LOOKS, strict=True))
 _LAST_READY: dict[str, Any] = {"color": "black", "linestyle": "--", "linewidth": 1.2}
 _EXPOSED_TEXT, _OVERLAPPED_TEXT = "#A03F00", "#005A8C"
 _TEXT_COLORS = {"backward compute": "white"}  # all other phases have black text
@@ -44,45 +36,6 @@ _THIN: dict[str, Any] = {"linewidth": 0.0, "hatch": None}
 # All sizes are in inches, like the units of the vertical axis.
 _WIDTH, _PHASE, _GAP, _BUCKET, _ALL_BUCKETS, _LEAST_LABELLED, _FOOT = 9.0, 0.3, 0.35, 0.17, 10.0, 0.1, 0.21
 _CHARACTER = 0.075  # an upper estimate of a character's width
-
-
-@dataclass(frozen=True)
-class Lane:
-    """One rank in the step that is drawn."""
-
-    rank: int
-    host: str
-    step: MeasuredStep
-    exchange: Exchange
-
-    @property
-    def computed_ms(self) -> float:
-        """The time at which its last bucket was ready, on rank 0's clock. From then on, communication is exposed."""
-        return self.step.start_ms + self.exchange.computed_ms
-
-    def phases(self) -> Iterator[tuple[str, float, float]]:
-        """Name, begin and end of each phase, on rank 0's clock in ms."""
-        times, begin = self.step.times, self.step.start_ms
-        exposed = times.exposed_comm_ms or 0.0
-        lengths = (times.data_ms, times.forward_ms, times.backward_ms - exposed, exposed, times.optimizer_ms)
-        for name, length in zip(_PHASES, lengths, strict=True):
-            yield name, begin, begin + length
-            begin += length
-
-    def buckets(self) -> Iterator[tuple[float, float]]:
-        """The times at which each bucket was ready and done, on rank 0's clock in ms."""
-        for ready, done in zip(self.exchange.ready_ms, self.exchange.done_ms, strict=True):
-            yield self.step.start_ms + ready, self.step.start_ms + done
-
-
-@dataclass(frozen=True)
-class Timeline:
-    """One step of the first ranks of a run."""
-
-    run: RunInfo
-    label: str
-    number: int
-    lanes: tuple[Lane, ...]
 
 
 def timeline(run_dir: Path, label: str, step: int | None = None) -> Figure:
@@ -97,52 +50,6 @@ def timeline(run_dir: Path, label: str, step: int | None = None) -> Figure:
         UserError: The step does not exist, its buckets were not timed, or matplotlib is missing.
     """
     return draw(read_timeline(run_dir, label, step))
-
-
-def read_timeline(run_dir: Path, label: str, step: int | None = None) -> Timeline:
-    """The data that `timeline` draws; it has the same arguments and errors."""
-    run = from_json(RunInfo, json.loads((run_dir / RUN_NAME).read_text(encoding="utf-8")))
-    files = [run_dir / metrics_name(rank) for rank in range(min(run.world_size, _MOST_LANES))]
-    number = step or _median_step(files[0], run.timing_warmup_steps)
-    name = run_name(run.run_id, label)
-    lanes = tuple(_lane(name, rank, file, number) for rank, file in enumerate(files))
-    return Timeline(run, label, number, lanes)
-
-
-def _median_step(file: Path, warmup_steps: int) -> int:
-    """The number of the measured step with the median time; without measured steps, of all steps."""
-    records = [record for record in read_records(file) if isinstance(record, StartRecord | StepRecord)]
-    steps = steps_after_warmup(records, warmup_steps) or steps_after_warmup(records, 0)
-    return sorted(steps, key=lambda record: record.step_ms)[(len(steps) - 1) // 2].step
-
-
-def _lane(name: str, rank: int, file: Path, number: int) -> Lane:
-    """The lane of one rank of the run of this name, in the step of this number."""
-    needed: list[Record] = []
-    numbers: set[int] = set()
-    for record in read_records(file):
-        if isinstance(record, StepRecord):
-            numbers.add(record.step)
-        if _is_needed(record, number):
-            needed.append(record)
-    for start in split_by_start(needed):
-        host = next((record.host for record in start if isinstance(record, StartRecord)), "")
-        for step in measured_steps(start, 0):
-            if step.exchange:
-                return Lane(rank, host, step, step.exchange)
-    if number in numbers:
-        raise UserError(f"run {name} has no bucket times in step {number}", hint=DETAILED_TIMING_HINT)
-    hint = "it has no steps"
-    if numbers:
-        hint = f"it has steps {min(numbers)} to {max(numbers)}"
-    raise UserError(f"run {name} has no step {number}", where="--step", hint=hint)
-
-
-def _is_needed(record: Record, number: int) -> bool:
-    """Whether the lane of a step needs a record. All exchanges of a long run do not fit into a login node's memory."""
-    if isinstance(record, StepRecord | ExchangeRecord):
-        return record.step == number
-    return isinstance(record, StartRecord | ClockRecord)
 
 
 def draw(shown: Timeline) -> Figure:

@@ -186,7 +186,7 @@ def submission_lock(folder: Path) -> Iterator[None]:
     """Locks the submission of a sweep, so that two commands cannot submit or remove the same runs.
 
     Raises:
-        UserError: Another process has the lock.
+        UserError: Another process has the lock, or the folder cannot be written.
     """
     lock = FileLock(folder / ".submit.lock")
     try:
@@ -194,6 +194,8 @@ def submission_lock(folder: Path) -> Iterator[None]:
     except Timeout:
         hint = "wait until it has ended, then try again"
         raise UserError(f"another sweep submit or sweep forget is running in {folder}", hint=hint) from None
+    except (OSError, NotImplementedError) as error:  # NotImplementedError: a file system without locks
+        raise UserError(f"{str(folder)!r} cannot be written: {getattr(error, 'strerror', error)}") from None
     try:
         yield
     finally:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import os
 import re
 from collections.abc import Collection, Mapping, Sequence
@@ -11,17 +13,19 @@ from typing import Any
 
 from disttrain.errors import UserError, suggest_name
 from disttrain.records.atomic_write import write_text
-from disttrain.records.json_values import check_fields, damaged, read_object, shorten, to_json
+from disttrain.records.json_values import damaged, read_object, shorten, to_json
 from disttrain.records.record_files import CHECKPOINTS_NAME, SUMMARY_NAME, failure_name, metrics_name
 from disttrain.records.versions import versions
 from jobs.storage.code_state import git_state
+from jobs.storage.plan_check import check_plan
 
 _LAST = ".last"  # a file in the root that names the sweep submitted last, the default of `sweep status` and others
 
 _LAST_TEXT = re.compile(r"([^/\0\n]+)/([^/\0\n]+)\n?")
-_RUN_ID = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]*")  # it is a folder's name
-_MOST_RANKS = 10**6
 _LATEST_S = 10**11  # in the year 5138
+# The space that a submission needs: for the sweep, and for the folder, run.json, pickle and plan of each run. More is
+# not required, because some file systems reserve it slowly.
+_SPACE_BYTES, _RUN_SPACE_BYTES, _MOST_SPACE_BYTES = 2**18, 2**14, 2**24
 _MOST_NAMES = 10  # the maximum number of sweeps that a message lists
 
 
@@ -66,6 +70,45 @@ class SweepFolder:
     @property
     def logs(self) -> Path:
         return self.path / "logs"
+
+    def create(self) -> None:
+        """Creates the folder and its logs, for this user only. Folders that exist keep the permissions they have.
+
+        Logs, batch scripts and submitit's files may hold secrets of the environment. sweep.yaml and run.json are
+        private files, so that a user who opens the folder to others shows them the results only.
+
+        Raises:
+            UserError: A folder cannot be created.
+        """
+        try:
+            self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
+            self.logs.mkdir(mode=0o700, exist_ok=True)
+        except OSError as error:
+            message = f"{error.filename!r} cannot be created: {error.strerror}"
+            raise UserError(message, hint="choose another folder, with --root or $SWEEP_ROOT") from None
+
+    def require_space(self, run_count: int) -> None:
+        """Checks that the files of a submission can be written, before anything is changed or sent.
+
+        Args:
+            run_count: The number of runs.
+
+        Raises:
+            UserError: The disk or the quota is full, or the folder is read-only.
+        """
+        size_bytes = min(_MOST_SPACE_BYTES, _SPACE_BYTES + run_count * _RUN_SPACE_BYTES)
+        probe = self.path / f".space.{os.getpid()}"
+        try:
+            with probe.open("wb") as file:
+                os.posix_fallocate(file.fileno(), 0, size_bytes)
+        except OSError as error:
+            if error.errno in (errno.EOPNOTSUPP, errno.EINVAL):
+                return  # a file system that cannot tell before a write
+            hint = f"{size_bytes / 2**20:.1f} MiB must be free; nothing was sent; --root chooses another folder"
+            raise UserError(f"{str(self.path)!r} cannot be written: {error.strerror}", hint=hint) from None
+        finally:
+            with contextlib.suppress(OSError):
+                probe.unlink()
 
     def run(self, run_id: str) -> Path:
         return self.path / "runs" / run_id
@@ -118,44 +161,6 @@ class SweepFolder:
         return self.path.stat().st_uid == os.geteuid()
 
 
-@dataclass(frozen=True, kw_only=True)
-class PlannedRun:
-    """What every command needs of a run in plan.json."""
-
-    run_id: str
-    allocation: str
-    world_size: int
-    point: dict[str, Any]
-    asked: dict[str, Any] | None = None
-    train: dict[str, Any]
-    dropped: bool = False
-
-
-def check_plan(plan: Mapping[str, Any]) -> None:
-    """Checks the content of a plan.json.
-
-    Raises:
-        ValueError: It cannot be used. The message is the reason, in one line.
-    """
-    runs = plan.get("runs")
-    if not isinstance(runs, list):
-        raise ValueError("it has no list 'runs'")
-    for number, run in enumerate(runs):
-        where = f"runs[{number}]"
-        if not isinstance(run, dict):
-            raise ValueError(f"{where} is {shorten(run)}")
-        try:
-            check_fields(PlannedRun, run)
-        except ValueError as error:
-            raise ValueError(f"{where}: {error}") from None
-        if not _RUN_ID.fullmatch(run["run_id"]):
-            raise ValueError(f"{where}: run_id is {shorten(run['run_id'])}")
-        if not 0 < run["world_size"] <= _MOST_RANKS:
-            raise ValueError(f"{where}: world_size is {run['world_size']}")
-        if not isinstance(run["train"].get("model"), str):
-            raise ValueError(f"{where}: train.model is {shorten(run['train'].get('model'))}")
-
-
 def prepare(
     folder: SweepFolder,
     sweep_text: str,
@@ -179,11 +184,11 @@ def prepare(
         dropped_ids: The ids of those that the sweep file no longer yields. plan.json marks them.
         import_path: The folders in which the ranks search for the user's own model family.
     """
-    folder.logs.mkdir(parents=True, exist_ok=True)
+    folder.create()
     kept_ids = set(submitted_ids) - {run["run_id"] for run in runs}
     kept = {run["run_id"]: _marked(run, dropped_ids) for run in folder.planned_runs() if run["run_id"] in kept_ids}
     planned = [kept.pop(run["run_id"], run) for run in plan["runs"]]
-    write_text(folder.sweep_file, sweep_text)
+    write_text(folder.sweep_file, sweep_text, private=True)
     folder.write_plan({**plan, "runs": [*planned, *kept.values()]})
     facts = {"versions": versions(), "git": git_state(Path.cwd()), "import_path": list(import_path)}
     for run in runs:
@@ -195,7 +200,7 @@ def prepare(
             (run_dir / failure_name(rank)).unlink(missing_ok=True)
             if not resumes:  # a run with a checkpoint needs the records of the steps before it
                 (run_dir / metrics_name(rank)).unlink(missing_ok=True)
-        write_text(run_dir / "run.json", to_json({**run, **facts}, indent=2) + "\n")
+        write_text(run_dir / "run.json", to_json({**run, **facts}, indent=2) + "\n", private=True)
     write_text(folder.path.parent.parent / _LAST, f"{folder.sweep_name}/{folder.cluster_name}\n")
 
 

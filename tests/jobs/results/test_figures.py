@@ -16,7 +16,8 @@ from disttrain.errors import UserError
 from disttrain.records.record_files import RecordWriter, metrics_name
 from disttrain.records.record_types import ClockRecord, ExchangeRecord, LinkRecord, Record, StartRecord, StepRecord
 from jobs.results.figures import bus_bandwidth, save, write_figures
-from jobs.results.timeline import binary_size, new_figure, read_timeline, timeline
+from jobs.results.step_lanes import read_timeline
+from jobs.results.timeline import binary_size, new_figure, timeline
 from jobs.storage.sweep_folder import SweepFolder
 
 LINKS = tuple(
@@ -202,6 +203,49 @@ def test_files_are_reproducible(run_dir: Path, tmp_path: Path) -> None:
     assert (tmp_path / "figure.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_a_run_without_steps_is_one_line(run_dir: Path) -> None:
+    path = run_dir / metrics_name(0)
+    path.write_bytes(path.read_bytes().splitlines(keepends=True)[0])
+    with pytest.raises(UserError, match=r"metrics-rank00000\.jsonl is damaged: it has no steps$"):
+        timeline(run_dir, "2x1")
+    with pytest.raises(UserError, match=r"has no step 2 \(it has no steps\)$"):
+        timeline(run_dir, "2x1", 2)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        b"", b"{", b"[]", b"\xff", b'{"kind": "step", "step": 1}', b'{"kind": "start", "rank": "0"}', bytes(100),
+        b'{"kind": "exchange", "step": 4, "bucket_bytes": [8], "ready_ms": [], "done_ms": [1]}',
+        b'{"kind": "exchange", "step": 4, "bucket_bytes": [], "ready_ms": [], "done_ms": []}',
+        b'{"kind": "exchange", "step": 4, "bucket_bytes": ["8"], "ready_ms": [1], "done_ms": [1]}',
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_damaged_line_is_one_line(line: bytes, rank: int, run_dir: Path) -> None:
+    path = run_dir / metrics_name(rank)
+    path.write_bytes(path.read_bytes() + line + b"\n")
+    with pytest.raises(UserError) as caught:
+        timeline(run_dir, "2x1", 4)
+    assert str(caught.value).startswith(f"{run_dir}: {path.name} is damaged: ")
+
+
+@pytest.mark.parametrize("content", [b"", b"{}", b"[]", b"\xff", None])
+def test_a_timeline_without_run_file_is_one_line(content: bytes | None, run_dir: Path) -> None:
+    path = run_dir / "run.json"
+    path.unlink()
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(UserError, match=r"run\.json"):
+        timeline(run_dir, "2x1")
+
+
+@pytest.mark.parametrize("changes", [{"p95_ms": 0.0}, {"min_ms": 0.0}, {"bus_gb_per_s": 0.0}, {"size_bytes": 0}])
+def test_a_link_without_a_time_is_one_line(changes: dict[str, Any]) -> None:
+    with pytest.raises(UserError, match="times or sizes that are not positive"):
+        bus_bandwidth([start_of(0), *LINKS, replace(LINKS[0], **changes)])
+
+
 @pytest.fixture
 def folder(tmp_path: Path) -> SweepFolder:
     """A sweep of a run with bucket times, two link runs, a run without bucket times and an unfinished run."""
@@ -226,6 +270,38 @@ def test_files_of_a_sweep(folder: SweepFolder, tmp_path: Path) -> None:
     assert all(path.read_text().startswith("<?xml") for path in written)
     single = list(write_figures(folder, tmp_path / "mine", "2x1-a", 2))
     assert single == [tmp_path / "mine" / "timeline-2x1-a.svg"]
+
+
+def test_a_damaged_run_is_left_out(folder: SweepFolder, tmp_path: Path) -> None:
+    """The others are drawn; a run that is named, or the only one, gives the error."""
+    path = folder.run("2x1-a") / metrics_name(0)
+    path.write_bytes(b"{\n")
+    (folder.run("2x1-b") / metrics_name(0)).unlink()
+    notes: list[str] = []
+    written = list(write_figures(folder, tmp_path / "mine", None, None, notes.append))
+    assert [path.name for path in written] == ["bus-bandwidth-4x1.svg"]
+    assert len(notes) == 2
+    assert notes[0].startswith("run 2x1-a (2x1 model=bert detailed_timing=true) is not drawn: metrics-rank00000.jsonl ")
+    assert notes[1].endswith("metrics-rank00000.jsonl cannot be read: No such file or directory")
+    with pytest.raises(UserError, match=r"metrics-rank00000\.jsonl is damaged: line 1"):
+        list(write_figures(folder, tmp_path / "mine", "2x1-a", None))
+    (folder.run("4x1-c") / metrics_name(0)).write_bytes(b"\xff\n")
+    with pytest.raises(UserError, match="the records of all runs are damaged"):
+        list(write_figures(folder, tmp_path / "mine", None, None))
+
+
+def test_run_files_are_not_needed(folder: SweepFolder, tmp_path: Path) -> None:
+    """Only its owner may read a run.json."""
+    for path in folder.path.glob("runs/*/run.json"):
+        path.unlink()
+    assert len(list(write_figures(folder, tmp_path / "mine", None, None))) == 3
+
+
+def test_figures_that_cannot_be_written(folder: SweepFolder, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    for target in (tmp_path / "file", tmp_path / "no" / "folder", Path("/proc")):
+        with pytest.raises(UserError, match=r"cannot be written: .* \(write the figures elsewhere: -o FOLDER\)$"):
+            list(write_figures(folder, target, None, None))
 
 
 def test_two_links_have_two_files(folder: SweepFolder) -> None:

@@ -169,6 +169,29 @@ def test_an_empty_root_is_an_error(tmp_path: Path) -> None:
     assert caught.value.hint == "submit one with sweep submit FILE, or give the --root of its submission"
 
 
+def modes(folder: SweepFolder) -> dict[str, str]:
+    paths = [folder.path, *folder.path.rglob("*")]
+    return {str(path.relative_to(folder.path)): oct(path.stat().st_mode & 0o777) for path in paths}
+
+
+@pytest.mark.process
+def test_what_may_hold_secrets_is_private(tmp_path: Path) -> None:
+    """sweep.yaml has setup lines, logs/ has batch scripts and pickles; what results need is readable."""
+    before = os.umask(0o022)
+    try:
+        folder = prepare_runs(tmp_path)
+        assert modes(folder) == {
+            ".": "0o700", "logs": "0o700", "plan.json": "0o644", "runs": "0o755", "runs/a": "0o755",
+            "runs/a/run.json": "0o600", "sweep.yaml": "0o600",
+        }  # fmt: skip
+        folder.path.chmod(0o755)
+        folder.logs.chmod(0o750)
+        prepare_runs(tmp_path)
+        assert (modes(folder)["."], modes(folder)["logs"]) == ("0o755", "0o750"), "the user's choice stays"
+    finally:
+        os.umask(before)
+
+
 @pytest.mark.process
 def test_a_moved_folder_works(tmp_path: Path) -> None:
     folder = prepare_runs(tmp_path / "old")

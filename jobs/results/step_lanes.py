@@ -1,0 +1,135 @@
+"""Reads one step of the first ranks of a run: what the timeline draws."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from disttrain.analysis.comm_overlap import Exchange
+from disttrain.analysis.measured_steps import MeasuredStep, measured_steps, split_by_start, steps_after_warmup
+from disttrain.errors import UserError
+from disttrain.records.json_values import damaged, shorten
+from disttrain.records.record_files import RUN_NAME, metrics_name, read_records, read_run_info
+from disttrain.records.record_types import ClockRecord, ExchangeRecord, Record, StartRecord, StepRecord
+from disttrain.records.summary_types import RunInfo
+from jobs.planning.labels import run_name
+
+DETAILED_TIMING_HINT = "set detailed_timing: true in base, on an allocation of several ranks"
+PHASE_NAMES = ("data", "forward", "backward compute", "exposed", "optimizer")
+_MOST_LANES = 8
+
+
+@dataclass(frozen=True)
+class Lane:
+    """One rank in the step that is drawn."""
+
+    rank: int
+    host: str
+    step: MeasuredStep
+    exchange: Exchange
+
+    @property
+    def computed_ms(self) -> float:
+        """The time at which its last bucket was ready, on rank 0's clock. From then on, communication is exposed."""
+        return self.step.start_ms + self.exchange.computed_ms
+
+    def phases(self) -> Iterator[tuple[str, float, float]]:
+        """Name, begin and end of each phase, on rank 0's clock in ms."""
+        times, begin = self.step.times, self.step.start_ms
+        exposed = times.exposed_comm_ms or 0.0
+        lengths = (times.data_ms, times.forward_ms, times.backward_ms - exposed, exposed, times.optimizer_ms)
+        for name, length in zip(PHASE_NAMES, lengths, strict=True):
+            yield name, begin, begin + length
+            begin += length
+
+    def buckets(self) -> Iterator[tuple[float, float]]:
+        """The times at which each bucket was ready and done, on rank 0's clock in ms."""
+        for ready, done in zip(self.exchange.ready_ms, self.exchange.done_ms, strict=True):
+            yield self.step.start_ms + ready, self.step.start_ms + done
+
+
+@dataclass(frozen=True)
+class Timeline:
+    """One step of the first ranks of a run."""
+
+    run: RunInfo
+    label: str
+    number: int
+    lanes: tuple[Lane, ...]
+
+
+def read_timeline(run_dir: Path, label: str, step: int | None = None) -> Timeline:
+    """The data that `timeline` draws; it has the same arguments and errors."""
+    run = read_run_info(run_dir)
+    if run is None:
+        raise UserError(f"{str(run_dir)!r} has no {RUN_NAME}")
+    return read_lanes(run_dir, run, label, step)
+
+
+def read_lanes(run_dir: Path, run: RunInfo, label: str, step: int | None = None) -> Timeline:
+    """The data that `timeline` draws, of a run whose identity is known.
+
+    Args:
+        run_dir: The folder of a run with detailed_timing.
+        run: The identity of the run.
+        label: The label of the run.
+        step: The number of the step, from 1; None for the measured step whose step_ms on rank 0 is the median.
+
+    Raises:
+        UserError: The step does not exist, its buckets were not timed, or the records are damaged.
+    """
+    files = [run_dir / metrics_name(rank) for rank in range(min(run.world_size, _MOST_LANES))]
+    name = run_name(run.run_id, label)
+    warmup_steps = run.train.get("timing_warmup_steps")
+    if not isinstance(warmup_steps, int):
+        raise damaged(run_dir / RUN_NAME, f"timing_warmup_steps is {shorten(warmup_steps)}")
+    number = step or _median_step(files[0], warmup_steps)
+    lanes = tuple(_lane(name, rank, file, number) for rank, file in enumerate(files))
+    return Timeline(run, label, number, lanes)
+
+
+def _median_step(file: Path, warmup_steps: int) -> int:
+    """The number of the measured step with the median time; without measured steps, of all steps."""
+    records = [record for record in read_records(file) if isinstance(record, StartRecord | StepRecord)]
+    steps = steps_after_warmup(records, warmup_steps) or steps_after_warmup(records, 0)
+    if not steps:
+        raise damaged(file, "it has no steps")
+    return sorted(steps, key=lambda record: record.step_ms)[(len(steps) - 1) // 2].step
+
+
+def _lane(name: str, rank: int, file: Path, number: int) -> Lane:
+    """The lane of one rank of the run of this name, in the step of this number."""
+    needed: list[Record] = []
+    numbers: set[int] = set()
+    for record in read_records(file):
+        if isinstance(record, StepRecord):
+            numbers.add(record.step)
+        if _is_needed(record, number):
+            needed.append(record)
+    for start in split_by_start(needed):
+        host = next((record.host for record in start if isinstance(record, StartRecord)), "")
+        for step in measured_steps(start, 0):
+            if step.exchange:
+                _check_exchange(file, number, step.exchange)
+                return Lane(rank, host, step, step.exchange)
+    if number in numbers:
+        raise UserError(f"run {name} has no bucket times in step {number}", hint=DETAILED_TIMING_HINT)
+    hint = "it has no steps"
+    if numbers:
+        hint = f"it has steps {min(numbers)} to {max(numbers)}"
+    raise UserError(f"run {name} has no step {number}", where="--step", hint=hint)
+
+
+def _check_exchange(file: Path, number: int, exchange: Exchange) -> None:
+    """Checks that every bucket has its times."""
+    buckets = len(exchange.bucket_bytes)
+    if not buckets == len(exchange.ready_ms) == len(exchange.done_ms) or not buckets:
+        raise damaged(file, f"the exchange of step {number} has not one time for each bucket")
+
+
+def _is_needed(record: Record, number: int) -> bool:
+    """Whether the lane of a step needs a record. All exchanges of a long run do not fit into a login node's memory."""
+    if isinstance(record, StepRecord | ExchangeRecord):
+        return record.step == number
+    return isinstance(record, StartRecord | ClockRecord)

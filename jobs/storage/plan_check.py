@@ -1,0 +1,51 @@
+"""What every command needs in plan.json: without it, the file is damaged."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from disttrain.records.json_values import check_fields, shorten
+
+_RUN_ID = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]*")  # it is a folder's name
+_MOST_RANKS = 10**6
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlannedRun:
+    """The needed part of a run."""
+
+    run_id: str
+    allocation: str
+    world_size: int
+    point: dict[str, Any]
+    asked: dict[str, Any] | None = None
+    train: dict[str, Any]
+    dropped: bool = False
+
+
+def check_plan(plan: Mapping[str, Any]) -> None:
+    """Checks the content of a plan.json.
+
+    Raises:
+        ValueError: It cannot be used. The message is the reason, in one line.
+    """
+    runs = plan.get("runs")
+    if not isinstance(runs, list):
+        raise ValueError("it has no list 'runs'")
+    for number, run in enumerate(runs):
+        where = f"runs[{number}]"
+        if not isinstance(run, dict):
+            raise ValueError(f"{where} is {shorten(run)}")
+        try:
+            check_fields(PlannedRun, run)
+        except ValueError as error:
+            raise ValueError(f"{where}: {error}") from None
+        if not _RUN_ID.fullmatch(run["run_id"]):
+            raise ValueError(f"{where}: run_id is {shorten(run['run_id'])}")
+        if not 0 < run["world_size"] <= _MOST_RANKS:
+            raise ValueError(f"{where}: world_size is {run['world_size']}")
+        if not isinstance(run["train"].get("model"), str):
+            raise ValueError(f"{where}: train.model is {shorten(run['train'].get('model'))}")

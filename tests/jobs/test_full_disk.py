@@ -1,0 +1,211 @@
+"""A full disk, a full quota or a read-only folder: commands that only read still work, and submit changes nothing."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from disttrain.errors import UserError
+from jobs import cli
+from jobs.results import status
+from jobs.results.status import read_status
+from jobs.slurm.attempts import AccountingRow
+from jobs.slurm.states import State
+from jobs.storage import ledger
+from jobs.storage.ledger import append_lines, submission_lock
+from jobs.storage.sweep_folder import SweepFolder, prepare
+
+SWEEP = "name: s\nallocations: [1x1, 2x1]\nbase: {model: bert, max_steps: 3}\n"
+REFUSALS = {errno.ENOSPC: "No space left on device", errno.EDQUOT: "Disk quota exceeded", errno.EROFS: "Read-only"}
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 4 MiB."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", folder], capture_output=True, check=False
+    )
+    if mounted.returncode != 0:
+        pytest.skip(f"a small file system needs root and mount: {mounted.stderr.decode().strip()}")
+    yield folder
+    subprocess.run(["umount", folder], check=True)
+
+
+def fill(folder: Path) -> None:
+    """Leaves no space at all."""
+    for size in (2**16, 1):
+        with (folder / f"filler-{size}").open("wb", buffering=0) as file, contextlib.suppress(OSError):
+            while file.write(bytes(size)):
+                pass
+    with pytest.raises(OSError, match="No space left on device"):
+        (folder / "filler").write_text("x")
+
+
+def make_read_only(folder: Path) -> None:
+    subprocess.run(["mount", "-o", "remount,ro", folder], check=True)
+
+
+Command = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def sweep(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Command:
+    (tmp_path / "s.yaml").write_text(SWEEP)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("SWEEP_ROOT", str(tmp_path / "disk"))
+    monkeypatch.setattr("jobs.launch.send_to_local", lambda *_, **__: None)
+
+    def run(*arguments: str) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["sweep", *arguments])
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+        output = capsys.readouterr()
+        assert isinstance(ended.value.code, int)
+        return ended.value.code, output.out, output.err
+
+    return run
+
+
+@pytest.mark.process
+@pytest.mark.parametrize("refuse", [fill, make_read_only])
+def test_submit_refuses_in_one_line_and_changes_nothing(
+    refuse: Callable[[Path], None], disk: Path, sweep: Command, tmp_path: Path
+) -> None:
+    assert sweep("submit", "s.yaml", "--cluster", "local")[0] == 0
+    before = sorted(disk.rglob("*"))
+    refuse(disk)
+    code, out, error = sweep("submit", "s.yaml", "lr=1e-3", "--cluster", "local")
+    assert (code, out, error.count("\n")) == (2, "", 1)
+    assert error.startswith(f"error: '{disk}/s/local' cannot be written: ")
+    assert [path for path in sorted(disk.rglob("*")) if not path.name.startswith((".", "filler"))] == [
+        path for path in before if not path.name.startswith(".")
+    ]
+    code, _, error = sweep("submit", "s.yaml", "--cluster", "local", "--root", f"{disk}/new")
+    assert (code, error.count("\n")) == (2, 1)
+
+
+@pytest.mark.process
+@pytest.mark.parametrize("refuse", [fill, make_read_only])
+def test_commands_that_read_still_work(
+    refuse: Callable[[Path], None], disk: Path, sweep: Command, tmp_path: Path
+) -> None:
+    sweep("submit", "s.yaml", "--cluster", "local")
+    refuse(disk)
+    for command in (["status"], ["status", "--json"], ["list"], ["plan", "s.yaml"]):
+        code, out, error = sweep(*command)
+        assert (code, error.count("never submitted")) == (0, int(command[0] == "status")), error
+        assert out
+    code, out, error = sweep("collect", "-o", str(tmp_path / "out.csv"))
+    assert code == 0
+    notes = [line for line in error.splitlines() if "could not be saved" in line]
+    assert len(notes) == 1
+    assert notes[0].startswith(f"note: what was seen could not be saved: {disk}/s/local/results.csv: ")
+    assert (tmp_path / "out.csv").read_text().count("\n") == 3
+    code, _, error = sweep("collect", "-o", str(disk / "out.csv"))
+    assert code == 2
+    assert error.splitlines()[-1].startswith(f"error: -o: '{disk}/out.csv' cannot be written: ")
+
+
+def refuse_write(*_: Any, **__: Any) -> None:
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+@pytest.mark.process
+@pytest.mark.parametrize(
+    ("place", "hint"),
+    [
+        ("jobs.launch.prepare", "nothing was sent; free some space, then submit again"),
+        ("jobs.launch.send_to_local", "sweep status shows what was sent; free some space, then submit again"),
+    ],
+)
+def test_a_disk_that_fills_during_a_submission(
+    place: str, hint: str, sweep: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(place, refuse_write)
+    code, _, error = sweep("submit", "s.yaml", "--cluster", "local")
+    message = f"'{tmp_path}/disk/s/local' cannot be written: No space left on device ({hint})"
+    assert (code, error) == (2, f"error: {message}\n")
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> SweepFolder:
+    """A sweep of one run on Slurm, of which sacct reports the end."""
+    folder = SweepFolder(tmp_path / "s" / "site")
+    run = {"run_id": "a", "allocation": "1x1", "world_size": 1, "point": {}, "train": {"model": "bert"}}
+    prepare(folder, "name: s\n", {"sweep": "s", "cluster": "site", "runs": [run]}, [run])
+    ledger.record(folder.path, {"a": "7"}, 1.0)
+    row = AccountingRow("7", state=State.COMPLETED, submit_s=1, start_s=2, end_s=3, elapsed_s=1, exit_code=0)
+    monkeypatch.setattr(status, "query_sacct", lambda *_, **__: (row,))
+    return folder
+
+
+@pytest.mark.process
+@pytest.mark.parametrize("number", REFUSALS)
+def test_an_answer_that_cannot_be_saved_is_one_note(
+    number: int, folder: SweepFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A full quota cannot be made here, so the refusal is a mock."""
+
+    def refuse(*_: Any) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(os, "fsync", refuse)
+    current = read_status(folder, {})
+    assert [row.state for row in current.results] == ["COMPLETED"]
+    (notice,) = current.notices
+    assert notice.startswith(f"what was seen could not be saved: {folder.accounting_file}: {REFUSALS[number]}")
+    assert not current.is_saved
+
+
+@pytest.mark.process
+def test_a_folder_of_the_owner_without_permission(folder: SweepFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Root may write everywhere, so the lock file of the accounting is a folder."""
+    folder.accounting_file.with_name(".accounting.jsonl.lock").mkdir()
+    current = read_status(folder, {})
+    assert [row.state for row in current.results] == ["COMPLETED"]
+    (notice,) = current.notices
+    assert notice.startswith(f"what was seen could not be saved: {folder.accounting_file}: ")
+
+
+def test_a_file_system_without_locks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: Any, **__: Any) -> None:
+        raise NotImplementedError("FileSystem does not appear to support flock; use SoftFileLock instead")
+
+    monkeypatch.setattr("filelock.FileLock.acquire", refuse)
+    with pytest.raises(OSError, match="does not appear to support flock") as caught:
+        append_lines(tmp_path / "x.jsonl", ["{}"])
+    assert caught.value.filename == tmp_path / "x.jsonl"
+    with pytest.raises(UserError, match="cannot be written: FileSystem does not"), submission_lock(tmp_path):
+        pass
+
+
+@pytest.mark.process
+@pytest.mark.parametrize("command", [["status"], ["status", "--json"], ["collect", "--csv"], ["list"]])
+def test_an_output_that_is_full(command: list[str], folder: SweepFolder) -> None:
+    """/dev/full refuses every write as a full disk does."""
+    environ = {**os.environ, "SWEEP_ROOT": str(folder.path.parents[1]), "PATH": os.defpath}
+    with open("/dev/full", "w") as full:
+        ended = subprocess.run(
+            [sys.executable, "-m", "jobs", *command], env=environ, stdout=full, stderr=subprocess.PIPE, text=True,
+            check=False,
+        )  # fmt: skip
+    assert ended.returncode == 2, ended.stderr
+    assert ended.stderr.splitlines()[-1] == "error: the output cannot be written: No space left on device"
+    assert "Traceback" not in ended.stderr
+
+
+def test_the_check_of_the_space_leaves_nothing(tmp_path: Path) -> None:
+    folder = SweepFolder(tmp_path / "s" / "site")
+    folder.create()
+    folder.require_space(10**6)
+    assert sorted(path.name for path in folder.path.iterdir()) == ["logs"]
