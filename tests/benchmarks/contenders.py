@@ -1,4 +1,4 @@
-"""The contenders: ours with its flags, variants of ours, and the peers; and the command that starts each of them."""
+"""The contenders: ours, its variants, the peers and the limit; and the command that starts each of them."""
 
 from __future__ import annotations
 
@@ -13,9 +13,10 @@ from tests.benchmarks.cells import BenchmarkError
 from tests.benchmarks.work import Work
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-_PEERS = Path(__file__).parent / "peers"
+_FOLDER = Path(__file__).parent
 OURS = "ours"
 REFERENCE = "hf"  # the denominator of all ratios
+LIMIT = "limit"  # only the matrix products of ours: it learns nothing, and is no peer
 
 
 @dataclass(frozen=True)
@@ -24,7 +25,7 @@ class Contender:
 
     name: str
     label: str  # name in the table
-    script: str | None  # script of a peer; None for ours
+    script: str | None  # path in this folder; None for ours
     flags: tuple[str, ...] = ()
     needs: str | None = None  # the package of the bench extra that it imports
 
@@ -32,15 +33,19 @@ class Contender:
     def is_ours(self) -> bool:
         return self.script is None
 
+    @property
+    def has_flags_of_ours(self) -> bool:
+        return self.is_ours or self.name == LIMIT
+
     def trims_last_layer(self, model: str) -> bool:
-        return self.is_ours and parse_flags(model, list(self.flags)).trim_last_layer
+        return self.has_flags_of_ours and parse_flags(model, list(self.flags)).trim_last_layer
 
 
 PEERS = (
-    Contender(REFERENCE, "HF Trainer, defaults", "hf_trainer.py", needs="accelerate"),
-    Contender("hf_tuned", "HF Trainer, tuned", "hf_trainer.py", ("--tuned",), needs="accelerate"),
-    Contender("accelerate", "accelerate, fused", "accelerate_loop.py", needs="accelerate"),
-    Contender("fabric", "Fabric, fused", "fabric_loop.py", needs="lightning_fabric"),
+    Contender(REFERENCE, "HF Trainer, defaults", "peers/hf_trainer.py", needs="accelerate"),
+    Contender("hf_tuned", "HF Trainer, tuned", "peers/hf_trainer.py", ("--tuned",), needs="accelerate"),
+    Contender("accelerate", "accelerate, fused", "peers/accelerate_loop.py", needs="accelerate"),
+    Contender("fabric", "Fabric, fused", "peers/fabric_loop.py", needs="lightning_fabric"),
 )
 PEER_NAMES = tuple(peer.name for peer in PEERS)
 
@@ -49,15 +54,17 @@ def choose(names: str, ours_flags: str, variants: list[str]) -> tuple[Contender,
     """The contenders of one call of the benchmark.
 
     Args:
-        names: The comma-separated names of ours and the peers.
-        ours_flags: More flags for bert.py or vit.py, after those of the work.
+        names: The comma-separated names of ours, the peers and the limit.
+        ours_flags: More flags for bert.py or vit.py, after those of the work; the limit gets them too.
         variants: The variants of ours, each as ``name=flags``; these flags come after ours_flags.
 
     Raises:
         BenchmarkError: A name is unknown or taken, or its package is not installed.
     """
     known = {peer.name: peer for peer in PEERS}
-    known[OURS] = Contender(OURS, "ours", None, tuple(shlex.split(ours_flags)))
+    flags = tuple(shlex.split(ours_flags))
+    known[OURS] = Contender(OURS, "ours", None, flags)
+    known[LIMIT] = Contender(LIMIT, "only the products", "limit/only_products.py", flags)
     chosen: dict[str, Contender] = {}
     for name in filter(None, (part.strip() for part in names.split(","))):
         if name not in known:
@@ -67,24 +74,30 @@ def choose(names: str, ours_flags: str, variants: list[str]) -> tuple[Contender,
             raise BenchmarkError(f"{name} needs the package {needs}: pip install '.[bench]'")
         chosen[name] = known[name]
     for variant in variants:
-        name, equals, flags = variant.partition("=")
+        name, equals, more_flags = variant.partition("=")
         if not equals or not name or name in known or name in chosen:
             raise BenchmarkError(f"variant {variant!r} must have the form name=flags, with an unused name")
-        chosen[name] = Contender(name, name, None, known[OURS].flags + tuple(shlex.split(flags)))
+        chosen[name] = Contender(name, name, None, flags + tuple(shlex.split(more_flags)))
     return tuple(chosen.values())
 
 
 def command(contender: Contender, work: Work, work_file: Path, folder: Path) -> list[str]:
     """The command of one run, which writes its measurements to `folder`.
 
-    Peers write result.json; ours writes its usual records.
+    Ours writes its usual records; the others write result.json.
     """
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={work.world_size}"]
-    if contender.script is not None:
-        script = str(_PEERS / contender.script)
-        files = ["--work", str(work_file), "--out", str(folder / "result.json")]
-        return [*torchrun, script, *files, *contender.flags]
-    script = str(REPOSITORY / "disttrain" / f"{work.model}.py")
+    words = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={work.world_size}"]
+    if contender.script is None:
+        words.append(str(REPOSITORY / "disttrain" / f"{work.model}.py"))
+    else:
+        words += [str(_FOLDER / contender.script), "--work", str(work_file), "--out", str(folder / "result.json")]
+    if contender.has_flags_of_ours:
+        words += _flags_of_ours(work, folder)
+    return [*words, *contender.flags]
+
+
+def _flags_of_ours(work: Work, folder: Path) -> list[str]:
+    assert (work.beta1, work.beta2) == (0.9, 0.999)  # torch's defaults, which ours always uses
     flags = {
         "checkpoint": work.start,
         "dataset": work.data,
@@ -101,10 +114,4 @@ def command(contender: Contender, work: Work, work_file: Path, folder: Path) -> 
         "eval_every": work.steps,  # once, at the end
         "output_dir": folder / "run",
     }
-    assert (work.beta1, work.beta2) == (0.9, 0.999)  # torch's defaults, which ours always uses
-    return [
-        *torchrun,
-        script,
-        *(part for name, value in flags.items() for part in (f"--{name}", str(value))),
-        *contender.flags,
-    ]
+    return [part for name, value in flags.items() for part in (f"--{name}", str(value))]

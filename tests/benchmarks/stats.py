@@ -84,6 +84,11 @@ def best_peer(runs: Runs, peers: Sequence[str]) -> str | None:
     return max(present, key=lambda peer: statistics.geometric_mean(speeds(runs[peer])), default=None)
 
 
+def that_learn(runs: Runs) -> Runs:
+    """The runs of the contenders that learn; the limit does not."""
+    return {name: results for name, results in runs.items() if all(run.eval_loss is not None for run in results)}
+
+
 def learn_less(
     runs: Runs, peers: Sequence[str], standards: Sequence[str], loss_tolerance: float, accuracy_tolerance: float
 ) -> tuple[str, ...]:
@@ -109,7 +114,9 @@ def learn_less(
 
 def disagreements(runs: Runs, loss_tolerance: float, accuracy_tolerance: float) -> list[str]:
     """The differences that show that contenders did not learn the same; empty if they did."""
-    differences = []
+    differences: list[str] = []
+    if not runs:
+        return differences
     for figure, tolerance in (("eval_loss", loss_tolerance), ("eval_accuracy", accuracy_tolerance)):
         means = {
             name: statistics.fmean(getattr(result, figure) for result in results) for name, results in runs.items()

@@ -17,7 +17,7 @@ from tests.benchmarks.contenders import REPOSITORY, Contender
 from tests.benchmarks.work import Result, Work
 
 _PACKAGES = ("torch", "torchvision", "transformers", "datasets", "tokenizers", "accelerate", "lightning-fabric")
-_SOURCES = ("disttrain/**/*.py", "tests/benchmarks/peers/*.py")
+_SOURCES = ("disttrain/**/*.py", "tests/benchmarks/peers/*.py", "tests/benchmarks/limit/*.py")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,8 +72,9 @@ def fingerprint(facts: Mapping[str, str]) -> str:
 
 
 def source_files() -> list[Path]:
-    """The source files of all contenders."""
-    return [path for pattern in _SOURCES for path in sorted(REPOSITORY.glob(pattern))]
+    """The source files of all contenders, without their tests."""
+    paths = [path for pattern in _SOURCES for path in sorted(REPOSITORY.glob(pattern))]
+    return [path for path in paths if not path.name.startswith("test_")]
 
 
 def append(path: Path, entry: Entry | Mapping[str, Any]) -> None:

@@ -15,8 +15,8 @@ import rich.box
 from rich.table import Table
 
 from tests.benchmarks.cells import Cell
-from tests.benchmarks.contenders import OURS, PEER_NAMES, REFERENCE, Contender
-from tests.benchmarks.stats import Ratio, Runs, best_peer, paired_ratio, speeds
+from tests.benchmarks.contenders import LIMIT, OURS, PEER_NAMES, REFERENCE, Contender
+from tests.benchmarks.stats import Ratio, Runs, best_peer, paired_ratio, speeds, that_learn
 from tests.benchmarks.work import Result
 
 NONE = "-"
@@ -46,12 +46,14 @@ class CellResult:
 
 
 def throughput(results: Sequence[CellResult], contenders: Sequence[Contender], *, first_step: bool = True) -> Grid:
-    """The speeds of all contenders relative to HF Trainer's defaults, and of ours relative to the best peer."""
+    """The speeds relative to HF Trainer's defaults, and of ours relative to the best peer and to the limit."""
     others = [item for item in contenders if item.name != REFERENCE and item.name in (OURS, *PEER_NAMES)]
     header = ["work", "runs", "HF defaults, examples/s", *(item.label for item in others), "ours / best peer"]
+    has_limit = any(item.name == LIMIT for item in contenders)
     rows = []
     for result in results:
-        rows.append((result.cell.text, *_throughput_row(result, [item.name for item in others], first_step)))
+        row = [result.cell.text, *_throughput_row(result, [item.name for item in others], first_step)]
+        rows.append((*row, _over_limit(result, first_step)) if has_limit else tuple(row))
     if first_step:
         title, note = (
             "Throughput",
@@ -61,6 +63,9 @@ def throughput(results: Sequence[CellResult], contenders: Sequence[Contender], *
     else:
         title = "Throughput without the first step"
         note = "The same runs without their first step, which includes compilation on a GPU."
+    if has_limit:
+        header.append("ours / limit")
+        note += " The limit computes only the matrix products of ours, on the same batches, and nothing else."
     if any(result.weaker for result in results):
         note += (
             " A peer with a * learned less than HF's defaults or ours in the same steps, by more than the tolerance."
@@ -88,15 +93,21 @@ def _throughput_row(result: CellResult, others: Sequence[str], first_step: bool)
     return [*row, f"{_over(runs, OURS, best, first_step)} ({best}{'*' * (best in result.weaker)})"]
 
 
+def _over_limit(result: CellResult, first_step: bool) -> str:
+    if result.complaints or OURS not in result.runs or LIMIT not in result.runs:
+        return NONE
+    return str(_over(result.runs, OURS, LIMIT, first_step))
+
+
 def _over(runs: Runs, name: str, other: str, first_step: bool = True) -> Ratio:
     return paired_ratio(speeds(runs[name], first_step=first_step), speeds(runs[other], first_step=first_step))
 
 
 def learning(results: Sequence[CellResult]) -> Grid:
-    """The losses and accuracies of all contenders."""
+    """The losses and accuracies of all contenders that learn."""
     rows = []
     for result in results:
-        for name, runs in result.runs.items():
+        for name, runs in that_learn(result.runs).items():
             rows.append(
                 (
                     result.cell.name,

@@ -14,7 +14,7 @@ import pytest
 from disttrain.records.record_types import EndRecord, EvalRecord, Record, StepRecord
 from tests.benchmarks import gpu, store, tables
 from tests.benchmarks.cells import CELLS, CORE, TASKS, BenchmarkError, parse_cells, run_order
-from tests.benchmarks.contenders import PEER_NAMES, PEERS, choose, command
+from tests.benchmarks.contenders import LIMIT, PEER_NAMES, PEERS, choose, command
 from tests.benchmarks.running import read_ours
 from tests.benchmarks.stats import best_peer, disagreements, learn_less, paired_ratio, speeds, t_quantile
 from tests.benchmarks.work import Result, Work, process_start_s
@@ -24,7 +24,7 @@ GOLDEN = Path(__file__).parent / "golden"
 WORK = Work(model="bert", start="s", data="d", train_examples=32, eval_examples=32, world_size=2, per_gpu_batch=4)
 
 
-def result(train_s: float, eval_loss: float = 0.5, accuracy: float = 0.8) -> Result:
+def result(train_s: float, eval_loss: float | None = 0.5, accuracy: float | None = 0.8) -> Result:
     return Result(
         train_s=train_s,
         first_step_s=train_s / 2,
@@ -120,7 +120,9 @@ def test_cells_are_parsed_by_name() -> None:
         "bert-sst2-b16-r2",
     ]
     assert tuple(cell.name for cell in parse_cells("core")) == CORE
-    assert len(parse_cells("all")) == 18
+    assert len(parse_cells("all")) == 22
+    assert {cell.batch for cell in parse_cells("bf16")} == {16}
+    assert not any(cell.task.gpu or cell.task.precision != "bf16" for cell in parse_cells("bf16"))
     assert all(cell.task.gpu for cell in parse_cells("gpu"))
     for wrong in ("", "bert", "bert-sst2-b2-r2"):
         with pytest.raises(BenchmarkError, match="unknown cell"):
@@ -128,11 +130,12 @@ def test_cells_are_parsed_by_name() -> None:
 
 
 def test_core_takes_less_than_an_hour() -> None:
-    assert sum(CELLS[name].estimate_s(1.0, 15) for name in CORE) < 3000
+    assert sum(CELLS[name].estimate_s(1.0, 18) for name in CORE) < 3600
 
 
-def test_core_has_every_cpu_task() -> None:
-    assert {CELLS[name].task.name for name in CORE} == {task.name for task in TASKS.values() if not task.gpu}
+def test_core_and_bf16_have_every_cpu_task() -> None:
+    tasks = {cell.task.name for cell in parse_cells("core,bf16")}
+    assert tasks == {task.name for task in TASKS.values() if not task.gpu}
 
 
 @pytest.mark.parametrize("scale", [0.001, 0.3, 1.0])
@@ -235,17 +238,19 @@ def test_only_complete_repetitions_count(tmp_path: Path) -> None:
 
 
 def test_fingerprint_covers_all_sources(repository: Path) -> None:
-    for name in ("disttrain/run.py", "disttrain/training/loop.py", "tests/benchmarks/peers/common.py"):
+    sources = ("tests/benchmarks/peers/common.py", "tests/benchmarks/limit/products.py")
+    for name in ("disttrain/run.py", "disttrain/training/loop.py", *sources):
         assert repository / name in store.source_files()
 
 
 def test_markdown_of_all_tables() -> None:
-    contenders = choose("ours", "", ["no_groups=--length_grouping none"])
+    contenders = choose("ours,limit", "", ["no_groups=--length_grouping none"])
     runs = {
         "ours": [result(1.0), result(1.1), result(1.0)],
         "hf": [result(2.0), result(2.1), result(2.1)],
         "hf_tuned": [result(1.5), result(1.6), result(1.4)],
         "no_groups": [result(1.3), result(1.3), result(1.3)],
+        LIMIT: [result(0.6, None, None), result(0.7, None, None), result(0.6, None, None)],
     }
     labels = tuple(dataclasses.replace(contenders[0], name=name, script="x") for name in ("hf", "hf_tuned"))
     labels = (*(dataclasses.replace(peer, label=peer.name) for peer in labels), *contenders)
@@ -277,9 +282,9 @@ def test_page_keeps_its_other_parts(tmp_path: Path) -> None:
 
 
 @pytest.mark.process
-@pytest.mark.parametrize("contenders", ["ours", "hf,hf_tuned", "accelerate", "fabric"])
+@pytest.mark.parametrize("contenders", ["ours,limit", "hf,hf_tuned", "accelerate", "fabric"])
 def test_tiny_run_is_not_repeated(tmp_path: Path, repository: Path, contenders: str) -> None:
-    if contenders != "ours":
+    if LIMIT not in contenders:
         package = "lightning_fabric" if "fabric" in contenders else "accelerate"
         if importlib.util.find_spec(package) is None:
             pytest.skip(f"{package} is not installed: pip install '.[bench]'")

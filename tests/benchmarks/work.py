@@ -54,17 +54,17 @@ class Work:
 
 @dataclass(frozen=True, kw_only=True)
 class Result:
-    """The measurements of one run."""
+    """The measurements of one run. A run that learns nothing, like the limit, has no losses and no evaluation."""
 
     train_s: float  # the complete loop over all epochs, with the first step, without evaluation
     first_step_s: float  # the part of train_s until the end of step 1
     startup_s: float  # from the start of rank 0's process to the end of step 1
     steps: int
     examples: int  # over all ranks
-    train_loss: float  # mean over all steps
-    eval_loss: float
-    eval_accuracy: float  # share of 1
-    eval_examples: int
+    train_loss: float | None  # mean over all steps
+    eval_loss: float | None
+    eval_accuracy: float | None  # share of 1
+    eval_examples: int | None
 
     @property
     def samples_per_s(self) -> float:
