@@ -35,7 +35,25 @@ def prepare(work: Work) -> tuple[Any, Any, Any, Callable[..., Any]]:
 
     Texts are tokenized once and padded to the longest of their batch; images are decoded and resized on access.
     """
-    return _texts(work) if work.model == "bert" else _images(work)
+    prepared = _texts(work) if work.model == "bert" else _images(work)
+    check_precision(prepared[0], torch.bfloat16 if work.precision == "bf16" else torch.float32)
+    return prepared
+
+
+def check_precision(model: torch.nn.Module, dtype: torch.dtype) -> None:
+    """Stops the run in its first forward pass if the layers compute in another precision than the work's.
+
+    Only on a CPU: on a GPU the hook, and its end, would make torch compile the model again.
+    """
+    if torch.cuda.is_available():
+        return
+
+    def check(layer: torch.nn.Module, _: Any, output: torch.Tensor) -> None:
+        handle.remove()
+        if output.dtype != dtype:
+            raise RuntimeError(f"a {type(layer).__name__} layer computes in {output.dtype}, not in {dtype}")
+
+    handle = next(layer for layer in model.modules() if isinstance(layer, torch.nn.Linear)).register_forward_hook(check)
 
 
 def _texts(work: Work) -> tuple[Any, Any, Any, Callable[..., Any]]:
