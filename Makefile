@@ -2,6 +2,7 @@
 # make test    installs, then runs every check; as root also on a real Slurm of two nodes
 # make fast    the tests that start no process
 # make proofs  what takes longer; writes docs/proofs.md
+# make gpu     on a machine with a GPU: what needs one; writes docs/gpu.md. make gpu-wheels: packages for such a machine
 # make docs    builds docs/ into a site in build/site; a broken link fails
 
 PYTHON ?= python3
@@ -13,7 +14,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 COVERAGE_FLOOR := 90
 COVERAGE := $(if $(REQUIRE_SLURM),--cov --cov-report=term --cov-fail-under=$(COVERAGE_FLOOR))
 
-.PHONY: demo test fast lint types layers light unit slurm proofs docs pages clean
+.PHONY: demo test fast lint types layers light unit slurm proofs gpu gpu-wheels docs pages clean
 
 demo: $(VENV)/.installed
 	$(BIN)/sweep submit sweeps/quickstart.yaml --cluster local --wait
@@ -46,6 +47,15 @@ slurm: $(VENV)/.installed-test
 
 proofs: $(VENV)/.installed-test compiler
 	$(BIN)/python -m tests.proofs
+
+# A GPU machine may have its own Python with torch, and reach no registry: nothing is installed. Status 3: it has no GPU.
+GPU_PYTHON ?= $(if $(wildcard $(BIN)/python),$(BIN)/python,python3)
+
+gpu:
+	@$(GPU_PYTHON) -m tests.gpu || [ $$? -eq 3 ]
+
+gpu-wheels:
+	$(GPU_PYTHON) -m tests.gpu.wheels
 
 docs: $(VENV)/.installed-docs
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet

@@ -1,8 +1,8 @@
 """Puts fake GPUs under torch, so that code for GPUs runs on a CPU.
 
 A machine without a GPU cannot run the branches for GPUs, so torch.cuda itself is replaced: devices, events, the queue,
-random generators, pinned memory, waits, and NCCL by gloo. Tensors stay in host memory. Kernels, real times, numbers of
-a GPU and compiled models are not faked.
+random generators, pinned memory, waits, NVML, and NCCL by gloo. Tensors stay in host memory. Kernels, real times, a
+GPU's rounding and compiled models are not faked.
 """
 
 from __future__ import annotations
@@ -14,12 +14,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import pynvml
 import torch
 import torch.distributed
 
 from disttrain.config.train_config import TrainConfig
 from disttrain.environment.rank_env import RankEnv
 from tests.fakecuda.gpu import FakeGpus, FakeStream, Properties, event_class
+from tests.fakecuda.nvml import FakeNvml
 from tests.fakecuda.tensors import FakeTensors
 
 NAME = "NVIDIA H100 80GB HBM3"
@@ -119,6 +121,8 @@ def _patch_torch(gpus: FakeGpus, patch: Patch) -> None:
     patch(torch.accelerator, "current_device_index", replacements["current_device"])
     patch(torch.accelerator, "synchronize", replacements["synchronize"])
     _patch_process_groups(gpus, patch)
+    patch(pynvml, "nvmlLib", FakeNvml(gpus))
+    patch(pynvml, "_nvmlGetFunctionPointer_cache", {})
 
 
 def _patch_process_groups(gpus: FakeGpus, patch: Patch) -> None:
