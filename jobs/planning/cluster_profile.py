@@ -20,8 +20,9 @@ from disttrain.config.train_config import field_names
 from disttrain.config.unknown_key import suggest_key
 from disttrain.config.value_errors import describe_value_error
 from disttrain.config.yaml_nodes import dotted
+from disttrain.environment.variables import shorten
 from disttrain.errors import UserError
-from jobs.planning.yaml_file import load_yaml
+from jobs.planning.yaml_file import Document, load_yaml
 
 LOCAL = "local"
 DEBUG = "debug"
@@ -36,7 +37,7 @@ _PLANNED_OPTIONS = frozenset({
     "job-name", "output", "error", "open-mode", "time", "partition", "account", "qos", "constraint",
 })  # fmt: skip
 
-_TIME = re.compile(r"(?:(?P<days>\d+)-)?(?P<rest>\d+(?::\d+){0,2})")
+_TIME = re.compile(r"(?:(?P<days>[0-9]{1,9})-)?(?P<rest>[0-9]{1,9}(?::[0-9]{1,9}){0,2})")
 
 Line = Annotated[str, Field(min_length=1)]
 
@@ -54,7 +55,7 @@ class ClusterProfile(BaseModel):
     gpu_request: Literal["gpus-per-node", "gres", "none"] = "gpus-per-node"
     gpu_type: Line | None = None
     cpus_per_gpu: int = Field(4, ge=1, description="CPU cores of each rank")
-    memory_gb_per_gpu: float | None = Field(None, gt=0, description="write a number of GB, for example 32")
+    memory_gb_per_gpu: float | None = Field(None, gt=0, le=1e6, description="write a number of GB, for example 32")
     python: Line | None = Field(
         None, description="Python interpreter on the compute nodes; default: the one that runs sweep"
     )
@@ -99,7 +100,7 @@ def parse_time_s(text: str) -> int:
             seconds = hours * 3600 + minutes * 60 + rest
     if seconds == 0:
         hint = "write MM, HH:MM:SS or D-HH:MM:SS, as for sbatch"
-        raise UserError(f"time is {text!r}, not a time limit", hint=hint)
+        raise UserError(f"time is {shorten(text)}, not a time limit", hint=hint)
     return seconds
 
 
@@ -110,7 +111,32 @@ def load_profile(path: Path) -> ClusterProfile:
         UserError: The file is missing or contains a mistake; the error names the line.
     """
     document = load_yaml(path)
-    return _validate(document.value, lambda key: document.where(key))
+    return ClusterProfile.model_validate(check_section(document))
+
+
+def check_section(document: Document, *keys: str) -> dict[str, Any]:
+    """The keys and values of a profile in a YAML file: of a complete one, or of the `slurm` section of a sweep.
+
+    A number among sbatch's options stays the text that was written: 0123 names another reservation than 123.
+
+    Raises:
+        UserError: A profile does not have a key, or does not accept its value; the error names the line.
+    """
+    values = {**document.get_mapping(*keys)}
+    options = values.get("sbatch")
+    if isinstance(options, dict):
+        values["sbatch"] = {
+            name: _as_written(value, document.written(*keys, "sbatch", name)) for name, value in options.items()
+        }
+    _validate(values, lambda key: document.where(*keys, key), lambda *inner: document.written(*keys, *inner))
+    return {**values, **_tuples(values)}
+
+
+def _as_written(value: Any, text: str | None) -> Any:
+    """The value of an option, or its text if that says more: 0123, 1e3."""
+    if text is None or text == str(value) or isinstance(value, bool | None):
+        return value
+    return text
 
 
 def override(cluster: ClusterProfile, changes: Mapping[str, Any], where: Callable[[str], str]) -> ClusterProfile:
@@ -130,20 +156,21 @@ def override(cluster: ClusterProfile, changes: Mapping[str, Any], where: Callabl
     return _validate(values, where)
 
 
-def _validate(values: Mapping[str, Any], where: Callable[[str], str]) -> ClusterProfile:
+def _validate(
+    values: Mapping[str, Any],
+    where: Callable[[str], str],
+    written: Callable[..., str | None] = lambda *_: None,
+) -> ClusterProfile:
+    """The profile with these values; `where` has the place of a key, `written` the text of the value at some keys."""
     for key in values:
         if key not in ClusterProfile.model_fields:
             elsewhere = {Place.BASE: field_names(), Place.TOP: SECTIONS}
             hint = suggest_key(key, ClusterProfile.model_fields, Place.SLURM, elsewhere)
             raise UserError(f"unknown key {key!r}", where=where(key), hint=hint)
-    # Strict mode does not accept a list for a tuple, and YAML has no tuples.
-    values = {**values}
-    if isinstance(values.get("setup"), list):
-        values["setup"] = tuple(values["setup"])
     try:
-        cluster = ClusterProfile.model_validate(values)
+        cluster = ClusterProfile.model_validate({**values, **_tuples(values)})
     except ValidationError as error:
-        raise _value_error(error.errors(include_url=False), where) from None
+        raise _value_error(error.errors(include_url=False), where, written) from None
     _check_sbatch_options(cluster, where)
     try:
         parse_time_s(cluster.time)
@@ -152,19 +179,28 @@ def _validate(values: Mapping[str, Any], where: Callable[[str], str]) -> Cluster
     return cluster
 
 
-def _value_error(errors: Sequence[ErrorDetails], where: Callable[[str], str]) -> UserError:
+def _tuples(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The lists as tuples: strict mode does not accept a list for a tuple, and YAML has no tuples."""
+    return {key: tuple(value) for key, value in values.items() if isinstance(value, list)}
+
+
+def _value_error(
+    errors: Sequence[ErrorDetails], where: Callable[[str], str], written: Callable[..., str | None]
+) -> UserError:
     """The error for a value that pydantic did not accept."""
     key, *inner = errors[0]["loc"]
     name = str(key)
     if name in ("setup", "sbatch"):  # their items have names
         name = dotted((name, *inner[:1]))
-    message, hint = describe_value_error(name, errors, ClusterProfile.model_fields[str(key)].description or "")
+    text = written(key, *inner[:1])
+    description = ClusterProfile.model_fields[str(key)].description or ""
+    message, hint = describe_value_error(name, errors, description, text)
     value = errors[0]["input"]
     if key == "time" and isinstance(value, int | float):
         try:
-            parse_time_s(str(value))
+            parse_time_s(text or str(value))
         except UserError as error:  # quotes would not make it a time limit
-            message, hint = f"time is {value!r}, not a time limit", error.hint or ""
+            message, hint = f"time is {text or value}, not a time limit", error.hint or ""
     return UserError(message, where=where(str(key)), hint=hint)
 
 

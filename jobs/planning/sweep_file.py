@@ -43,7 +43,7 @@ class Sweep:
         zip: The values by field name: lists of equal length, which vary together.
         seeds: The seeds; None if the file has no such list.
         measure_link: Whether each allocation also gets a run of model `link`.
-        slurm: The overrides of the cluster profile, not checked here.
+        slurm: The overrides of the cluster profile, each checked alone.
         overrides: The texts of ``--set`` by field name, as on the command line. `base` includes their values.
     """
 

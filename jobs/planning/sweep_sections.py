@@ -17,7 +17,7 @@ from disttrain.config.yaml_nodes import KeyPath
 from disttrain.errors import FieldsError, UserError
 from jobs.planning.allocation import Allocation
 from jobs.planning.cluster_profile import SECTIONS as SECTIONS
-from jobs.planning.cluster_profile import ClusterProfile
+from jobs.planning.cluster_profile import ClusterProfile, check_section
 from jobs.planning.yaml_file import Document
 
 # A sweep's name becomes a folder's name. The folder `torchrun` has the runs that no sweep started.
@@ -69,7 +69,8 @@ def read_name(document: Document) -> str:
     """
     name = document.value["name"]
     if not isinstance(name, str):
-        raise document.error(("name",), f"name is {name!r}, not a string", hint=f'quote it: "{name}"')
+        text = document.written("name") or repr(name)
+        raise document.error(("name",), f"name is {text}, not a string", hint=f'quote it: "{text}"')
     if not _NAME.fullmatch(name):
         hint = "it names a folder: use 1 to 100 letters, digits, '.', '_' and '-', with no '.' or '-' at the start"
         raise document.error(("name",), f"{name!r} is not a plain file name", hint=hint)
@@ -107,11 +108,12 @@ def read_base(document: Document, overrides: Mapping[str, str]) -> dict[str, Any
     if "base" in document.value:
         values = document.get_mapping("base")
         _check_fields(document, "base")
-        base = {name: _checked(name, value, document.where("base", name)) for name, value in values.items()}
+        base = {name: _checked_at(document, name, "base", name) for name in values}
     for name, text in overrides.items():
         where = format_override(name, text)
         _check_override(name, where)
-        base[name] = _checked(name, read_value(name, text, where), where)
+        value = read_value(name, text, where)
+        base[name] = _checked(name, value, where, None if isinstance(value, str | list | dict) else text)
     return base
 
 
@@ -144,10 +146,25 @@ def _suggest_field(name: str, others: Sequence[str] = ()) -> str:
     return suggest_key(name, (*field_names(), *others), Place.ENTRY, elsewhere)
 
 
-def _checked(name: str, value: Any, where: str) -> Any:
-    """The value of one field, converted to the field's type: 1 becomes 1.0 in a float field."""
+def _checked_at(document: Document, name: str, *keys: str | int) -> Any:
+    """The value at `keys` of one field; see `_checked`."""
+    return _checked(name, document.get(*keys), document.where(*keys), document.written(*keys))
+
+
+def _checked(name: str, value: Any, where: str, written: str | None = None) -> Any:
+    """The value of one field, converted to the field's type: 1 becomes 1.0 in a float field.
+
+    Args:
+        name: The field.
+        value: Its value, as YAML reads it.
+        where: The place of the value, for errors.
+        written: The text of a number, boolean or null in the file, for errors.
+    """
+    texts = {}
+    if written is not None:
+        texts[name] = written
     try:
-        checked = getattr(validate({"model": FAMILIES[0]} | {name: value}), name)
+        checked = getattr(validate({"model": FAMILIES[0]} | {name: value}, texts), name)
     except FieldsError as error:
         raise UserError(error.message, where=where, hint=error.hint) from None
     if name == "output_dir":
@@ -199,9 +216,7 @@ def _read_lists(document: Document, section: str) -> dict[str, tuple[Any, ...]]:
         values = document.get_list(section, name)
         if not values:
             raise document.error((section, name), f"{name} has no values", hint="write at least one, or drop it")
-        lists[name] = tuple(
-            _checked(name, value, document.where(section, name, index)) for index, value in enumerate(values)
-        )
+        lists[name] = tuple(_checked_at(document, name, section, name, index) for index in range(len(values)))
     return lists
 
 
@@ -214,7 +229,7 @@ def read_seeds(document: Document) -> tuple[int, ...] | None:
     if "seeds" not in document.value:
         return None
     values = document.get_list("seeds")
-    seeds = [_checked("seed", value, document.where("seeds", index)) for index, value in enumerate(values)]
+    seeds = [_checked_at(document, "seed", "seeds", index) for index in range(len(values))]
     if not seeds:
         raise document.error(("seeds",), "seeds has no values", hint="write at least one, or drop it")
     _check_repeats(document, ("seeds",), seeds, [repr(seed) for seed in seeds])
@@ -234,14 +249,14 @@ def read_measure_link(document: Document) -> bool:
 
 
 def read_slurm(document: Document) -> dict[str, Any]:
-    """The mapping `slurm`; its content is not checked.
+    """The mapping `slurm`, with keys and values that a cluster profile accepts.
 
     Raises:
-        UserError: It is not a mapping.
+        UserError: It is not a mapping, or a key or value is wrong.
     """
     if "slurm" not in document.value:
         return {}
-    return document.get_mapping("slurm")
+    return check_section(document, "slurm")
 
 
 def read_patterns(document: Document, section: str) -> tuple[Pattern, ...]:
@@ -263,11 +278,7 @@ def _read_pattern(document: Document, section: str, index: int) -> Pattern:
     if section == "exclude" and "setup" in entry:
         raise document.error((*keys, "setup"), "setup matches no run", hint="write allocation instead")
     _check_fields(document, *keys, others=("allocation",))
-    values = {
-        name: _checked(name, value, document.where(*keys, name))
-        for name, value in entry.items()
-        if name != "allocation"
-    }
+    values = {name: _checked_at(document, name, *keys, name) for name in entry if name != "allocation"}
     if "allocation" not in entry:
         return Pattern(values, None)
     if isinstance(entry["allocation"], list):

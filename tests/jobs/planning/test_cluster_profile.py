@@ -74,7 +74,7 @@ def test_reads_every_key(tmp_path: Path) -> None:
         ("\ntime: 60", "2: time: time is 60, not a string (quote it: \"60\")"),
         ("time: 1h", "1: time: time is '1h', not a time limit (write MM, HH:MM:SS or D-HH:MM:SS, as for sbatch)"),
         ("time: 0", "1: time: time is 0, not a time limit (write MM, HH:MM:SS or D-HH:MM:SS, as for sbatch)"),
-        ("cpus_per_gpu: true", "1: cpus_per_gpu: cpus_per_gpu is True, not an integer (CPU cores of each rank)"),
+        ("cpus_per_gpu: true", "1: cpus_per_gpu: cpus_per_gpu is true, not an integer (CPU cores of each rank)"),
         ("cpus_per_gpu: 0", "1: cpus_per_gpu: cpus_per_gpu is 0; it must be at least 1 (CPU cores of each rank)"),
         ('cpus_per_gpu: "4"', "1: cpus_per_gpu: cpus_per_gpu is '4', not an integer (remove the quotes)"),
         (
@@ -88,6 +88,20 @@ def test_reads_every_key(tmp_path: Path) -> None:
         (
             "gpu_request: all",
             "1: gpu_request: gpu_request is 'all'; choose gpus-per-node, gres or none",
+        ),
+        # The hint quotes what was written, not the number that YAML reads.
+        ("account: 0123", '1: account: account is 0123, not a string (quote it: "0123")'),
+        ("partition: 1e3", '1: partition: partition is 1e3, not a string (quote it: "1e3")'),
+        ("qos: True", '1: qos: qos is True, not a string (quote it: "True")'),
+        ("constraint: +08", '1: constraint: constraint is +08, not a string (quote it: "+08")'),
+        ("gpu_type: 010", '1: gpu_type: gpu_type is 010, not a string (quote it: "010")'),
+        ("time: 090", '1: time: time is 090, not a string (quote it: "090")'),
+        ("cpus_per_gpu: 4e0", "1: cpus_per_gpu: cpus_per_gpu is 4e0, not an integer (CPU cores of each rank)"),
+        ("setup: [a, 007]", '1: setup: setup[1] is 007, not a string (quote it: "007")'),
+        (
+            "memory_gb_per_gpu: 1e300",
+            "1: memory_gb_per_gpu: memory_gb_per_gpu is 1e300; it must be at most 1000000 (write a number of GB, for"
+            " example 32)",
         ),
         ("setup: [1]", '1: setup: setup[0] is 1, not a string (quote it: "1")'),
         (
@@ -167,9 +181,11 @@ def test_a_sweep_overrides_the_profile() -> None:
             "  time: soon",
             "s.yaml:5: slurm.time: time is 'soon', not a time limit (write MM, HH:MM:SS or D-HH:MM:SS, as for sbatch)",
         ),
+        ("  account: 0123", 's.yaml:5: slurm.account: account is 0123, not a string (quote it: "0123")'),
+        ("  setup: [00]", 's.yaml:5: slurm.setup: setup[0] is 00, not a string (quote it: "00")'),
         (
             "  sbatch: null",
-            "s.yaml:5: slurm.sbatch: sbatch is None, not a mapping (any other option of sbatch: {mail-type: END})",
+            "s.yaml:5: slurm.sbatch: sbatch is null, not a mapping (any other option of sbatch: {mail-type: END})",
         ),
     ],
 )
@@ -177,6 +193,21 @@ def test_a_slurm_section_error_names_the_line(slurm: str, error: str) -> None:
     with pytest.raises(UserError) as caught:
         overridden(slurm, {})
     assert str(caught.value) == error
+
+
+def test_options_stay_as_written(tmp_path: Path) -> None:
+    """The reservation 0123 is another one than 123."""
+    text = 'sbatch: {reservation: 0123, nice: 10, comment: 1e3, hold: true, begin: 16:00, licenses: "07"}'
+    options = {"reservation": "0123", "nice": 10, "comment": "1e3", "hold": True, "begin": "16:00", "licenses": "07"}
+    assert profile(text, tmp_path).sbatch == options
+    assert overridden(f"  {text}", {"sbatch": {"reservation": "x"}}).sbatch == options
+
+
+@pytest.mark.parametrize("text", ["9" * 5000, "1-" + "9" * 5000, "\u0663"])
+def test_odd_time_limit_is_one_short_line(text: str) -> None:
+    with pytest.raises(UserError) as caught:
+        parse_time_s(text)
+    assert len(str(caught.value)) < 400
 
 
 def no_program(name: str) -> None:

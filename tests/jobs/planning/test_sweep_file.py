@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from disttrain.config.run_id import NOT_IDENTITY
+from disttrain.config.train_config import field_names
 from disttrain.errors import UserError
 from jobs.planning.allocation import Allocation
+from jobs.planning.cluster_profile import SECTIONS, ClusterProfile, override
 from jobs.planning.expand import expand
+from jobs.planning.plan import make_plan
 from jobs.planning.sweep_file import load_sweep, parse_sweep
 from jobs.planning.sweep_sections import Pattern
 from jobs.planning.yaml_file import parse_yaml
+from tests.proofs.random_inputs import RANDOM_EXAMPLES
 
 SWEEPS = Path(__file__).parents[1] / "data" / "sweeps"
 MISTAKES: list[dict[str, Any]] = yaml.safe_load((SWEEPS / "mistakes.yaml").read_text(encoding="utf-8"))
@@ -73,7 +81,7 @@ def test_where_gives_the_place_of_a_value(monkeypatch: pytest.MonkeyPatch) -> No
 
 def test_an_error_repeats_the_typed_value() -> None:
     document = parse_yaml("name: s\nallocations: [1x1]\nbase: {model: bert}\n", "s.yaml")
-    with pytest.raises(UserError, match=r"^--set lr=-1e-3: lr is -0\.001; it must be greater than 0"):
+    with pytest.raises(UserError, match=r"^--set lr=-1e-3: lr is -1e-3; it must be greater than 0"):
         parse_sweep(document, "/nowhere", {"lr": "-1e-3"})
     sweep = parse_sweep(document, "/nowhere", {"lr": "1e-3"})
     assert sweep.where("base", "lr") == "--set lr=1e-3"
@@ -90,3 +98,33 @@ def test_an_error_repeats_the_given_path(tmp_path: Path, monkeypatch: pytest.Mon
 def test_accepts_plain_names(name: str) -> None:
     text = f'name: "{name}"\nallocations: [1x1]\nbase: {{model: bert}}\n'
     assert parse_sweep(parse_yaml(text, "s.yaml"), "/nowhere").name == name
+
+
+def flow_mapping(items: Mapping[str, str]) -> str:
+    return "{" + ", ".join(f"{key}: {value}" for key, value in items.items()) + "}"
+
+
+SCALARS = ["1", "0", "0123", "1e3", "true", "~", "bert", "2x2", "[]", "{}", "'4'", "9" * 30, "-1", "a b", "$A", "a%b"]
+KEYS = st.sampled_from([*SECTIONS, *field_names(), *ClusterProfile.model_fields, "allocation", "x"])
+VALUES = st.recursive(
+    st.sampled_from(SCALARS) | st.text().map(json.dumps),
+    lambda values: (
+        st.lists(values, max_size=3).map(lambda items: f"[{', '.join(items)}]")
+        | st.dictionaries(KEYS, values, max_size=3).map(flow_mapping)
+    ),
+    max_leaves=8,
+)
+MAPPINGS = st.dictionaries(KEYS, VALUES, max_size=2)
+
+
+@settings(max_examples=RANDOM_EXAMPLES)
+@given(MAPPINGS, MAPPINGS, MAPPINGS)
+def test_any_values_give_a_sweep_or_an_error(top: dict[str, str], base: dict[str, str], slurm: dict[str, str]) -> None:
+    sections = {"name": "s", "allocations": "[1x1]", "slurm": flow_mapping(slurm)}
+    sections |= {"base": flow_mapping({"model": "bert"} | base)} | top
+    try:
+        sweep = parse_sweep(parse_yaml(flow_mapping(sections), "s.yaml"), "/nowhere")
+        cluster = override(ClusterProfile.model_validate({}), sweep.slurm, sweep.where)
+        make_plan(sweep.name, expand(sweep), "site", cluster, Path("/runs"))
+    except UserError:
+        return
