@@ -92,7 +92,7 @@ def sweep(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Captur
         ("plan s.yaml --set lr=1 --set lr=2", "--set: lr is set twice (drop one of the two)"),
         ("plan s.yaml --set max_steps=0", "--set max_steps=0: max_steps is 0; it must be at least 1 (number of"),
         ("plan s.yaml --set learning_rate=1", "--set learning_rate=1: unknown field 'learning_rate' (did you mean lr?"),
-        ("plan s.yaml --set lr=-1e-3", "--set lr=-1e-3: lr is -0.001; it must be greater than 0 (peak learning rate"),
+        ("plan s.yaml --set lr=-1e-3", "--set lr=-1e-3: lr is -1e-3; it must be greater than 0 (peak learning rate"),
         ("plan s.yaml --cluster nope", "--cluster: no cluster profile 'nope' in"),
         ("plan s.yaml --cluster x.yaml", "<folder>/x.yaml: no such file (check the path)"),
         ("plan s.yaml --scripts", "cluster 'local' has no batch scripts (choose a Slurm profile with --cluster)"),
