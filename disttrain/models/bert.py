@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from torch import Tensor, nn
@@ -31,6 +32,7 @@ from disttrain.models.compact_embedding import compact, full_state
 from disttrain.models.family import BuiltModel, EncodedSplits
 from disttrain.models.first_token_layer import attend_from_first, trim
 from disttrain.models.model_change import ModelChange, change_notices, changes_made
+from disttrain.models.padding_mask import ShapeMask, as_given, bidirectional, padded_batches, proven_shape
 from disttrain.models.pretrained import (
     checkpoint_error,
     from_architecture,
@@ -49,27 +51,40 @@ _SPECIAL_TOKENS = ["[PAD]", _UNKNOWN, "[CLS]", "[SEP]", "[MASK]"]  # ids 0 to 4
 
 
 class TextClassifier(nn.Module):
-    """A transformers model whose input is a batch."""
+    """A transformers model whose input is a batch.
 
-    def __init__(self, model: Any) -> None:
+    Args:
+        model: The model.
+        shape_mask: The shape in which it gets the mask; by default as BERT does if it is a BERT encoder.
+    """
+
+    def __init__(self, model: Any, shape_mask: ShapeMask | None = None) -> None:
         super().__init__()
         self.model = model
         # Some models separate two texts only by the token between them, although their tokenizers give types.
         accepts_types = "token_type_ids" in inspect.signature(model.forward).parameters
         self.takes_types = accepts_types and getattr(model.config, "type_vocab_size", 2) > 1
-        self.is_bert = model.config.model_type == "bert"
+        if shape_mask is None:
+            shape_mask = bidirectional if _is_bert_encoder(model) else as_given
+        self.shape_mask = shape_mask
 
     def forward(self, batch: Batch) -> Tensor:
-        mask = batch.get("attention_mask")
-        if mask is not None and self.is_bert:
-            # The shape that attention needs, (texts, 1, 1, tokens). For a 2D mask, transformers checks whether it masks
-            # anything, and that check makes the host wait for the GPU in every step.
-            mask = mask[:, None, None, :].bool()
-        inputs = {"input_ids": batch["input_ids"], "attention_mask": mask}
-        if self.takes_types and "token_type_ids" in batch:
-            inputs["token_type_ids"] = batch["token_type_ids"]
+        inputs = self.inputs(batch)
+        if inputs["attention_mask"] is not None:
+            inputs["attention_mask"] = self.shape_mask(inputs["attention_mask"])
         logits: Tensor = self.model(**inputs).logits
         return logits
+
+    def inputs(self, batch: Batch) -> dict[str, Tensor | None]:
+        """The inputs of the model, with the mask as it is in the batch."""
+        inputs = {"input_ids": batch["input_ids"], "attention_mask": batch.get("attention_mask")}
+        if self.takes_types and "token_type_ids" in batch:
+            inputs["token_type_ids"] = batch["token_type_ids"]
+        return inputs
+
+
+def _is_bert_encoder(model: Any) -> bool:
+    return model.config.model_type == "bert" and not model.config.is_decoder
 
 
 class FirstTokenLayer(BertLayer):  # type: ignore[misc]  # transformers is Any to mypy
@@ -159,7 +174,11 @@ def build(config: TrainConfig, encoded: EncodedSplits) -> BuiltModel:
         reader.tokenizer.save_pretrained(folder)
 
     notices = (*built.notices, *change_notices(changes))
-    return BuiltModel(TextClassifier(model), notices, save, changes_made(changes))
+    classifier = TextClassifier(model)
+    # Only a GPU makes the host wait for a mask, and the proof takes time.
+    if config.device != "cpu" and torch.cuda.is_available() and not _is_bert_encoder(model):
+        classifier.shape_mask = proven_shape(model, map(classifier.inputs, padded_batches(encoded.train)))
+    return BuiltModel(classifier, notices, save, changes_made(changes))
 
 
 def _transformers_model(config: TrainConfig, encoded: EncodedSplits) -> BuiltModel:

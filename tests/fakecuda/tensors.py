@@ -67,14 +67,14 @@ class FakeTensors(TorchFunctionMode):
         if (device := kwargs.get("device")) is not None:
             place = self._gpu(torch.device(device))
             kwargs["device"] = "cpu"
-            if func is torch.tensor and place is not None:
-                self._gpus.host_waits()  # a copy from memory that is not pinned
         pinned = bool(kwargs.pop("pin_memory", False))
         draws = func in _DRAWS or (func is functional.scaled_dot_product_attention and kwargs.get("dropout_p"))
         if place is not None and draws:
             result = self._gpus.draw(lambda: func(*args, **kwargs))
         else:
             result = func(*args, **kwargs)
+        if func is torch.tensor and place is not None and result.numel():
+            self._gpus.host_waits()  # a copy from memory that is not pinned
         if func in _VIEWS and args:
             pinned = pinned or getattr(args[0], "fake_pinned", False)
         for value in _tensors(result):
