@@ -15,6 +15,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic_core import ErrorDetails
 
+from disttrain.config.paths import find_variable
 from disttrain.config.synonyms import Place, synonym_hint
 from disttrain.config.train_config import field_names
 from disttrain.config.unknown_key import suggest_key
@@ -172,6 +173,7 @@ def _validate(
     except ValidationError as error:
         raise _value_error(error.errors(include_url=False), where, written) from None
     _check_sbatch_options(cluster, where)
+    _check_texts(cluster, where)
     try:
         parse_time_s(cluster.time)
     except UserError as error:
@@ -202,6 +204,20 @@ def _value_error(
         except UserError as error:  # quotes would not make it a time limit
             message, hint = f"time is {text or value}, not a time limit", error.hint or ""
     return UserError(message, where=where(str(key)), hint=hint)
+
+
+def _check_texts(cluster: ClusterProfile, where: Callable[[str], str]) -> None:
+    """Checks that no value needs a shell, or breaks its line in the batch script. Only lines of `setup` are shell."""
+    texts = {key: (key, value) for key, value in cluster if isinstance(value, str)}
+    texts |= {dotted(("sbatch", key)): ("sbatch", str(value)) for key, value in cluster.sbatch.items()}
+    for name, (key, value) in texts.items():
+        variable = find_variable(value)
+        if variable and name != "sbatch.comment":
+            message = f"{name} is {shorten(value)}; the variable {variable} is not expanded"
+            raise UserError(message, where=where(key), hint="write the value itself; only lines of setup are shell")
+        if not value.isprintable():
+            message = f"{name} is {shorten(value)}, which has a line break or another control character"
+            raise UserError(message, where=where(key), hint="write it in one line")
 
 
 def _check_sbatch_options(cluster: ClusterProfile, where: Callable[[str], str]) -> None:

@@ -106,3 +106,49 @@ def test_relative_paths_become_absolute(tmp_path: Path) -> None:
     assert (absolute.dataset, absolute.checkpoint) == (str(tmp_path / "data"), "org/name")
     with pytest.raises(UserError, match=r"dataset './nowhere' does not exist"):
         absolute_paths(TrainConfig(model="bert", dataset="./nowhere"), str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        "data/films/train.csv", "train.csv", "TRAIN.TSV", "films.jsonl.gz", "films/train.csv", "runs/a/1x1/model",
+        "~nobody-of-this-name/x", "a b", "C:\\films", "https://huggingface.co/datasets/imdb", "hf://datasets/imdb",
+        "file:///data", "org/name:subset", "org/name@main", "-x/y", "org/name/", "org//name", "a..b", "org/na--me",
+        "org/repo.git", "x" * 97, "film\u00e9s", "a\0b", "~\0",
+    ],
+)  # fmt: skip
+def test_neither_path_nor_hub_id_is_refused(value: str, tmp_path: Path) -> None:
+    (tmp_path / "films").mkdir()
+    for name in ("dataset", "checkpoint"):
+        with pytest.raises(UserError, match=f"{name} .* does not exist"):
+            absolute_paths(validate({"model": "bert", name: value}), str(tmp_path))
+
+
+@pytest.mark.parametrize("value", ["imdb", "stanfordnlp/imdb", "org/data.csv", "a/b-c_d.e", "5/6", "x" * 96])
+def test_hub_id_needs_no_file(value: str, tmp_path: Path) -> None:
+    assert absolute_paths(TrainConfig(model="bert", dataset=value), str(tmp_path)).dataset == value
+
+
+def test_own_family_reads_its_checkpoint(tmp_path: Path) -> None:
+    config = TrainConfig(model="a:B", dataset="imdb", checkpoint="timm:vit/small")
+    assert absolute_paths(config, str(tmp_path)) == config
+
+
+@pytest.mark.parametrize(
+    ("value", "variable"),
+    [
+        ("$SCRATCH/films/train.csv", "$SCRATCH"),
+        ("${SCRATCH}/films", "${SCRATCH}"),
+        ("/data/$USER/films", "$USER"),
+        ("~/$A/$B", "$A"),
+        ("org/$NAME", "$NAME"),
+    ],
+)
+def test_variable_in_a_path_is_named(value: str, variable: str, tmp_path: Path) -> None:
+    for name in ("dataset", "checkpoint", "output_dir"):
+        config = validate({"model": "bert", name: value})
+        with pytest.raises(UserError) as caught:
+            absolute_paths(config, str(tmp_path))
+        assert caught.value.message == f"{name} {value!r} has the variable {variable}, which is not expanded"
+    (tmp_path / "$HOME").mkdir()  # a name like any other
+    assert absolute_paths(TrainConfig(model="bert", dataset="$HOME"), str(tmp_path)).dataset == f"{tmp_path}/$HOME"

@@ -103,6 +103,26 @@ def test_reads_every_key(tmp_path: Path) -> None:
             "1: memory_gb_per_gpu: memory_gb_per_gpu is 1e300; it must be at most 1000000 (write a number of GB, for"
             " example 32)",
         ),
+        (
+            "python: $VENV/bin/python",
+            "1: python: python is '$VENV/bin/python'; the variable $VENV is not expanded"
+            " (write the value itself; only lines of setup are shell)",
+        ),
+        (
+            "sbatch: {chdir: '${HOME}/x'}",
+            "1: sbatch: sbatch.chdir is '${HOME}/x'; the variable ${HOME} is not expanded"
+            " (write the value itself; only lines of setup are shell)",
+        ),
+        (
+            'sbatch: {comment: "a\\nrm x"}',
+            "1: sbatch: sbatch.comment is 'a\\nrm x', which has a line break or another control character"
+            " (write it in one line)",
+        ),
+        (
+            'account: "a\\0"',
+            "1: account: account is 'a\\x00', which has a line break or another control character"
+            " (write it in one line)",
+        ),
         ("setup: [1]", '1: setup: setup[0] is 1, not a string (quote it: "1")'),
         (
             "qos: a\nsetup: module load cuda",
