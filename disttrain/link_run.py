@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from collections.abc import Sequence
 from pathlib import Path
 
 from disttrain.analysis.run_summary import own_sums, summarise
+from disttrain.distributed.device import gpu_uuid
 from disttrain.distributed.group import Group
 from disttrain.distributed.start_record import start_record
 from disttrain.measure.all_reduce import measure_link
 from disttrain.measure.gather_steps import gather_startups
+from disttrain.measure.nvml import gpu_settings
 from disttrain.measure.startup import Startup, startup_record
 from disttrain.records.record_files import SUMMARY_NAME, RecordWriter, metrics_name, write_json
 from disttrain.records.record_types import CheckRecord, EndRecord, Record
@@ -36,7 +39,9 @@ def run_link(
     for notice in notices:
         group.say(f"note: {notice}")
     own_startup = startup_record(startup, None)
-    records: list[Record] = [start_record(group, notices=notices), own_startup, *checks]
+    settings = dataclasses.asdict(gpu_settings(gpu_uuid(group.device)))
+    start = start_record(group, notices=notices, gpu_settings=settings)
+    records: list[Record] = [start, own_startup, *checks]
     with RecordWriter(output_dir / metrics_name(group.env.rank)) as writer:
         writer.write(records)
         for link in measure_link(group):
@@ -54,6 +59,7 @@ def run_link(
         hosts=group.hosts,
         num_nodes=group.env.num_nodes,
         warmup_steps=0,
+        starts=group.gather_objects(start),
     )
     if group.is_main:
         write_json(output_dir / SUMMARY_NAME, summary)

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from disttrain.analysis.measured_steps import measured_steps, split_by_start
-from disttrain.analysis.run_summary import Sums, own_sums, summarise
+from disttrain.analysis.run_summary import Sums, own_sums, rank_telemetry, summarise
 from disttrain.checkpoint.manager import CheckpointManager, ResumePoint
 from disttrain.config.cadence import parse_cadence
 from disttrain.config.run_id import run_id
@@ -20,7 +20,8 @@ from disttrain.config.train_config import TrainConfig
 from disttrain.distributed.device import choose_attention, gpu_uuid
 from disttrain.distributed.group import Group
 from disttrain.distributed.start_record import start_record
-from disttrain.measure.gather_steps import drop_old_exchanges, gather_measured_steps, gather_startups
+from disttrain.measure.gather_steps import drop_old_exchanges, gather_figures, gather_measured_steps, gather_startups
+from disttrain.measure.nvml import gpu_settings
 from disttrain.measure.start_check import StartCheck
 from disttrain.measure.startup import Startup, startup_record
 from disttrain.measure.telemetry import open_sampler
@@ -183,6 +184,7 @@ def _summarise(config: TrainConfig, group: Group, startup: Startup, path: Path) 
     latest = split_by_start(own)[-1]
     # A run that resumes after its last step has no first step.
     startups = [record for record in latest if isinstance(record, StartupRecord)] or [startup_record(startup, None)]
+    starts = [record for record in latest if isinstance(record, StartRecord)]
     return summarise(
         own,
         sums,
@@ -191,6 +193,8 @@ def _summarise(config: TrainConfig, group: Group, startup: Startup, path: Path) 
         hosts=group.hosts,
         num_nodes=group.env.num_nodes,
         warmup_steps=warmup_steps,
+        starts=group.gather_objects(starts[-1]),
+        telemetry=gather_figures(rank_telemetry(own), group),
     )
 
 
@@ -225,6 +229,7 @@ def _start_record(group: Group, prepared: PreparedRun, first_step: int, notices:
         train_examples=len(encoded.train),
         eval_examples=len(encoded.eval or ()),
         notices=notices,
+        gpu_settings=dataclasses.asdict(gpu_settings(gpu_uuid(group.device))),
     )
 
 

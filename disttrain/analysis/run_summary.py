@@ -13,6 +13,7 @@ from disttrain.analysis.measured_steps import MeasuredStep, split_by_start, step
 from disttrain.analysis.notices import run_notices, slow_rank_notices
 from disttrain.analysis.straggler import Straggler, find_straggler
 from disttrain.records.figures import summarise_fields
+from disttrain.records.rank_types import RankTelemetry
 from disttrain.records.record_types import (
     CrossCheckRecord,
     LinkRecord,
@@ -79,6 +80,8 @@ def summarise(
     hosts: tuple[str, ...],
     num_nodes: int,
     warmup_steps: int,
+    starts: Sequence[StartRecord] = (),
+    telemetry: Sequence[RankTelemetry] = (),
 ) -> Summary:
     """The summary of a finished run: the figures of `RunFigures`, and those of single fields of the records.
 
@@ -90,6 +93,8 @@ def summarise(
         hosts: The host of each rank, by rank.
         num_nodes: The number of logical nodes.
         warmup_steps: The number of first steps of each start that are not measured.
+        starts: The record of each rank's last start; empty if only rank 0's is known.
+        telemetry: The figures of each rank's GPU in its last start; empty if only rank 0's are known.
     """
     start = [record for record in records if isinstance(record, StartRecord)][-1]
     straggler = find_straggler(ranks)
@@ -113,6 +118,7 @@ def summarise(
         **_cross_check(records),
         **_slowest_rank(straggler, hosts),
         **_link(records),
+        **_ranks_together(starts),
     )
     summarised: dict[type[Any], Sequence[Any]] = {
         kind: [record for record in records if isinstance(record, kind)] for kind in SUMMARISED_TYPES
@@ -122,9 +128,10 @@ def summarise(
     summarised[StepTimes] = steps_after_warmup(records, warmup_steps)
     summarised[TelemetryRecord] = _samples(records)
     summarised[StartupRecord] = startups
+    summarised[RankTelemetry] = telemetry
     figures = dataclasses.asdict(run_figures)
     for kind, values in summarised.items():
-        figures |= summarise_fields(kind, values)
+        figures |= summarise_fields(kind, values, hosts)
     return figures
 
 
@@ -145,6 +152,48 @@ def _throughput(steps: Sequence[StepRecord], sums: Sums, world_size: int) -> dic
         "samples_per_s": samples_per_s,
         "samples_per_s_per_gpu": samples_per_s_per_gpu,
     }
+
+
+def rank_telemetry(records: Sequence[Record]) -> RankTelemetry:
+    """The figures of one rank's GPU in its last start.
+
+    Args:
+        records: All records of the rank.
+    """
+    figures = summarise_fields(TelemetryRecord, _samples(records))
+    return RankTelemetry(**{field.name: figures[field.name] for field in dataclasses.fields(RankTelemetry)})
+
+
+# Where ranks differ in one of these, the run waits for some of them. Ranks of an exclusive node have the same CPUs.
+_EQUAL_ON_ALL_RANKS = (
+    "device_name", "versions", "cuda_version", "nccl_version", "driver_version", "transport", "gpu_power_cap_w",
+    "gpu_max_sm_clock_mhz", "gpu_sm_clock_setting_mhz", "threads", "cpus",
+)  # fmt: skip
+
+
+def _ranks_together(starts: Sequence[StartRecord]) -> dict[str, Any]:
+    """What follows from the start records of all ranks."""
+    if not starts:
+        return {}
+    mixed = [name for name in _EQUAL_ON_ALL_RANKS if any(_differs(name, start, starts[0]) for start in starts)]
+    return {"mixed_ranks": tuple(mixed), "leaf_switches": _leaf_switches([start.topology_addr for start in starts])}
+
+
+def _differs(name: str, start: StartRecord, first: StartRecord) -> bool:
+    return bool(getattr(start, name) != getattr(first, name))
+
+
+def _leaf_switches(addresses: Sequence[str | None]) -> int | None:
+    """The number of lowest switches; None if Slurm names none.
+
+    Example:
+        >>> _leaf_switches(["s0.s1.n1", "s0.s2.n7", "s0.s1.n2"]), _leaf_switches(["n1", "n2"]), _leaf_switches([None])
+        (2, None, None)
+    """
+    switches = {address.rpartition(".")[0] for address in addresses if address is not None}
+    if None in addresses or "" in switches:
+        return None
+    return len(switches)
 
 
 def _energy(start: Sequence[Record]) -> float | None:

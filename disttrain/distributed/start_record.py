@@ -1,16 +1,19 @@
-"""The start record of a rank: its position among the ranks, device, versions and threads."""
+"""The start record of a rank: its position among the ranks, device, versions, threads and transport."""
 
 from __future__ import annotations
 
 import os
 import socket
 import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
 
 import torch
 
 from disttrain.distributed.device import device_name, gpu_uuid
 from disttrain.distributed.group import Group
-from disttrain.records.record_types import StartRecord
+from disttrain.records.start_types import StartRecord, cpu_list
 from disttrain.records.versions import versions
 
 
@@ -23,6 +26,7 @@ def start_record(
     train_examples: int = 0,
     eval_examples: int = 0,
     notices: tuple[str, ...] = (),
+    gpu_settings: Mapping[str, Any] | None = None,
 ) -> StartRecord:
     """The start record of this rank.
 
@@ -34,8 +38,10 @@ def start_record(
         train_examples: The number of training examples.
         eval_examples: The number of evaluation examples.
         notices: The notices so far.
+        gpu_settings: The fields of the record that NVML reports, by name.
     """
     env = group.env
+    cpus = os.sched_getaffinity(0)
     return StartRecord(
         time_s=time.time(),
         rank=env.rank,
@@ -54,10 +60,70 @@ def start_record(
         shared_gpu=group.shared_gpu,
         folded=env.folded,
         threads=torch.get_num_threads(),
+        cpus=len(cpus),
+        cpu_affinity=cpu_list(cpus),
         versions=versions(),
+        **_cuda_versions(group.device),
+        transport=transport(group.backend, len(set(group.hosts)), os.environ, has_active_ib_port()),
+        **(gpu_settings or {}),
+        topology_addr=os.environ.get("SLURM_TOPOLOGY_ADDR") or None,
         parameters=parameters,
         model_changes=model_changes,
         train_examples=train_examples,
         eval_examples=eval_examples,
         notices=notices,
     )
+
+
+def _cuda_versions(device: torch.device) -> dict[str, Any]:
+    """The versions of CUDA and NCCL that torch uses; None on a CPU, and for a build of torch that has none."""
+    if device.type != "cuda":
+        return {"cuda_version": None, "nccl_version": None}
+    nccl: str | None = None
+    try:
+        version: Any = torch.cuda.nccl.version()  # type: ignore[no-untyped-call]
+        nccl = ".".join(map(str, version))
+    except (AttributeError, ImportError, RuntimeError, TypeError):
+        pass  # a build without NCCL
+    return {"cuda_version": torch.version.cuda, "nccl_version": nccl}
+
+
+def transport(backend: str | None, host_count: int, environ: Mapping[str, str], has_ib: bool) -> str | None:
+    """What the ranks exchange data over, as far as it can be known without NCCL's own log.
+
+    Args:
+        backend: nccl or gloo; None with one rank.
+        host_count: The number of hosts.
+        environ: The environment with NCCL's variables.
+        has_ib: Whether this host has an active port of InfiniBand or RoCE.
+
+    Returns:
+        None with one rank; one host; IB (or RoCE); sockets; or the name of another network that NCCL is to use.
+
+    Example:
+        >>> transport("nccl", 2, {}, True), transport("nccl", 2, {"NCCL_IB_DISABLE": "1"}, True)
+        ('IB', 'sockets')
+    """
+    if backend is None:
+        return None
+    if host_count == 1:
+        return "one host"
+    if backend != "nccl":
+        return "sockets"
+    chosen = environ.get("NCCL_NET") or environ.get("NCCL_NET_PLUGIN") or ""
+    if chosen and chosen.lower() not in ("ib", "socket", "none"):
+        return chosen
+    if chosen.lower() == "socket" or environ.get("NCCL_IB_DISABLE", "0") not in ("", "0") or not has_ib:
+        return "sockets"
+    return "IB"
+
+
+def has_active_ib_port(folder: Path = Path("/sys/class/infiniband")) -> bool:
+    """Whether this host has an active port of InfiniBand or RoCE."""
+    for state in folder.glob("*/ports/*/state"):
+        try:
+            if "ACTIVE" in state.read_text(encoding="utf-8"):
+                return True
+        except OSError:
+            continue  # the port has disappeared
+    return False

@@ -1,4 +1,4 @@
-"""Gathers the measured steps and the startup records of all ranks."""
+"""Gathers the measured steps, and other figures, of all ranks."""
 
 from __future__ import annotations
 
@@ -82,10 +82,20 @@ def unpack(row: list[float]) -> MeasuredStep:
 
 def gather_startups(own: StartupRecord, group: Group) -> list[StartupRecord]:
     """The startup records of all ranks, by rank. All ranks call this; the others than rank 0 receive only their own."""
-    gathered = group.gather(torch.tensor(pack_fields(StartupRecord, own), dtype=torch.float64))
+    return gather_figures(own, group)
+
+
+def gather_figures(own: T, group: Group) -> list[T]:
+    """The objects of all ranks, by rank. All ranks call this; the others than rank 0 receive only their own.
+
+    Args:
+        own: A dataclass whose fields are numbers or None.
+        group: The ranks.
+    """
+    gathered = group.gather(torch.tensor(pack_fields(type(own), own), dtype=torch.float64))
     if not gathered or not group.is_main:
         return [own]
-    return [unpack_fields(StartupRecord, row.tolist()) for row in gathered]
+    return [unpack_fields(type(own), row.tolist()) for row in gathered]
 
 
 def pack_fields(kind: type[Any], values: Any) -> list[float]:

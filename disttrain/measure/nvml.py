@@ -42,6 +42,16 @@ class GpuState:
     error: str | None = None  # of a figure that could be read before, for example when the GPU has fallen off the bus
 
 
+@dataclass(frozen=True)
+class GpuSettings:
+    """What limits the speed of a GPU and does not change during a run."""
+
+    driver_version: str | None = None
+    gpu_power_cap_w: float | None = None
+    gpu_max_sm_clock_mhz: float | None = None
+    gpu_sm_clock_setting_mhz: float | None = None
+
+
 class Gpu:
     """The GPU of a rank, or its MIG slice. For a slice, figures of the complete GPU are not used in their place.
 
@@ -87,6 +97,23 @@ class Gpu:
         }
         return GpuState(**state, error=self._error)
 
+    def settings(self) -> GpuSettings:
+        """What limits the speed of the GPU. A figure that cannot be read is None; no error is raised."""
+        nvml = self._nvml
+        version = None
+        with contextlib.suppress(nvml.NVMLError, AttributeError):
+            version = nvml.nvmlSystemGetDriverVersion()
+        if isinstance(version, bytes):  # from nvidia-ml-py3
+            version = version.decode(errors="replace")
+        return GpuSettings(
+            driver_version=version,
+            gpu_power_cap_w=self._get(
+                "nvmlDeviceGetEnforcedPowerLimit", "nvmlDeviceGetPowerManagementLimit", convert=lambda mw: mw / 1000
+            ),
+            gpu_max_sm_clock_mhz=self._get("nvmlDeviceGetMaxClockInfo", arguments=(nvml.NVML_CLOCK_SM,)),
+            gpu_sm_clock_setting_mhz=self._get("nvmlDeviceGetApplicationsClock", arguments=(nvml.NVML_CLOCK_SM,)),
+        )
+
     def close(self) -> None:
         with contextlib.suppress(self._nvml.NVMLError):
             self._nvml.nvmlShutdown()
@@ -130,12 +157,26 @@ def _energy_counter(nvml: Any, handle: Any) -> int:
 
 def open_gpu(uuid: str) -> tuple[Gpu | None, str | None]:
     """A GPU opened through NVML, or the reason why it could not be opened."""
-    import pynvml  # only here: a rank without a GPU does not need it
-
+    try:
+        import pynvml  # only here: a rank without a GPU does not need it
+    except ImportError as error:
+        return None, str(error)
     try:
         return Gpu(uuid, pynvml), None
     except pynvml.NVMLError as error:
         return None, str(error)
+
+
+def gpu_settings(uuid: str | None) -> GpuSettings:
+    """The settings of a rank's GPU; empty without a GPU, and if NVML does not find it."""
+    if uuid is None:
+        return GpuSettings()
+    gpu, _ = open_gpu(uuid)
+    if gpu is None:
+        return GpuSettings()
+    settings = gpu.settings()
+    gpu.close()
+    return settings
 
 
 def throttle_names(mask: int) -> tuple[str, ...]:

@@ -8,7 +8,7 @@ import statistics
 import typing
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from annotated_types import DocInfo, Unit
 
@@ -23,13 +23,14 @@ class Statistic:
         name: The name of the figure; ``{stem}`` and ``{unit}`` are the parts of the field's name: data, _ms.
         meaning: The meaning of the figure; ``{meaning}`` is that of the field, ``{name}`` its name.
         compute: The figure from the values: one or more, none of them missing.
-        is_index: Whether the figure is the index of a value, without the unit of the field.
+        gives: What the figure is: a value of the field's kind, or, without its unit, the index of one (a rank), or the
+            host of the rank with this index.
     """
 
     name: str
     meaning: str
     compute: Callable[[Sequence[Any]], Any]
-    is_index: bool = False
+    gives: Literal["value", "rank", "host"] = "value"
 
 
 @dataclass(frozen=True)
@@ -93,6 +94,10 @@ def _index_of_largest(values: Sequence[float]) -> int:
     return values.index(max(values))
 
 
+def _index_of_smallest(values: Sequence[float]) -> int:
+    return values.index(min(values))
+
+
 # Over the measured steps of rank 0.
 OVER_STEPS = Summarised(
     (
@@ -109,7 +114,25 @@ OVER_STEPS = Summarised(
 SLOWEST_RANK = Summarised(
     (
         Statistic("{stem}{unit}", "{meaning}. Maximum over the ranks.", max),
-        Statistic("slowest_{stem}_rank", "The rank with the longest {name}.", _index_of_largest, is_index=True),
+        Statistic("slowest_{stem}_rank", "The rank with the longest {name}.", _index_of_largest, "rank"),
+    )
+)
+
+# Over the ranks, each with its mean over its own samples; null if the figure of a rank is not known.
+MEAN_AND_SMALLEST = Summarised(
+    (
+        Statistic("{stem}_mean{unit}", "{meaning}. Mean over the ranks.", statistics.fmean),
+        Statistic("{stem}_min{unit}", "{meaning}. Minimum over the ranks.", min),
+        Statistic("{stem}_min_rank", "The rank with the minimum {name}.", _index_of_smallest, "rank"),
+        Statistic("{stem}_min_host", "The host of {stem}_min_rank.", _index_of_smallest, "host"),
+    )
+)
+MEAN_AND_LARGEST = Summarised(
+    (
+        Statistic("{stem}_mean{unit}", "{meaning}. Mean over the ranks.", statistics.fmean),
+        Statistic("{stem}_max{unit}", "{meaning}. Maximum over the ranks.", max),
+        Statistic("{stem}_max_rank", "The rank with the maximum {name}.", _index_of_largest, "rank"),
+        Statistic("{stem}_max_host", "The host of {stem}_max_rank.", _index_of_largest, "host"),
     )
 )
 
@@ -178,19 +201,21 @@ def summary_figures_of(kind: type[Any]) -> Iterator[Figure]:
         rank = figure.table_rank  # the first statistic is the column of the table
         for statistic in figure.summarised.statistics:
             unit, plain = figure.unit, figure.type
-            if statistic.is_index:
-                unit, plain = "", int
-            meaning = statistic.meaning.format(meaning=figure.meaning.rstrip("."), name=figure.name)
+            if statistic.gives != "value":
+                unit, plain = "", {"rank": int, "host": str}[statistic.gives]
+            stem, _ = _parts(figure)
+            meaning = statistic.meaning.format(meaning=figure.meaning.rstrip("."), name=figure.name, stem=stem)
             yield Figure(_name(figure, statistic), plain | None, unit, meaning, figure.source, rank, None)
             rank = None
 
 
-def summarise_fields(kind: type[Any], values: Sequence[Any]) -> dict[str, Any]:
+def summarise_fields(kind: type[Any], values: Sequence[Any], hosts: Sequence[str] = ()) -> dict[str, Any]:
     """The figures that the summary has of a record type, by name; null where nothing was measured.
 
     Args:
         kind: The record type.
         values: The objects of this type, or of one derived from it, that the summary covers.
+        hosts: The host of each rank, by rank, for values that are of one rank each.
     """
     summary: dict[str, Any] = {}
     for figure in figures_of(kind):
@@ -205,13 +230,20 @@ def summarise_fields(kind: type[Any], values: Sequence[Any]) -> dict[str, Any]:
             result = None
             if column and None not in column:
                 result = statistic.compute(column)
+                if statistic.gives == "host":
+                    result = hosts[result]
             summary[_name(figure, statistic)] = result
     return summary
 
 
 def _name(figure: Figure, statistic: Statistic) -> str:
-    stem, unit = figure.name, ""
-    if figure.unit and "_" in figure.name:
-        stem, _, ending = figure.name.rpartition("_")
-        unit = f"_{ending}"
+    stem, unit = _parts(figure)
     return statistic.name.format(stem=stem, unit=unit)
+
+
+def _parts(figure: Figure) -> tuple[str, str]:
+    """The parts of the figure's name: data, _ms; a figure without a unit has only the first."""
+    if not figure.unit or "_" not in figure.name:
+        return figure.name, ""
+    stem, _, ending = figure.name.rpartition("_")
+    return stem, f"_{ending}"

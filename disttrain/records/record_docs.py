@@ -15,7 +15,7 @@ from disttrain.records.summary_types import SUMMARY_FIGURES, Failure, RunInfo
 _PAGE = """# Records
 
 The files that a run writes, field by field. `python -m disttrain.records.record_docs` generates this page from the
-annotations in `disttrain/records/`: `record_types.py`, `step_types.py`, `timing_types.py` and `summary_types.py`.
+annotations in `disttrain/records/`, in the files `*_types.py`.
 
 Each line of `metrics-rank00000.jsonl` (rank 0) is one JSON object. Its first key, `kind`, names one of the record types
 below. A missing value is null, never 0.
@@ -28,7 +28,8 @@ _SUMMARY = """## Summary
 The measurements of a complete run: `summary.json`, written by rank 0.
 
 Times cover the measured steps and are null if there are none. GPU and process figures cover rank 0's samples of the
-last start, without the one before the first step. Start-up times cover the last start.
+last start, without the one before the first step; those over the ranks cover the same samples of every rank, and are
+null if the figure of one rank is not known. Start-up times cover the last start.
 """
 
 

@@ -8,13 +8,10 @@ from typing import Annotated, ClassVar, get_args
 from annotated_types import Unit, doc
 
 from disttrain.records.figure_sources import (
-    DATA,
     EXCEPTION,
     HOST_CLOCK,
     LOOP,
     NVML,
-    PACKAGES,
-    PLACE,
     PSUTIL,
     SYSTEM,
     TORCH,
@@ -28,6 +25,7 @@ from disttrain.records.figures import (
     peak_of_samples,
     union_of_samples,
 )
+from disttrain.records.start_types import StartRecord
 from disttrain.records.step_types import StartupRecord, StepRecord
 from disttrain.records.timing_types import (
     CheckRecord,
@@ -55,61 +53,6 @@ __all__ = [
 ]
 
 # A field with a default was added later; the default lets older records be read.
-
-
-@dataclass(frozen=True, kw_only=True)
-class StartRecord:
-    """Where and with what a rank started: the first line of its file, and one more line each time the run resumes."""
-
-    kind: ClassVar[str] = "start"
-    time_s: Annotated[float, Unit("s since 1970"), doc("Time just before training."), WALL]
-    rank: Annotated[int, doc("Index of this rank among all ranks, from 0."), PLACE]
-    world_size: Annotated[int, doc("Number of ranks."), PLACE]
-    local_rank: Annotated[int, doc("Index of this rank on its node, from 0."), PLACE]
-    node_rank: Annotated[int, doc("Index of the rank's node, from 0."), PLACE]
-    host: Annotated[str, doc("Name of the host."), SYSTEM]
-    pid: Annotated[int, doc("Process id."), SYSTEM]
-    job_id: Annotated[str | None, doc("Id of the Slurm job, or the launcher's id of the run; null without one."), PLACE]
-    restart_count: Annotated[int, doc("Number of earlier starts of the same job."), PLACE]
-    first_step: Annotated[
-        int, doc("First step of this start; above 1 if it resumes from a checkpoint, after the earlier records."), LOOP
-    ]
-    device: Annotated[str, doc("PyTorch device, for example cpu or cuda:0."), TORCH]
-    device_name: Annotated[str, doc("Model of the GPU, or of the CPU."), TORCH, last_as()]
-    gpu_uuid: Annotated[str | None, doc("UUID of the GPU or of its MIG slice; null without a GPU."), TORCH] = None
-    backend: Annotated[
-        str | None,
-        doc("Communication backend, nccl or gloo; null with one rank, which does not communicate."),
-        TORCH,
-        last_as(),
-    ]
-    shared_gpu: Annotated[
-        bool, doc("True if another rank of this run uses the same GPU; its times are then not comparable."), TORCH
-    ]
-    folded: Annotated[
-        bool, doc("True if all nodes of the allocation are this one host; times are then not comparable."), PLACE
-    ]
-    threads: Annotated[int, doc("Number of CPU threads that torch uses for computation."), TORCH]
-    versions: Annotated[dict[str, str], doc("Versions of Python and of the libraries."), PACKAGES]
-    parameters: Annotated[
-        int,
-        doc("Number of trained parameters; a compact vocabulary has embedding rows only for tokens that occur."),
-        TORCH,
-    ]
-    model_changes: Annotated[
-        tuple[str, ...] | None,
-        doc("Config fields that changed the model for speed: compact_vocab, trim_last_layer; empty if none did."),
-        TORCH,
-        last_as(),
-        InTable(3),
-    ] = None
-    train_examples: Annotated[int, doc("Number of training examples per epoch."), DATA]
-    eval_examples: Annotated[int, doc("Number of examples per evaluation."), DATA]
-    notices: Annotated[
-        tuple[str, ...],
-        doc("Choices that the program made for the user, such as a held-out split or a new head."),
-        DATA,
-    ]
 
 
 @dataclass(frozen=True, kw_only=True)

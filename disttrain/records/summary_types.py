@@ -23,6 +23,7 @@ from disttrain.records.figure_sources import (
     WALL,
 )
 from disttrain.records.figures import Figure, InTable, figures_of, summary_figures_of
+from disttrain.records.rank_types import RankTelemetry
 from disttrain.records.record_types import EndRecord, EvalRecord, StartRecord, TelemetryRecord
 from disttrain.records.step_types import StartupRecord, StepTimes
 from disttrain.records.timing_types import CrossCheckRecord
@@ -164,13 +165,35 @@ class RunFigures:
         ),
         NVML,
     ]
+    mixed_ranks: Annotated[
+        tuple[str, ...] | None,
+        doc(
+            "Fields of the start records in which the ranks differ although the times depend on them, such as"
+            " device_name or driver_version; empty if there are none."
+        ),
+        RANKS,
+    ] = None
+    leaf_switches: Annotated[
+        int | None,
+        doc("Number of lowest switches above the nodes, from SLURM_TOPOLOGY_ADDR; null without a topology in Slurm."),
+        PLACE,
+    ] = None
     notices: Annotated[
         tuple[str, ...], doc("Notices of the start records, and problems that did not end the run."), STEPS
     ]
 
 
 # The record types with fields that the summary uses, in the order of its figures.
-SUMMARISED_TYPES = (StartRecord, EndRecord, StartupRecord, StepTimes, EvalRecord, CrossCheckRecord, TelemetryRecord)
+SUMMARISED_TYPES = (
+    StartRecord,
+    EndRecord,
+    StartupRecord,
+    StepTimes,
+    EvalRecord,
+    CrossCheckRecord,
+    TelemetryRecord,
+    RankTelemetry,
+)
 SUMMARY_FIGURES: dict[str, Figure] = {
     figure.name: figure
     for figure in (

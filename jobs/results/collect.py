@@ -7,6 +7,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from jobs.planning.labels import Variation
+from jobs.results.comparability import with_reasons
 from jobs.results.failure_reason import explain
 from jobs.results.result import Requested, Result, Scheduled
 from jobs.results.run_records import RunRecords
@@ -49,7 +50,7 @@ def join(
                 figures=_measured(run_records, State(scheduled.state)),
             )
         )
-    return _with_link_shares(rows)
+    return with_reasons(_with_link_shares(rows))
 
 
 def run_states(

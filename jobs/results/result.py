@@ -20,6 +20,7 @@ SACCT = Source("sacct")
 LEDGER = Source("the ledger")
 FAILURES = Source("sacct and the failure records")
 LINK_RUN = Source("the summaries of two runs")
+SUMMARIES = Source("the summaries of all runs")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,7 +66,7 @@ class Scheduled:
 
 @dataclass(frozen=True, kw_only=True)
 class Compared:
-    """What follows from two runs of the sweep."""
+    """What follows from several runs of the sweep."""
 
     link_share: Annotated[
         float | None,
@@ -73,6 +74,15 @@ class Compared:
         doc("bus_gb_per_s / link_bus_gb_per_s of the link run of the same allocation and backend."),
         LINK_RUN,
         InTable(8),
+    ] = None
+    not_comparable: Annotated[
+        tuple[str, ...] | None,
+        doc(
+            "Why the times of the run may not be compared with those of the sweep's other runs: ranks shared a GPU,"
+            " and what differs from most other runs, such as the GPU, its driver, its power cap or a version; none"
+            " if it is comparable, null before the run has a summary."
+        ),
+        SUMMARIES,
     ] = None
 
 

@@ -20,10 +20,12 @@ from disttrain.records.record_files import failure_name
 from jobs.planning.cluster_profile import DEBUG
 from jobs.planning.labels import Variation, value_text
 from jobs.planning.plan import Plan, count_runs, run_json
+from jobs.results.comparability import ONE_HOST, SHARED_GPU
 from jobs.results.result import COLUMNS, Result, column_name
 from jobs.results.run_records import read_run
 from jobs.slurm.states import State
 from jobs.storage.ledger import read_ledger
+from jobs.storage.run_lookup import list_names
 from jobs.storage.sweep_folder import SweepFolder
 
 # Without vertical lines and with two blanks between columns, a table fits 80 columns and is easy to paste.
@@ -185,11 +187,23 @@ def _figure_text(name: str, row: Mapping[str, Any]) -> str:
 def _remarks(results: Sequence[Result]) -> Iterator[str]:
     if any(row.figures.get("comparable") is False for row in results):
         yield "* not comparable: ranks shared a GPU, or all nodes were this one host"
+    for reason, names in _differing_rows(results).items():
+        yield f"not comparable with the others: {reason}: {list_names(names)}"
     for row in results:
         if row.figures.get("link_bus_gb_per_s") is not None:
             bandwidth = f"{_text(row.figures['link_bus_gb_per_s'])} GB/s ({row.figures['backend']}, bus bandwidth)"
             yield f"link of {row.requested.allocation}: {_text(row.figures['link_latency_ms'])} ms, {bandwidth}"
     yield from (_cross_check(row) for row in results if row.figures.get("no_sync_exposed_ms") is not None)
+
+
+def _differing_rows(results: Sequence[Result]) -> dict[str, list[str]]:
+    """The names of the rows with each reason why they may not be compared, other than those that the `*` marks."""
+    names: dict[str, list[str]] = {}
+    for row in results:
+        for reason in row.figures.get("not_comparable") or ():
+            if SHARED_GPU not in reason and ONE_HOST not in reason:
+                names.setdefault(reason, []).append(row.name)
+    return names
 
 
 def _cross_check(row: Result) -> str:

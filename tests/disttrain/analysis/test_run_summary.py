@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from disttrain.analysis.run_summary import Sums, own_sums, summarise
+from disttrain.analysis.run_summary import Sums, own_sums, rank_telemetry, summarise
+from disttrain.records.rank_types import RankTelemetry
 from disttrain.records.record_types import (
     CrossCheckRecord,
     EndRecord,
@@ -19,7 +20,7 @@ from disttrain.records.record_types import (
     StepRecord,
     TelemetryRecord,
 )
-from disttrain.records.summary_types import SUMMARY_FIGURES
+from disttrain.records.summary_types import SUMMARY_FIGURES, Summary
 
 START = StartRecord(
     time_s=0.0,
@@ -193,3 +194,71 @@ def test_a_shared_gpu_counts_once(
     sums = two(own_sums(ranks[0], 0), own_sums(ranks[1], 0, first_on_gpu=not shared))
     summary = summarise(ranks[0], sums, [[], []], startups=STARTUPS, hosts=("n1", "n1"), num_nodes=1, warmup_steps=0)
     assert summary["gpu_energy_j"] == together_j
+
+
+def summary_of_ranks(**options: Any) -> Summary:
+    records: list[Record] = [START, step(1), END]
+    return summarise(
+        records, own_sums(records, 0), [[], []], startups=STARTUPS, hosts=("n1", "n2"), num_nodes=2, warmup_steps=0,
+        **options,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("changes", "mixed"),
+    [
+        ({}, ()),
+        ({"rank": 1, "host": "n2", "device": "cuda:1", "gpu_uuid": "x", "cpu_affinity": "8-15"}, ()),
+        ({"device_name": "A100"}, ("device_name",)),
+        ({"versions": {"torch": "2.11"}, "driver_version": "535"}, ("versions", "driver_version")),
+        ({"gpu_power_cap_w": 300.0, "cpus": 1}, ("gpu_power_cap_w", "cpus")),
+    ],
+)
+def test_what_differs_between_the_ranks(changes: dict[str, Any], mixed: tuple[str, ...]) -> None:
+    summary = summary_of_ranks(starts=(START, dataclasses.replace(START, **changes)))
+    assert summary["mixed_ranks"] == mixed
+
+
+def test_switches_above_the_nodes_are_counted() -> None:
+    """SLURM_TOPOLOGY_ADDR has the switches from the top, then the node."""
+
+    def count(*addresses: str | None) -> int | None:
+        starts = [dataclasses.replace(START, topology_addr=address) for address in addresses]
+        switches: int | None = summary_of_ranks(starts=starts)["leaf_switches"]
+        return switches
+
+    assert count("s0.s1.n1", "s0.s1.n2") == 1
+    assert count("s0.s1.n1", "s0.s2.n2") == 2
+    assert count("n1", "n2") is None
+    assert count("s0.s1.n1", None) is None
+    assert summary_of_ranks()["leaf_switches"] is None
+
+
+def gpu_sample(util: float | None, power: float | None, memory: float | None) -> TelemetryRecord:
+    return TelemetryRecord(time_s=0.0, gpu_util_percent=util, gpu_power_w=power, gpu_memory_used_mib=memory)
+
+
+def test_telemetry_of_all_ranks() -> None:
+    """The sample before the first step does not count; the least used GPU and the fullest are named."""
+    samples = (
+        [gpu_sample(0, 1, 9), gpu_sample(80, 400, 10), gpu_sample(100, 600, 30)],
+        [gpu_sample(0, 1, 9), gpu_sample(20, 100, 50)],
+    )
+    ranks = [rank_telemetry([START, *rank_samples]) for rank_samples in samples]
+    assert ranks[0] == RankTelemetry(gpu_util_percent=90.0, gpu_power_w=500.0, gpu_memory_peak_mib=30.0)
+    summary = summary_of_ranks(telemetry=ranks)
+    expected = {
+        "gpu_util_mean_percent": 55.0, "gpu_util_min_percent": 20.0, "gpu_util_min_rank": 1, "gpu_util_min_host": "n2",
+        "gpu_power_mean_w": 300.0, "gpu_power_min_w": 100.0, "gpu_power_min_rank": 1, "gpu_power_min_host": "n2",
+        "gpu_memory_peak_mean_mib": 40.0, "gpu_memory_peak_max_mib": 50.0, "gpu_memory_peak_max_rank": 1,
+        "gpu_memory_peak_max_host": "n2",
+    }  # fmt: skip
+    assert {name: summary[name] for name in expected} == expected
+
+
+def test_telemetry_of_a_rank_that_is_not_known() -> None:
+    known = RankTelemetry(gpu_util_percent=90.0, gpu_power_w=500.0, gpu_memory_peak_mib=30.0)
+    for telemetry in ((known, RankTelemetry()), ()):
+        summary = summary_of_ranks(telemetry=telemetry)
+        for name in ("gpu_util_mean_percent", "gpu_power_min_w", "gpu_power_min_host", "gpu_memory_peak_max_rank"):
+            assert summary[name] is None

@@ -7,12 +7,13 @@ file.
 from __future__ import annotations
 
 import re
+import sys
 from typing import Any
 
 import pynvml
 import pytest
 
-from disttrain.measure.nvml import THROTTLE_REASONS, Gpu, GpuState, open_gpu, throttle_names
+from disttrain.measure.nvml import THROTTLE_REASONS, Gpu, GpuSettings, GpuState, gpu_settings, open_gpu, throttle_names
 from tests.disttrain.scriptednvml import ALL_FIGURES, GPU_IS_LOST, NOT_SUPPORTED, script_nvml
 
 
@@ -107,6 +108,27 @@ def test_missing_gpu_or_nvml_is_reported(monkeypatch: pytest.MonkeyPatch) -> Non
     gpu, error = open_gpu("1")
     assert gpu is None
     assert error in ("NVML Shared Library Not Found", "NVML Shared Library Not Found. ")
+
+
+@pytest.mark.parametrize("version", ["570.124.06", b"570.124.06"])
+def test_settings_of_a_gpu(version: str | bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    answers = {
+        "nvmlDeviceGetEnforcedPowerLimit": 700_000, "nvmlDeviceGetMaxClockInfo": {1: 1980},
+        "nvmlDeviceGetApplicationsClock": {1: 1755},
+    }  # fmt: skip
+    library = script_nvml(monkeypatch, answers)
+    monkeypatch.setattr(pynvml, "nvmlSystemGetDriverVersion", lambda: version)
+    assert gpu_settings("1") == GpuSettings("570.124.06", 700.0, 1980.0, 1755.0)
+    assert library.opened == 0
+
+
+def test_settings_that_are_unknown_are_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A MIG slice has no power limit; without a GPU, NVML is not asked."""
+    script_nvml(monkeypatch, {"nvmlDeviceGetEnforcedPowerLimit": NOT_SUPPORTED})
+    assert gpu_settings("1") == GpuSettings()
+    assert gpu_settings("of another GPU") == gpu_settings(None) == GpuSettings()
+    monkeypatch.setitem(sys.modules, "pynvml", None)
+    assert gpu_settings("1") == GpuSettings()
 
 
 def test_a_driver_with_only_newer_names(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,62 @@
+"""The start record of a rank: what makes its run comparable to others."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+from disttrain.distributed.group import Group
+from disttrain.distributed.start_record import has_active_ib_port, start_record, transport
+from disttrain.environment.rank_env import RankEnv
+from disttrain.records.record_files import decode, encode
+from disttrain.records.start_types import cpu_list
+
+
+def test_start_record_of_a_rank_on_a_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SLURM_TOPOLOGY_ADDR", "s0.s1.n1")
+    group = Group(RankEnv(), torch.device("cpu"), None, ("n1",), False)
+    record = start_record(group, gpu_settings={"driver_version": "570", "gpu_power_cap_w": 700.0})
+    cpus = os.sched_getaffinity(0)
+    assert (record.cpus, record.cpu_affinity) == (len(cpus), cpu_list(cpus))
+    assert (record.cuda_version, record.nccl_version, record.transport) == (None, None, None)
+    assert (record.driver_version, record.gpu_power_cap_w, record.gpu_max_sm_clock_mhz) == ("570", 700.0, None)
+    assert record.topology_addr == "s0.s1.n1"
+    assert decode(encode(record)) == record
+    monkeypatch.delenv("SLURM_TOPOLOGY_ADDR")
+    assert start_record(group).topology_addr is None
+
+
+@pytest.mark.parametrize(
+    ("backend", "hosts", "environ", "has_ib", "expected"),
+    [
+        (None, 1, {}, True, None),
+        ("gloo", 1, {}, False, "one host"),
+        ("nccl", 1, {}, True, "one host"),
+        ("gloo", 2, {}, True, "sockets"),
+        ("nccl", 2, {}, True, "IB"),
+        ("nccl", 2, {}, False, "sockets"),
+        ("nccl", 2, {"NCCL_IB_DISABLE": "1"}, True, "sockets"),
+        ("nccl", 2, {"NCCL_IB_DISABLE": "0"}, True, "IB"),
+        ("nccl", 2, {"NCCL_NET": "Socket"}, True, "sockets"),
+        ("nccl", 2, {"NCCL_NET": "IB"}, True, "IB"),
+        ("nccl", 2, {"NCCL_NET": "AWS Libfabric"}, False, "AWS Libfabric"),
+        ("nccl", 2, {"NCCL_NET_PLUGIN": "libnccl-net-ofi.so"}, False, "libnccl-net-ofi.so"),
+        ("nccl", 2, {"NCCL_NET_PLUGIN": "none"}, True, "IB"),
+    ],
+)
+def test_transport(
+    backend: str | None, hosts: int, environ: dict[str, str], has_ib: bool, expected: str | None
+) -> None:
+    assert transport(backend, hosts, environ, has_ib) == expected
+
+
+def test_active_ports(tmp_path: Path) -> None:
+    assert not has_active_ib_port(tmp_path / "missing")
+    for port, state in (("1", "1: DOWN"), ("2", "4: ACTIVE")):
+        folder = tmp_path / "mlx5_0" / "ports" / port
+        folder.mkdir(parents=True)
+        (folder / "state").write_text(f"{state}\n")
+        assert has_active_ib_port(tmp_path) == (port == "2")
