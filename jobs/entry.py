@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import os
 import signal
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from disttrain.config.train_config import TrainConfig
+from disttrain.config.train_config import TrainConfig, is_own_family
 from disttrain.environment.rank_env import RankEnv
 from disttrain.environment.variables import parse_count
 from disttrain.records.record_files import write_failure
@@ -56,14 +57,29 @@ class RankTask:
             if self.folded:
                 env = env.fold(self.nodes)
             description = json.loads((run_dir / "run.json").read_text(encoding="utf-8"))
-            # The folders of the user's own model family. They come last, so that they hide no installed package.
-            sys.path.extend(description.get("import_path", ()))
             setup = f"{self.nodes}x{self.gpus_per_node}"
             config = dataclasses.replace(TrainConfig(**description["train"]), setup=setup)
         except Exception as error:
             write_failure(run_dir, _likely_rank(os.environ), error)  # `run` writes its own failures
             raise
-        run(config, env, run_dir)
+        folders: Sequence[str] = ()
+        if is_own_family(config.model):
+            # Other runs must import nothing from them: libraries try optional packages, and a stray pydot.py next to
+            # the sweep would be one.
+            folders = description.get("import_path", ())
+        with _importing_from(folders):
+            run(config, env, run_dir)
+
+
+@contextlib.contextmanager
+def _importing_from(folders: Sequence[str]) -> Iterator[None]:
+    """Lets Python search these folders last, so that they hide no installed package."""
+    before = list(sys.path)
+    sys.path.extend(folders)
+    try:
+        yield
+    finally:
+        sys.path[:] = before
 
 
 def _likely_rank(environ: Mapping[str, str]) -> int:

@@ -15,7 +15,7 @@ from disttrain.errors import FieldsError, suggest_name
 
 FAMILIES = ("bert", "vit")
 LINK = "link"  # the model of a run that trains nothing and times all-reduces between its ranks
-_OWN_FAMILY = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")  # package.module:Family
+_OWN_FAMILY = re.compile(r"[A-Za-z_]\w*(?:\.[A-Za-z_]\w*)*:[A-Za-z_]\w*")  # package.module:Family
 # The defaults of each family, by hub id: the models and datasets of the original study.
 FAMILY_CHECKPOINT = {"bert": "google-bert/bert-base-uncased", "vit": "google/vit-base-patch16-224-in21k"}
 FAMILY_DATASET = {"bert": "stanfordnlp/imdb", "vit": "uoft-cs/cifar10"}
@@ -211,7 +211,7 @@ class TrainConfig:
     ] = None
 
     def __post_init__(self) -> None:
-        if self.model not in (*FAMILIES, LINK) and not _OWN_FAMILY.fullmatch(self.model):
+        if self.model not in (*FAMILIES, LINK) and not is_own_family(self.model):
             hint = suggest_name(self.model, (*FAMILIES, LINK), "write bert, vit or package.module:Family")
             raise FieldsError(("model",), f"model {self.model!r} is not known", hint=hint)
         if self.checkpoint is not None and self.architecture is not None:
@@ -284,6 +284,16 @@ class TrainConfig:
         """
         factors = {"none": 1.0, "linear": float(world_size), "sqrt": math.sqrt(world_size)}
         return self.lr * factors[self.lr_scaling]
+
+
+def is_own_family(model: str) -> bool:
+    """Whether a model is a family of the user's own, ``package.module:Family``.
+
+    Example:
+        >>> is_own_family("bag_of_words:BagOfWords"), is_own_family("bert"), is_own_family("link")
+        (True, False, False)
+    """
+    return _OWN_FAMILY.fullmatch(model) is not None
 
 
 def field_names() -> tuple[str, ...]:

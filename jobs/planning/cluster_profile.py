@@ -291,6 +291,16 @@ def profile_folders(environ: Mapping[str, str], working_dir: Path) -> Sequence[P
     return folders
 
 
+def imports_elsewhere(cluster: ClusterProfile) -> bool:
+    """Whether the ranks may find other Python modules than this process.
+
+    They do with another interpreter, and with lines of `setup` that may set PYTHONPATH.
+    """
+    if cluster.python and os.path.expanduser(cluster.python) != sys.executable:
+        return True
+    return any("PYTHONPATH" in line or not line.lstrip().startswith("export ") for line in cluster.setup)
+
+
 def compute_python(cluster: ClusterProfile | None) -> str:
     """The interpreter that runs the ranks, quoted for a shell.
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -11,10 +12,11 @@ from typing import Any, NamedTuple
 
 from disttrain.config.paths import absolute_paths
 from disttrain.config.run_id import NOT_IDENTITY, run_id
-from disttrain.config.train_config import LINK, TrainConfig
+from disttrain.config.train_config import LINK, TrainConfig, is_own_family
 from disttrain.config.yaml_nodes import KeyPath
 from disttrain.errors import FieldsError, UserError
 from jobs.planning.allocation import Allocation
+from jobs.planning.own_family import check_family
 from jobs.planning.sweep_file import Sweep
 from jobs.planning.sweep_sections import Pattern, canonical
 
@@ -34,6 +36,7 @@ class RunSpec:
         point: The values that differ between runs, for display: those of the axes, or of an entry of `include`.
         asked: Every value that the sweep file or ``--set`` gives the run, as written.
         index: The position in the sweep, from 0.
+        import_error: Why this machine cannot import the user's own model; None if it can.
     """
 
     run_id: str
@@ -42,6 +45,7 @@ class RunSpec:
     point: Mapping[str, Any] = field(hash=False)
     asked: Mapping[str, Any] = field(hash=False)
     index: int
+    import_error: UserError | None = field(default=None, compare=False)
 
 
 class _Cell(NamedTuple):
@@ -79,7 +83,7 @@ def expand(sweep: Sweep) -> tuple[RunSpec, ...]:
        sweep, an entry without a seed gets all seeds.
     3. With `measure_link`: one link run for each remaining allocation of more than one rank.
 
-    The function reads nothing from disk; it only checks which paths exist.
+    The function checks which paths exist, and reads the text of the user's own model, but does not import it.
 
     Raises:
         UserError: Fields contradict each other, two points are the same run, a `setup` differs from the allocation, an
@@ -88,8 +92,12 @@ def expand(sweep: Sweep) -> tuple[RunSpec, ...]:
     """
     runs: list[RunSpec] = []
     seen: dict[str, _Point] = {}
+    import_errors: dict[_Cell, UserError | None] = {}
     for index, point in enumerate(_points(sweep)):
-        run = _run(sweep, point, index)
+        cell = point.cells["model"]
+        if cell not in import_errors:
+            import_errors[cell] = _import_error(sweep, point)
+        run = _run(sweep, point, index, import_errors[cell])
         # Compared by absolute paths: ./data and /home/me/data may be the same folder, and then the same run.
         twin = seen.setdefault(run_id(str(run.allocation), run.config), point)
         if twin is not point:
@@ -219,12 +227,25 @@ def _matches_nothing(sweep: Sweep, points: list[_Point], index: int) -> UserErro
     return UserError("no run matches this entry", where=sweep.where("exclude", index), hint=hint)
 
 
-def _run(sweep: Sweep, point: _Point, index: int) -> RunSpec:
+def _import_error(sweep: Sweep, point: _Point) -> UserError | None:
+    """Why this machine cannot import the model of a point. The plan decides whether that matters."""
+    model = point.cells["model"].value
+    try:
+        with _placed(sweep, point):
+            if is_own_family(model):
+                check_family(model, (sweep.folder, os.getcwd()))
+    except UserError as error:
+        return error
+    return None
+
+
+def _run(sweep: Sweep, point: _Point, index: int, import_error: UserError | None) -> RunSpec:
     config = _config(sweep, point)
     with _placed(sweep, point):
         absolute = absolute_paths(config, sweep.folder)
     asked = {name: cell.value for name, cell in point.cells.items()}
-    return RunSpec(run_id(str(point.allocation), config), point.allocation, absolute, point.values, asked, index)
+    identity = run_id(str(point.allocation), config)
+    return RunSpec(identity, point.allocation, absolute, point.values, asked, index, import_error)
 
 
 def _config(sweep: Sweep, point: _Point) -> TrainConfig:

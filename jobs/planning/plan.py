@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from disttrain.config.train_config import LINK
+from disttrain.errors import UserError
 from jobs.planning.allocation import Allocation
-from jobs.planning.cluster_profile import ClusterProfile, compute_python
+from jobs.planning.cluster_profile import ClusterProfile, compute_python, imports_elsewhere
 from jobs.planning.expand import RunSpec
 
 # srun ends the step this long after the first rank has ended without an error. The other ranks end almost at the same
@@ -94,7 +95,14 @@ def make_plan(
         cluster_name: `local`, `debug` or the profile's name.
         cluster: The profile with the sweep's overrides; None for `local` and `debug`.
         folder: The absolute path of the sweep's folder on this cluster.
+
+    Raises:
+        UserError: The logs cannot be in this folder, or a model of the user's own does not exist.
     """
+    _check_folder(folder, on_slurm=cluster is not None)
+    for run in runs:
+        if run.import_error and not (cluster and imports_elsewhere(cluster)):
+            raise run.import_error
     by_allocation: dict[Allocation, list[RunSpec]] = {}
     for run in runs:
         by_allocation.setdefault(run.allocation, []).append(run)
@@ -108,6 +116,17 @@ def make_plan(
             chunk = tuple(members[first : first + cluster.max_array_size])
             groups.append(JobGroup(allocation, chunk, parameters, cluster.time_min))
     return Plan(sweep_name, cluster_name, folder, cluster, tuple(groups))
+
+
+def _check_folder(folder: Path, *, on_slurm: bool) -> None:
+    """Checks that the names of log files keep the folder: sbatch and submitit replace %j, sbatch drops backslashes."""
+    wrong = next((character for character in str(folder) if character == "%"), None)
+    if on_slurm:
+        unsafe = (character for character in str(folder) if character in "%\\" or not character.isprintable())
+        wrong = next(unsafe, None)
+    if wrong is not None:
+        message = f"the folder {str(folder)!r} has the character {wrong!r}, which no name of a log file can have"
+        raise UserError(message, hint="choose another folder, with --root or $SWEEP_ROOT")
 
 
 def with_runs(plan: Plan, run_ids: Collection[str]) -> Plan:

@@ -7,8 +7,10 @@ import json
 import os
 import pickle
 import signal
+import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -85,6 +87,21 @@ def test_a_local_rank_is_folded(
     assert config.setup == "2x2"
     assert (env.rank, env.node_rank, env.local_rank, env.allocation, env.folded) == (3, 1, 1, "2x2", True)
     assert (os.environ["CUDA_VISIBLE_DEVICES"], os.environ["OMP_NUM_THREADS"]) == ("", threads)
+
+
+@pytest.mark.parametrize(("model", "searched"), [("bert", False), ("own:Family", True)])
+def test_only_an_own_family_searches_its_folders(
+    model: str, searched: bool, run_dir: Path, calls: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folders = [str(run_dir), "/working/directory"]
+    train = dataclasses.asdict(dataclasses.replace(CONFIG, model=model, dataset="imdb"))
+    (run_dir / "run.json").write_text(json.dumps({"train": train, "import_path": folders}))
+    paths: list[list[str]] = []
+    monkeypatch.setattr(disttrain.run, "run", lambda *_: paths.append(list(sys.path)))
+    before = list(sys.path)
+    RankTask(str(run_dir), nodes=1, gpus_per_node=1)()
+    assert paths == [before + folders if searched else before]  # last: an installed package wins
+    assert sys.path == before
 
 
 def test_the_pickle_has_no_config() -> None:

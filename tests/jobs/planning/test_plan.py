@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from disttrain.config.train_config import TrainConfig
+from disttrain.errors import UserError
 from jobs.planning.cluster_profile import ClusterProfile
 from jobs.planning.expand import expand
 from jobs.planning.plan import Plan, make_plan, plan_json, with_runs
@@ -107,6 +108,24 @@ def test_sbatch_receives_the_planned_script(name: str, tmp_path: Path, monkeypat
     send_to_slurm(plan, {}, lambda: 1.0, lambda *_: None)
     assert [path.read_text() for path in sorted(scripts.iterdir())] == [plan.script(group) for group in plan.groups]
     assert [len(group.runs) for group in plan.groups] == [5, 1, 5, 1]  # an array and a plain job for each allocation
+
+
+@pytest.mark.parametrize(
+    ("folder", "character"),
+    [("/50%/s/site", "'%'"), ("/a%j/s", "'%'"), ("/a\\b/s", r"'\\\\'"), ("/a\nb", r"'\\n'"), ("/a\ud800", "'.ud800'")],
+)
+def test_a_folder_that_sbatch_changes_is_refused(folder: str, character: str) -> None:
+    """sbatch replaces %j in the names of log files, and drops backslashes: the logs would be in another folder."""
+    with pytest.raises(UserError, match=f"has the character {character}, which no name of a log file can have"):
+        plan_of(profile(), Path(folder))
+
+
+def test_folders_that_sbatch_keeps() -> None:
+    for folder in ("/a b/s", "/it's/s", '/"a"/s', "/a#b;$(x)/s", "/f\u00fcr/s"):
+        assert plan_of(profile(), Path(folder)).runs
+    assert plan_of(None, Path("/a\\b/s")).runs
+    with pytest.raises(UserError, match="has the character '%'"):  # submitit replaces %j too
+        plan_of(None, Path("/50%j/s"))
 
 
 def test_the_json_of_a_plan() -> None:
