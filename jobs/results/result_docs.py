@@ -36,10 +36,10 @@ if a run had more than one. A wide terminal gets more columns; in a pipe, `COLUM
 **Dropped runs** were submitted, and the sweep file no longer has them. They are shown apart, and `dropped` is true in
 CSV and JSON. `submit --wait` does not wait for them. `sweep forget` removes them.
 
-**Comparable rows** have `none` in `not_comparable`. In other rows it says why their times must not be compared with those
-of the sweep's other runs: ranks shared a GPU, all nodes were one host, or the run had another GPU, driver, power cap,
-transport or version than most runs. What is not known, as in runs of an earlier release, differs from nothing. CPUs,
-threads, backend, transport and switches are compared within an allocation, everything else over the sweep. A line
+**Comparable rows** have `none` in `not_comparable`. In other rows it says why their times must not be compared with
+those of the sweep's other runs: ranks shared a GPU, all nodes were one host, or the run had another GPU, driver, power
+cap, transport or version than most runs. What is not known, as in runs of an earlier release, differs from nothing.
+CPUs, threads, backend, transport and switches are compared within an allocation, everything else over the sweep. A line
 below the printed table names such rows.
 
 In CSV, several names are joined by commas, and `none` means that there are none. Nested values are JSON.

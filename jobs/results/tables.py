@@ -8,6 +8,7 @@ import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 from rich.box import SIMPLE_HEAD
@@ -234,11 +235,11 @@ def failure_lines(results: Sequence[Result], folder: SweepFolder) -> list[str]:
             for failure in read_run(folder.run(row.run_id)).failures[:1]:
                 rank = failure.rank
                 lines.append(f"    traceback in {folder.run(row.run_id) / failure_name(rank)}")
-            job_id = ""
+            logs: list[Path] = []
             if row.run_id in jobs:
                 job_id = jobs[row.run_id][-1].job_id
-            # The local executor has one log folder for each job, Slurm has one for all jobs.
-            logs = [*folder.logs.glob(f"{job_id}_{rank}_log.err"), *folder.logs.glob(f"{job_id}/*_{rank}_log.err")]
+                # The local executor has one log folder for each job, Slurm has one for all jobs.
+                logs = [*folder.logs.glob(f"{job_id}_{rank}_log.err"), *folder.logs.glob(f"{job_id}/*_{rank}_log.err")]
             lines += [f"    log in {path}" for path in sorted(logs)[:1]]
     return lines
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -16,6 +17,11 @@ SEPARATOR = "^|^"
 
 # How far the clocks of the login node and the controller may differ before a row counts as an older job with our id.
 CLOCK_SLACK_S = 3600
+
+# No array has a larger index (MaxArraySize), and no record of waiting tasks has more tasks than Slurm queues.
+_LARGEST_INDEX, _MOST_TASKS = 4_000_000, 100_000
+# No number of Slurm is longer. A longer one is damage, and would overflow a sum or a quotient.
+_MOST_DIGITS = 18
 
 _JOB_ID = re.compile(r"\d+(?:_(?:\d+|\[[^\]]*\]?))?(?:\+\d+)?(?P<step>\.[^.\[\]]+)?")
 _PENDING_TASKS = re.compile(r"(\d+)_\[([^\]]*)\]?")
@@ -144,7 +150,7 @@ def _per_task(row: AccountingRow) -> Iterator[AccountingRow]:
     if not match:
         yield row
         return
-    for task in _task_indices(match[2]):
+    for task in itertools.islice(_task_indices(match[2]), _MOST_TASKS):
         # The raw id of the record will belong to one of its tasks; sacct does not say to which one.
         yield replace(row, job_id=f"{match[1]}_{task}", job_id_raw=None)
 
@@ -164,8 +170,11 @@ def _task_indices(text: str) -> Iterator[int]:
     """
     for item in text.partition("%")[0].split(","):
         match = _TASK_RANGE.fullmatch(item)
-        if match:
-            yield from range(int(match[1]), int(match[2] or match[1]) + 1, int(match[3] or 1))
+        if match is None or any(_number(number) is None for number in match.groups("1")):
+            continue
+        first, last, step = int(match[1]), int(match[2] or match[1]), int(match[3] or 1)
+        if last <= _LARGEST_INDEX and step > 0:
+            yield from range(first, last + 1, step)
 
 
 def _word(text: str | None) -> str | None:
@@ -177,7 +186,7 @@ def _word(text: str | None) -> str | None:
 
 def _number(text: str | None) -> int | None:
     """A non-negative integer; None for anything else, such as a blank, UNLIMITED or Partition_Limit."""
-    if text and text.isascii() and text.isdigit():
+    if text and text.isascii() and text.isdigit() and len(text) <= _MOST_DIGITS:
         return int(text)
     return None
 
@@ -225,7 +234,7 @@ def _bytes(text: str) -> int | None:
         (12554240, 12554240, 1610612736, None)
     """
     match = _MEMORY.fullmatch(text)
-    if not match:
+    if not match or len(match[1]) > _MOST_DIGITS:
         return None
     power = " KMGTPE".index(match[2] or " ")
     return round(float(match[1]) * 1024.0**power)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import itertools
 import os
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
@@ -16,6 +17,7 @@ from filelock import FileLock, Timeout
 
 from disttrain.errors import UserError
 from disttrain.records.json_values import check_fields, parse_object, to_json, type_check
+from jobs.storage.plan_check import RUN_ID
 
 LEDGER_NAME = "ledger.jsonl"
 _LOCK_TIMEOUT_S = 60
@@ -100,7 +102,8 @@ def replay(events: Iterable[Mapping[str, Any]]) -> Ledger:
     return Ledger(jobs, tuple(intended), intended)
 
 
-_RUN_IDS, _TEXTS, _TIME = type_check(tuple[str, ...]), type_check(dict[str, str]), type_check(float)
+_ARE_TEXTS, _TEXTS, _TIME = type_check(tuple[str, ...]), type_check(dict[str, str]), type_check(float)
+_JOB_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_+.-]*")  # it is part of file names, and of sacct's command
 
 
 def _is_event(event: Mapping[str, Any]) -> bool:
@@ -109,10 +112,18 @@ def _is_event(event: Mapping[str, Any]) -> bool:
     if not isinstance(kind, str) or not (overrides is None or _TEXTS(overrides)):
         return False
     if kind in ("intend", "give_up", "forget"):
-        return _RUN_IDS(event.get("run_ids"))
+        return _are_run_ids(event.get("run_ids"))
     if kind == "record":
-        return _TEXTS(event.get("jobs")) and _TIME(event.get("time_s")) and _is_queue(event.get("queue"))
+        return _are_jobs(event.get("jobs")) and _TIME(event.get("time_s")) and _is_queue(event.get("queue"))
     return True
+
+
+def _are_run_ids(values: Any) -> bool:
+    return _ARE_TEXTS(values) and all(map(RUN_ID.fullmatch, values))
+
+
+def _are_jobs(jobs: Any) -> bool:
+    return _TEXTS(jobs) and _are_run_ids(list(jobs)) and all(map(_JOB_ID.fullmatch, jobs.values()))
 
 
 def _is_queue(queue: Any) -> bool:

@@ -9,7 +9,7 @@ from typing import Any
 
 from disttrain.records.json_values import check_fields, shorten
 
-_RUN_ID = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]*")  # it is a folder's name
+RUN_ID = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]*")  # it is a folder's name
 _MOST_RANKS = 10**6
 
 
@@ -43,7 +43,7 @@ def check_plan(plan: Mapping[str, Any]) -> None:
             check_fields(PlannedRun, run)
         except ValueError as error:
             raise ValueError(f"{where}: {error}") from None
-        if not _RUN_ID.fullmatch(run["run_id"]):
+        if not RUN_ID.fullmatch(run["run_id"]):
             raise ValueError(f"{where}: run_id is {shorten(run['run_id'])}")
         if not 0 < run["world_size"] <= _MOST_RANKS:
             raise ValueError(f"{where}: world_size is {run['world_size']}")

@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
 
-from tests.proofs import accuracy, propagation, resume, same_losses, slow_rank, timeline
+from tests.proofs import accuracy, propagation, random_inputs, resume, same_losses, slow_rank, timeline
 
 PROOFS = {
     "accuracy": accuracy.prove,
@@ -20,6 +20,7 @@ PROOFS = {
     "propagation": propagation.prove,
     "timeline": timeline.prove,
     "slow-rank": slow_rank.prove,
+    "random-inputs": random_inputs.prove,
 }
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "proofs.md"
 HEAD = """# Proofs

@@ -1,4 +1,4 @@
-"""Proof: the readers of flags, YAML and Slurm's variables take any text, and refuse it in one line or read it."""
+"""Proof: every reader of flags, YAML, Slurm's words and our own files reads any input, or refuses it in one line."""
 
 from __future__ import annotations
 
@@ -29,6 +29,11 @@ READERS = {
     "launcher variables": (
         "tests/disttrain/environment/test_rank_env.py::test_any_environment_has_a_rank_or_an_error",
     ),
+    "sacct's table": ("tests/jobs/results/test_any_input.py::test_any_answer_of_sacct_is_read_or_refused",),
+    "ledger and accounting": ("tests/jobs/results/test_any_input.py::test_any_ledger_gives_states",),
+    "plan.json": ("tests/jobs/results/test_any_input.py::test_any_plan_gives_states_or_an_error",),
+    "files of a run": ("tests/jobs/results/test_any_input.py::test_any_files_of_a_run_give_a_row",),
+    "records": ("tests/jobs/results/test_any_input.py::test_any_records_are_read_or_refused",),
 }
 
 

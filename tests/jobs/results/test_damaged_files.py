@@ -162,6 +162,9 @@ BAD_EVENTS = [
     {"event": "record", "jobs": {}, "time_s": 1.0, "queue": {"host": "h"}},
     {"event": "record", "jobs": {}, "time_s": 1.0, "queue": {"host": "h", "pid": 10**30, "created_s": 1.0}},
     {"event": "record", "jobs": {}, "time_s": 1.0, "set": [1]},
+    {"event": "record", "jobs": {"1x1-a": ""}, "time_s": 1.0}, {"event": "intend", "run_ids": ["x/\0"]},
+    {"event": "record", "jobs": {"1x1-a": "../x"}, "time_s": 1.0}, {"event": "forget", "run_ids": [""]},
+    {"event": "record", "jobs": {"../x": "7"}, "time_s": 1.0},
 ]  # fmt: skip
 
 

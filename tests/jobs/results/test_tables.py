@@ -41,8 +41,9 @@ def rendered(table: RenderableType, width: int) -> str:
     return "".join(line.rstrip() + "\n" for line in buffer.getvalue().splitlines())
 
 
-def plan_of(cluster: ClusterProfile | None) -> Plan:
-    runs = expand(parse_sweep(parse_yaml(SWEEP, "s.yaml"), "/nowhere"))
+def plan_of(cluster: ClusterProfile | None, folder: Path) -> Plan:
+    (folder / "my" / "data[red]").mkdir(parents=True, exist_ok=True)
+    runs = expand(parse_sweep(parse_yaml(SWEEP, "s.yaml"), str(folder)))
     return make_plan("s", runs, "site" if cluster else "local", cluster, Path("/sweeps/s/site"))
 
 
@@ -71,13 +72,15 @@ RESULTS = [
 ]  # fmt: skip
 
 
-def test_plan_table() -> None:
-    text = rendered(plan_table(plan_of(ClusterProfile.model_validate({"time": "00:20:00"}))), 80)
-    assert text + rendered(plan_table(plan_of(None)), 80) == (GOLDEN / "plan_table.txt").read_text(encoding="utf-8")
+def test_plan_table(tmp_path: Path) -> None:
+    text = rendered(plan_table(plan_of(ClusterProfile.model_validate({"time": "00:20:00"}), tmp_path)), 80)
+    assert text + rendered(plan_table(plan_of(None, tmp_path)), 80) == (GOLDEN / "plan_table.txt").read_text(
+        encoding="utf-8"
+    )
 
 
-def test_a_plan_without_a_request_of_gpus() -> None:
-    plan = plan_of(ClusterProfile.model_validate({"time": "00:20:00", "gpu_request": "none"}))
+def test_a_plan_without_a_request_of_gpus(tmp_path: Path) -> None:
+    plan = plan_of(ClusterProfile.model_validate({"time": "00:20:00", "gpu_request": "none"}), tmp_path)
     lines = rendered(plan_table(plan), 80).splitlines()
     assert [line.strip() for line in lines[4:6]] == [
         "1x1: 3 runs         nodes 1, tasks 1, GPUs not requested,",

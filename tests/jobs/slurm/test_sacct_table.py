@@ -280,6 +280,30 @@ def test_any_job_name_is_parsed(name: str) -> None:
     )
 
 
+@pytest.mark.parametrize(
+    ("tasks", "count"),
+    [
+        ("0-4000000", 100_000), ("0-99999999999", 0), ("0-1,99999999999", 2), ("1-9:0", 0), ("5-1", 0),
+        ("9" * 5000, 0), ("0-2000:2", 1001),
+    ],
+)  # fmt: skip
+def test_no_list_of_waiting_tasks_is_endless(tasks: str, count: int) -> None:
+    rows = parse_sacct(table({"JobID": f"7_[{tasks}]", "State": "PENDING"}))
+    assert len(rows) == count
+
+
+def test_numbers_longer_than_any_of_slurm_are_unknown() -> None:
+    row = {
+        "JobID": "7",
+        "State": "RUNNING",
+        "AllocTRES": f"gres/gpu={'9' * 400}",
+        "Start": "1",
+        "ElapsedRaw": "9" * 5000,
+    }
+    (parsed,) = parse_sacct(table(row))
+    assert (parsed.alloc_gpus, parsed.elapsed_s, parsed.gpu_hours) == (None, None, None)
+
+
 WORDS = st.sampled_from(
     ["", "0", "17", "Unknown", "None", "None assigned", "UNLIMITED", "1:0", "4K", "1.5G", "7?", "a=b,gres/gpu:x=?"]
 )
