@@ -13,8 +13,13 @@ from typing import Any
 
 import pytest
 
+from disttrain.config.train_config import TrainConfig
 from disttrain.errors import UserError
-from jobs import cli
+from jobs import cli, launch
+from jobs.planning.allocation import Allocation
+from jobs.planning.cluster_profile import ClusterProfile
+from jobs.planning.expand import RunSpec
+from jobs.planning.plan import make_plan
 from jobs.results import status
 from jobs.results.status import read_status
 from jobs.slurm.attempts import AccountingRow
@@ -24,6 +29,7 @@ from jobs.storage.ledger import append_lines, submission_lock
 from jobs.storage.sweep_folder import SweepFolder, prepare
 
 SWEEP = "name: s\nallocations: [1x1, 2x1]\nbase: {model: bert, max_steps: 3}\n"
+RUN = RunSpec("a", Allocation(1, 1), TrainConfig(model="bert").resolved(), {}, {}, 0)
 REFUSALS = {errno.ENOSPC: "No space left on device", errno.EDQUOT: "Disk quota exceeded", errno.EROFS: "Read-only"}
 
 
@@ -209,3 +215,17 @@ def test_the_check_of_the_space_leaves_nothing(tmp_path: Path) -> None:
     folder.create()
     folder.require_space(10**6)
     assert sorted(path.name for path in folder.path.iterdir()) == ["logs"]
+
+
+def test_batch_scripts_are_private_in_open_logs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """submitit writes them with the umask; a folder of an earlier release may be open to others."""
+    folder = SweepFolder(tmp_path / "s" / "site")
+    folder.create()
+    folder.logs.chmod(0o755)
+    for name in ("7_submission.sh", "7_0_submitted.pkl", "70_submission.sh"):
+        (folder.logs / name).touch(0o644)
+    (group,) = make_plan("s", [RUN], "site", ClusterProfile.model_validate({}), folder.path).groups
+    launch._on_sent(folder, group, "7")
+    modes = {path.name: oct(path.stat().st_mode & 0o777) for path in folder.logs.iterdir()}
+    assert modes == {"7_submission.sh": "0o600", "7_0_submitted.pkl": "0o600", "70_submission.sh": "0o644"}
+    assert capsys.readouterr().out == "  1x1: 1 run as job 7\n"
