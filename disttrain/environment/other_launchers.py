@@ -36,6 +36,9 @@ _LAUNCHERS = (
     _Names(("HOROVOD_RANK",), ("HOROVOD_SIZE",)),
 )
 
+# Every variable with which a launcher numbers or counts its processes.
+PLACE_VARIABLES = frozenset(name for names in _LAUNCHERS for name in (*names.rank, *names.size))
+
 
 def check_alone(environ: Mapping[str, str]) -> None:
     """Checks that no launcher says that this process is one of several.

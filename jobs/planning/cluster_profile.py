@@ -23,6 +23,7 @@ from disttrain.config.value_errors import describe_value_error
 from disttrain.config.yaml_nodes import dotted
 from disttrain.environment.variables import shorten
 from disttrain.errors import UserError
+from jobs.planning.sbatch_options import PLANNED_OPTIONS, USER_DEFAULTS
 from jobs.planning.yaml_file import Document, load_yaml
 
 LOCAL = "local"
@@ -31,12 +32,6 @@ GENERIC = "slurm"  # the profile in slurm_templates for any Slurm cluster
 
 # The top-level keys of a sweep file. They are here because a profile answers one that is written under slurm.
 SECTIONS = ("name", "allocations", "base", "axes", "zip", "exclude", "include", "seeds", "measure_link", "slurm")
-
-# Options that the plan sets itself. A second value would contradict the plan, or make it differ from the submission.
-_PLANNED_OPTIONS = frozenset({
-    "nodes", "ntasks", "ntasks-per-node", "cpus-per-task", "gpus", "gpus-per-node", "gpus-per-task", "gres", "array",
-    "job-name", "output", "error", "open-mode", "time", "partition", "account", "qos", "constraint",
-})  # fmt: skip
 
 _TIME = re.compile(r"(?:(?P<days>[0-9]{1,9})-)?(?P<rest>[0-9]{1,9}(?::[0-9]{1,9}){0,2})")
 
@@ -225,7 +220,7 @@ def _check_sbatch_options(cluster: ClusterProfile, where: Callable[[str], str]) 
         message = f"sbatch has the key {option!r}"
         if option.startswith("-"):
             raise UserError(message, where=where("sbatch"), hint="write it without the leading dashes")
-        if option.replace("_", "-") in _PLANNED_OPTIONS:
+        if option.replace("_", "-") in PLANNED_OPTIONS:
             hint = "the profile has its own key for it: write it outside sbatch"
             if option.replace("-", "_") not in ClusterProfile.model_fields:
                 hint = synonym_hint(option, Place.SLURM)
@@ -248,7 +243,8 @@ def find_profile(
         which: A function that finds a program on PATH.
 
     Returns:
-        (name, profile); the profile is None for `local` and `debug`.
+        (name, profile); the profile is None for `local` and `debug`. Keys that it lacks have the user's SBATCH_
+        variables, so that the plan shows what is submitted.
 
     Raises:
         UserError: The profile does not exist; the error names the folders that were searched.
@@ -260,18 +256,30 @@ def find_profile(
         path = (working_dir / Path(wanted).expanduser()).resolve()
         if path.stem in (LOCAL, DEBUG):
             raise UserError(f"the profile {wanted!r} has the reserved name {path.stem!r}", hint="rename the file")
-        return path.stem, load_profile(path)
+        return path.stem, _with_user_defaults(load_profile(path), environ)
     folders = profile_folders(environ, working_dir)
     for folder in folders:
         path = folder / f"{wanted}.yaml"
         if path.is_file():
-            return wanted, load_profile(path)
+            return wanted, _with_user_defaults(load_profile(path), environ)
     known = sorted({path.stem for folder in folders for path in folder.glob("*.yaml")})
     raise UserError(
         f"no cluster profile {wanted!r} in {', '.join(map(str, folders))}",
         where="--cluster" if name else "$SWEEP_CLUSTER",
         hint=f"known: {', '.join([LOCAL, DEBUG, *known])}",
     )
+
+
+def _with_user_defaults(cluster: ClusterProfile, environ: Mapping[str, str]) -> ClusterProfile:
+    """The profile with the SBATCH_ variables of the user, for the keys that it does not have."""
+    defaults = {
+        key: environ[variable]
+        for key, variable in USER_DEFAULTS.items()
+        if key not in cluster.model_fields_set and environ.get(variable)
+    }
+    if not defaults:
+        return cluster
+    return _validate(cluster.model_dump() | defaults, lambda key: f"${USER_DEFAULTS.get(key, key)}")
 
 
 def _default_cluster(which: Callable[[str], str | None]) -> str:

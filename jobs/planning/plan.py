@@ -157,6 +157,7 @@ def slurm_parameters(name: str, allocation: Allocation, cluster: ClusterProfile)
             str(cluster.cpus_per_gpu),
             "--kill-on-bad-exit=1",
             f"--wait={_WAIT_FOR_OTHER_RANKS_S}",
+            "--export=ALL",  # with SBATCH_EXPORT=NONE, srun would not pass on what `setup` and submitit set
         ],
         "setup": setup_lines(cluster),
         # submitit writes true as --option without a value. false has no option: it removes the value of the profile.

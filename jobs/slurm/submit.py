@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import os
 import shutil
 from collections.abc import Callable, Mapping
 
@@ -13,6 +14,7 @@ from jobs.environ import clean_environ
 from jobs.planning.cluster_profile import compute_python
 from jobs.planning.expand import RunSpec
 from jobs.planning.plan import JobGroup, Plan
+from jobs.planning.sbatch_options import overruled_variables
 from jobs.storage import ledger
 from jobs.storage.sweep_folder import SweepFolder
 
@@ -65,7 +67,9 @@ def _sbatch(plan: Plan, group: JobGroup) -> list[str]:
     executor.update_parameters(**group.parameters)
     tasks = [rank_task(plan, run) for run in group.runs]
     # submitit prints the output of sbatch after a refusal; our one-line error already has it.
-    with clean_environ(other_node=True), contextlib.redirect_stderr(io.StringIO()):
+    options = plan.cluster.sbatch if plan.cluster else ()
+    overruled = overruled_variables(os.environ, plan.script(group), options)
+    with clean_environ(other_node=True, overruled=overruled), contextlib.redirect_stderr(io.StringIO()):
         try:
             # submitit makes an array of several tasks, and a plain job of one.
             return [str(job.job_id) for job in executor.submit_array(tasks)]

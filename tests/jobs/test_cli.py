@@ -504,6 +504,7 @@ def test_a_login_node_needs_no_torch(tmp_path: Path) -> None:
         PYTHONPATH=str(tmp_path / "blocked"),
         SLURM_JOB_ID="1",
         SBATCH_PARTITION="other",
+        SBATCH_ARRAY_INX="0-7",
     )
     for name in HEAVY:
         assert f"No module named '{name}'" in python(f"import {name}", tmp_path, environ).stderr
@@ -522,7 +523,9 @@ def test_a_login_node_needs_no_torch(tmp_path: Path) -> None:
     ]
     assert "\n".join(path.read_text() for path in sorted((tmp_path / "scripts").iterdir())) == planned
     environ_lines = (tmp_path / "env").read_text().splitlines()
-    assert not [line for line in environ_lines if line.startswith(("SLURM_JOB_ID", "SBATCH_"))]
+    assert "#SBATCH --partition=other\n" in planned  # the user's default, not the job's around it
+    own = [line for line in environ_lines if line.startswith(("SLURM_JOB_ID", "SBATCH_"))]
+    assert own == ["SBATCH_PARTITION=other"]
     assert (
         run("submit", "s.yaml").stdout.splitlines()[0]
         == "s on slurm: submitting 0 of 2 runs (1 done, 1 queued or running)"

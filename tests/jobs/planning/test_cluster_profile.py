@@ -11,7 +11,6 @@ import pytest
 
 from disttrain.errors import UserError
 from jobs.planning.cluster_profile import (
-    _PLANNED_OPTIONS,
     ClusterProfile,
     compute_python,
     find_profile,
@@ -19,6 +18,7 @@ from jobs.planning.cluster_profile import (
     override,
     parse_time_s,
 )
+from jobs.planning.sbatch_options import PLANNED_OPTIONS
 from jobs.planning.sweep_file import parse_sweep
 from jobs.planning.yaml_file import parse_yaml
 
@@ -230,6 +230,22 @@ def test_odd_time_limit_is_one_short_line(text: str) -> None:
     assert len(str(caught.value)) < 400
 
 
+def test_user_defaults_fill_missing_keys(tmp_path: Path) -> None:
+    """Sites advise export SBATCH_ACCOUNT=project: it holds where profile and sweep say nothing."""
+    (tmp_path / "site.yaml").write_text("partition: gpu\nqos: null\n")
+    environ = {
+        "SBATCH_ACCOUNT": "proj-a", "SBATCH_PARTITION": "debug", "SBATCH_QOS": "high", "SBATCH_CONSTRAINT": "",
+        "SBATCH_TIMELIMIT": "2-12",
+    }  # fmt: skip
+    _, cluster = find_profile("./site.yaml", environ, tmp_path)
+    assert cluster
+    assert (cluster.account, cluster.partition, cluster.qos, cluster.constraint) == ("proj-a", "gpu", None, None)
+    assert cluster.time_min == 3600
+    assert override(cluster, {"account": "proj-b"}, str).account == "proj-b"
+    with pytest.raises(UserError, match=r"^\$SBATCH_TIMELIMIT: time is 'UNLIMITED', not a time limit"):
+        find_profile("./site.yaml", {"SBATCH_TIMELIMIT": "UNLIMITED"}, tmp_path)
+
+
 def no_program(name: str) -> None:
     return None
 
@@ -347,7 +363,7 @@ def test_an_unknown_key_of_a_profile(key: str, hint: str, tmp_path: Path) -> Non
     assert str(caught.value) == f"s.yaml:5: slurm.{key}: {error}"
 
 
-@pytest.mark.parametrize("option", sorted(_PLANNED_OPTIONS))
+@pytest.mark.parametrize("option", sorted(PLANNED_OPTIONS))
 def test_an_option_of_the_plan_has_an_answer(option: str, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=rf"sbatch has the key '{option}' \(.+\)$"):
         profile(f"sbatch: {{{option}: 1}}\n", tmp_path)

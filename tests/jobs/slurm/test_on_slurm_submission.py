@@ -28,8 +28,11 @@ LEAKED = {
     "SLURM_CPUS_PER_TASK": "7", "SLURM_MEM_PER_CPU": "100", "SLURM_NTASKS_PER_NODE": "5", "SLURM_JOB_ID": "4242",
     "SLURM_PROCID": "3", "SLURM_ARRAY_TASK_ID": "5", "SLURM_STEP_GPUS": "6", "SUBMITIT_EXECUTOR": "local",
     "TORCHELASTIC_RUN_ID": "other", "RANK": "3", "LOCAL_RANK": "3", "WORLD_SIZE": "9", "MASTER_ADDR": "10.9.9.9",
-    "MASTER_PORT": "1",
+    "MASTER_PORT": "1", "SLURM_GPUS_PER_NODE": "2", "SLURM_TIMELIMIT": "1", "SLURM_EXPORT_ENV": "NONE",
+    "SBATCH_MEM_BIND": "local", "OMPI_COMM_WORLD_RANK": "3", "OMPI_COMM_WORLD_SIZE": "9", "PMI_RANK": "3",
 }  # fmt: skip
+# The user's own: what profile and sweep do not decide holds, inside another job too.
+OWN = {"SBATCH_ACCOUNT": "proj-a", "SBATCH_NO_REQUEUE": "1", "MY_TOKEN": "a b", "NCCL_DEBUG": "WARN"}
 # Listens on two ports of its host: it closes every connection to the first, and never answers on the second.
 LISTENER = """
 import select, socket, sys
@@ -55,6 +58,15 @@ class SubmittedRun:
     connections: str  # the connections to the ports in use
 
 
+@pytest.fixture(scope="module", autouse=True)
+def project(slurm_cluster: Mapping[str, str]) -> None:
+    """The account proj-a, next to the default account of root."""
+    for command in (["account", "proj-a"], ["user", "root", "account=proj-a"]):
+        # It exists after the first test run: the exit status is then 1.
+        environ = {**os.environ, **slurm_cluster}
+        subprocess.run(["sacctmgr", "-i", "add", *command], env=environ, capture_output=True, check=False)
+
+
 @pytest.fixture(scope="module")
 def submitted(slurm_cluster: Mapping[str, str], tmp_path_factory: pytest.TempPathFactory) -> SubmittedRun:
     folder = tmp_path_factory.mktemp("inside")
@@ -73,7 +85,7 @@ def submitted(slurm_cluster: Mapping[str, str], tmp_path_factory: pytest.TempPat
             "setup": ["unset SLURM_CPUS_PER_TASK"],
         },
     )  # fmt: skip
-    leaked = [f"{name}={value}" for name, value in LEAKED.items()]
+    leaked = [f"{name}={value}" for name, value in {**LEAKED, **OWN}.items()]
     submit = sweeping.command("submit", file)
     sweeping.outside("srun", "--job-name=outer", "-N1", "-n1", "-c2", "--nodelist=node2", "env", *leaked, *submit)
     (row,) = sweeping.status()
@@ -133,6 +145,72 @@ def test_leaked_variables_have_no_effect(submitted: SubmittedRun) -> None:
         )
         assert LEAKED["SLURM_CPU_BIND"] not in environ.get("SLURM_CPU_BIND", "")
         assert environ["SLURM_STEP_GPUS"] != LEAKED["SLURM_STEP_GPUS"]
+
+
+def test_the_users_variables_hold(submitted: SubmittedRun) -> None:
+    assert "#SBATCH --account=proj-a" in submitted.script
+    for environ in submitted.environs:
+        assert environ["SLURM_JOB_ACCOUNT"] == "proj-a"
+        assert OWN.items() <= environ.items()
+
+
+@pytest.mark.parametrize(
+    ("own", "shown"),
+    [
+        (
+            {
+                "SBATCH_ACCOUNT": "proj-a",
+                "SBATCH_TIMELIMIT": "7",
+                "SBATCH_PARTITION": "preempt",
+                "SBATCH_NO_REQUEUE": "1",
+            },
+            {"Account": "proj-a", "TimeLimit": "00:10:00", "Partition": "gpu", "Requeue": "0", "JobName": "own"},
+        ),
+        # What would contradict the plan: the job starts with them, or never.
+        (
+            {
+                "SBATCH_ARRAY_INX": "0-7",
+                "SBATCH_GPUS": "9",
+                "SBATCH_JOB_NAME": "x",
+                "SBATCH_WAIT": "1",
+                "SLURM_GPUS": "9",
+            },
+            {"Account": "root", "TimeLimit": "00:10:00", "Partition": "gpu", "Requeue": "1", "JobName": "own"},
+        ),
+    ],
+    ids=["defaults", "contradictions"],
+)
+def test_variables_of_a_login_shell(
+    own: dict[str, str], shown: dict[str, str], slurm_cluster: Mapping[str, str], tmp_path: Path
+) -> None:
+    sweeping = Sweeping(tmp_path, {**os.environ, **slurm_cluster, **own})
+    file = write_sweep(tmp_path / "own.yaml", allocations=["1x1"], base=tiny_base(), slurm={"sbatch": {"hold": True}})
+    sweeping.run("submit", file)
+    (row,) = sweeping.status()
+    job = sweeping.outside("scontrol", "show", "job", row["job_id"])
+    sweeping.outside("scancel", row["job_id"])
+    assert "ArrayJobId" not in job
+    assert {name: value for name, _, value in (pair.partition("=") for pair in job.split()) if name in shown} == shown
+
+
+def test_a_job_without_the_shells_variables(slurm_cluster: Mapping[str, str], tmp_path: Path) -> None:
+    """With SBATCH_EXPORT=NONE, srun would not pass on what `setup` and submitit set."""
+    own = {"SBATCH_EXPORT": "NONE", "SBATCH_ACCOUNT": "proj-a", "MY_TOKEN": "x", "SLURM_TIMELIMIT": "1"}
+    sweeping = Sweeping(tmp_path, {**os.environ, **slurm_cluster, **own})
+    python = tmp_path / "python"
+    python.write_text(f'#!/bin/sh\nenv -0 > {tmp_path}/environ\nexec {shlex.quote(sys.executable)} "$@"\n')
+    python.chmod(0o755)
+    setup = ["export HF_HUB_OFFLINE=1", "export SET_HERE=1"]
+    slurm = {"python": str(python), "setup": setup}
+    file = write_sweep(tmp_path / "none.yaml", allocations=["1x1"], base=tiny_base(), slurm=slurm)
+    sweeping.run("submit", file)
+    (row,) = wait_for(
+        lambda: [row for row in sweeping.status() if row["end_time"]], "end of the job", limit_s=FINISH_LIMIT_S
+    )
+    assert (row["state"], row["reason"]) == ("COMPLETED", None)
+    environ = _read_environ(tmp_path / "environ")
+    assert (environ["SET_HERE"], environ["SLURM_JOB_ACCOUNT"]) == ("1", "proj-a")
+    assert not {"MY_TOKEN", "SLURM_TIMELIMIT"} & environ.keys()
 
 
 def test_srun_gets_cpus_per_rank(submitted: SubmittedRun) -> None:
