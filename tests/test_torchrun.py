@@ -144,6 +144,41 @@ def test_two_nodes_with_two_launchers(slurm_cluster: Mapping[str, str], tmp_path
     assert len({(record["loss"], record["accuracy"], record["examples"]) for record in evals}) == 1
 
 
+def test_older_launcher_adds_local_rank(tmp_path: Path) -> None:
+    flags = ["-m", "torch.distributed.launch", "--nproc_per_node=2", "bert.py", "--setup", "9_9"]
+    code, _, stderr = end(in_folder(sys.executable, *flags, "--output_dir", str(tmp_path)))
+    assert code == 1
+    errors = {line for line in stderr.splitlines() if line.startswith("error: ")}
+    assert len(errors) == 1
+    assert "setup '9_9' says 9x9 (nodes x ranks per node), but the run has 1x2" in errors.pop()
+
+
+@pytest.mark.parametrize(
+    ("environ", "error"),
+    [
+        (
+            {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"},
+            "error: environment: this process is one of several (RANK={rank}, WORLD_SIZE=2), but LOCAL_RANK is not set"
+            " (start the ranks with torchrun or srun, or set these variables for each rank)\n",
+        ),
+        (
+            {"WORLD_SIZE": "0", "LOCAL_RANK": "0", "MASTER_ADDR": "n"},
+            "error: environment: WORLD_SIZE is 0; it must be at",
+        ),
+    ],
+    ids=["without LOCAL_RANK", "of size 0"],
+)
+def test_ranks_without_a_place_are_no_runs(environ: dict[str, str], error: str, tmp_path: Path) -> None:
+    """Each would otherwise be a run of one rank, and both would write the same folder."""
+    for rank in ("0", "1"):
+        command = [sys.executable, "bert.py", *SMALL_BERT, "--output_dir", str(tmp_path / "out")]
+        code, stdout, stderr = end(in_folder(*command, environ={**environ, "RANK": rank}))
+        assert (code, stdout) == (2, "")
+        assert stderr.startswith(error.format(rank=rank))
+        assert len(stderr.splitlines()) == 1
+    assert not (tmp_path / "out").exists()
+
+
 @pytest.mark.parametrize("setup", ["2_2", "2x2"])
 def test_wrong_setup_is_an_error(setup: str, tmp_path: Path) -> None:
     flags = ["--standalone", "--nnodes=1", "--nproc_per_node=2", "bert.py", "--per_gpu_batch=1", "--setup", setup]
