@@ -35,6 +35,8 @@ SECTIONS = ("name", "allocations", "base", "axes", "zip", "exclude", "include", 
 
 _TIME = re.compile(r"(?:(?P<days>[0-9]{1,9})-)?(?P<rest>[0-9]{1,9}(?::[0-9]{1,9}){0,2})")
 
+_OPTION = re.compile(r"[A-Za-z][A-Za-z0-9_-]*")
+
 Line = Annotated[str, Field(min_length=1)]
 
 
@@ -217,9 +219,11 @@ def _check_texts(cluster: ClusterProfile, where: Callable[[str], str]) -> None:
 
 def _check_sbatch_options(cluster: ClusterProfile, where: Callable[[str], str]) -> None:
     for option in cluster.sbatch:
-        message = f"sbatch has the key {option!r}"
+        message = f"sbatch has the key {shorten(option)}"
         if option.startswith("-"):
             raise UserError(message, where=where("sbatch"), hint="write it without the leading dashes")
+        if not _OPTION.fullmatch(option):
+            raise UserError(message, where=where("sbatch"), hint="write the name of an option: {mail-type: END}")
         if option.replace("_", "-") in PLANNED_OPTIONS:
             hint = "the profile has its own key for it: write it outside sbatch"
             if option.replace("-", "_") not in ClusterProfile.model_fields:
@@ -253,7 +257,7 @@ def find_profile(
     if wanted in (LOCAL, DEBUG):
         return wanted, None
     if wanted.endswith((".yaml", ".yml")) or "/" in wanted:
-        path = (working_dir / Path(wanted).expanduser()).resolve()
+        path = (working_dir / os.path.expanduser(wanted)).resolve()
         if path.stem in (LOCAL, DEBUG):
             raise UserError(f"the profile {wanted!r} has the reserved name {path.stem!r}", hint="rename the file")
         return path.stem, _with_user_defaults(load_profile(path), environ)

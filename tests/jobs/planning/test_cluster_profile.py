@@ -134,6 +134,10 @@ def test_reads_every_key(tmp_path: Path) -> None:
             "1: sbatch: sbatch has the key '--mail-type' (write it without the leading dashes)",
         ),
         (
+            'sbatch: {"comment=x\\nrm -r": 1}',
+            "1: sbatch: sbatch has the key 'comment=x\\nrm -r' (write the name of an option: {mail-type: END})",
+        ),
+        (
             "sbatch: {ntasks_per_node: 3}",
             "1: sbatch: sbatch has the key 'ntasks_per_node'"
             " (at the top level of the sweep file, write allocations: [2x4], which means 2 nodes with 4 GPUs each)",
