@@ -24,6 +24,8 @@ from jobs.planning.yaml_file import Document
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,99}")
 _RESERVED_NAMES = ("torchrun",)
 
+_LONGEST_TEXT = 200  # of an override in a message
+
 
 @dataclass(frozen=True)
 class Pattern:
@@ -39,12 +41,14 @@ class Pattern:
 
 
 def format_override(name: str, text: str) -> str:
-    """An override as the user typed it, for messages.
+    """An override as the user typed it, for messages; a very long one loses its middle.
 
     Example:
         >>> format_override("lr", "2e-5")
         '--set lr=2e-5'
     """
+    if len(text) > _LONGEST_TEXT:
+        text = f"{text[: _LONGEST_TEXT // 2]}...{text[-_LONGEST_TEXT // 2 :]}"
     return f"--set {name}={text}"
 
 

@@ -100,6 +100,14 @@ def test_accepts_plain_names(name: str) -> None:
     assert parse_sweep(parse_yaml(text, "s.yaml"), "/nowhere").name == name
 
 
+@pytest.mark.parametrize("text", ["[" * 3000, "9" * 5000, "a" * 5000, "!!int " + "x" * 5000])
+def test_a_long_override_has_a_short_error(text: str) -> None:
+    document = parse_yaml("name: s\nallocations: [1x1]\nbase: {model: bert}\n", "s.yaml")
+    with pytest.raises(UserError, match=r"^--set seed=") as caught:
+        parse_sweep(document, "/nowhere", {"seed": text})
+    assert len(str(caught.value)) < 800
+
+
 def flow_mapping(items: Mapping[str, str]) -> str:
     return "{" + ", ".join(f"{key}: {value}" for key, value in items.items()) + "}"
 
