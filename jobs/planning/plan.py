@@ -13,8 +13,9 @@ from typing import Any
 from disttrain.config.train_config import LINK
 from disttrain.errors import UserError
 from jobs.planning.allocation import Allocation
-from jobs.planning.cluster_profile import ClusterProfile, compute_python, imports_elsewhere
+from jobs.planning.cluster_profile import ClusterProfile
 from jobs.planning.expand import RunSpec
+from jobs.planning.interpreter import compute_python, imports_elsewhere
 
 # srun ends the step this long after the first rank has ended without an error. The other ranks end almost at the same
 # time.

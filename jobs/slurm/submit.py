@@ -11,8 +11,8 @@ from collections.abc import Callable, Mapping
 from disttrain.errors import UserError
 from jobs.entry import RankTask
 from jobs.environ import clean_environ
-from jobs.planning.cluster_profile import compute_python
 from jobs.planning.expand import RunSpec
+from jobs.planning.interpreter import compute_python
 from jobs.planning.plan import JobGroup, Plan
 from jobs.planning.sbatch_options import overruled_variables
 from jobs.storage import ledger

@@ -12,12 +12,12 @@ import pytest
 from disttrain.errors import UserError
 from jobs.planning.cluster_profile import (
     ClusterProfile,
-    compute_python,
     find_profile,
     load_profile,
     override,
     parse_time_s,
 )
+from jobs.planning.interpreter import compute_python
 from jobs.planning.sbatch_options import PLANNED_OPTIONS
 from jobs.planning.sweep_file import parse_sweep
 from jobs.planning.yaml_file import parse_yaml
