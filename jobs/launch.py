@@ -17,7 +17,7 @@ from jobs.local.local_queue import send_to_local
 from jobs.planning.cluster_profile import LOCAL
 from jobs.planning.plan import JobGroup, Plan, count_runs, plan_json, run_json, with_runs
 from jobs.planning.sweep_file import Sweep
-from jobs.results.status import Status, read_status
+from jobs.results.status import read_states
 from jobs.slurm.sacct import queued_jobs
 from jobs.slurm.sacct_table import AccountingUnavailable
 from jobs.slurm.states import JobPhase, State
@@ -143,16 +143,15 @@ def _check_interrupted(folder: SweepFolder, ledger: Ledger) -> None:
 
 def _missing(folder: SweepFolder, plan: Plan, ledger: Ledger) -> frozenset[str]:
     """The ids of the runs to submit, after a line that says how many there are."""
-    status = Status((), ())
-    if ledger.jobs or ledger.damaged_lines:
-        status = read_status(folder, os.environ)
-    for notice in status.notices:
-        print(f"note: {notice}", file=sys.stderr)
-    results = {result.run_id: result for result in status.results}
     planned = [run.run_id for run in plan.runs]
     submitted = [run_id for run_id in planned if run_id in ledger.jobs]
-    done = {run_id for run_id in submitted if results[run_id].state == State.COMPLETED}
-    active = {run_id for run_id in submitted if results[run_id].phase is not JobPhase.FINISHED}
+    states: Mapping[str, State] = {}
+    if ledger.jobs or ledger.damaged_lines:
+        states, notices = read_states(folder, submitted, ledger, os.environ)
+        for notice in notices:
+            print(f"note: {notice}", file=sys.stderr)
+    done = {run_id for run_id, state in states.items() if state is State.COMPLETED}
+    active = {run_id for run_id, state in states.items() if state.phase is not JobPhase.FINISHED}
     missing = frozenset(planned) - done - active
     line = f"{plan.sweep_name} on {plan.cluster_name}: submitting {len(missing)} of {count_runs(len(planned))}"
     if done or active:

@@ -45,6 +45,38 @@ def read_status(folder: SweepFolder, environ: Mapping[str, str]) -> Status:
         environ: The environment for sacct.
     """
     ledger = read_ledger(folder.path)
+    accounting = _read_accounting(folder, ledger, environ)
+    notices = list(accounting.notices)
+    planned = folder.planned_runs()
+    unsubmitted = {run["run_id"] for run in planned} - set(ledger.jobs) - set(ledger.unconfirmed)
+    if unsubmitted:
+        notices.append(f"{len(unsubmitted)} of {len(planned)} runs were never submitted; sweep submit submits them")
+    records = {run["run_id"]: read_run(folder.run(run["run_id"])) for run in planned}
+    local = folder.cluster_name == LOCAL
+    results = join(planned, ledger, attempts_by_job(accounting.rows), records, local=local)
+    return Status(results, tuple(notices), accounting.is_current, accounting.is_saved)
+
+
+def read_states(
+    folder: SweepFolder, run_ids: Sequence[str], ledger: Ledger, environ: Mapping[str, str]
+) -> tuple[dict[str, State], tuple[str, ...]]:
+    """The state of each run, from one sacct call as in `read_status`, and notices. plan.json need not have the runs."""
+    accounting = _read_accounting(folder, ledger, environ)
+    return run_states(run_ids, ledger, attempts_by_job(accounting.rows)), accounting.notices
+
+
+@dataclass(frozen=True)
+class _Accounting:
+    """The rows of all attempts; the other fields are those of `Status`."""
+
+    rows: tuple[AccountingRow, ...]
+    notices: tuple[str, ...]
+    is_current: bool
+    is_saved: bool
+
+
+def _read_accounting(folder: SweepFolder, ledger: Ledger, environ: Mapping[str, str]) -> _Accounting:
+    """The attempts of all jobs in the ledger: from Slurm, or as the local queue has written them."""
     saved, damaged_rows = _saved_rows(folder.accounting_file)
     notices = [
         *_damage_notice(LEDGER_NAME, ledger.damaged_lines, "jobs may be missing"),
@@ -66,14 +98,7 @@ def read_status(folder: SweepFolder, environ: Mapping[str, str]) -> Status:
             f"a submission of {len(ledger.unconfirmed)} runs was interrupted:"
             f" squeue --name={folder.sweep_name} shows which of its jobs exist"
         )
-    planned = folder.planned_runs()
-    unsubmitted = {run["run_id"] for run in planned} - set(ledger.jobs) - set(ledger.unconfirmed)
-    if unsubmitted:
-        notices.append(f"{len(unsubmitted)} of {len(planned)} runs were never submitted; sweep submit submits them")
-    records = {run["run_id"]: read_run(folder.run(run["run_id"])) for run in planned}
-    local = folder.cluster_name == LOCAL
-    results = join(planned, ledger, attempts_by_job(rows), records, local=local)
-    return Status(results, tuple(notices), is_current, is_saved)
+    return _Accounting(rows, tuple(notices), is_current, is_saved)
 
 
 def _damage_notice(name: str, numbers: Sequence[int], consequence: str) -> tuple[str, ...]:

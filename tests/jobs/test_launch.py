@@ -152,6 +152,23 @@ def test_a_run_keeps_the_config_of_its_submission(slurm: Slurm, tmp_path: Path) 
 
 
 @pytest.mark.process
+@pytest.mark.parametrize("kept", [None, 1])
+def test_a_lost_plan_repeats_no_run(slurm: Slurm, tmp_path: Path, kept: int | None) -> None:
+    """plan.json was removed, as its error message advises, or an older one was restored."""
+    plan = plan_of(tmp_path)
+    folder = SweepFolder(plan.folder)
+    launch(plan, LOADED, max_ranks=None)
+    slurm.states.update({"1_0": State.COMPLETED, "1_1": State.FAILED, "2_0": State.RUNNING})
+    planned = folder.planned_runs()
+    folder.plan_file.unlink()
+    if kept is not None:
+        folder.write_plan({"runs": planned[:kept]})
+    launch(plan, LOADED, max_ranks=None)
+    assert slurm.submitted[2:] == [[plan.runs[1].run_id]]
+    assert [run["run_id"] for run in folder.planned_runs()] == [run.run_id for run in plan.runs]
+
+
+@pytest.mark.process
 def test_notes_one_dropped_run(slurm: Slurm, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     text = "name: s\nallocations: [1x1]\nbase: {model: bert}\nseeds: [0, 1]\n"
     launch(plan_of(tmp_path, text=text), LOADED, max_ranks=None)
