@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from jobs.cli.shared import stderr_console
+from jobs.cli.shared import stderr_console, table_console
 
 # All other imports are inside the functions, so `sweep --help` loads almost nothing.
 if TYPE_CHECKING:
@@ -40,15 +40,11 @@ def print_results(results: Sequence[Result], folder: SweepFolder, *, as_json: bo
     console, width = Console(), None
     if console.is_terminal or os.environ.get("COLUMNS", "").isdigit():
         width = console.width
-    # A table that is wider than the terminal is not cut: the terminal wraps its lines.
-    console = Console(width=_UNLIMITED)
+    console = table_console()
     for part in results_report(results, f"{folder.sweep_name} on {folder.cluster_name}", width):
         console.print(part, markup=False, highlight=False)
     for line in failure_lines(results, folder):
         console.print(line, markup=False, highlight=False)
-
-
-_UNLIMITED = 10_000  # characters
 
 
 def exit_if_failed(results: Sequence[Result]) -> None:

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from jobs.planning.plan import Plan
     from jobs.planning.sweep_file import Sweep
 
+_UNLIMITED = 10_000  # characters
+
 
 def sweeps_root(option: Path | None) -> Path:
     """The absolute folder of all sweeps: --root, or $SWEEP_ROOT, or ./runs."""
@@ -68,6 +70,13 @@ def stderr_console() -> Console:
     from rich.console import Console
 
     return Console(stderr=True)
+
+
+def table_console() -> Console:
+    """The console for tables on stdout. It cuts no table that is wider than the terminal, which wraps the lines."""
+    from rich.console import Console
+
+    return Console(width=_UNLIMITED)
 
 
 def print_json(value: object) -> None:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from rich.markup import escape
 from rich.table import Table
 
 from disttrain.errors import UserError
@@ -63,13 +64,14 @@ def sweeps_table(sweeps: Sequence[ListedSweep]) -> Table:
     """One row for each sweep and cluster."""
     table = Table(**LOOK)
     for name in ("sweep", "cluster", "runs", "states", "age"):
-        table.add_column(name, no_wrap=name != "states")
+        table.add_column(name, no_wrap=True)
     for sweep in sweeps:
         counts = sweep.error or ", ".join(f"{count} {state}" for state, count in sweep.counts.items())
         age = "not asked yet"
         if sweep.age_s is not None:
             age = age_text(sweep.age_s)
-        table.add_row(sweep.folder.sweep_name, sweep.folder.cluster_name, str(len(sweep.known.states)), counts, age)
+        cells = (sweep.folder.sweep_name, sweep.folder.cluster_name, str(len(sweep.known.states)), counts, age)
+        table.add_row(*map(escape, cells))
     return table
 
 

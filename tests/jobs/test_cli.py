@@ -283,6 +283,11 @@ def test_list_needs_no_query(sweep: Sweep, submitted: SweepFolder, tmp_path: Pat
         "states": {"COMPLETED": 1, "PENDING": 1},
         "error": None,
     }
+    name = "bert_learning_rate_on_two_nodes_of_the_new_partition_with_the_published_model"
+    submitted.path.parent.rename(tmp_path / "runs" / name)
+    assert [line.split() for line in sweep("list").out.splitlines() if " s " in line] == [
+        [name, "local", "2", "1", "COMPLETED,", "1", "PENDING", "0", "s"]
+    ]
     assert sweep("list", "--root", "nowhere") == Output(0, f"no sweep was submitted in '{tmp_path}/nowhere'\n", "")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 from collections.abc import Callable
@@ -9,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.console import Console
 
 from disttrain.errors import UserError
 from disttrain.records.record_files import failure_name, metrics_name
@@ -16,7 +18,7 @@ from disttrain.records.summary_types import SUMMARY_FIGURES
 from jobs.results.result import Result
 from jobs.results.run_records import RunRecords, read_run
 from jobs.results.status import last_known, read_status
-from jobs.results.sweep_list import listed_sweeps
+from jobs.results.sweep_list import listed_sweeps, sweeps_table
 from jobs.results.tables import to_csv, to_json
 from jobs.slurm.attempts import AccountingRow
 from jobs.slurm.states import State
@@ -216,6 +218,16 @@ PLAN_DAMAGE: list[tuple[Any, str]] = [
     ({"runs": [{"run_id": "x", "allocation": "1x1", "world_size": 1, "point": {}, "train": {}}]},
      "runs[0]: train.model is None"),
 ]  # fmt: skip
+
+
+@pytest.mark.parametrize("run_id", ["[/x]", "[bold]"])
+def test_damage_in_the_list_is_shown_as_it_is(run_id: str, folder: SweepFolder, tmp_path: Path) -> None:
+    """rich takes words in brackets for its markup."""
+    run = {"run_id": run_id, "allocation": "1x1", "world_size": 1, "point": {}, "train": {"model": "bert"}}
+    folder.plan_file.write_text(json.dumps({"runs": [run]}))
+    console = Console(width=500, file=io.StringIO(), record=True)
+    console.print(sweeps_table(listed_sweeps(tmp_path)))
+    assert f"run_id is '{run_id}'" in console.export_text()
 
 
 @pytest.mark.parametrize(
