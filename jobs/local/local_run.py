@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import shlex
-import sys
 import time
 from pathlib import Path
 
@@ -46,7 +44,7 @@ class LocalRun:
     def start(self) -> None:
         from submitit import LocalExecutor
 
-        executor = LocalExecutor(folder=self._log_dir, python=f"{shlex.quote(sys.executable)} -P")
+        executor = LocalExecutor(folder=self._log_dir)
         executor.update_parameters(tasks_per_node=self.run.world_size, timeout_min=_WEEK_MIN)
         task = RankTask(
             run_dir=str(self._run_dir),
@@ -56,12 +54,15 @@ class LocalRun:
             visible_gpus=self.placement.visible_gpus,
             threads=self.placement.threads,
         )
-        with clean_environ():
-            os.environ[_MARK] = str(self._log_dir)
+        # As the flag -P, which submitit cannot give its controller: a queue.py in the working directory would end it.
+        added = {_MARK: str(self._log_dir), "PYTHONSAFEPATH": "1"}
+        with clean_environ(overruled=added):
+            os.environ.update(added)
             try:
                 self._job = executor.submit(task)
             finally:
-                del os.environ[_MARK]
+                for name in added:
+                    del os.environ[name]
         self._controller = psutil.Process(int(self._job.job_id))
         self._started = time.monotonic()
 
