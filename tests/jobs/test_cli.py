@@ -10,8 +10,8 @@ import platform
 import stat
 import subprocess
 import sys
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -19,54 +19,13 @@ import pytest
 
 from disttrain.records.record_files import failure_name, write_json
 from disttrain.records.summary_types import Failure
-from jobs import __version__, cli
+from jobs import __version__
 from jobs.results.result import COLUMNS
-from jobs.slurm.attempts import AccountingRow
 from jobs.slurm.states import State
-from jobs.storage import ledger
 from jobs.storage.sweep_folder import SweepFolder
+from tests.jobs.command import SWEEP, Output, Sweep, note
 
-SWEEP = """\
-name: s
-allocations: [1x1, 2x1]
-base: {model: bert, max_steps: 3}
-slurm: {time: 00:30:00}
-"""
 HEAVY = ("torch", "torchvision", "transformers", "datasets", "numpy", "pandas", "pyarrow", "matplotlib")
-
-
-@dataclass(frozen=True)
-class Output:
-    """The exit status and the output of a command."""
-
-    exit_code: int
-    out: str
-    err: str
-
-
-Sweep = Callable[..., Output]
-
-
-@pytest.fixture
-def sweep(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Sweep:
-    """The command, in a folder with s.yaml, on a machine without Slurm."""
-    (tmp_path / "s.yaml").write_text(SWEEP)
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "bin").mkdir()
-    monkeypatch.setenv("PATH", str(tmp_path / "bin"))
-    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
-    for name in ("SWEEP_CLUSTER", "SWEEP_ROOT"):
-        monkeypatch.delenv(name, raising=False)
-
-    def run(*arguments: str) -> Output:
-        monkeypatch.setattr(sys, "argv", ["sweep", *arguments])
-        with pytest.raises(SystemExit) as ended:
-            cli.main()
-        output = capsys.readouterr()
-        assert isinstance(ended.value.code, int)
-        return Output(ended.value.code, output.out, output.err)
-
-    return run
 
 
 @pytest.mark.parametrize(
@@ -172,43 +131,6 @@ def test_plan_prints_the_scripts_of_a_profile(sweep: Sweep, tmp_path: Path) -> N
         f"#SBATCH --{option}" for nodes in "12" for option in (f"nodes={nodes}", "partition=gpu", "time=30")
     ]
     assert f"{tmp_path}/runs/s/site/logs" in output.out
-
-
-@pytest.fixture
-def submitted(sweep: Sweep, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> SweepFolder:
-    """The folder of s after `sweep submit s.yaml --cluster local`, with a queue that has started no run."""
-    monkeypatch.setattr("jobs.launch.send_to_local", lambda *_, **__: None)
-    assert sweep("submit", "s.yaml", "--cluster", "local").exit_code == 0
-    folder = SweepFolder(tmp_path / "runs" / "s" / "local")
-    runs = [run["run_id"] for run in folder.planned_runs()]
-    ledger.intend(folder.path, runs, 1.0)
-    ledger.record(folder.path, {run_id: f"local-1-{index}" for index, run_id in enumerate(runs)}, 1.0)
-    return folder
-
-
-def note(folder: SweepFolder, *states: State) -> None:
-    rows = [AccountingRow(f"local-1-{index}", state=state, submit_s=1) for index, state in enumerate(states)]
-    ledger.append_lines(folder.accounting_file, [json.dumps(row.to_json()) for row in rows])
-
-
-@pytest.mark.process
-@pytest.mark.parametrize(
-    ("states", "exit_code"),
-    [
-        ((), 0),
-        ((State.COMPLETED, State.RUNNING), 0),
-        ((State.COMPLETED, State.COMPLETED), 0),
-        ((State.COMPLETED, State.FAILED), 1),
-        ((State.CANCELLED, State.RUNNING), 1),
-    ],
-)
-def test_with_check_the_exit_status_shows_a_failed_run(
-    states: tuple[State, ...], exit_code: int, sweep: Sweep, submitted: SweepFolder
-) -> None:
-    note(submitted, *states)
-    for command in (["status"], ["status", "--json"], ["collect"], ["collect", "s", "--csv"]):
-        assert sweep(*command).exit_code == 0, command
-        assert sweep(*command, "--check").exit_code == exit_code, command
 
 
 @pytest.mark.process
@@ -324,95 +246,6 @@ def test_the_root_option_finds_a_sweep(
     assert sweep("status", "--root", root).exit_code == 0
     monkeypatch.setenv("SWEEP_ROOT", root)
     assert sweep("status", "s").exit_code == 0
-
-
-@pytest.fixture
-def dropped(sweep: Sweep, submitted: SweepFolder, tmp_path: Path) -> str:
-    """The id of the 2x1 run, after a submission of s.yaml without this allocation."""
-    note(submitted, State.COMPLETED, State.RUNNING)
-    (tmp_path / "s.yaml").write_text(SWEEP.replace("1x1, 2x1", "1x1"))
-    output = sweep("submit", "s.yaml", "--cluster", "local")
-    assert output.err == "note: 1 run is no longer in the sweep file; sweep forget removes it\n"
-    _, run_id = (run["run_id"] for run in submitted.planned_runs())
-    assert isinstance(run_id, str)
-    return run_id
-
-
-@pytest.mark.process
-def test_forget_removes_a_dropped_run(sweep: Sweep, submitted: SweepFolder, dropped: str, tmp_path: Path) -> None:
-    logs = submitted.logs / "local-1-1"
-    logs.mkdir()
-    message = "runs that have not ended cannot be removed"
-    hint = "wait until they end, or cancel their jobs; nothing was removed"
-    for command in (["forget", "--yes"], ["forget", "2x1", "--yes", "--sweep", "s.yaml"]):
-        assert sweep(*command) == Output(2, "", f"error: {message}: {dropped} (2x1) RUNNING ({hint})\n")
-    note(submitted, State.COMPLETED, State.FAILED)
-    asks = "sweep forget asks before it removes runs, and stdin is not a terminal (add --yes)"
-    assert sweep("forget") == Output(2, "", f"error: {asks}\n")
-    assert (submitted.run(dropped).exists(), logs.exists()) == (True, True)
-    assert sweep("forget", "--yes") == Output(0, "removed 1 run\n", "")
-    assert (submitted.run(dropped).exists(), logs.exists()) == (False, False)
-    (kept,) = (run["run_id"] for run in submitted.planned_runs())
-    nothing = "nothing to forget: no run of s on local is dropped\n"
-    assert sweep("forget", "--yes") == Output(0, nothing, "")
-    assert (submitted.path / "by-name" / "1x1").exists()
-    # The file has the allocation again. The accounting still has the forgotten job, and the ledger does not.
-    (tmp_path / "s.yaml").write_text(SWEEP)
-    again = sweep("submit", "s.yaml", "--cluster", "local").out.splitlines()[0]
-    assert again == "s on local: submitting 1 of 2 runs (1 done, 0 queued or running)"
-    rows = json.loads(sweep("status", "--json").out)["runs"]
-    assert [(row["run_id"], row["state"]) for row in rows] == [(kept, "COMPLETED"), (dropped, "NOT_SUBMITTED")]
-
-
-@pytest.mark.process
-def test_forget_removes_a_named_run(sweep: Sweep, submitted: SweepFolder, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It is still in the sweep file, and the question says so."""
-    note(submitted, State.FAILED, State.COMPLETED)
-    named = submitted.planned_runs()[0]["run_id"]
-    monkeypatch.setattr(sys, "stdin", Terminal("y\n"))
-    output = sweep("forget", "1x1")
-    assert output.out.splitlines()[0] == f"{named} (1x1)  FAILED  (in the sweep file: sweep submit runs it again)"
-    assert [run["allocation"] for run in submitted.planned_runs()] == ["2x1"]
-
-
-@pytest.mark.process
-def test_forget_refuses_an_interrupted_submission(sweep: Sweep, submitted: SweepFolder) -> None:
-    """Its jobs may exist, although the ledger has none."""
-    note(submitted, State.FAILED, State.COMPLETED)
-    named = submitted.planned_runs()[0]["run_id"]
-    ledger.intend(submitted.path, [named], 2.0)
-    refused = sweep("forget", named, "--yes")
-    assert refused.exit_code == 2
-    assert f"{named} (1x1) in an interrupted submission" in refused.err
-    assert submitted.run(named).exists()
-
-
-class Terminal(io.StringIO):
-    """A terminal at which a user types this text."""
-
-    def isatty(self) -> bool:
-        return True
-
-
-@pytest.mark.process
-def test_forget_asks_first(sweep: Sweep, submitted: SweepFolder, dropped: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    note(submitted, State.COMPLETED, State.FAILED)
-    question = "Remove these runs, with their records, checkpoints and logs? [y/N]: "
-    for answer, last_line, is_left in (("n", "nothing was removed", True), ("y", "removed 1 run", False)):
-        monkeypatch.setattr(sys, "stdin", Terminal(f"{answer}\n"))
-        assert sweep("forget") == Output(0, f"{dropped} (2x1)  FAILED\n{question}{last_line}\n", "")
-        assert submitted.run(dropped).exists() is is_left
-
-
-@pytest.mark.process
-def test_another_user_forgets_nothing(
-    sweep: Sweep, submitted: SweepFolder, dropped: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    note(submitted, State.COMPLETED, State.FAILED)
-    monkeypatch.setattr(os, "geteuid", lambda: os.getuid() + 1)
-    error = f"error: {str(submitted.path)!r} belongs to another user (only its owner can remove runs)\n"
-    assert sweep("forget", "--yes") == Output(2, "", error)
-    assert submitted.run(dropped).exists()
 
 
 def program(path: Path, text: str) -> None:

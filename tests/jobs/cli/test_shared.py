@@ -1,0 +1,25 @@
+"""The steps that several commands share."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from jobs.cli.shared import plan_sweep, sweeps_root
+
+
+def test_the_root_option_is_stronger_than_the_variable(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("SWEEP_ROOT", raising=False)
+    assert sweeps_root(None) == tmp_path / "runs"
+    monkeypatch.setenv("SWEEP_ROOT", "/scratch/sweeps")
+    assert sweeps_root(None) == Path("/scratch/sweeps")
+    assert sweeps_root(Path("here")) == tmp_path / "here"
+
+
+def test_a_value_may_have_an_equals_sign(tmp_path: Path) -> None:
+    (tmp_path / "s.yaml").write_text("name: s\nallocations: [1x1]\nbase: {model: bert}\n")
+    sweep, plan = plan_sweep(tmp_path / "s.yaml", "local", ["text_column=a=b", "lr=1e-3"], tmp_path)
+    assert sweep.overrides == {"text_column": "a=b", "lr": "1e-3"}
+    assert [(run.config.text_column, run.config.lr) for run in plan.runs] == [("a=b", 1e-3)]

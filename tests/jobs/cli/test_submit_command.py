@@ -1,0 +1,51 @@
+"""sweep submit: what it passes on to the queue, and its exit status."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+import pytest
+
+from jobs.planning.plan import Plan
+from jobs.slurm.attempts import AccountingRow
+from jobs.slurm.states import State
+from jobs.storage import ledger
+from jobs.storage.sweep_folder import SweepFolder
+from tests.jobs.command import Sweep
+
+pytestmark = pytest.mark.process
+
+
+@pytest.fixture
+def queues(sweep: Sweep, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[int | None]:
+    """The --max-parallel of each local queue; the runs of a queue end, as FAILED if their weight_decay is 0."""
+    sent: list[int | None] = []
+
+    def send(plan: Plan, overrides: Mapping[str, str], max_ranks: int | None, *_: object, **__: object) -> None:
+        sent.append(max_ranks)
+        folder, jobs = SweepFolder(plan.folder), {run.run_id: f"local-{run.run_id}" for run in plan.runs}
+        ledger.intend(folder.path, list(jobs), 1.0, overrides)
+        ledger.record(folder.path, jobs, 1.0)
+        states = [State.COMPLETED if run.config.weight_decay else State.FAILED for run in plan.runs]
+        rows = [AccountingRow(job, state=state, submit_s=1) for job, state in zip(jobs.values(), states, strict=True)]
+        ledger.append_lines(folder.accounting_file, [json.dumps(row.to_json()) for row in rows])
+
+    monkeypatch.setattr("jobs.launch.send_to_local", send)
+    return sent
+
+
+def test_submit_passes_the_ranks_of_the_queue_on(sweep: Sweep, queues: list[int | None]) -> None:
+    for options in (["--max-parallel", "3"], ["--max-parallel", "2", "--wait", "lr=1e-3"], ["lr=1e-4"]):
+        assert sweep("submit", "s.yaml", "--cluster", "local", *options).exit_code == 0
+    assert queues == [3, 2, None]
+
+
+def test_wait_reports_the_runs_of_this_submission(sweep: Sweep, queues: list[int | None]) -> None:
+    """An earlier submission with other overrides may have failed."""
+    submit = ["submit", "s.yaml", "--cluster", "local", "--wait", "--poll", "0.1"]
+    assert sweep(*submit, "weight_decay=0").exit_code == 1
+    assert sweep(*submit).exit_code == 0
+    assert len(queues) == 2
+    assert sweep("status", "--check").exit_code == 1
