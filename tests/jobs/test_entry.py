@@ -17,6 +17,8 @@ import pytest
 import disttrain.run
 from disttrain.config.train_config import TrainConfig
 from disttrain.environment.rank_env import RankEnv
+from disttrain.errors import UserError
+from disttrain.records.record_files import FAILURE_GLOB, failure_name
 from jobs.entry import RankTask
 
 CONFIG = TrainConfig(model="bert", lr=1e-3, architecture={"hidden_size": 32}).resolved()
@@ -102,6 +104,23 @@ def test_only_an_own_family_searches_its_folders(
     RankTask(str(run_dir), nodes=1, gpus_per_node=1)()
     assert paths == [before + folders if searched else before]  # last: an installed package wins
     assert sys.path == before
+
+
+@pytest.mark.parametrize(
+    "environ", [{"SLURM_PROCID": "3"}, {"SUBMITIT_EXECUTOR": "local", "SUBMITIT_LOCAL_GLOBALID": "3"}]
+)
+def test_a_rank_that_cannot_start_leaves_its_failure(
+    environ: dict[str, str], run_dir: Path, calls: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Variables of its launcher are missing; sweep status has the reason, and the rank, from this file."""
+    for name, value in environ.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(UserError) as caught:
+        RankTask(str(run_dir), nodes=2, gpus_per_node=2)()
+    (path,) = run_dir.glob(FAILURE_GLOB)
+    failure = json.loads(path.read_text())
+    assert (path.name, failure["rank"], failure["message"]) == (failure_name(3), 3, str(caught.value))
+    assert calls == []
 
 
 def test_the_pickle_has_no_config() -> None:

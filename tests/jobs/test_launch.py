@@ -229,7 +229,7 @@ def test_records_local_runs_under_the_lock(tmp_path: Path, monkeypatch: pytest.M
 def test_debug_runs_each_run_in_process(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    calls: list[tuple[int, int, str | None, int]] = []
+    calls: list[tuple[int, int, str | None, str, int]] = []
 
     class Task:
         def __init__(self, run_dir: str, nodes: int, gpus_per_node: int) -> None:
@@ -237,14 +237,16 @@ def test_debug_runs_each_run_in_process(
 
         def __call__(self) -> None:
             assert json.loads((Path(self.run_dir) / "run.json").read_text())["train"]["max_steps"] == 3
-            calls.append((*self.allocation, os.environ.get("SLURM_PROCID"), os.getpid()))
+            gpus = os.environ["CUDA_VISIBLE_DEVICES"]
+            calls.append((*self.allocation, os.environ.get("SLURM_PROCID"), gpus, os.getpid()))
 
     monkeypatch.setattr("jobs.local.debug.RankTask", Task)
     monkeypatch.setenv("SLURM_PROCID", "1")  # an interactive job
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "5")
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     plan = plan_of(tmp_path / "runs", "debug")
     debug(plan, LOADED)
-    assert calls == [(1, 1, None, os.getpid())] * 4
+    assert calls == [(1, 1, None, "5", os.getpid())] * 4
     assert not (tmp_path / "runs").exists()
     (scratch,) = tmp_path.iterdir()
     assert capsys.readouterr().out == f"debug: 4 runs as one rank each, in {scratch}/s/debug\n"

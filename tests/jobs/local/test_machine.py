@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from pathlib import Path
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -61,6 +63,24 @@ def test_threads_share_the_cores() -> None:
         return placement.threads if placement else 0
 
     assert [threads(16, 4, 1), threads(16, 0, 1), threads(2, 0, 4), threads(16, 0, 1, max_ranks=2)] == [4, 1, 1, 8]
+    assert threads(16, 1, 4) == 4  # four ranks share one GPU, and the cores
+
+
+def test_uses_all_of_a_machine() -> None:
+    """The next run starts while the machine has room for all its ranks."""
+    one, machine = QueuedRun("r", "j", 1, 1, False), Machine(8, ("0", "1"))
+    running: list[tuple[QueuedRun, Placement]] = []
+    for gpu in machine.gpus:
+        placement = place(one, running, machine, None)
+        assert placement == Placement(gpu, 4)
+        running.append((one, placement))
+    assert place(one, running, machine, None) is None
+    assert place(QueuedRun("r", "j", 1, 8, True), running, machine, None) == Placement("", 1)
+
+
+def test_gpu_names_may_begin_alike() -> None:
+    one, machine = QueuedRun("r", "j", 1, 1, False), Machine(8, ("10", "1"))
+    assert place(one, [(one, Placement("10", 4))], machine, None) == Placement("1", 4)
 
 
 def test_gpus_of_cuda_visible_devices() -> None:
@@ -68,3 +88,34 @@ def test_gpus_of_cuda_visible_devices() -> None:
     assert this_machine({"CUDA_VISIBLE_DEVICES": "2,GPU-8f1c"}) == Machine(cores, ("2", "GPU-8f1c"))
     for nothing in ("", "-1", "NoDevFiles"):
         assert this_machine({"CUDA_VISIBLE_DEVICES": nothing}) == Machine(cores, ())
+
+
+NVIDIA_SMI = """\
+#!/bin/sh
+[ "$1" = -L ] || exit 1
+echo "GPU 0: NVIDIA A100 (UUID: GPU-8f1c)"
+echo "  MIG 1g.5gb Device 0: (UUID: MIG-c6d4)"
+echo "GPU 1: NVIDIA A100 (UUID: GPU-77ab)"
+"""
+
+
+@pytest.mark.process
+def test_counts_the_gpus_that_are_not_hidden(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "nvidia-smi").write_text(NVIDIA_SMI)
+    (tmp_path / "nvidia-smi").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    assert this_machine({}).gpus == ("0", "1")
+    assert this_machine({"CUDA_VISIBLE_DEVICES": ""}).gpus == ()
+    (tmp_path / "nvidia-smi").write_text("#!/bin/sh\necho GPU 0 has fallen off the bus\nexit 9\n")
+    assert this_machine({}).gpus == ()
+
+
+@pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="needs two cores")
+def test_counts_the_cores_of_this_process() -> None:
+    """A job, or taskset, gives a process fewer cores than the machine has."""
+    cores = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {min(cores)})
+    try:
+        assert this_machine({"CUDA_VISIBLE_DEVICES": ""}).cores == 1
+    finally:
+        os.sched_setaffinity(0, cores)

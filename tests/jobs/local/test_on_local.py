@@ -48,7 +48,8 @@ def test_folds_two_nodes_onto_one(tmp_path: Path) -> None:
     sweeping = sweeping_in(tmp_path)
     file = write_sweep(tmp_path / "folded.yaml", allocations=["2x2"], base=tiny_base())
     # Variables of a surrounding job or launcher must not affect the run.
-    sweeping.environ |= {"RANK": "3", "WORLD_SIZE": "9", "MASTER_ADDR": "10.9.9.9", "SLURM_JOB_ID": "7"}
+    sweeping.environ |= {"RANK": "3", "LOCAL_RANK": "3", "WORLD_SIZE": "9", "MASTER_ADDR": "10.9.9.9"}
+    sweeping.environ |= {"SLURM_JOB_ID": "7"}
     done = sweeping.run("submit", file, "--cluster", "local", "--wait", timeout_s=RUN_LIMIT_S)
     assert "* not comparable: ranks shared a GPU, or all nodes were this one host" in done.stdout
     (row,) = sweeping.status()

@@ -177,6 +177,18 @@ def test_one_link_run_per_allocation() -> None:
     assert runs_of(LINKED + "measure_link: false\n") == plain
 
 
+def test_ranks_of_one_node_have_a_link() -> None:
+    runs = runs_of("name: s\nallocations: [1x1, 1x4]\nbase: {model: bert}\nmeasure_link: true\n")
+    assert lines_of(runs) == ["1x1", "1x4", "1x4 model=link"]
+
+
+def test_exclude_keeps_the_runs_of_include() -> None:
+    """So one point of an excluded row can still run."""
+    text = "name: s\nallocations: [1x1]\nbase: {model: bert}\naxes: {lr: [1, 2]}\nexclude: [{lr: 2}]\n"
+    runs = runs_of(text + "include: [{lr: 2, epochs: 5}]\n")
+    assert lines_of(runs) == ["1x1 lr=1.0", "1x1 lr=2.0 epochs=5"]
+
+
 @st.composite
 def grids(draw: st.DrawFn) -> tuple[str, int]:
     """The text of a sweep with axes, zip and seeds, and the number of its runs."""

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from disttrain.config.train_config import FAMILY_DATASET
 from jobs.planning.expand import expand
 from jobs.planning.labels import Variation, link_name, value_text
 from jobs.planning.plan import run_json
@@ -81,6 +82,11 @@ def test_what_follows_from_a_field_does_not_vary() -> None:
     """The model decides the default dataset and checkpoint."""
     text = "allocations: [1x1]\naxes: {model: [bert, vit]}\n"
     assert shown(runs_of(text)) == (("model",), ["1x1 model=bert", "1x1 model=vit"])
+
+
+def test_a_default_that_is_written_out_does_not_vary() -> None:
+    text = f"allocations: [1x1]\nbase: {{model: bert}}\ninclude: [{{dataset: {FAMILY_DATASET['bert']}, lr: 1.0}}]\n"
+    assert shown(runs_of(text)) == (("lr",), ["1x1 lr=2e-05", "1x1 lr=1.0"])
 
 
 def test_paths_are_as_in_the_sweep_file(tmp_path: Path) -> None:

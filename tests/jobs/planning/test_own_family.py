@@ -29,6 +29,7 @@ FILES = {
     "lazy.py": "def __getattr__(name): ...\n",
     "bound.py": "try:\n    from a import B as Family\nexcept ImportError:\n    Other = None\n",
     "binary.py": "\0",
+    "compiled.so": "its names are not text",
 }
 
 
@@ -46,7 +47,7 @@ def folder(tmp_path: Path) -> Path:
     [
         "own:Family", "package:Top", "package:inner", "package.inner:Family", "package.deep.model:Family",
         "space.model:Family", "star:Anything", "lazy:Anything", "bound:Family", "bound:Other", "json:JSONDecoder",
-        "torch.nn:Linear",
+        "torch.nn:Linear", "compiled:Family",
     ],
 )  # fmt: skip
 def test_finds_without_importing(model: str, folder: Path) -> None:

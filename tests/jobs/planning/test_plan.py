@@ -16,7 +16,7 @@ from disttrain.config.train_config import TrainConfig
 from disttrain.errors import UserError
 from jobs.planning.cluster_profile import ClusterProfile
 from jobs.planning.expand import expand
-from jobs.planning.plan import Plan, make_plan, plan_json, with_runs
+from jobs.planning.plan import Plan, has_bucket_times, make_plan, plan_json, run_json, with_runs
 from jobs.planning.sweep_file import parse_sweep
 from jobs.planning.yaml_file import parse_yaml
 from jobs.slurm.submit import send_to_slurm
@@ -66,6 +66,36 @@ def test_groups_by_allocation_and_array_limit() -> None:
     assert [run.index for run in plan.runs] == list(range(12))
     few = with_runs(plan, {plan.runs[5].run_id, plan.runs[1].run_id, "1x1-missing"})
     assert [[run.index for run in group.runs] for group in few.groups] == [[1], [5]]
+
+
+@pytest.mark.parametrize(("gpu_request", "hours"), [("gpus-per-node", 12.0), ("gres", 12.0), ("none", None)])
+def test_gpu_hours_need_requested_gpus(gpu_request: str, hours: float | None) -> None:
+    plan = plan_of(profile(gpu_request=gpu_request, time="00:30:00"))
+    assert (plan.groups[0].requests_gpus, plan.groups[0].gpu_hours_limit) == (hours is not None, hours)
+
+
+def test_without_a_limit_all_tasks_may_run() -> None:
+    """submitit's own limit is 256 tasks of an array at a time."""
+    text = SWEEP.replace("[0, 1]", f"{list(range(100))}")
+    plan = plan_of(profile(), text=text)
+    assert "#SBATCH --array=0-299%300\n" in plan.script(plan.groups[0])
+    limited = plan_of(profile(max_running=8), text=text)
+    assert "#SBATCH --array=0-299%8\n" in limited.script(limited.groups[0])
+
+
+@pytest.mark.parametrize(("memory_gb", "memory_mb"), [(0.0001, 1), (1.0004, 2049), (1.5, 3072)])
+def test_memory_is_rounded_up(memory_gb: float, memory_mb: int) -> None:
+    """To Slurm, --mem=0 is all memory of the node."""
+    plan = plan_of(profile(memory_gb_per_gpu=memory_gb))
+    assert f"#SBATCH --mem={memory_mb}M\n" in plan.script(plan.groups[0])
+
+
+def test_one_rank_has_no_bucket_times() -> None:
+    """DDP exchanges gradients, in buckets, only between ranks."""
+    plan = plan_of(None, text=SWEEP.replace("bert", "bert, detailed_timing: true").replace("2x2", "1x2"))
+    times = {str(run.allocation): has_bucket_times(run_json(run)) for run in plan.runs}
+    assert times == {"1x2": True, "1x1": False}
+    assert not any(has_bucket_times(run_json(run)) for run in plan_of(None).runs)
 
 
 def test_local_groups_have_no_parameters() -> None:

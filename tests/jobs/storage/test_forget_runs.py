@@ -127,6 +127,24 @@ def test_removes_files_jobs_and_plan(folder: SweepFolder) -> None:
     assert logs_of(folder) == ["queue.log"]
 
 
+def test_a_linked_folder_loses_its_link_only(folder: SweepFolder, tmp_path: Path) -> None:
+    """A user has moved the folder of a run to another disk."""
+    moved = folder.run("1x1-b").rename(tmp_path / "moved")
+    folder.run("1x1-b").symlink_to(moved)
+    forget_runs(folder, ["1x1-b"], 9.0)
+    assert not folder.run("1x1-b").is_symlink()
+    assert (moved / "run.json").exists()
+
+
+def test_the_figures_of_other_runs_stay(folder: SweepFolder) -> None:
+    (folder.path / "figures").mkdir()
+    for run in PLANNED:
+        (folder.path / "figures" / f"timeline-{run['run_id']}.svg").touch()
+    forget_runs(folder, ["1x1-b", "2x1-d"], 9.0)
+    left = sorted(path.name for path in (folder.path / "figures").iterdir())
+    assert left == ["timeline-1x1-a.svg", "timeline-2x1-c.svg"]
+
+
 @pytest.mark.parametrize("interrupted", ["jobs.storage.ledger.forget", "jobs.storage.sweep_folder.write_text"])
 def test_a_second_forget_completes_the_first(
     interrupted: str, folder: SweepFolder, monkeypatch: pytest.MonkeyPatch

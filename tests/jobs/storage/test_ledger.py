@@ -106,6 +106,16 @@ def test_a_line_without_its_end_counts(tmp_path: Path) -> None:
     assert set(read_ledger(tmp_path).jobs) == {"a", "b"}
 
 
+def test_a_damaged_line_is_known(tmp_path: Path) -> None:
+    """Jobs may be missing then: sweep submit asks squeue before it sends these runs again."""
+    record(tmp_path, {"a": "1"}, 1.0)
+    with (tmp_path / LEDGER_NAME).open("ab") as file:
+        file.write(b'{"event": "rec\x00\n')
+    record(tmp_path, {"b": "2"}, 2.0)
+    ledger = read_ledger(tmp_path)
+    assert (set(ledger.jobs), ledger.damaged_lines) == ({"a", "b"}, (2,))
+
+
 @pytest.mark.process
 def test_processes_append_complete_lines(tmp_path: Path) -> None:
     path = tmp_path / "lines.jsonl"

@@ -46,6 +46,14 @@ def test_links_follow_the_plan(tmp_path: Path) -> None:
     assert write_plan(folder, [two]) == {"1x1": "../runs/1x1-000000000002"}
 
 
+def test_a_link_follows_its_name(tmp_path: Path) -> None:
+    """The only run of a sweep has its allocation as name, whichever run it is."""
+    folder = SweepFolder(tmp_path / "s" / "site")
+    one, two = planned("a", "b")
+    assert write_plan(folder, [one]) == {"1x1": "../runs/1x1-000000000001"}
+    assert write_plan(folder, [two]) == {"1x1": "../runs/1x1-000000000002"}
+
+
 def test_equal_names_get_the_digits_of_the_id() -> None:
     assert link_names(planned("a/b", "a:b", "c")) == {
         "1x1_dataset=a-b_000000000001": "1x1-000000000001",

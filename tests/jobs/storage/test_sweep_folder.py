@@ -12,6 +12,7 @@ import pytest
 
 from disttrain.errors import UserError
 from disttrain.records.atomic_write import atomic_write, write_text
+from disttrain.records.record_files import CHECKPOINTS_NAME
 from disttrain.records.versions import versions
 from jobs.storage.sweep_folder import SweepFolder, find_folder, prepare
 
@@ -75,6 +76,29 @@ def test_a_new_attempt_removes_old_records(tmp_path: Path) -> None:
 
 
 @pytest.mark.process
+def test_a_run_with_a_checkpoint_keeps_its_records(tmp_path: Path) -> None:
+    """The new attempt resumes, and its records begin at the step of the checkpoint."""
+    folder = prepare_runs(tmp_path)
+    for name in ("failure-rank00000.json", "metrics-rank00000.jsonl", "metrics-rank00001.jsonl", "summary.json"):
+        (folder.run("a") / name).touch()
+    checkpoint = folder.run("a") / CHECKPOINTS_NAME / "attempt-00001-step-000000005.json"
+    checkpoint.parent.mkdir()
+    checkpoint.touch()
+    prepare_runs(tmp_path)
+    kept = [f"{CHECKPOINTS_NAME}/{checkpoint.name}", "metrics-rank00000.jsonl", "metrics-rank00001.jsonl", "run.json"]
+    assert files(folder) == ["plan.json", *(f"runs/a/{name}" for name in kept), "sweep.yaml"]
+
+
+@pytest.mark.process
+def test_the_plan_has_the_config_of_each_submission(tmp_path: Path) -> None:
+    """b is sent again with another number of workers, a is done: it has the number with which it ran."""
+    folder = prepare_runs(tmp_path, runs=("a", "b"))
+    changed = [{**run(name), "train": {"model": "bert", "num_workers": 0}} for name in ("a", "b")]
+    prepare(folder, "name: s\n", {"sweep": "s", "cluster": "site", "runs": changed}, changed[1:], {"a", "b"})
+    assert folder.planned_runs() == [run("a"), changed[1]]
+
+
+@pytest.mark.process
 def test_a_run_never_submitted_leaves_the_plan(tmp_path: Path) -> None:
     folder = prepare_runs(tmp_path, runs=("a", "b"))
     planned = [run("c")]
@@ -109,6 +133,18 @@ def test_finds_a_folder_by_each_name(tmp_path: Path, monkeypatch: pytest.MonkeyP
         assert find_folder(root, name, None) == second, name
     for name in ("s", "file.yaml", "runs/s", "runs/s/local"):
         assert find_folder(root, name, "local") == first, name
+    os.utime(second.plan_file, (0, 0))  # the latest by time, not by name
+    for name in ("s", "file.yaml", "runs/s"):
+        assert find_folder(root, name, None) == first, name
+
+
+@pytest.mark.process
+def test_the_last_submission_names_its_cluster(tmp_path: Path) -> None:
+    """sweep forget writes the plan of another cluster later."""
+    local, site = prepare_runs(tmp_path, cluster="local"), prepare_runs(tmp_path, cluster="site")
+    os.utime(site.plan_file, (1, 1))
+    assert find_folder(tmp_path, None, None) == site
+    assert find_folder(tmp_path, None, "local") == local
 
 
 @pytest.mark.process

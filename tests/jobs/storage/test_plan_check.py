@@ -1,0 +1,35 @@
+"""What every command needs in plan.json."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from jobs.storage.plan_check import check_plan
+
+RUN = {"run_id": "2x1-a", "allocation": "2x1", "world_size": 2, "point": {}, "asked": {}, "train": {"model": "bert"}}
+
+
+@pytest.mark.parametrize("changes", [{}, {"run_id": "a"}, {"world_size": 10**6}, {"dropped": True}, {"asked": None}])
+def test_a_plan_that_can_be_used(changes: dict[str, Any]) -> None:
+    check_plan({"runs": [RUN, {**RUN, **changes}]})
+    check_plan({"runs": []})
+
+
+@pytest.mark.parametrize("run_id", ["../other", "a/../../../home", "a/b", "a\n", "", "..", ".", "a b"])
+def test_a_run_id_is_a_plain_folder_name(run_id: str) -> None:
+    """sweep forget removes the folder of this name, with all that it has."""
+    with pytest.raises(ValueError, match=r"^runs\[1\]: run_id is "):
+        check_plan({"runs": [RUN, {**RUN, "run_id": run_id}]})
+
+
+@pytest.mark.parametrize("world_size", [0, -1, 10**6 + 1])
+def test_a_run_has_ranks(world_size: int) -> None:
+    with pytest.raises(ValueError, match=rf"^runs\[0\]: world_size is {world_size}$"):
+        check_plan({"runs": [{**RUN, "world_size": world_size}]})
+
+
+def test_a_run_has_a_model() -> None:
+    with pytest.raises(ValueError, match=r"^runs\[0\]: train\.model is None$"):
+        check_plan({"runs": [{**RUN, "train": {}}]})
