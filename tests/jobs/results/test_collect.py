@@ -202,6 +202,12 @@ def test_out_of_memory_of_a_step() -> None:
     assert (result.state, result.scheduled.exit_code) == ("OUT_OF_MEMORY", 1)
 
 
+def test_a_complete_run_with_a_killed_step() -> None:
+    """The batch script ended with 0, so the results count."""
+    result = row_of(dataclasses.replace(DONE, out_of_memory=True), records=RunRecords(SUMMARY))
+    assert (result.state, result.figures["samples_per_s"]) == ("COMPLETED", 300.0)
+
+
 @pytest.mark.parametrize(
     ("changes", "failures", "reason"),
     [

@@ -74,6 +74,9 @@ def test_rows_that_are_not_comparable_decide_nothing() -> None:
     both = ("ranks shared a GPU", "GPU differs: A100 instead of H100")
     assert reasons_of(shared, shared, H100) == [both, both, ()]
     assert reasons_of(shared, shared) == [("ranks shared a GPU",)] * 2
+    older = {**H100, "comparable": False, "shared_gpu": True, "versions": {"torch": "2.11"}}
+    both = ("ranks shared a GPU", "torch 2.11 instead of 2.14")
+    assert reasons_of(older, older, H100) == [both, both, ()]
 
 
 def test_allocations_may_differ_in_what_follows_from_them() -> None:

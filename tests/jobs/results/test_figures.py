@@ -128,6 +128,30 @@ def test_default_step_has_the_median_time(run_dir: Path) -> None:
     assert texts[0].startswith("run 2x1-a (2x1 lr=1), step 4\n")
 
 
+def test_a_run_within_its_warmup_is_drawn(tmp_path: Path) -> None:
+    write_run(tmp_path / "short", two_ranks(), timing_warmup_steps=10)
+    _, texts = bars(tmp_path / "short")  # of 500, 30, 10, 15 and 20 ms, 20 is the median
+    assert texts[0].startswith("run short (2x1 lr=1), step 5\n")
+
+
+def test_a_resumed_run_has_its_host_of_the_step(tmp_path: Path) -> None:
+    records = two_ranks()
+    records[1].insert(7, replace(start_of(1), host="another", first_step=4))
+    write_run(tmp_path / "resumed", records)
+    for step, host in ((3, "host1"), (4, "another")):
+        _, texts = bars(tmp_path / "resumed", step)
+        assert f"rank 1 on {host}" in texts
+
+
+def test_a_rank_that_begins_earlier_is_in_view(tmp_path: Path) -> None:
+    earlier, later = two_ranks().values()
+    write_run(tmp_path / "early", {0: later, 1: earlier})
+    spans, _ = bars(tmp_path / "early", 3)
+    assert (spans["rank0-data"], spans["rank1-data"]) == ((0, 5), (-3, 2))
+    (axes,) = timeline(tmp_path / "early", "2x1", 3).axes
+    assert axes.get_xlim()[0] < -3
+
+
 def test_many_buckets_have_no_labels(tmp_path: Path) -> None:
     records = two_ranks()
     for rank_records in records.values():

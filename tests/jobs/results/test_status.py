@@ -234,6 +234,26 @@ def test_preempted_job_is_requeued_for_a_minute(sacct: Sacct, write_sweep: Calla
 
 
 @pytest.mark.process
+def test_job_that_lost_its_node_is_requeued(sacct: Sacct, write_sweep: Callable[..., SweepFolder]) -> None:
+    folder = write_sweep()
+    ledger.record(folder.path, {"a": "7_0"}, 1.0)
+    sacct.answer = [replace(DONE, state=State.NODE_FAIL, end_s=int(time.time()) - 5)]
+    assert states(folder)[0] == "REQUEUED"
+    sacct.answer = [replace(DONE, state=State.FAILED, end_s=int(time.time()) - 5)]
+    assert states(folder)[0] == "FAILED", "only a lost node or a preemption is followed by a requeue"
+
+
+@pytest.mark.process
+def test_a_run_that_was_just_sent_again_is_pending(sacct: Sacct, write_sweep: Callable[..., SweepFolder]) -> None:
+    folder = write_sweep()
+    ledger.record(folder.path, {"a": "7_0"}, 1.0)
+    ledger.record(folder.path, {"a": "9"}, time.time())
+    sacct.answer = [replace(DONE, state=State.FAILED)]
+    sacct.queued = []
+    assert states(folder)[0] == "PENDING"
+
+
+@pytest.mark.process
 def test_late_sacct_row_replaces_inferred_state(sacct: Sacct, write_sweep: Callable[..., SweepFolder]) -> None:
     folder = write_sweep()
     ledger.record(folder.path, {"a": "7_0"}, 1.0)
@@ -259,6 +279,14 @@ def test_last_known_states_need_no_answer(sacct: Sacct, write_sweep: Callable[..
     assert known.states == {"a": State.COMPLETED, "b": State.PENDING}
     assert known.known_s == pytest.approx(before_s, abs=60)
     assert len(sacct.queries) == 1
+
+
+@pytest.mark.process
+def test_dropped_runs_are_not_listed(sacct: Sacct, write_sweep: Callable[..., SweepFolder]) -> None:
+    folder = write_sweep()
+    first, second = folder.planned_runs()
+    folder.write_plan({"runs": [first, {**second, "dropped": True}]})
+    assert last_known(folder).states == {"a": State.NOT_SUBMITTED}
 
 
 @pytest.mark.process

@@ -170,6 +170,15 @@ def test_estimates_of_exposed_communication() -> None:
     ]
 
 
+def test_a_large_negative_estimate_has_its_digits() -> None:
+    """By no_sync: the backward pass without the exchange was the slower one."""
+    row = make_result(
+        check_exposed_ms=0.0, no_sync_exposed_ms=-1234.0, no_sync_difference=None, no_sync_is_check=False,
+        ddp_exposed_ms=None,
+    )  # fmt: skip
+    assert report([row], 100).splitlines()[-1].endswith("0 ms by marks, -1234 ms by no_sync (a bound)")
+
+
 def test_marks_only_incomparable_runs() -> None:
     assert "*" not in report(RESULTS[:1], 200)
 

@@ -31,6 +31,11 @@ def test_derived_quantities() -> None:
     assert replace(DONE, submit_s=None).queue_wait_s is None
 
 
+def test_a_waiting_attempt_hides_no_gpus() -> None:
+    """Before its start it has no GPUs, also at a site that accounts them."""
+    assert [row.counts_gpus for row in (PENDING, DONE, replace(DONE, alloc_gpus=None))] == [True, True, False]
+
+
 def test_waits_and_run_times_add_up() -> None:
     second = replace(DONE, submit_s=4660, eligible_s=4781, start_s=4800, end_s=5000, elapsed_s=200)
     parts = [part for row in (DONE, second) for part in (row.queue_wait_s, row.elapsed_s)]

@@ -63,6 +63,13 @@ def test_one_call_for_a_sweep() -> None:
     ]
 
 
+def test_an_earlier_job_of_the_same_id_is_left_out() -> None:
+    """Slurm uses its ids again after MaxJobId."""
+    sacct = Sacct("JobID^|^Submit^|^JobName\n9^|^1000^|^another user's\n9^|^1000000^|^ours\n")
+    rows = query_sacct(["9"], environ={}, run=sacct, since_s=1_000_000)
+    assert [row.job_name for row in rows] == ["ours"]
+
+
 def test_no_call_without_jobs() -> None:
     sacct = Sacct("")
     assert query_sacct([], environ={}, run=sacct) == ()

@@ -255,6 +255,17 @@ def test_missing_columns_and_orphaned_steps() -> None:
     assert parse_sacct(text) == (AccountingRow(job_id="9"),)
 
 
+def test_a_step_of_another_job_is_left_out() -> None:
+    text = table({"JobID": "9", "State": "FAILED"}, {"JobID": "8.0", "State": "OUT_OF_MEMORY", "MaxRSS": "5K"})
+    assert parse_sacct(text) == (AccountingRow(job_id="9", state=State.FAILED),)
+
+
+def test_a_separator_in_a_job_name_loses_no_job() -> None:
+    names = [f"a{SEPARATOR}b", f"{SEPARATOR}{SEPARATOR}"]
+    rows = parse_sacct(table(*({"JobID": str(number), "JobName": name} for number, name in enumerate(names))))
+    assert [row.job_name for row in rows] == names
+
+
 def test_drops_rows_of_reused_job_ids() -> None:
     text = table(*({"JobID": "9", "Submit": submit} for submit in ("1000", "996500", "1000000")))
     assert [row.submit_s for row in parse_sacct(text, since_s=10**6)] == [996_500, 10**6]

@@ -58,3 +58,19 @@ def test_states_that_end_an_attempt() -> None:
         State.TIMEOUT,
     }
     assert State.REQUEUED.is_pending
+
+
+def test_states_with_allocated_nodes_are_running() -> None:
+    """Such a job is charged; one that waits holds no nodes."""
+    assert {state for state in State if state.phase is JobPhase.RUNNING} == {
+        State.RUNNING,
+        State.CONFIGURING,
+        State.POWER_UP_NODE,
+        State.COMPLETING,
+        State.STAGE_OUT,
+        State.RESIZING,
+        State.SIGNALING,
+        State.STOPPED,
+        State.SUSPENDED,
+        State.UPDATE_DB,
+    }
