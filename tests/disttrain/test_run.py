@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from disttrain.config.train_config import TrainConfig
-from disttrain.environment.rank_env import RankEnv, choose_threads
+from disttrain.environment.rank_env import RankEnv
 from disttrain.records.figures import summarise_fields
 from disttrain.records.record_files import failure_name, from_json, metrics_name, read_records
 from disttrain.records.record_types import (
@@ -188,26 +188,6 @@ def test_losses_do_not_depend_on_workers(vit_config: TrainConfig, run_ranks: Run
 def test_bf16_trains(vit_config: TrainConfig, run_ranks: RunRanks) -> None:
     config = dataclasses.replace(vit_config, max_steps=3, precision="bf16")
     assert run_ranks(config, 1).summary["steps"] == 3
-
-
-@pytest.mark.parametrize(
-    ("env", "environ", "threads"),
-    [
-        (RankEnv(), {}, 16),
-        (RankEnv(world_size=4, local_world_size=2, num_nodes=2), {}, 8),
-        (RankEnv(world_size=4, local_world_size=2, num_nodes=2, folded=True), {}, 4),
-        (RankEnv(world_size=32, local_world_size=32), {}, 1),
-        (RankEnv(), {"OMP_NUM_THREADS": "3"}, 3),
-        (RankEnv(launcher="slurm", world_size=2, local_world_size=2), {"SLURM_CPUS_PER_TASK": "6"}, 6),
-        (RankEnv(launcher="slurm", world_size=2, local_world_size=2), {"SLURM_CPUS_PER_TASK": "99"}, 16),
-        (RankEnv(), {"SLURM_CPUS_PER_TASK": "6"}, 16),
-        # torchrun's default, which the user did not choose
-        (RankEnv(launcher="torchrun", world_size=2, local_world_size=2), {"OMP_NUM_THREADS": "1"}, 8),
-        (RankEnv(launcher="torchrun"), {"OMP_NUM_THREADS": "1"}, 1),
-    ],
-)
-def test_threads_are_a_share_of_the_cores(env: RankEnv, environ: dict[str, str], threads: int) -> None:
-    assert choose_threads(env, environ, 16) == threads
 
 
 def test_default_folder_has_the_run_id() -> None:

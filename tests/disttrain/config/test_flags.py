@@ -29,6 +29,12 @@ def test_string_fields_stay_strings() -> None:
     assert parse_flags("bert", ["--text_column", "1", "--eval_split", "no"]).text_column == "1"
 
 
+def test_a_number_for_a_field_of_either_kind() -> None:
+    """checkpoint_every takes a number of steps, or a text with a unit."""
+    for text, value in (("500", 500), ("600s", "600s"), ("1%", "1%")):
+        assert parse_flags("bert", ["--checkpoint_every", text]).checkpoint_every == value
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

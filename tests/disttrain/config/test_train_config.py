@@ -68,6 +68,13 @@ def test_rank_batch_divides_global_batch() -> None:
         TrainConfig(model="bert", global_batch=6).rank_batch(4)
 
 
+def test_a_link_needs_two_ranks() -> None:
+    with pytest.raises(UserError, match="model 'link' needs two or more ranks"):
+        TrainConfig(model="link").check_world_size(1)
+    TrainConfig(model="link").check_world_size(2)
+    TrainConfig(model="bert").check_world_size(1)
+
+
 def test_peak_lr_scales_with_ranks() -> None:
     assert [TrainConfig(model="bert", lr=1.0, lr_scaling=kind).peak_lr(4) for kind in ("none", "linear", "sqrt")] == [
         1,

@@ -97,6 +97,17 @@ def test_slurm_step_overrides_the_job() -> None:
     assert (env.world_size, env.allocation, env.master_addr) == (1, "1x1", "gpu09")
 
 
+def test_the_first_host_of_the_list_has_rank_0() -> None:
+    """srun places its tasks in the order of the list, which is not always sorted."""
+    assert RankEnv.from_environ(SLURM | {"SLURM_STEP_NODELIST": "gpu[09,08]"}).master_addr == "gpu09"
+
+
+def test_the_step_decides_in_a_job_with_more_nodes() -> None:
+    """`srun --nodelist` starts a step on later nodes of the job: rank 0 is not on the first node of the job."""
+    env = RankEnv.from_environ(SLURM | {"SLURM_JOB_NODELIST": "gpu[01-20]", "SLURM_NODELIST": "gpu[01-20]"})
+    assert env.master_addr == "gpu08"
+
+
 def test_batch_shell_is_one_process() -> None:
     """The batch script's own shell has SLURM_PROCID and SLURM_NTASKS, but no step: it waits for no other ranks."""
     env = RankEnv.from_environ(BATCH_SHELL)
@@ -180,6 +191,7 @@ def test_launch_by_hand_inside_a_step() -> None:
     [
         {"PMI_RANK": "3", "PMI_SIZE": "4", "PMIX_RANK": "3"},  # srun --mpi
         {"RANK": "3", "WORLD_SIZE": "4", "MASTER_ADDR": "n1", "MASTER_PORT": "29500"},  # a recipe
+        {"LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "2"},  # another: they count the ranks of one host
     ],
 )
 def test_step_agrees_with_other_launchers(other: dict[str, str]) -> None:
@@ -263,6 +275,12 @@ def test_torchrun_inside_a_slurm_job() -> None:
     assert env.port_candidates() == (29500,)
 
 
+def test_a_restart_by_torchrun_is_another_attempt() -> None:
+    """It has nothing to do with a requeue of the Slurm job that torchrun runs in."""
+    environ = SLURM | TORCHRUN | {"SLURM_RESTART_COUNT": "5", "TORCHELASTIC_RESTART_COUNT": "2"}
+    assert RankEnv.from_environ(environ).restart_count == 2
+
+
 def test_local_executor_inside_an_allocation() -> None:
     env = RankEnv.from_environ(SLURM | LOCAL)
     assert (env.launcher, env.rank, env.world_size, env.master_addr) == ("submitit-local", 3, 4, "127.0.0.1")
@@ -302,6 +320,26 @@ def test_wrong_variable_is_named() -> None:
         RankEnv.from_environ(TORCHRUN | {"RANK": "x"})
     with pytest.raises(UserError, match="rank 4 of 4, local rank 1 of 2 is out of range"):
         RankEnv.from_environ(TORCHRUN | {"RANK": "4"})
+
+
+@pytest.mark.parametrize(
+    ("env", "environ", "threads"),
+    [
+        (RankEnv(), {}, 16),
+        (RankEnv(world_size=4, local_world_size=2, num_nodes=2), {}, 8),
+        (RankEnv(world_size=4, local_world_size=2, num_nodes=2, folded=True), {}, 4),
+        (RankEnv(world_size=32, local_world_size=32), {}, 1),
+        (RankEnv(), {"OMP_NUM_THREADS": "3"}, 3),
+        (RankEnv(launcher="slurm", world_size=2, local_world_size=2), {"SLURM_CPUS_PER_TASK": "6"}, 6),
+        (RankEnv(launcher="slurm", world_size=2, local_world_size=2), {"SLURM_CPUS_PER_TASK": "99"}, 16),
+        (RankEnv(), {"SLURM_CPUS_PER_TASK": "6"}, 16),
+        # torchrun's default, which the user did not choose
+        (RankEnv(launcher="torchrun", world_size=2, local_world_size=2), {"OMP_NUM_THREADS": "1"}, 8),
+        (RankEnv(launcher="torchrun"), {"OMP_NUM_THREADS": "1"}, 1),
+    ],
+)
+def test_threads_are_a_share_of_the_cores(env: RankEnv, environ: dict[str, str], threads: int) -> None:
+    assert choose_threads(env, environ, 16) == threads
 
 
 @pytest.mark.parametrize("setup", ["2_2", "2x2"])
