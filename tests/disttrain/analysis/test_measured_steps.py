@@ -9,9 +9,10 @@ import pytest
 
 from disttrain.analysis.bandwidth import summarise_exchanges
 from disttrain.analysis.comm_overlap import Exchange
-from disttrain.analysis.measured_steps import MeasuredStep
+from disttrain.analysis.measured_steps import MeasuredStep, offset_at, steps_after_warmup
 from disttrain.analysis.straggler import find_straggler
 from disttrain.records.figures import summarise_fields
+from disttrain.records.record_types import ClockRecord, Record, StartRecord, StepRecord
 from disttrain.records.step_types import StepTimes
 
 
@@ -54,6 +55,36 @@ def test_steps_start_on_the_clock_of_rank_0() -> None:
     measured = step(start_ms=5000.0)
     assert measured.start_ms == 5000.0
     assert dataclasses.replace(measured, clock_offset_s=2.0).start_ms == 3000.0
+
+
+def clock(at_s: float, offset_s: float) -> ClockRecord:
+    return ClockRecord(at_s=at_s, offset_s=offset_s, error_s=0.0)
+
+
+def test_a_clock_that_drifts_is_interpolated() -> None:
+    clocks = (clock(100.0, 2.0), clock(200.0, 2.5))
+    assert [offset_at(time_s, clocks) for time_s in (100.0, 150.0, 200.0)] == [2.0, 2.25, 2.5]
+    assert (offset_at(150.0, clocks[:1]), offset_at(150.0, ())) == (2.0, 0.0)
+
+
+def recorded(number: int) -> StepRecord:
+    return StepRecord(
+        step=number, epoch=0, loss=1.0, lr=1.0, examples=1, data_ms=1.0, forward_ms=1.0, backward_ms=1.0,
+        optimizer_ms=1.0, step_ms=4.0,
+    )  # fmt: skip
+
+
+START = StartRecord(
+    time_s=0.0, rank=0, world_size=2, local_rank=0, node_rank=0, host="n1", pid=1, job_id=None, restart_count=0,
+    first_step=1, device="cpu", device_name="", backend="gloo", shared_gpu=False, folded=False, threads=1, versions={},
+    parameters=1, train_examples=1, eval_examples=0, notices=(),
+)  # fmt: skip
+
+
+def test_each_start_has_its_own_warmup() -> None:
+    """A run that resumes at step 4 compiles and fills its caches again."""
+    records: list[Record] = [START, *map(recorded, (1, 2, 3)), START, *map(recorded, (4, 5, 6))]
+    assert [record.step for record in steps_after_warmup(records, 2)] == [3, 6]
 
 
 def noisy(own: float, seed: int, steps: int = 50) -> list[MeasuredStep]:

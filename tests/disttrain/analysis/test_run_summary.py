@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from disttrain.analysis.measured_steps import MeasuredStep
 from disttrain.analysis.run_summary import Sums, own_sums, rank_telemetry, summarise
 from disttrain.records.rank_types import RankTelemetry
 from disttrain.records.record_types import (
@@ -202,6 +203,19 @@ def summary_of_ranks(**options: Any) -> Summary:
         records, own_sums(records, 0), [[], []], startups=STARTUPS, hosts=("n1", "n2"), num_nodes=2, warmup_steps=0,
         **options,
     )  # fmt: skip
+
+
+@pytest.mark.parametrize(("folded", "named"), [(False, True), (True, False)])
+def test_a_rank_that_shares_its_host_is_not_called_slow(folded: bool, named: bool) -> None:
+    """Ranks of a rehearsal compete for the same cores."""
+    records: list[Record] = [dataclasses.replace(START, folded=folded), *map(step, range(1, 31)), END]
+    fast = [MeasuredStep(step(number), None) for number in range(1, 31)]
+    slow = [MeasuredStep(dataclasses.replace(step(number), forward_ms=99.0), None) for number in range(1, 31)]
+    summary = summarise(
+        records, own_sums(records, 0), [fast, slow], startups=STARTUPS, hosts=("n1", "n2"), num_nodes=2, warmup_steps=0
+    )
+    assert (summary["slowest_rank"], summary["comparable"]) == (1, not folded)
+    assert any(notice.startswith("rank 1 on n2 is slow") for notice in summary["notices"]) == named
 
 
 @pytest.mark.parametrize(

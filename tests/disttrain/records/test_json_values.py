@@ -105,6 +105,13 @@ def test_a_damaged_line_is_named(tmp_path: Path) -> None:
     assert list(read_records(path)) == [STEP], "the last line is being written"
 
 
+@pytest.mark.parametrize("times", ["[1.0, null]", '[1.0, "2"]', "[1.0, true]", "[1.0, [2.0]]"])
+def test_one_wrong_item_is_damage(times: str) -> None:
+    line = f'{{"kind": "exchange", "step": 1, "bucket_bytes": [8, 8], "ready_ms": {times}, "done_ms": [1.0, 2.0]}}'
+    with pytest.raises(ValueError, match=r"^ready_ms is "):
+        decode(line)
+
+
 def test_other_line_separators_are_part_of_a_text() -> None:
     assert parse_json('{"reason": "a\u2028b\x85c"}') == {"reason": "a\u2028b\x85c"}
 
