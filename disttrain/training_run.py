@@ -26,6 +26,7 @@ from disttrain.measure.start_check import StartCheck
 from disttrain.measure.startup import Startup, startup_record
 from disttrain.measure.telemetry import open_sampler
 from disttrain.models.compile import compile_model, why_not_compiled
+from disttrain.models.cpu_dropout import use_cpu_dropout
 from disttrain.models.family import BuiltModel, EncodedSplits, Family, load_family
 from disttrain.records import record_files
 from disttrain.records.record_types import StartRecord, StartupRecord
@@ -90,6 +91,8 @@ def prepare(config: TrainConfig, family: Family, startup: Startup, group: Group,
     model = built.model.to(group.device)
     if config.compile:
         compile_model(model, dynamic=encoded.train.lengths is not None)
+    elif group.device.type == "cpu":
+        use_cpu_dropout(model)
     optimizer = make_optimizer(model, config.weight_decay)
     torch.manual_seed(config.seed + 1 + group.env.rank)  # each rank draws its own dropout
     notices = (*splits.notices, *encoded.notices, *built.notices, *uncompiled)

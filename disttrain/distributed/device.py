@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import platform
 import socket
@@ -11,6 +12,8 @@ import torch
 
 from disttrain.environment.rank_env import RankEnv
 from disttrain.errors import UserError
+
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
 
 
 def gpu_uuid(device: torch.device) -> str | None:
@@ -99,6 +102,18 @@ def use_full_precision(device: torch.device) -> None:
         # The older of torch's two switches: all versions have it, and a mixture of both raises an error.
         torch.backends.cudnn.allow_tf32 = False
         torch.backends.cuda.matmul.allow_tf32 = False
+
+
+def keep_freed_memory(device: torch.device) -> None:
+    """Makes the C library keep the memory of freed tensors on a CPU for the tensors of the next step.
+
+    By default glibc returns large blocks to the system. MiniLM with batch 4 then had 2,000 page faults more in each
+    step, 3 to 6 % of its time.
+    """
+    libc = ctypes.CDLL(None)
+    if device.type == "cpu" and hasattr(libc, "mallopt"):  # musl has none
+        libc.mallopt(_M_MMAP_THRESHOLD, 32 * 2**20)  # bytes; glibc's maximum
+        libc.mallopt(_M_TRIM_THRESHOLD, 2**30)
 
 
 def choose_attention(*, many_shapes: bool) -> None:

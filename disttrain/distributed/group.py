@@ -18,7 +18,14 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from disttrain.distributed.device import choose_device, cpu_notice, device_name, gpu_uuid, use_full_precision
+from disttrain.distributed.device import (
+    choose_device,
+    cpu_notice,
+    device_name,
+    gpu_uuid,
+    keep_freed_memory,
+    use_full_precision,
+)
 from disttrain.distributed.places import Place, gpu_keys, placement_notices, read_boot_id, start_line
 from disttrain.distributed.rendezvous import interface_towards, open_store
 from disttrain.environment.rank_env import RankEnv
@@ -172,6 +179,7 @@ def process_group(env: RankEnv, wanted: str) -> Iterator[Group]:
     """
     device = choose_device(env, wanted)
     use_full_precision(device)
+    keep_freed_memory(device)
     place = _own_place(device)
     on_cpu = tuple(filter(None, [cpu_notice(device, wanted)]))
     if env.world_size == 1:

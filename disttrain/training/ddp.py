@@ -19,6 +19,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from disttrain.config.train_config import TrainConfig
 from disttrain.distributed.group import Group
+from disttrain.distributed.shared_memory import open_shared_mean
 from disttrain.errors import UserError
 from disttrain.measure.phase_timer import PhaseTimer
 
@@ -49,18 +50,43 @@ def wrap_ddp(model: nn.Module, group: Group, config: TrainConfig, timer: PhaseTi
         model, bucket_cap_mb=config.bucket_cap_mb, gradient_as_bucket_view=True, **_NO_BUFFERS
     )
     compressed = config.grad_compression == "bf16"
-    hook: Callable[..., Future[Tensor]] = allreduce_hook
+    hook: Callable[..., Future[Tensor]] | None = None  # without a hook DDP does the same as allreduce_hook
     sent_dtype: torch.dtype | None = None
     if compressed:
         hook, sent_dtype = bf16_compress_hook, torch.bfloat16
     if config.detailed_timing:
-        hook = _with_bucket_marks(hook, timer, sent_dtype)
+        hook = _with_bucket_marks(hook or allreduce_hook, timer, sent_dtype)
+    if hook is None:  # detailed timing is about all-reduces, and only those of the backend can be compressed
+        hook = _shared_memory_hook(model, group)
     try:
-        if config.detailed_timing or compressed:  # without a hook DDP does the same as allreduce_hook
+        if hook is not None:
             wrapped.register_comm_hook(None, hook)
     except TypeError as error:  # from a torch without CUDA
         raise UserError(f"this torch cannot exchange bf16: {error}", where="grad_compression") from error
     return wrapped
+
+
+def _shared_memory_hook(model: nn.Module, group: Group) -> Callable[..., Future[Tensor]] | None:
+    """The hook that exchanges gradients through memory that the ranks share; None if they share none."""
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    shared = open_shared_mean(group, [parameter.numel() * parameter.element_size() for parameter in trained])
+    if shared is None:
+        return None
+    waiting: list[tuple[Future[Tensor], Tensor]] = []
+
+    @functools.wraps(allreduce_hook)  # DDP reads a hook's name and types
+    def shared_memory_hook(_: None, bucket: GradBucket) -> Future[Tensor]:
+        gradients, future = bucket.buffer(), Future[Tensor]()
+        shared.add(gradients)
+        waiting.append((future, gradients))
+        if bucket.is_last():
+            shared.finish()
+            for waiting_future, mean in waiting:
+                waiting_future.set_result(mean)
+            waiting.clear()
+        return future
+
+    return shared_memory_hook
 
 
 def _with_bucket_marks(

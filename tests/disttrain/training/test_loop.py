@@ -143,3 +143,13 @@ def test_bf16_gradients_train_nearly_alike(bert_config: TrainConfig, run_ranks: 
 def test_deterministic_kernels_change_no_cpu_loss(vit_config: TrainConfig, run_ranks: RunRanks) -> None:
     config = dataclasses.replace(vit_config, max_steps=4)
     assert run_ranks(dataclasses.replace(config, deterministic=True), 2).losses() == run_ranks(config, 2).losses()
+
+
+@pytest.mark.parametrize("family", ["bert", "vit"])
+def test_shared_memory_changes_no_loss(family: str, request: pytest.FixtureRequest, run_ranks: RunRanks) -> None:
+    """With detailed timing gloo exchanges the gradients; without it two ranks on one machine share memory."""
+    config: TrainConfig = request.getfixturevalue(f"{family}_config")
+    config = dataclasses.replace(config, max_eval_examples=0, grad_accum_steps=2, per_gpu_batch=2)
+    shared, gloo = (run_ranks(dataclasses.replace(config, detailed_timing=timed), 2) for timed in (False, True))
+    assert shared.exit_codes + gloo.exit_codes == (0,) * 4
+    assert shared.losses() == gloo.losses()
