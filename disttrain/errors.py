@@ -7,6 +7,8 @@ import io
 import sys
 from collections.abc import Collection
 
+_LONGEST = 200  # characters of one value in a message
+
 
 class UserError(Exception):
     """A mistake in what the user gave: a value, a file, an environment.
@@ -73,6 +75,19 @@ def suggest_name(name: str, known: Collection[str], otherwise: str, *, cutoff: f
     if len(close) == 1:
         return f"did you mean {close[0]}?"
     return otherwise
+
+
+def shorten(text: str) -> str:
+    """A text as part of a message of one line: a long one loses its middle, and control characters are escaped.
+
+    Example:
+        >>> shorten("--lr=2e-5"), shorten(repr("n[1-2]")), shorten("a\\nb"), len(shorten("9" * 5000))
+        ('--lr=2e-5', "'n[1-2]'", 'a\\\\nb', 200)
+    """
+    if len(text) > _LONGEST:
+        half = (_LONGEST - 3) // 2
+        text = f"{text[: _LONGEST - 3 - half]}...{text[-half:]}"
+    return "".join(character if character.isprintable() else repr(character)[1:-1] for character in text)
 
 
 def print_every_text() -> None:

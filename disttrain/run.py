@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 from disttrain.config.flags import parse_flags
-from disttrain.config.paths import absolute_paths
+from disttrain.config.paths import absolute_paths, results_root
 from disttrain.config.run_id import run_id
 from disttrain.config.train_config import LINK, TrainConfig
 from disttrain.distributed.process_exit import exit_soon, leave_without_teardown
@@ -63,7 +63,7 @@ def _exit_with_error(error: Exception, status: int) -> NoReturn:
 
 def default_output_dir(config: TrainConfig, env: RankEnv, environ: Mapping[str, str]) -> Path:
     """The results folder of a run outside a sweep: ``<root>/torchrun/<run_id>``."""
-    return Path(environ.get("SWEEP_ROOT") or "runs") / "torchrun" / run_id(env.allocation, config)
+    return results_root(environ) / "torchrun" / run_id(env.allocation, config)
 
 
 def run(config: TrainConfig, env: RankEnv, output_dir: Path) -> Summary:

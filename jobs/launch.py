@@ -7,7 +7,7 @@ import dataclasses
 import os
 import sys
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from functools import partial
 
 from disttrain.config.train_config import LINK, PATH_FIELDS
@@ -17,14 +17,16 @@ from jobs.local.local_queue import send_to_local
 from jobs.planning.cluster_profile import LOCAL
 from jobs.planning.plan import JobGroup, Plan, count_runs, plan_json, run_json, with_runs
 from jobs.planning.sweep_file import Sweep
-from jobs.results.status import read_states
+from jobs.results.run_records import is_complete
+from jobs.results.status import States, read_states
 from jobs.slurm.sacct import queued_jobs
 from jobs.slurm.sacct_table import AccountingUnavailable
 from jobs.slurm.states import JobPhase, State
 from jobs.slurm.submit import require_slurm, send_to_slurm
 from jobs.storage.dropped_runs import dropped_runs
-from jobs.storage.ledger import Ledger, read_ledger, submission_lock
+from jobs.storage.ledger import LEDGER_NAME, Ledger, read_ledger, submission_lock
 from jobs.storage.name_links import link_names_or_warn
+from jobs.storage.run_lookup import list_names
 from jobs.storage.sweep_folder import SweepFolder, prepare
 
 
@@ -39,7 +41,8 @@ def launch(plan: Plan, sweep: Sweep, *, max_ranks: int | None, on_poll: Callable
             runs in the background.
 
     Raises:
-        UserError: Another submission of the sweep is running, or the scheduler refuses a job.
+        UserError: Another submission of the sweep is running, a damaged file hides that runs are done, or the scheduler
+            refuses a job.
     """
     folder = SweepFolder(plan.folder)
     queue = None
@@ -145,19 +148,38 @@ def _missing(folder: SweepFolder, plan: Plan, ledger: Ledger) -> frozenset[str]:
     """The ids of the runs to submit, after a line that says how many there are."""
     planned = [run.run_id for run in plan.runs]
     submitted = [run_id for run_id in planned if run_id in ledger.jobs]
-    states: Mapping[str, State] = {}
+    states = States({})
     if ledger.jobs or ledger.damaged_lines:
-        states, notices = read_states(folder, submitted, ledger, os.environ)
-        for notice in notices:
-            print(f"note: {notice}", file=sys.stderr)
-    done = {run_id for run_id, state in states.items() if state is State.COMPLETED}
-    active = {run_id for run_id, state in states.items() if state.phase is not JobPhase.FINISHED}
+        states = read_states(folder, submitted, ledger, os.environ)
+    done = {run_id for run_id, state in states.by_run.items() if state is State.COMPLETED}
+    active = {run_id for run_id, state in states.by_run.items() if state.phase is not JobPhase.FINISHED}
     missing = frozenset(planned) - done - active
+    # With a damaged line, the job or the last state of a run may be missing.
+    doubtful = [run_id for run_id in planned if run_id in missing and (states.damage or run_id not in ledger.jobs)]
+    _check_unfinished(folder, doubtful, states.damage)
+    for notice in (*states.damage, *states.notices):
+        print(f"note: {notice}", file=sys.stderr)
     line = f"{plan.sweep_name} on {plan.cluster_name}: submitting {len(missing)} of {count_runs(len(planned))}"
     if done or active:
         line += f" ({len(done)} done, {len(active)} queued or running)"
     print(line, flush=True)
     return missing
+
+
+def _check_unfinished(folder: SweepFolder, run_ids: Sequence[str], damage: Sequence[str]) -> None:
+    """Checks that none of these runs has finished: a submission removes the summary of each run that it sends.
+
+    Args:
+        folder: The folder of the sweep.
+        run_ids: The runs that are about to be sent although the files may lack that they are done.
+        damage: What is damaged in the ledger and the accounting.
+    """
+    finished = [run_id for run_id in run_ids if is_complete(folder.run(run_id))]
+    if finished:
+        cause = "; ".join(damage) or f"{LEDGER_NAME} lacks jobs"
+        message = f"{cause}; {count_runs(len(finished))} with a summary would be repeated: {list_names(finished)}"
+        hint = "restore the line; sweep forget RUN removes a run that should run again"
+        raise UserError(message, where=str(folder.path), hint=hint)
 
 
 def debug(plan: Plan, sweep: Sweep) -> None:

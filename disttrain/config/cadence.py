@@ -5,8 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from disttrain.environment.variables import shorten
-from disttrain.errors import FieldsError
+from disttrain.errors import FieldsError, shorten
 
 
 @dataclass(frozen=True)
@@ -40,6 +39,6 @@ Cadence(steps=None, seconds=None, share=0.01))
             return Cadence(share=number / 100)
     raise FieldsError(
         ("checkpoint_every",),
-        f"checkpoint_every is {shorten(value)}",
+        f"checkpoint_every is {shorten(repr(value))}",
         hint="write a number of steps (500), of seconds (600s) or a share of the time (1%)",
     )

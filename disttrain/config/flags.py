@@ -9,8 +9,7 @@ from typing import Any, NoReturn
 
 from disttrain.config.field_docs import default_text, describe_field, is_string_field
 from disttrain.config.train_config import TrainConfig, field_names
-from disttrain.environment.variables import shorten
-from disttrain.errors import FieldsError, UserError
+from disttrain.errors import FieldsError, UserError, shorten
 
 
 def parse_flags(model: str, arguments: Sequence[str]) -> TrainConfig:
@@ -70,14 +69,14 @@ def _unknown_flags(arguments: Sequence[str]) -> UserError:
     flag = next((argument for argument in arguments if argument.startswith("--")), "")
     name = flag.removeprefix("--").partition("=")[0]
     return UserError(
-        f"unrecognized arguments: {shorten(' '.join(arguments))[1:-1]}",
+        f"unrecognized arguments: {shorten(' '.join(arguments))}",
         hint=suggest_key(name, field_names(), Place.FLAGS),
     )
 
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
-        raise UserError(shorten(message)[1:-1], hint=f"{self.prog} --help lists the flags")
+        raise UserError(shorten(message), hint=f"{self.prog} --help lists the flags")
 
 
 def _parser(model: str) -> argparse.ArgumentParser:

@@ -1,17 +1,19 @@
-"""The fields of a config that may contain paths, made absolute."""
+"""The paths of a run: the fields of a config that may contain paths, made absolute, and the root of all results."""
 
 from __future__ import annotations
 
 import dataclasses
 import os
 import re
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from disttrain.config.train_config import FAMILIES, PATH_FIELDS, TrainConfig
-from disttrain.environment.variables import shorten
-from disttrain.errors import FieldsError
+from disttrain.errors import FieldsError, shorten
 
-_VARIABLE = re.compile(r"\$(?:[A-Za-z_]\w*|\{[A-Za-z_]\w*\})")
+# What a shell would expand: $NAME, ${...}, $(...) and `...`.
+_VARIABLE = re.compile(r"\$(?:[A-Za-z_]\w*|\{[^}]*\}|\([^)]*\))|`[^`]*`")
 _HUB_NAME = re.compile(r"[A-Za-z0-9_](?:[A-Za-z0-9._-]{0,94}[A-Za-z0-9_])?")
 _FILE_SUFFIXES = tuple(
     suffix + compressed
@@ -31,11 +33,11 @@ def is_path(value: str) -> bool:
 
 
 def find_variable(text: str) -> str | None:
-    """The first shell variable in a text, with its dollar sign; None if there is none.
+    """The first shell variable or command in a text, with its dollar sign or backticks; None if there is none.
 
     Example:
-        >>> find_variable("$SCRATCH/films"), find_variable("/data/${USER}/x"), find_variable("5$")
-        ('$SCRATCH', '${USER}', None)
+        >>> find_variable("$SCRATCH/films"), find_variable("/data/${USER:-me}/$(date)"), find_variable("5$")
+        ('$SCRATCH', '${USER:-me}', None)
     """
     match = _VARIABLE.search(text)
     if match is None:
@@ -46,18 +48,16 @@ def find_variable(text: str) -> str | None:
 def may_be_hub_id(value: str) -> bool:
     """Whether the hub could have something of this name: ``name`` or ``owner/name``.
 
-    A name with the suffix of a data file is a path, unless it has an owner.
+    A name with the suffix of a data file is a path.
 
     Example:
-        >>> [may_be_hub_id(value) for value in ("stanfordnlp/imdb", "imdb", "films/train/a.csv", "train.csv", "a b/c")]
+        >>> [may_be_hub_id(value) for value in ("stanfordnlp/imdb", "imdb", "a/b/c", "data/train.csv", "a b/c")]
         [True, True, False, False, False]
     """
     parts = value.split("/")
     if len(parts) > 2 or not all(_HUB_NAME.fullmatch(part) for part in parts):
         return False
-    if "--" in value or ".." in value or value.endswith(".git"):
-        return False
-    return len(parts) == 2 or not value.lower().endswith(_FILE_SUFFIXES)
+    return not ("--" in value or ".." in value or value.endswith(".git") or value.lower().endswith(_FILE_SUFFIXES))
 
 
 def absolute_paths(config: TrainConfig, folder: str) -> TrainConfig:
@@ -85,33 +85,42 @@ def absolute_paths(config: TrainConfig, folder: str) -> TrainConfig:
         _check_expanded(name, value)
         # What the checkpoint of a family of the user's own is, only the family can say.
         own = name == "checkpoint" and config.model not in FAMILIES
-        if is_path(value) or not (own or _may_be_absent(value, folder)):
-            place = os.path.normpath(os.path.join(folder, value))
-            raise FieldsError((name,), f"{name} {shorten(value)} does not exist", hint=f"looked for {place}")
-    if config.output_dir is not None and _existing(config.output_dir, folder) is None:
-        _check_expanded("output_dir", config.output_dir)
+        if is_path(value) or not (own or may_be_hub_id(value)):
+            message = f"{name} {shorten(repr(value))} does not exist"
+            raise FieldsError((name,), message, hint=f"looked for {_absolute(value, folder)}")
+    if config.output_dir is not None:
+        if _existing(config.output_dir, folder) is None:
+            _check_expanded("output_dir", config.output_dir)
+        changes["output_dir"] = _without_tilde(config.output_dir)
     return dataclasses.replace(config, **changes)
+
+
+def results_root(environ: Mapping[str, str], option: Path | None = None) -> Path:
+    """The folder of all results: the option --root, or $SWEEP_ROOT, or ./runs."""
+    return Path(_without_tilde(str(option or environ.get("SWEEP_ROOT") or "runs")))
+
+
+def _without_tilde(path: str) -> str:
+    """The path with the home folder in place of `~`, which a shell leaves in ``--root=~/runs``."""
+    if "\0" in path:  # no name of a user has it, and `expanduser` would fail
+        return path
+    return os.path.expanduser(path)
+
+
+def _absolute(value: str, folder: str) -> str:
+    return os.path.normpath(os.path.join(folder, _without_tilde(value)))
 
 
 def _existing(value: str, folder: str) -> str | None:
     """The absolute path of a value that names a file or folder; None if there is no such file."""
-    if "\0" in value:
-        return None
-    path = os.path.normpath(os.path.join(folder, os.path.expanduser(value)))
+    path = _absolute(value, folder)
     if os.path.exists(path):
         return path
     return None
 
 
-def _may_be_absent(value: str, folder: str) -> bool:
-    """Whether a value that is not in `folder` may be on the hub. films/train.csv is not, if films is a folder here."""
-    owner, slash, _ = value.partition("/")
-    is_file = value.lower().endswith(_FILE_SUFFIXES)
-    return may_be_hub_id(value) and not (slash and is_file and os.path.isdir(os.path.join(folder, owner)))
-
-
 def _check_expanded(name: str, value: str) -> None:
     variable = find_variable(value)
     if variable:
-        message = f"{name} {shorten(value)} has the variable {variable}, which is not expanded"
+        message = f"{name} {shorten(repr(value))} has the variable {variable}, which is not expanded"
         raise FieldsError((name,), message, hint="write the path itself; on the command line, a shell expands it")

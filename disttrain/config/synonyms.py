@@ -64,7 +64,7 @@ _SAME = {
 }  # fmt: skip
 _NODES_AND_GPUS = """
     nproc_per_node nnodes nodes num_nodes num_machines num_processes num_ranks world_size devices
-    gpus num_gpus n_gpus gpus_per_node gpus_per_task ntasks ntasks_per_node
+    gpus num_gpus n_gpus gpus_per_node gpus_per_task tres_per_task ntasks ntasks_per_node
 """
 # These names mean something else than our key, or no key does what they do.
 _ANSWERS: Mapping[Place | None, Mapping[str, str]] = {

@@ -19,8 +19,7 @@ from disttrain.config.unknown_key import suggest_key
 from disttrain.config.value_errors import describe_value_error
 from disttrain.config.yaml_nodes import NodeBuilder
 from disttrain.config.yaml_scalars import compose
-from disttrain.environment.variables import shorten
-from disttrain.errors import FieldsError, UserError
+from disttrain.errors import FieldsError, UserError, shorten
 
 
 def parse_value(text: str) -> Any:
@@ -37,7 +36,7 @@ def parse_value(text: str) -> Any:
         node = compose(text, "")
     except UserError as error:
         hint = "write one value, for example 2e-5 or {hidden_size: 32}"
-        raise UserError(f"{shorten(text)} is not YAML: {error.message}", hint=hint) from None
+        raise UserError(f"{shorten(repr(text))} is not YAML: {error.message}", hint=hint) from None
     if node is None:
         return None
     try:
@@ -88,7 +87,7 @@ def validate(values: Mapping[str, Any], written: Mapping[str, str] = _NO_TEXTS) 
     for name, value in values.items():
         if isinstance(value, Mapping) and not _is_json(value):
             hint = "use strings, finite numbers, true, false, null, lists and mappings"
-            message = f"{name} is {shorten(value)}, which cannot be written as JSON"
+            message = f"{name} is {shorten(repr(value))}, which cannot be written as JSON"
             raise FieldError(name, message, hint=hint)
     return TrainConfig(**{name: getattr(checked, name) for name in values})
 

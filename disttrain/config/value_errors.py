@@ -7,8 +7,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from disttrain.environment.variables import shorten
-from disttrain.errors import suggest_name
+from disttrain.errors import shorten, suggest_name
 
 _KINDS = {
     "int_type": "an integer",
@@ -54,9 +53,9 @@ def describe_value_error(
     """
     first = errors[0]
     value = first["input"]
-    shown = shorten(value)
+    shown = shorten(repr(value))
     if written is not None:
-        shown = shorten(written)[1:-1] or "null"  # YAML reads nothing as null
+        shown = shorten(written) or "null"  # YAML reads nothing as null
     if first["type"] in _KINDS:
         kinds = [_KINDS[error["type"]] for error in errors if _same_value(error, first) and error["type"] in _KINDS]
         kinds = list(dict.fromkeys(kinds))
@@ -85,7 +84,7 @@ def _quotes_hint(value: object, kinds: Sequence[str], written: str | None) -> st
         return "remove the quotes"
     if kinds == ["a string"] and isinstance(value, int | float):
         text = written or json.dumps(value)  # true, not True
-        return f'quote it: "{shorten(text)[1:-1]}"'
+        return f'quote it: "{shorten(text)}"'
     return ""
 
 

@@ -10,8 +10,7 @@ from typing import Any
 import yaml
 
 from disttrain.config.yaml_scalars import ScalarLoader
-from disttrain.environment.variables import shorten
-from disttrain.errors import UserError
+from disttrain.errors import UserError, shorten
 
 # No person writes more than this. The bounds stop an alias bomb before it fills the memory: a few lines of aliases to
 # aliases can stand for billions of values.
@@ -97,7 +96,7 @@ class NodeBuilder:
                 name = self._name(key, keys)
                 if name in own:
                     hint = f"first on line {own[name][0].start_mark.line + 1}; drop one"
-                    raise self._error(key, (*keys, name), f"key {shorten(name)} is given twice", hint)
+                    raise self._error(key, (*keys, name), f"key {shorten(repr(name))} is given twice", hint)
                 own[name] = key, value
                 if key.tag == _MERGE_TAG:
                     merged = self._merged(value, keys)
@@ -118,7 +117,7 @@ class NodeBuilder:
         if not isinstance(key, yaml.ScalarNode):
             raise self._error(key, keys, "a list or mapping is used as a key", "write a string")
         if key.tag not in (_TAG + "str", _MERGE_TAG):
-            text = shorten(key.value)[1:-1]
+            text = shorten(key.value)
             raise self._error(key, keys, f"the key {text} is not a string", f'quote it: "{text}"')
         return str(key.value)
 
@@ -129,9 +128,9 @@ class NodeBuilder:
             value = self._loader.construct_object(node)  # type: ignore[no-untyped-call, unused-ignore]
             str(value).encode()  # fails for "\\ud800", half a surrogate pair, which no file or terminal accepts
         except (ValueError, LookupError):
-            message = f"{shorten(node.value)} is not a valid {node.tag.removeprefix(_TAG)}"
+            message = f"{shorten(repr(node.value))} is not a valid {node.tag.removeprefix(_TAG)}"
             raise self._error(node, keys, message, "quote it if it is text") from None
-        text = shorten(node.value)[1:-1]
+        text = shorten(node.value)
         if isinstance(value, float) and not math.isfinite(value):
             raise self._error(node, keys, f"{text} is not a finite number", "write a finite number")
         if isinstance(value, int) and abs(value) > MAX_INTEGER:
@@ -157,7 +156,7 @@ class NodeBuilder:
             self._open.remove(id(node))
 
     def _tag_error(self, node: yaml.Node, keys: KeyPath) -> UserError:
-        tag = shorten(node.tag.replace(_TAG, "!!"))[1:-1]
+        tag = shorten(node.tag.replace(_TAG, "!!"))
         return self._error(node, keys, f"the tag {tag} is not supported", "drop it")
 
     def _error(self, node: yaml.Node, keys: KeyPath, message: str, hint: str) -> UserError:

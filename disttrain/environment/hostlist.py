@@ -7,8 +7,7 @@ import math
 import re
 from collections.abc import Iterator
 
-from disttrain.environment.variables import shorten
-from disttrain.errors import UserError
+from disttrain.errors import UserError, shorten
 
 # Slurm's own cap on one range (MAX_RANGE), applied here to a complete list: rack[0-65535]n[0-65535] would otherwise
 # fill the memory before the user sees the typo, and no cluster has more nodes than this.
@@ -51,7 +50,7 @@ def expand_hostlist(text: str, *, where: str | None = None) -> tuple[str, ...]:
         return tuple(hosts)
     except ValueError as error:
         raise UserError(
-            f"{shorten(text)} is not a Slurm hostlist: {error}",
+            f"{shorten(repr(text))} is not a Slurm hostlist: {error}",
             where=where,
             hint="a hostlist looks like node[01-03,7],login1",
         ) from None
@@ -82,7 +81,7 @@ def expand_counts(text: str, *, where: str | None = None) -> tuple[int, ...]:
         repeats = int(match[2] or 1) if match else 0
         if match is None or not 1 <= repeats <= MAX_HOSTS - len(counts):
             raise UserError(
-                f"{shorten(text)} is not a Slurm list of counts: cannot read {shorten(item)}",
+                f"{shorten(repr(text))} is not a Slurm list of counts: cannot read {shorten(repr(item))}",
                 where=where,
                 hint="a list of counts looks like 2(x3),1",
             )
@@ -131,7 +130,7 @@ def _expand_name(name: str) -> Iterator[str]:
     texts = _GROUP.split(name)  # text, group, text, group, ..., text
     groups = [_expand_group(group) for group in texts[1::2]]
     if math.prod(map(len, groups)) > MAX_HOSTS:
-        raise ValueError(f"{shorten(name)} has more than {MAX_HOSTS} hosts")
+        raise ValueError(f"{shorten(repr(name))} has more than {MAX_HOSTS} hosts")
     if not groups:
         yield name
         return
@@ -160,17 +159,12 @@ def _expand_group(group: str) -> list[str]:
     for item in group.split(","):
         match = _RANGE.fullmatch(item)
         if not match:
-            raise ValueError(f"{shorten(item)} in {_in_brackets(group)} is neither a number nor a range")
+            raise ValueError(f"{shorten(repr(item))} in [{shorten(group)}] is neither a number nor a range")
         low, high = int(match[1]), int(match[2] or match[1])
         if high < low:
             raise ValueError(f"the range {item!r} is descending")
         # Counted before anything is built: a typo may make a range of a hundred million.
         if len(numbers) + high - low + 1 > MAX_HOSTS:
-            raise ValueError(f"{_in_brackets(group)} has more than {MAX_HOSTS} hosts")
+            raise ValueError(f"[{shorten(group)}] has more than {MAX_HOSTS} hosts")
         numbers.extend(f"{number:0{len(match[1])}d}" for number in range(low, high + 1))
     return numbers
-
-
-def _in_brackets(group: str) -> str:
-    """The text of a group for an error; a very long one loses its middle."""
-    return f"[{shorten(group)[1:-1]}]"

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from disttrain.environment.slurm_step import in_slurm_step
 from disttrain.environment.variables import Variables
 from disttrain.errors import UserError
 
@@ -36,6 +37,9 @@ _LAUNCHERS = (
     _Names(("HOROVOD_RANK",), ("HOROVOD_SIZE",)),
 )
 
+# What srun gives a task. It is used only inside a step.
+_SLURM_STEP = _Names(("SLURM_PROCID",), ("SLURM_STEP_NUM_TASKS",))
+
 # Every variable with which a launcher numbers or counts its processes.
 PLACE_VARIABLES = frozenset(name for names in _LAUNCHERS for name in (*names.rank, *names.size))
 
@@ -46,25 +50,56 @@ def check_alone(environ: Mapping[str, str]) -> None:
     Each process of such a launch would otherwise be a run of its own, and all would write the same folder.
 
     Raises:
-        UserError: A launcher says so, or it gives a rank and no size.
+        UserError: A launcher says so, or one gives a rank, and none a size.
     """
     read = Variables(environ)
-    for names in _LAUNCHERS:
-        rank_name, size_name = read.first(*names.rank), read.first(*names.size)
-        rank = size = None
-        if rank_name:
-            rank = read.number(rank_name)
-        if size_name:
-            size = read.number(size_name, least=1)
-        if rank or (size or 1) > 1 or (rank_name and not size_name):
-            said = ", ".join(f"{name}={environ[name]}" for name in (rank_name, size_name) if name)
-            missing = [name for name in TORCH_VARIABLES if not environ.get(name)]
-            verb = "is" if len(missing) == 1 else "are"
+    places = [
+        (names, read.optional_number(*names.rank), read.optional_number(*names.size, least=1)) for names in _LAUNCHERS
+    ]
+    several = [names for names, rank, size in places if rank or (size or 1) > 1]
+    if all(size is None for _, _, size in places):
+        several += [names for names, rank, _ in places if rank is not None]
+    if several:
+        missing = [name for name in TORCH_VARIABLES if not environ.get(name)]
+        verb = "is" if len(missing) == 1 else "are"
+        raise UserError(
+            f"this process is one of several ({_place(environ, several[0])}), but {', '.join(missing)} {verb} not set",
+            where="environment",
+            hint="start the ranks with torchrun or srun, or set these variables for each rank",
+        )
+
+
+def check_torch_launch(environ: Mapping[str, str], rank: int, world_size: int) -> None:
+    """Checks that torchrun's variables, set without torchrun, are meant for this process.
+
+    Exports that are left in a shell give each process of mpirun or srun the same place, and all would write one folder.
+    One process of another launcher may start several ranks, so a smaller size than the world size is no contradiction.
+
+    Raises:
+        UserError: Another launcher gives a larger size, or another rank of the same size.
+    """
+    read = Variables(environ)
+    launchers = list(_LAUNCHERS)
+    if in_slurm_step(environ):
+        launchers.append(_SLURM_STEP)
+    for names in launchers:
+        other_rank = read.optional_number(names.rank[0])
+        other_size = read.optional_number(*names.size[:1]) or 1
+        moved = other_size == world_size and other_rank not in (None, rank)
+        if other_size > world_size or (other_rank or 0) >= world_size or moved:
             raise UserError(
-                f"this process is one of several ({said}), but {', '.join(missing)} {verb} not set",
+                f"this process is one of several ({_place(environ, names)}),"
+                f" but RANK is {rank} and WORLD_SIZE is {world_size}",
                 where="environment",
-                hint="start the ranks with torchrun or srun, or set these variables for each rank",
+                hint="unset RANK and WORLD_SIZE, or set them for each process",
             )
+
+
+def _place(environ: Mapping[str, str], names: _Names) -> str:
+    """The rank and the size that a launcher gives, for a message."""
+    read = Variables(environ)
+    found = filter(None, (read.first(*names.rank), read.first(*names.size)))
+    return ", ".join(f"{name}={environ[name]}" for name in found)
 
 
 def check_agreement(environ: Mapping[str, str], rank: int, world_size: int) -> None:

@@ -8,10 +8,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from disttrain.environment.other_launchers import TORCH_VARIABLES, check_agreement, check_alone
+from disttrain.environment.other_launchers import TORCH_VARIABLES, check_agreement, check_alone, check_torch_launch
 from disttrain.environment.slurm_step import first_host, in_slurm_step, slurm_job_id, tasks_per_node
-from disttrain.environment.variables import Variables, parse_count, shorten
-from disttrain.errors import UserError
+from disttrain.environment.variables import Variables, parse_count
+from disttrain.errors import UserError, shorten
 
 Launcher = Literal["torchrun", "slurm", "submitit-local", "single"]
 
@@ -73,8 +73,11 @@ class RankEnv:
             'n3'
         """
         read = Variables(environ)
-        if "TORCHELASTIC_RUN_ID" in environ or environ.keys() >= _TORCH_LAUNCH:
+        if "TORCHELASTIC_RUN_ID" in environ:
             env = _from_torchrun(read)
+        elif environ.keys() >= _TORCH_LAUNCH:
+            env = _from_torchrun(read)
+            check_torch_launch(environ, env.rank, env.world_size)
         elif environ.get("SUBMITIT_EXECUTOR") == "local":
             env = _from_submitit_local(read)
         elif in_slurm_step(environ):
@@ -142,9 +145,8 @@ class RankEnv:
         """
         nodes, per_node = map(parse_count, setup.replace("x", "_").partition("_")[::2])
         if nodes is None or per_node is None:
-            raise UserError(
-                f"setup {shorten(setup)} is not an allocation", hint="write <nodes>_<GPUs per node>, for example 2_2"
-            )
+            hint = "write <nodes>_<GPUs per node>, for example 2_2"
+            raise UserError(f"setup {shorten(repr(setup))} is not an allocation", hint=hint)
         if (nodes, per_node) != (self.num_nodes, self.local_world_size):
             raise UserError(
                 f"setup {setup!r} says {nodes}x{per_node} (nodes x ranks per node), but the run has {self.allocation}",
@@ -159,12 +161,11 @@ class RankEnv:
                 " is out of range",
                 hint=hint,
             )
-        if self.num_nodes * self.local_world_size != self.world_size or self.node_rank >= self.num_nodes:
-            raise UserError(
-                f"{self.world_size} ranks are not {self.num_nodes} nodes with {self.local_world_size} ranks each,"
-                f" or node {self.node_rank} is not one of them",
-                hint=hint,
-            )
+        if self.num_nodes * self.local_world_size != self.world_size:
+            message = f"{self.allocation} (nodes x ranks per node) is not the world size {self.world_size}"
+            raise UserError(message, hint=hint)
+        if self.node_rank >= self.num_nodes:
+            raise UserError(f"node rank {self.node_rank} of {self.num_nodes} is out of range", hint=hint)
         return self
 
 

@@ -6,8 +6,8 @@ import socket
 from collections.abc import Mapping
 
 from disttrain.environment.hostlist import expand_counts, expand_hostlist
-from disttrain.environment.variables import Variables, parse_count, shorten
-from disttrain.errors import UserError
+from disttrain.environment.variables import Variables, parse_count
+from disttrain.errors import UserError, shorten
 
 _STEP_VARIABLES = (
     "SLURM_STEP_ID", "SLURM_STEPID", "SLURM_STEP_NUM_TASKS", "SLURM_STEP_TASKS_PER_NODE", "SLURM_STEP_NODELIST",
@@ -36,11 +36,11 @@ def tasks_per_node(read: Variables) -> int:
     tasks = expand_counts(read.text(*names), where=read.first(*names))
     if len(set(tasks)) > 1:
         raise UserError(
-            f"the nodes of this step have different numbers of tasks: {shorten(', '.join(map(str, tasks)))[1:-1]}",
+            f"the nodes of this step have different numbers of tasks: {shorten(', '.join(map(str, tasks)))}",
             hint="set --ntasks-per-node",
         )
     if not any(tasks):
-        message = f"{read.first(*names)} is {shorten(read.text(*names))}: no node has a task"
+        message = f"{read.first(*names)} is {shorten(repr(read.text(*names)))}: no node has a task"
         raise UserError(message, where="environment")
     return tasks[0]
 
@@ -57,7 +57,7 @@ def first_host(read: Variables, num_nodes: int) -> str:
         return socket.gethostname()
     hosts = expand_hostlist(read.text(*names), where=name)
     if not hosts:
-        raise UserError(f"{name} is {shorten(read.text(*names))}: it names no host", where="environment")
+        raise UserError(f"{name} is {shorten(repr(read.text(*names)))}: it names no host", where="environment")
     return hosts[0]
 
 

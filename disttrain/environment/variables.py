@@ -3,25 +3,12 @@
 from __future__ import annotations
 
 import re
-import reprlib
 from collections.abc import Mapping
 
-from disttrain.errors import UserError
+from disttrain.errors import UserError, shorten
 
 # 18 digits are enough for every count, and stay below int()'s limit on the length of a text.
 _NUMBER = re.compile(r"[0-9]{1,18}")
-_shortened = reprlib.Repr()
-_shortened.maxstring = 200
-
-
-def shorten(value: object) -> str:
-    """The repr of a value for an error; a very long text loses its middle.
-
-    Example:
-        >>> shorten("node[1-2]"), len(shorten("9" * 5000))
-        ("'node[1-2]'", 200)
-    """
-    return _shortened.repr(value)
 
 
 def parse_count(text: str) -> int | None:
@@ -67,11 +54,17 @@ class Variables:
         text = self.text(*names)
         value = parse_count(text)
         if value is None:
-            raise UserError(f"{name} is {shorten(text)}, not a number", where="environment")
+            raise UserError(f"{name} is {shorten(repr(text))}, not a number", where="environment")
         if value < least or (most is not None and value > most):
             bounds = f"at least {least}" if most is None else f"from {least} to {most}"
             raise UserError(f"{name} is {value}; it must be {bounds}", where="environment")
         return value
+
+    def optional_number(self, *names: str, least: int = 0) -> int | None:
+        """The number in the first variable that is set; None if none is set. Its errors are those of `number`."""
+        if self.first(*names) is None:
+            return None
+        return self.number(*names, least=least)
 
     def first(self, *names: str) -> str | None:
         """The first of these names that is set."""

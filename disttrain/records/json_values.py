@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from disttrain.errors import UserError
+from disttrain.errors import UserError, shorten
 
 _INT_LIMIT = 2**63  # a larger number is damage, and would overflow where it is divided
 
@@ -80,7 +80,7 @@ def parse_object(text: bytes | str) -> dict[str, Any]:
     """
     values = parse_json(text)
     if not isinstance(values, dict):
-        raise ValueError(f"it is {shorten(values)}, not a JSON object")
+        raise ValueError(f"it is {shorten(repr(values))}, not a JSON object")
     return values
 
 
@@ -124,7 +124,7 @@ def check_fields(kind: Any, values: Mapping[str, Any]) -> None:
             if is_required:
                 raise ValueError(f"it has no {name!r}")
         elif not check(values[name]):
-            raise ValueError(f"{name} is {shorten(values[name])}")
+            raise ValueError(f"{name} is {shorten(repr(values[name]))}")
 
 
 @functools.cache  # resolving the annotations of a record type takes 1 ms, a line of a record file 20 us
@@ -186,11 +186,3 @@ _PLAIN_CHECKS: dict[Any, Callable[[Any], bool]] = {
     float: _is_number,
     str: _is_text,
 }
-
-
-def shorten(value: Any) -> str:
-    """A value in a message: its first characters."""
-    text = repr(value)
-    if len(text) > 40:
-        return f"{text[:37]}..."
-    return text

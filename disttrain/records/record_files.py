@@ -14,14 +14,13 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
-from disttrain.errors import UserError
+from disttrain.errors import UserError, shorten
 from disttrain.records.atomic_write import atomic_write
 from disttrain.records.json_values import (
     check_fields,
     damaged,
     parse_object,
     read_object,
-    shorten,
     to_json,
     type_check,
 )
@@ -157,7 +156,7 @@ def decode(line: bytes | str) -> Record:
     values = parse_object(line)
     kind = KINDS.get(str(values.pop("kind", "")))
     if kind is None:
-        raise ValueError(f"it is not a record: {shorten(line)}")
+        raise ValueError(f"it is not a record: {shorten(repr(line))}")
     return from_json(kind, values)
 
 
@@ -198,13 +197,16 @@ def summary_from_json(values: Mapping[str, Any]) -> Summary:
     """A summary from its JSON object, with every figure of this version. A figure that is not in the object is None.
 
     Raises:
-        ValueError: A figure has a wrong type. The message is the reason, in one line.
+        ValueError: A figure has a wrong type, or the number of steps, which every release wrote, is missing. The
+            message is the reason, in one line.
     """
     renamed = {FORMER_NAMES.get(name, name): _without_list(value) for name, value in values.items()}
     for name, figure in SUMMARY_FIGURES.items():
         value = renamed.get(name)
         if value is not None and not type_check(figure.type)(value):
-            raise ValueError(f"{name} is {shorten(value)}")
+            raise ValueError(f"{name} is {shorten(repr(value))}")
+    if "steps" not in renamed:
+        raise ValueError("it has no 'steps'")
     return {name: renamed.get(name) for name in SUMMARY_FIGURES}
 
 

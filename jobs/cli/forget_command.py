@@ -59,6 +59,7 @@ def _chosen(folder: SweepFolder, texts: Sequence[str]) -> tuple[list[Mapping[str
     Raises:
         UserError: A job of one of them has not ended, or may not have.
     """
+    from jobs.results.run_records import is_complete
     from jobs.slurm.states import JobPhase, State
     from jobs.storage.forget_runs import runs_to_forget
     from jobs.storage.ledger import read_ledger
@@ -71,7 +72,10 @@ def _chosen(folder: SweepFolder, texts: Sequence[str]) -> tuple[list[Mapping[str
         for row in status.results
         if row.phase is not JobPhase.FINISHED and row.state is not State.NOT_SUBMITTED
     }
-    active |= dict.fromkeys(read_ledger(folder.path).unconfirmed, "in an interrupted submission")
+    # A submission removes the summary of a run before it sends it: with one, the job of the run has ended.
+    unconfirmed = read_ledger(folder.path).unconfirmed
+    unfinished = [run_id for run_id in unconfirmed if not is_complete(folder.run(run_id))]
+    active |= dict.fromkeys(unfinished, "in an interrupted submission")
     chosen = runs_to_forget(folder.planned_runs(), texts, active)
     rows = {row.run_id: row for row in status.results}
     lines = []

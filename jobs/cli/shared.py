@@ -22,7 +22,9 @@ _UNLIMITED = 10_000  # characters
 
 def sweeps_root(option: Path | None) -> Path:
     """The absolute folder of all sweeps: --root, or $SWEEP_ROOT, or ./runs."""
-    return (option or Path(os.environ.get("SWEEP_ROOT") or "runs")).absolute()
+    from disttrain.config.paths import results_root
+
+    return results_root(os.environ, option).absolute()
 
 
 def plan_sweep(file: Path, cluster: str | None, assignments: Sequence[str], root: Path | None) -> tuple[Sweep, Plan]:

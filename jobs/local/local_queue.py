@@ -20,6 +20,7 @@ from typing import Any
 import psutil
 from filelock import FileLock, Timeout
 
+from disttrain.records.json_values import to_json
 from jobs.local.local_run import LocalRun, end_processes, is_alive
 from jobs.local.machine import QueuedRun, place, this_machine
 from jobs.planning.plan import Plan
@@ -125,7 +126,7 @@ class LocalQueue:
             row = replace(row, end_s=int(time.time()))
         if row.start_s is not None and row.end_s is not None:
             row = replace(row, elapsed_s=row.end_s - row.start_s)
-        ledger.append_lines(self._folder.accounting_file, [json.dumps(row.to_json())])
+        ledger.append_lines(self._folder.accounting_file, [to_json(row.to_json())])
 
 
 @contextlib.contextmanager

@@ -19,8 +19,7 @@ from disttrain.config.train_config import field_names
 from disttrain.config.unknown_key import suggest_key
 from disttrain.config.value_errors import describe_value_error
 from disttrain.config.yaml_nodes import dotted
-from disttrain.environment.variables import shorten
-from disttrain.errors import UserError
+from disttrain.errors import UserError, shorten
 from jobs.planning.sbatch_options import PLANNED_OPTIONS, USER_DEFAULTS
 from jobs.planning.yaml_file import Document, load_yaml
 
@@ -96,7 +95,7 @@ def parse_time_s(text: str) -> int:
             seconds = hours * 3600 + minutes * 60 + rest
     if seconds == 0:
         hint = "write MM, HH:MM:SS or D-HH:MM:SS, as for sbatch"
-        raise UserError(f"time is {shorten(text)}, not a time limit", hint=hint)
+        raise UserError(f"time is {shorten(repr(text))}, not a time limit", hint=hint)
     return seconds
 
 
@@ -208,16 +207,16 @@ def _check_texts(cluster: ClusterProfile, where: Callable[[str], str]) -> None:
     for name, (key, value) in texts.items():
         variable = find_variable(value)
         if variable and name != "sbatch.comment":
-            message = f"{name} is {shorten(value)}; the variable {variable} is not expanded"
+            message = f"{name} is {shorten(repr(value))}; the variable {variable} is not expanded"
             raise UserError(message, where=where(key), hint="write the value itself; only lines of setup are shell")
         if not value.isprintable():
-            message = f"{name} is {shorten(value)}, which has a line break or another control character"
+            message = f"{name} is {shorten(repr(value))}, which has a line break or another control character"
             raise UserError(message, where=where(key), hint="write it in one line")
 
 
 def _check_sbatch_options(cluster: ClusterProfile, where: Callable[[str], str]) -> None:
     for option in cluster.sbatch:
-        message = f"sbatch has the key {shorten(option)}"
+        message = f"sbatch has the key {shorten(repr(option))}"
         if option.startswith("-"):
             raise UserError(message, where=where("sbatch"), hint="write it without the leading dashes")
         if not _OPTION.fullmatch(option):

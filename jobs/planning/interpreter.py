@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import os
+import re
 import shlex
 import sys
 
 from jobs.planning.cluster_profile import ClusterProfile
+
+# One command that sets variables and starts no other one.
+_PLAIN_EXPORT = re.compile(r"\s*export\s+[A-Za-z_]\w*=([^;&|`$\n]|\$(?!\())*")
 
 
 def imports_elsewhere(cluster: ClusterProfile) -> bool:
@@ -16,7 +20,7 @@ def imports_elsewhere(cluster: ClusterProfile) -> bool:
     """
     if cluster.python and os.path.expanduser(cluster.python) != sys.executable:
         return True
-    return any("PYTHONPATH" in line or not line.lstrip().startswith("export ") for line in cluster.setup)
+    return any("PYTHONPATH" in line or not _PLAIN_EXPORT.fullmatch(line) for line in cluster.setup)
 
 
 def compute_python(cluster: ClusterProfile | None) -> str:

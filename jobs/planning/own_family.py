@@ -8,8 +8,7 @@ from collections.abc import Sequence
 from importlib.machinery import ModuleSpec, PathFinder
 from pathlib import Path
 
-from disttrain.environment.variables import shorten
-from disttrain.errors import FieldsError, suggest_name
+from disttrain.errors import FieldsError, shorten, suggest_name
 
 # A module that does one of these may have names that its text does not show.
 _DYNAMIC_NAMES = {"*", "__getattr__", "globals", "setattr", "exec", "vars"}
@@ -54,8 +53,8 @@ def _find_module(model: str, module: str, folders: Sequence[str]) -> ModuleSpec:
         if depth == 1 or path is not None:
             spec = _find_spec(name, path, folders)
         if spec is None or (depth > 1 and path is None):
-            places = "next to the sweep's YAML, in the working directory or among the installed packages"
-            raise FieldsError(("model",), f"model {model!r}: no module {shorten(name)}", hint=f"it must be {places}")
+            hint = "it must be next to the sweep's YAML, in the working directory or among the installed packages"
+            raise FieldsError(("model",), f"model {model!r}: no module {shorten(repr(name))}", hint=hint)
         path = None
         if spec.submodule_search_locations is not None:
             path = list(spec.submodule_search_locations)

@@ -8,8 +8,8 @@ from collections.abc import Collection, Mapping
 
 # Options that the plan sets itself. A second value would contradict the plan, or make it differ from the submission.
 PLANNED_OPTIONS = frozenset({
-    "nodes", "ntasks", "ntasks-per-node", "cpus-per-task", "gpus", "gpus-per-node", "gpus-per-task", "gres", "array",
-    "job-name", "output", "error", "open-mode", "time", "partition", "account", "qos", "constraint",
+    "nodes", "ntasks", "ntasks-per-node", "cpus-per-task", "gpus", "gpus-per-node", "gpus-per-task", "tres-per-task",
+    "gres", "array", "job-name", "output", "error", "open-mode", "time", "partition", "account", "qos", "constraint",
 })  # fmt: skip
 # The keys of a profile with an option of the same meaning, and the variable that is their default.
 USER_DEFAULTS = {
@@ -49,7 +49,9 @@ def overruled_variables(environ: Mapping[str, str], script: str, options: Collec
         >>> sorted(overruled_variables(environ, "#SBATCH --account=theirs"))
         ['SBATCH_ACCOUNT', 'SBATCH_ARRAY_INX']
     """
-    decided: dict[str, str | None] = {option.replace("_", "-"): None for option in options}
+    # The plan shows the user's default of a key. Without it in the script, profile or sweep turn the option off.
+    decided: dict[str, str | None] = dict.fromkeys(USER_DEFAULTS)
+    decided |= {option.replace("_", "-"): None for option in options}
     for line in _LINE.findall(script):
         option, _, value = shlex.split(line)[0].removeprefix("--").partition("=")
         decided[option] = value

@@ -14,7 +14,7 @@ from disttrain.config.train_config import FAMILIES, field_names
 from disttrain.config.unknown_key import suggest_key
 from disttrain.config.validation import validate
 from disttrain.config.yaml_nodes import KeyPath
-from disttrain.errors import FieldsError, UserError
+from disttrain.errors import FieldsError, UserError, shorten
 from jobs.planning.allocation import Allocation
 from jobs.planning.cluster_profile import SECTIONS as SECTIONS
 from jobs.planning.cluster_profile import ClusterProfile, check_section
@@ -23,8 +23,6 @@ from jobs.planning.yaml_file import Document
 # A sweep's name becomes a folder's name. The folder `torchrun` has the runs that no sweep started.
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,99}")
 _RESERVED_NAMES = ("torchrun",)
-
-_LONGEST_TEXT = 200  # of an override in a message
 
 
 @dataclass(frozen=True)
@@ -47,9 +45,7 @@ def format_override(name: str, text: str) -> str:
         >>> format_override("lr", "2e-5")
         '--set lr=2e-5'
     """
-    if len(text) > _LONGEST_TEXT:
-        text = f"{text[: _LONGEST_TEXT // 2]}...{text[-_LONGEST_TEXT // 2 :]}"
-    return f"--set {name}={text}"
+    return f"--set {name}={shorten(text)}"
 
 
 def check_sections(document: Document) -> None:

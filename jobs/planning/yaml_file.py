@@ -13,8 +13,7 @@ from typing import Any
 
 from disttrain.config.yaml_nodes import NULL_TAG, KeyPath, NodeBuilder, dotted, format_place
 from disttrain.config.yaml_scalars import WRONG_FILE_HINT, compose
-from disttrain.environment.variables import shorten
-from disttrain.errors import UserError
+from disttrain.errors import UserError, shorten
 
 # No person writes a larger file. The bound stops a wrong file (a data set, for example) before it fills the memory.
 MAX_SIZE_BYTES = 1 << 20
@@ -91,7 +90,7 @@ class Document:
         if not isinstance(value, list):
             hint = "write [a, b], or lines of - a"
             if isinstance(value, str):
-                hint = f"write [{shorten(value)[1:-1]}]"
+                hint = f"write [{shorten(value)}]"
             elif isinstance(value, int | float):
                 hint = f"write [{self.written(*keys)}]"
             raise self._wrong_kind(keys, "a list", hint)
@@ -100,7 +99,7 @@ class Document:
     def _wrong_kind(self, keys: KeyPath, kind: str, hint: str) -> UserError:
         """The error for a value that is not a `kind`. Its message has the key, so its place is the line only."""
         where = format_place(self.path, self.line(*keys), ())
-        text = self.written(*keys) or shorten(self.get(*keys))
+        text = self.written(*keys) or shorten(repr(self.get(*keys)))
         return UserError(f"{dotted(keys)} is {text}, not {kind}", where=where, hint=hint)
 
     def check_keys(self, known: Collection[str], suggest: Callable[[str], str], *keys: str | int) -> None:
@@ -116,7 +115,7 @@ class Document:
         """
         for name in self.get(*keys):
             if name not in known:
-                raise self.error((*keys, name), f"unknown key {shorten(name)}", hint=suggest(name))
+                raise self.error((*keys, name), f"unknown key {shorten(repr(name))}", hint=suggest(name))
 
 
 def load_yaml(path: Path) -> Document:
@@ -173,7 +172,7 @@ def parse_yaml(text: str, path: str) -> Document:
     builder = NodeBuilder(path)
     value = builder.build(root, ())
     if not isinstance(value, dict):
-        content = f"only the value {builder.texts.get(()) or shorten(value)}"
+        content = f"only the value {builder.texts.get(()) or shorten(repr(value))}"
         if isinstance(value, list):
             content = "a list"
         raise UserError(f"the file contains {content}", where=path, hint=_MAPPING_HINT)

@@ -88,7 +88,11 @@ def _draw(folder: SweepFolder, run: Mapping[str, Any], variation: Variation, ste
         raise damaged(folder.plan_file, error) from None
     try:
         if is_link(run):
-            return bus_bandwidth(tuple(read_records(run_dir / metrics_name(0))), f"run {variation.name(run)}")
+            file = run_dir / metrics_name(0)
+            links = [record for record in read_records(file) if isinstance(record, LinkRecord)]
+            if not links:
+                raise damaged(file, "it has no link records")
+            return bus_bandwidth(links, f"run {variation.name(run)}")
         return draw(read_lanes(run_dir, info, variation.label(run), step))
     except OSError as error:
         raise UnreadableFile(f"{error.filename} cannot be read: {error.strerror}") from None

@@ -5,11 +5,13 @@ from __future__ import annotations
 import contextlib
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from disttrain.records.json_values import DamagedFile, UnreadableFile, parse_object
+from disttrain.errors import shorten
+from disttrain.records.json_values import DamagedFile, UnreadableFile, damaged, parse_object, type_check
 from disttrain.records.record_files import metrics_name, read_failure, read_run_info, read_summary
 from disttrain.records.record_types import ExchangeRecord, StepRecord
 from disttrain.records.summary_types import Failure, Summary
@@ -18,6 +20,7 @@ from disttrain.records.summary_types import Failure, Summary
 _TAIL_SIZES_BYTES = (2**12, 2**16, 2**20, 2**24)
 # A checkpoint record has a step too, but a checkpoint is written during the loop, and its step is an earlier one.
 _KINDS_WITH_LAST_STEP = (StepRecord.kind, ExchangeRecord.kind)
+_is_integer = type_check(int)
 _FAILURE_NAME = re.compile(r"failure-rank\d+\.json")
 
 
@@ -38,6 +41,14 @@ class RunRecords:
     damage: tuple[str, ...] = ()
 
 
+def is_complete(run_dir: Path) -> bool:
+    """Whether a run's folder has a summary that can be read."""
+    try:
+        return read_summary(run_dir) is not None
+    except DamagedFile:
+        return False
+
+
 def read_run(run_dir: Path) -> RunRecords:
     """The summary and the failures in a run's folder; without a summary, the last step too.
 
@@ -54,10 +65,13 @@ def read_run(run_dir: Path) -> RunRecords:
         summary = read_summary(run_dir)
     with _noting(damage), contextlib.suppress(UnreadableFile):  # results do not need it, and only its owner may read it
         read_run_info(run_dir)
-    last_step = None
+    last_step: int | None = None
     if summary is None:
+        path = run_dir / metrics_name(0)
         with _noting(damage):
-            last_step = _last_step(run_dir / metrics_name(0))
+            last_step, wrong = _last_step(path)
+            if wrong:
+                damage.append(damaged(path, wrong).message)
     ordered = tuple(sorted(failures, key=lambda failure: failure.time_s))
     return RunRecords(summary, ordered, last_step, tuple(damage))
 
@@ -80,36 +94,67 @@ def _failure_files(run_dir: Path) -> list[Path]:
     return [run_dir / name for name in sorted(names) if _FAILURE_NAME.fullmatch(name)]
 
 
-def _last_step(path: Path) -> int | None:
-    """The last optimizer step in a file of records, read from the end because the file of a long run is large.
+def _last_step(path: Path) -> tuple[int | None, str | None]:
+    """The last optimizer step in a file of records, and what is wrong with a line after it.
 
-    The first tail is long enough, unless the step is followed by an exchange of many buckets or by much telemetry.
+    The file is read from the end, because that of a long run is large. The first tail is long enough, unless the step
+    is followed by an exchange of many buckets or by much telemetry.
 
     Raises:
         DamagedFile: The file cannot be read.
     """
+    step: int | None = None
+    wrong: str | None = None
     try:
         with path.open("rb") as file:
             size = file.seek(0, os.SEEK_END)
             for tail in _TAIL_SIZES_BYTES:
                 file.seek(max(0, size - tail))
-                step = _last_step_in(file.read())
+                lines = file.read().split(b"\n")
+                if tail < size:
+                    lines = lines[1:]  # the first line is truncated by the tail
+                step, wrong = _last_step_in(lines)
                 if step is not None or tail >= size:
                     break
     except (FileNotFoundError, NotADirectoryError):
-        return None
+        return None, None
     except OSError as error:
         raise UnreadableFile(f"{path.name} cannot be read: {error.strerror}") from None
-    return step or 0
+    return step or 0, wrong
 
 
-def _last_step_in(tail: bytes) -> int | None:
-    for line in reversed(tail.splitlines()):
+def _last_step_in(lines: Sequence[bytes]) -> tuple[int | None, str | None]:
+    """The last step in some lines, of which the last has no line end, and what is wrong with a line after the step."""
+    wrong = None
+    for number, line in enumerate(reversed(lines)):
+        if not line or (number == 0 and _may_be_incomplete(line)):
+            continue
         try:
-            record = parse_object(line)
-        except ValueError:
-            continue  # truncated by the tail, still being written, or damaged
-        step = record.get("step")
-        if record.get("kind") in _KINDS_WITH_LAST_STEP and isinstance(step, int):
-            return step
-    return None
+            step = _step_of(parse_object(line))
+        except ValueError as error:
+            wrong = str(error)
+            continue
+        if step is not None:
+            return step, wrong
+    return None, wrong
+
+
+def _may_be_incomplete(line: bytes) -> bool:
+    """Whether a last line without a line end is still being written: it is the start of an object in JSON's ASCII."""
+    return line.startswith(b"{") and line.isascii() and line.decode().isprintable()
+
+
+def _step_of(record: Mapping[str, Any]) -> int | None:
+    """The step of a record; None if it has none, or not the last one.
+
+    Raises:
+        ValueError: It is not a record. The message is the reason, in one line.
+    """
+    if not isinstance(record.get("kind"), str):
+        raise ValueError(f"it is not a record: {shorten(repr(record))}")
+    if record["kind"] not in _KINDS_WITH_LAST_STEP:
+        return None
+    step: Any = record.get("step")
+    if not _is_integer(step) or step < 1:
+        raise ValueError(f"step is {shorten(repr(step))}")
+    return int(step)

@@ -6,6 +6,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from disttrain.records.atomic_write import write_text
 from disttrain.records.json_values import to_json
@@ -46,30 +47,48 @@ def read_status(folder: SweepFolder, environ: Mapping[str, str]) -> Status:
     """
     ledger = read_ledger(folder.path)
     accounting = _read_accounting(folder, ledger, environ)
-    notices = list(accounting.notices)
     planned = folder.planned_runs()
-    unsubmitted = {run["run_id"] for run in planned} - set(ledger.jobs) - set(ledger.unconfirmed)
-    if unsubmitted:
-        notices.append(f"{len(unsubmitted)} of {len(planned)} runs were never submitted; sweep submit submits them")
+    notices = (*accounting.damage, *accounting.notices, *_unsubmitted_notice(planned, ledger))
     records = {run["run_id"]: read_run(folder.run(run["run_id"])) for run in planned}
     local = folder.cluster_name == LOCAL
     results = join(planned, ledger, attempts_by_job(accounting.rows), records, local=local)
-    return Status(results, tuple(notices), accounting.is_current, accounting.is_saved)
+    return Status(results, notices, accounting.is_current, accounting.is_saved)
 
 
-def read_states(
-    folder: SweepFolder, run_ids: Sequence[str], ledger: Ledger, environ: Mapping[str, str]
-) -> tuple[dict[str, State], tuple[str, ...]]:
-    """The state of each run, from one sacct call as in `read_status`, and notices. plan.json need not have the runs."""
+def _unsubmitted_notice(planned: Sequence[Mapping[str, Any]], ledger: Ledger) -> tuple[str, ...]:
+    """A notice if the ledger has no job of some runs. With damaged lines, they may have been submitted."""
+    without_job = {run["run_id"] for run in planned} - set(ledger.jobs)
+    if without_job and ledger.damaged_lines:
+        number = f"{len(without_job)} of {len(planned)} runs"
+        return (f"{number} have no job in the readable lines of {LEDGER_NAME}; they may have been submitted",)
+    unsubmitted = without_job - set(ledger.unconfirmed)
+    if not unsubmitted:
+        return ()
+    return (f"{len(unsubmitted)} of {len(planned)} runs were never submitted; sweep submit submits them",)
+
+
+@dataclass(frozen=True)
+class States:
+    """The state of some runs by run id, notices, and the damage in the ledger and the accounting, a line for each."""
+
+    by_run: Mapping[str, State]
+    notices: tuple[str, ...] = ()
+    damage: tuple[str, ...] = ()
+
+
+def read_states(folder: SweepFolder, run_ids: Sequence[str], ledger: Ledger, environ: Mapping[str, str]) -> States:
+    """The state of each run, from one sacct call as in `read_status`. plan.json need not have the runs."""
     accounting = _read_accounting(folder, ledger, environ)
-    return run_states(run_ids, ledger, attempts_by_job(accounting.rows)), accounting.notices
+    states = run_states(run_ids, ledger, attempts_by_job(accounting.rows))
+    return States(states, accounting.notices, accounting.damage)
 
 
 @dataclass(frozen=True)
 class _Accounting:
-    """The rows of all attempts; the other fields are those of `Status`."""
+    """The rows of all attempts, and the damage in the files; the other fields are those of `Status`."""
 
     rows: tuple[AccountingRow, ...]
+    damage: tuple[str, ...]
     notices: tuple[str, ...]
     is_current: bool
     is_saved: bool
@@ -78,10 +97,11 @@ class _Accounting:
 def _read_accounting(folder: SweepFolder, ledger: Ledger, environ: Mapping[str, str]) -> _Accounting:
     """The attempts of all jobs in the ledger: from Slurm, or as the local queue has written them."""
     saved, damaged_rows = _saved_rows(folder.accounting_file)
-    notices = [
+    damage = (
         *_damage_notice(LEDGER_NAME, ledger.damaged_lines, "jobs may be missing"),
         *_damage_notice(folder.accounting_file.name, damaged_rows, "states may be missing"),
-    ]
+    )
+    notices: list[str] = []
     is_current = is_saved = True
     if folder.cluster_name == LOCAL:
         rows: tuple[AccountingRow, ...] = _cancel_abandoned(saved, ledger)
@@ -93,12 +113,12 @@ def _read_accounting(folder: SweepFolder, ledger: Ledger, environ: Mapping[str, 
         except AccountingUnavailable as error:
             notices.append(f"{error}; the states are from the last successful query")
             rows, is_current = saved, False
-    if ledger.unconfirmed:
+    if ledger.unconfirmed and not ledger.damaged_lines:
         notices.append(
             f"a submission of {len(ledger.unconfirmed)} runs was interrupted:"
             f" squeue --name={folder.sweep_name} shows which of its jobs exist"
         )
-    return _Accounting(rows, tuple(notices), is_current, is_saved)
+    return _Accounting(rows, damage, tuple(notices), is_current, is_saved)
 
 
 def _damage_notice(name: str, numbers: Sequence[int], consequence: str) -> tuple[str, ...]:

@@ -8,8 +8,8 @@ from pathlib import Path
 
 from disttrain.analysis.comm_overlap import Exchange
 from disttrain.analysis.measured_steps import MeasuredStep, measured_steps, split_by_start, steps_after_warmup
-from disttrain.errors import UserError
-from disttrain.records.json_values import damaged, shorten
+from disttrain.errors import UserError, shorten
+from disttrain.records.json_values import DamagedFile, damaged
 from disttrain.records.record_files import RUN_NAME, metrics_name, read_records, read_run_info
 from disttrain.records.record_types import ClockRecord, ExchangeRecord, Record, StartRecord, StepRecord
 from disttrain.records.summary_types import RunInfo
@@ -77,13 +77,14 @@ def read_lanes(run_dir: Path, run: RunInfo, label: str, step: int | None = None)
         step: The number of the step, from 1; None for the measured step whose step_ms on rank 0 is the median.
 
     Raises:
-        UserError: The step does not exist, its buckets were not timed, or the records are damaged.
+        UserError: Rank 0 has no step with the number that was given.
+        DamagedFile: The records of a rank are damaged, or lack the step or its buckets.
     """
     files = [run_dir / metrics_name(rank) for rank in range(min(run.world_size, _MOST_LANES))]
     name = run_name(run.run_id, label)
     warmup_steps = run.train.get("timing_warmup_steps")
     if not isinstance(warmup_steps, int):
-        raise damaged(run_dir / RUN_NAME, f"timing_warmup_steps is {shorten(warmup_steps)}")
+        raise damaged(run_dir / RUN_NAME, f"timing_warmup_steps is {shorten(repr(warmup_steps))}")
     number = step or _median_step(files[0], warmup_steps)
     lanes = tuple(_lane(name, rank, file, number) for rank, file in enumerate(files))
     return Timeline(run, label, number, lanes)
@@ -114,7 +115,10 @@ def _lane(name: str, rank: int, file: Path, number: int) -> Lane:
                 _check_exchange(file, number, step.exchange)
                 return Lane(rank, host, step, step.exchange)
     if number in numbers:
-        raise UserError(f"run {name} has no bucket times in step {number}", hint=DETAILED_TIMING_HINT)
+        message = f"{file.name} of run {name} has no bucket times in step {number}"
+        raise DamagedFile(message, hint=DETAILED_TIMING_HINT)
+    if rank > 0:  # rank 0 has the step
+        raise damaged(file, f"it has no step {number}")
     hint = "it has no steps"
     if numbers:
         hint = f"it has steps {min(numbers)} to {max(numbers)}"

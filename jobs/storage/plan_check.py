@@ -7,7 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from disttrain.records.json_values import check_fields, shorten
+from disttrain.errors import shorten
+from disttrain.records.json_values import check_fields
 
 RUN_ID = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]*")  # it is a folder's name
 _MOST_RANKS = 10**6
@@ -38,14 +39,14 @@ def check_plan(plan: Mapping[str, Any]) -> None:
     for number, run in enumerate(runs):
         where = f"runs[{number}]"
         if not isinstance(run, dict):
-            raise ValueError(f"{where} is {shorten(run)}")
+            raise ValueError(f"{where} is {shorten(repr(run))}")
         try:
             check_fields(PlannedRun, run)
         except ValueError as error:
             raise ValueError(f"{where}: {error}") from None
         if not RUN_ID.fullmatch(run["run_id"]):
-            raise ValueError(f"{where}: run_id is {shorten(run['run_id'])}")
+            raise ValueError(f"{where}: run_id is {shorten(repr(run['run_id']))}")
         if not 0 < run["world_size"] <= _MOST_RANKS:
             raise ValueError(f"{where}: world_size is {run['world_size']}")
         if not isinstance(run["train"].get("model"), str):
-            raise ValueError(f"{where}: train.model is {shorten(run['train'].get('model'))}")
+            raise ValueError(f"{where}: train.model is {shorten(repr(run['train'].get('model')))}")

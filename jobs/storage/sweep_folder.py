@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from disttrain.errors import UserError, suggest_name
+from disttrain.errors import UserError, shorten, suggest_name
 from disttrain.records.atomic_write import write_text
-from disttrain.records.json_values import damaged, read_object, shorten, to_json
+from disttrain.records.json_values import damaged, read_object, to_json
 from disttrain.records.record_files import CHECKPOINTS_NAME, SUMMARY_NAME, failure_name, metrics_name
 from disttrain.records.versions import versions
 from jobs.storage.code_state import git_state
@@ -250,7 +250,7 @@ def _last_submitted(root: Path, cluster: str | None) -> SweepFolder:
         raise UserError(f"no sweep was submitted in {str(root)!r}", hint=hint) from None
     match = _LAST_TEXT.fullmatch(last.decode(errors="replace"))
     if match is None:
-        raise damaged(root / _LAST, f"it has {shorten(last)}", "name the sweep, for example: sweep status NAME")
+        raise damaged(root / _LAST, f"it has {shorten(repr(last))}", "name the sweep, for example: sweep status NAME")
     return _newest(root / match[1], match[1], cluster or match[2])
 
 

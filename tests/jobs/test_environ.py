@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from jobs.environ import clean_environ, leftovers
-from jobs.planning.sbatch_options import overruled_variables
+from jobs.planning.sbatch_options import USER_DEFAULTS, overruled_variables
 
 # The user's own, inside a job too.
 STAYS = {
@@ -101,8 +101,8 @@ def test_outside_a_job_a_setting_is_the_users(name: str) -> None:
     [
         "SLURM_GPUS_PER_NODE", "SLURM_TIMELIMIT", "SLURM_NTASKS", "SLURM_NNODES", "SLURM_CPUS_PER_TASK", "SLURM_GRES",
         "SLURM_MEM_PER_NODE", "SLURM_EXPORT_ENV", "SLURM_CLUSTERS", "SLURM_ARRAY_TASK_ID", "SLURM_NODELIST",
-        "SLURM_WORKING_DIR", "SLURM_STDOUTMODE", "SUBMITIT_EXECUTOR", "RANK", "LOCAL_RANK", "PMI_RANK",
-        "OMPI_COMM_WORLD_SIZE", "HIP_VISIBLE_DEVICES",
+        "SLURM_TRES_PER_TASK", "SLURM_WORKING_DIR", "SLURM_STDOUTMODE", "SUBMITIT_EXECUTOR", "RANK", "LOCAL_RANK",
+        "PMI_RANK", "OMPI_COMM_WORLD_SIZE", "HIP_VISIBLE_DEVICES",
     ],
 )  # fmt: skip
 def test_what_contradicts_the_plan_is_hidden(name: str) -> None:
@@ -128,4 +128,6 @@ def test_the_page_lists_every_group(repository: Path) -> None:
 
 
 def hidden_of(environ: Mapping[str, str]) -> frozenset[str]:
-    return leftovers(environ, other_node=True) | overruled_variables(environ, script="")
+    """The variables that no new job gets. The plan shows the user's defaults, here "x"."""
+    script = "".join(f"#SBATCH --{key}=x\n" for key in USER_DEFAULTS)
+    return leftovers(environ, other_node=True) | overruled_variables(environ, script)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 from pathlib import Path
 from typing import Any
 
@@ -266,6 +267,96 @@ def test_an_interrupted_submission_is_not_repeated(
     monkeypatch.setattr(jobs.launch, "queued_jobs", lambda _, **__: frozenset())
     launch(plan, LOADED, max_ranks=None)
     assert sum(map(len, slurm.submitted)) == 4
+
+
+def finish(folder: SweepFolder) -> list[Path]:
+    """Writes the summary of every run, as its ranks do, and returns the files."""
+    paths = [folder.run(run["run_id"]) / "summary.json" for run in folder.planned_runs()]
+    for path in paths:
+        path.write_text('{"steps": 3}')
+    return paths
+
+
+def break_line(path: Path, number: int) -> bytes:
+    """Damages one byte of a line of a file, counted from 0, and returns the content before."""
+    content = path.read_bytes()
+    lines = content.splitlines(keepends=True)
+    lines[number] = b"\xff" + lines[number][1:]
+    path.write_bytes(b"".join(lines))
+    return content
+
+
+@pytest.mark.process
+def test_a_damaged_ledger_repeats_no_finished_run(
+    slurm: Slurm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(jobs.launch, "queued_jobs", lambda _, **__: frozenset())
+    plan = plan_of(tmp_path)
+    folder = SweepFolder(plan.folder)
+    launch(plan, LOADED, max_ranks=None)
+    slurm.states.update(dict.fromkeys(slurm.states, State.COMPLETED))
+    summaries = finish(folder)
+    ids = [run.run_id for run in plan.runs]
+    path = plan.folder / ledger.LEDGER_NAME
+    intact = break_line(path, 1)  # the record of the first group
+    with pytest.raises(UserError) as caught:
+        launch(plan, LOADED, max_ranks=None)
+    assert str(caught.value) == (
+        f"{plan.folder}: line 2 of ledger.jsonl is damaged: jobs may be missing;"
+        f" 2 runs with a summary would be repeated: {ids[0]}, {ids[1]}"
+        " (restore the line; sweep forget RUN removes a run that should run again)"
+    )
+    path.unlink()  # then the ledger has no damaged line, and no job
+    with pytest.raises(UserError, match=r": ledger\.jsonl lacks jobs; 4 runs with a summary would be repeated: "):
+        launch(plan, LOADED, max_ranks=None)
+    assert (len(slurm.submitted), all(summary.exists() for summary in summaries)) == (2, True)
+    path.write_bytes(intact)
+    launch(plan, LOADED, max_ranks=None)
+    assert len(slurm.submitted) == 2
+
+
+@pytest.mark.process
+def test_damage_stops_no_run_without_a_summary(
+    slurm: Slurm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(jobs.launch, "queued_jobs", lambda _, **__: frozenset())
+    plan = plan_of(tmp_path)
+    launch(plan, LOADED, max_ranks=None)
+    finish(SweepFolder(plan.folder))[0].write_text("{}")  # it cannot be read
+    for run in plan.runs[1:]:
+        (plan.folder / "runs" / run.run_id / "summary.json").unlink()
+    slurm.states.update(dict.fromkeys(slurm.states, State.RUNNING))
+    break_line(plan.folder / ledger.LEDGER_NAME, 1)
+    launch(plan, LOADED, max_ranks=None)
+    assert slurm.submitted[2:] == [[run.run_id for run in plan.groups[0].runs]]
+    assert capsys.readouterr().err == "note: line 2 of ledger.jsonl is damaged: jobs may be missing\n"
+
+
+@pytest.mark.process
+def test_a_damaged_accounting_repeats_no_finished_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The states of local runs are only in accounting.jsonl: without COMPLETED, its queue seems to have been killed."""
+    plan = plan_of(tmp_path, "local")
+    folder = SweepFolder(plan.folder)
+    sent: list[int] = []
+    monkeypatch.setattr("jobs.launch.send_to_local", lambda missing, *_, **__: sent.append(len(missing.runs)))
+    launch(plan, LOADED, max_ranks=None)
+    dead = ledger.QueueProcess(socket.gethostname(), os.getpid(), 1.0)
+    ledger.record(folder.path, {run.run_id: f"local-1-{index}" for index, run in enumerate(plan.runs)}, 1.0, dead)
+    for state in (State.RUNNING, State.COMPLETED):
+        rows = [AccountingRow(f"local-1-{index}", state=state, submit_s=1) for index in range(4)]
+        ledger.append_lines(folder.accounting_file, [json.dumps(row.to_json()) for row in rows])
+    summaries = finish(folder)
+    intact = break_line(folder.accounting_file, 6)
+    with pytest.raises(UserError) as caught:
+        launch(plan, LOADED, max_ranks=None)
+    assert str(caught.value).startswith(
+        f"{plan.folder}: line 7 of accounting.jsonl is damaged: states may be missing;"
+        f" 1 run with a summary would be repeated: {plan.runs[2].run_id} ("
+    )
+    assert all(summary.exists() for summary in summaries)
+    folder.accounting_file.write_bytes(intact)
+    launch(plan, LOADED, max_ranks=None)
+    assert sent == [4]
 
 
 @pytest.mark.process

@@ -119,6 +119,7 @@ def test_relative_paths_become_absolute(tmp_path: Path) -> None:
     "value",
     [
         "data/films/train.csv", "train.csv", "TRAIN.TSV", "films.jsonl.gz", "films/train.csv", "runs/a/1x1/model",
+        "data/train.csv", "data/train.parquet", "data/TRAIN.json.gz",
         "~nobody-of-this-name/x", "a b", "C:\\films", "https://huggingface.co/datasets/imdb", "hf://datasets/imdb",
         "file:///data", "org/name:subset", "org/name@main", "-x/y", "org/name/", "org//name", "a..b", "org/na--me",
         "org/repo.git", "x" * 97, "film\u00e9s", "a\0b", "~\0",
@@ -131,7 +132,7 @@ def test_neither_path_nor_hub_id_is_refused(value: str, tmp_path: Path) -> None:
             absolute_paths(validate({"model": "bert", name: value}), str(tmp_path))
 
 
-@pytest.mark.parametrize("value", ["imdb", "stanfordnlp/imdb", "org/data.csv", "a/b-c_d.e", "5/6", "x" * 96])
+@pytest.mark.parametrize("value", ["imdb", "stanfordnlp/imdb", "org/data_csv", "a/b-c_d.e", "5/6", "x" * 96])
 def test_hub_id_needs_no_file(value: str, tmp_path: Path) -> None:
     assert absolute_paths(TrainConfig(model="bert", dataset=value), str(tmp_path)).dataset == value
 
@@ -149,6 +150,10 @@ def test_own_family_reads_its_checkpoint(tmp_path: Path) -> None:
         ("/data/$USER/films", "$USER"),
         ("~/$A/$B", "$A"),
         ("org/$NAME", "$NAME"),
+        ("${SCRATCH:-/tmp}/films", "${SCRATCH:-/tmp}"),
+        ("${SCRATCH%/}/films", "${SCRATCH%/}"),
+        ("/data/$(whoami)/films", "$(whoami)"),
+        ("/data/`whoami`/films", "`whoami`"),
     ],
 )
 def test_variable_in_a_path_is_named(value: str, variable: str, tmp_path: Path) -> None:

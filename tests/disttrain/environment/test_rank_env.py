@@ -143,6 +143,8 @@ BY_HAND = {"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1", "MASTER_ADDR": "n1
         ({"OMPI_COMM_WORLD_SIZE": "2"}, "several (OMPI_COMM_WORLD_SIZE=2), but RANK"),
         ({"PMI_RANK": "0", "PMI_SIZE": "4"}, "several (PMI_RANK=0, PMI_SIZE=4), but RANK"),
         ({"PMIX_RANK": "0"}, "several (PMIX_RANK=0), but RANK"),
+        ({"PMIX_RANK": "1", "PMI_SIZE": "1"}, "several (PMIX_RANK=1), but RANK"),
+        ({"PMIX_RANK": "0", "PMI_RANK": "0", "PMI_SIZE": "2"}, "several (PMI_RANK=0, PMI_SIZE=2), but RANK"),
         ({"MV2_COMM_WORLD_RANK": "1", "MV2_COMM_WORLD_SIZE": "2"}, "several (MV2_COMM_WORLD_RANK=1,"),
         ({"PALS_RANKID": "3"}, "several (PALS_RANKID=3), but RANK"),
         ({"FLUX_TASK_RANK": "0", "FLUX_JOB_SIZE": "2"}, "several (FLUX_TASK_RANK=0, FLUX_JOB_SIZE=2), but RANK"),
@@ -166,6 +168,7 @@ def test_one_of_several_needs_its_rank(environ: dict[str, str], message: str) ->
     [
         {"RANK": "0", "WORLD_SIZE": "1"},
         {"OMPI_COMM_WORLD_RANK": "0", "OMPI_COMM_WORLD_SIZE": "1", "PMI_RANK": "0", "PMI_SIZE": "1"},
+        {"OMPI_COMM_WORLD_RANK": "0", "OMPI_COMM_WORLD_SIZE": "1", "PMIX_RANK": "0"},  # mpirun -n 1 of Open MPI
         {"WORLD_SIZE": "1", "LOCAL_RANK": "0"},
         {"MASTER_ADDR": "n1", "MASTER_PORT": "29500", "NODE_RANK": "0"},
     ],
@@ -184,6 +187,49 @@ def test_launch_by_hand_inside_a_step() -> None:
     by_hand = {"RANK": "3", "WORLD_SIZE": "4", "LOCAL_RANK": "1", "MASTER_ADDR": "n1", "MASTER_PORT": "29500"}
     env = RankEnv.from_environ(SLURM | {"SLURM_STEP_NUM_TASKS": "4"} | by_hand)
     assert (env.allocation, env.node_rank, env.master_addr) == ("2x2", 1, "n1")
+
+
+LEFT_IN_THE_SHELL = {
+    "RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "MASTER_ADDR": "localhost", "MASTER_PORT": "29500",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("other", "said"),
+    [
+        ({"OMPI_COMM_WORLD_RANK": "0", "OMPI_COMM_WORLD_SIZE": "2"}, "OMPI_COMM_WORLD_RANK=0, OMPI_COMM_WORLD_SIZE=2"),
+        ({"OMPI_COMM_WORLD_RANK": "1", "OMPI_COMM_WORLD_SIZE": "2"}, "OMPI_COMM_WORLD_RANK=1, OMPI_COMM_WORLD_SIZE=2"),
+        ({"PMI_RANK": "1"}, "PMI_RANK=1"),
+        (SLURM | {"SLURM_STEP_NUM_TASKS": "4"}, "SLURM_PROCID=3, SLURM_STEP_NUM_TASKS=4"),
+        (SLURM | {"SLURM_STEP_NUM_TASKS": "4", "SLURM_PROCID": "0"}, "SLURM_PROCID=0, SLURM_STEP_NUM_TASKS=4"),
+    ],
+)
+def test_exports_of_an_earlier_launch_are_refused(other: dict[str, str], said: str) -> None:
+    """With them, every process of mpirun or srun would be rank 0 of 1, in the same folder."""
+    with pytest.raises(UserError) as caught:
+        RankEnv.from_environ(LEFT_IN_THE_SHELL | other)
+    assert str(caught.value) == (
+        f"environment: this process is one of several ({said}), but RANK is 0 and WORLD_SIZE is 1"
+        " (unset RANK and WORLD_SIZE, or set them for each process)"
+    )
+
+
+def test_a_rank_of_another_launch_is_refused() -> None:
+    with pytest.raises(UserError, match=r"several \(PMI_RANK=0, PMI_SIZE=2\), but RANK is 1 and WORLD_SIZE is 2"):
+        RankEnv.from_environ(BY_HAND | {"PMI_RANK": "0", "PMI_SIZE": "2"})
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"OMPI_COMM_WORLD_RANK": "1", "OMPI_COMM_WORLD_SIZE": "2", "PMIX_RANK": "1"},  # a script sets them
+        {"OMPI_COMM_WORLD_RANK": "0", "OMPI_COMM_WORLD_SIZE": "1"},  # mpirun starts one process for each node
+        BATCH_SHELL,
+    ],
+)
+def test_a_launch_by_hand_under_another_launcher(other: dict[str, str]) -> None:
+    env = RankEnv.from_environ(BY_HAND | other)
+    assert (env.rank, env.world_size, env.launcher) == (1, 2, "torchrun")
 
 
 @pytest.mark.parametrize(
@@ -226,10 +272,13 @@ def test_mpirun_inside_a_step_is_refused(other: dict[str, str], message: str) ->
         (TORCHRUN | {"RANK": "\u0663"}, "RANK is '\u0663', not a number"),
         (TORCHRUN | {"MASTER_PORT": "0"}, "MASTER_PORT is 0; it must be from 1 to 65535"),
         (TORCHRUN | {"MASTER_PORT": "65536"}, "MASTER_PORT is 65536; it must be from 1 to 65535"),
-        (TORCHRUN | {"GROUP_RANK": "2"}, "node 2 is not one of them"),
-        (TORCHRUN | {"LOCAL_WORLD_SIZE": "3", "GROUP_WORLD_SIZE": "1"}, "4 ranks are not 1 nodes with 3 ranks each"),
+        (TORCHRUN | {"GROUP_RANK": "2"}, "node rank 2 of 2 is out of range"),
+        (
+            TORCHRUN | {"LOCAL_WORLD_SIZE": "3", "GROUP_WORLD_SIZE": "1"},
+            "1x3 (nodes x ranks per node) is not the world size 4",
+        ),
         (SLURM | {"SLURM_NTASKS": "0"}, "SLURM_NTASKS is 0; it must be at least 1"),
-        (SLURM | {"SLURM_NNODES": "3"}, "4 ranks are not 3 nodes with 2 ranks each"),
+        (SLURM | {"SLURM_NNODES": "3"}, "3x2 (nodes x ranks per node) is not the world size 4"),
         (SLURM | {"SLURM_STEP_NODELIST": ","}, "SLURM_STEP_NODELIST is ',': it names no host"),
         (SLURM | {"SLURM_STEP_NODELIST": "n[1-"}, "SLURM_STEP_NODELIST: 'n[1-' is not a Slurm hostlist"),
         (SLURM | {"SLURM_TASKS_PER_NODE": " "}, "SLURM_TASKS_PER_NODE is ' ': no node has a task"),

@@ -116,7 +116,7 @@ def test_other_line_separators_are_part_of_a_text() -> None:
     assert parse_json('{"reason": "a\u2028b\x85c"}') == {"reason": "a\u2028b\x85c"}
 
 
-@pytest.mark.parametrize("content", ["", "{", "[]", '{"steps": "x"}'])
+@pytest.mark.parametrize("content", ["", "{", "{}", "[]", '{"steps": "x"}'])
 def test_a_restarted_run_ignores_a_damaged_summary(content: str, tmp_path: Path) -> None:
     env = RankEnv(restart_count=1)
     config = TrainConfig(model="bert").resolved()

@@ -61,6 +61,10 @@ def test_forget_refuses_an_interrupted_submission(sweep: Sweep, submitted: Sweep
     assert refused.exit_code == 2
     assert f"{named} (1x1) in an interrupted submission" in refused.err
     assert submitted.run(named).exists()
+    # A submission removes the summary of a run that it sends: this one is of the job that the ledger lacks.
+    (submitted.run(named) / "summary.json").write_text('{"steps": 3}')
+    assert sweep("forget", named, "--yes").out == "removed 1 run\n"
+    assert not submitted.run(named).exists()
 
 
 def test_forget_asks_first(sweep: Sweep, submitted: SweepFolder, dropped: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,6 +16,8 @@ def test_the_root_option_is_stronger_than_the_variable(monkeypatch: pytest.Monke
     monkeypatch.setenv("SWEEP_ROOT", "/scratch/sweeps")
     assert sweeps_root(None) == Path("/scratch/sweeps")
     assert sweeps_root(Path("here")) == tmp_path / "here"
+    monkeypatch.setenv("HOME", "/home/me")
+    assert sweeps_root(Path("~/runs")) == Path("/home/me/runs")  # a shell leaves --root=~/runs as it is
 
 
 def test_a_value_may_have_an_equals_sign(tmp_path: Path) -> None:

@@ -88,7 +88,10 @@ def plan_of(model: str, folder: Path, cluster: dict[str, Any] | None) -> Plan:
     return make_plan("s", expand(parse_sweep(parse_yaml(text, "s.yaml"), str(folder))), "site", profile, Path("/runs"))
 
 
-@pytest.mark.parametrize("cluster", [None, {}, {"python": sys.executable}, {"setup": ("export HF_HOME=/hf",)}])
+@pytest.mark.parametrize(
+    "cluster",
+    [None, {}, {"python": sys.executable}, {"setup": ("export HF_HOME=/hf", " export A=$HOME/a B='c d'", "export A=")}],
+)
 def test_the_plan_names_line_and_module(cluster: dict[str, Any] | None, folder: Path) -> None:
     assert len(plan_of("own:Family", folder, cluster).runs) == 4
     with pytest.raises(UserError, match=r"^s\.yaml:4: axes\.model\[1\]: model 'gone:Family': no module 'gone'"):
@@ -97,8 +100,17 @@ def test_the_plan_names_line_and_module(cluster: dict[str, Any] | None, folder: 
 
 @pytest.mark.parametrize(
     "cluster",
-    [{"python": "/shared/venv/bin/python"}, {"setup": ("module load mine",)}, {"setup": ("export PYTHONPATH=/mine",)}],
-)
+    [
+        {"python": "/shared/venv/bin/python"},
+        *(
+            {"setup": ("export HF_HOME=/hf", line)}
+            for line in (
+                "module load mine", "export PYTHONPATH=/mine", "export A=1 && source /opt/env.sh", "export A=1; . /env",
+                "export A=1 | tee log", "export A=$(start)", "export A=`start`", "export A=1\nsource x", "export -f x",
+            )
+        ),
+    ],
+)  # fmt: skip
 def test_another_interpreter_may_have_it(cluster: dict[str, Any], folder: Path) -> None:
     assert len(plan_of("gone:Family", folder, cluster).runs) == 4
 

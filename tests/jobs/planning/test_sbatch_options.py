@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
-from jobs.planning.sbatch_options import overruled_variables
+from jobs.planning.cluster_profile import find_profile
+from jobs.planning.expand import expand
+from jobs.planning.plan import make_plan
+from jobs.planning.sbatch_options import USER_DEFAULTS, overruled_variables
+from jobs.planning.sweep_file import parse_sweep
+from jobs.planning.yaml_file import parse_yaml
 
 SCRIPT = """\
 #!/bin/bash
@@ -26,9 +33,9 @@ echo '#SBATCH --reservation=x'
 @pytest.mark.parametrize(
     "variable",
     [
-        "SBATCH_PARTITION", "SBATCH_QOS", "SBATCH_CONSTRAINT", "SBATCH_RESERVATION", "SBATCH_EXPORT", "SBATCH_HINT",
-        "SBATCH_NO_REQUEUE", "SBATCH_REQUEUE", "SBATCH_GPU_BIND", "SBATCH_PROFILE", "SBATCH_OF_MY_OWN",
-        "SBATCH_THREADS_PER_CORE", "SBATCH_REQ_SWITCH", "SBATCH_WAIT_ALL_NODES", "SBATCH_DISTRIBUTION",
+        "SBATCH_RESERVATION", "SBATCH_EXPORT", "SBATCH_HINT", "SBATCH_NO_REQUEUE", "SBATCH_REQUEUE", "SBATCH_GPU_BIND",
+        "SBATCH_PROFILE", "SBATCH_OF_MY_OWN", "SBATCH_THREADS_PER_CORE", "SBATCH_REQ_SWITCH", "SBATCH_WAIT_ALL_NODES",
+        "SBATCH_DISTRIBUTION",
     ],
 )  # fmt: skip
 def test_a_default_of_the_user_holds(variable: str) -> None:
@@ -42,14 +49,33 @@ def test_a_default_of_the_user_holds(variable: str) -> None:
         "SBATCH_ACCOUNT", "SBATCH_TIMELIMIT", "SBATCH_MEM_PER_NODE", "SBATCH_MEM_PER_CPU", "SBATCH_MEM_PER_GPU",
         "SBATCH_EXCLUSIVE", "SBATCH_WCKEY", "SBATCH_OPEN_MODE",
         # The plan decides, whether or not the script has the option.
-        "SBATCH_ARRAY_INX", "SBATCH_GPUS", "SBATCH_GPUS_PER_NODE", "SBATCH_GPUS_PER_TASK", "SBATCH_GRES",
-        "SBATCH_CPUS_PER_GPU", "SBATCH_JOB_NAME", "SBATCH_OUTPUT", "SBATCH_ERROR", "SBATCH_SIGNAL",
+        "SBATCH_ARRAY_INX", "SBATCH_GPUS", "SBATCH_GPUS_PER_NODE", "SBATCH_GPUS_PER_TASK",
+        "SBATCH_TRES_PER_TASK", "SBATCH_GRES", "SBATCH_CPUS_PER_GPU", "SBATCH_JOB_NAME", "SBATCH_OUTPUT",
+        "SBATCH_ERROR", "SBATCH_SIGNAL",
         # sbatch must return, and sacct is asked about this cluster.
         "SBATCH_WAIT", "SBATCH_CLUSTERS",
     ],
 )  # fmt: skip
 def test_the_plan_is_stronger(variable: str) -> None:
     assert overruled_variables({variable: "mine"}, SCRIPT) == {variable}
+
+
+@pytest.mark.parametrize("key", USER_DEFAULTS)
+@pytest.mark.parametrize("profile", ["gpu_request: none", "{}: null", "{}: theirs"])
+def test_what_the_script_shows_is_sent(profile: str, key: str, tmp_path: Path) -> None:
+    """A default of the user is in the script, or it does not reach sbatch."""
+    if key == "time":  # it always has a value
+        profile = profile.replace("null", '"30"').replace("theirs", '"30"')
+    (tmp_path / "site.yaml").write_text(profile.format(key) + "\n")
+    environ = {USER_DEFAULTS[key]: "60"}
+    _, cluster = find_profile("./site.yaml", environ, tmp_path)
+    runs = expand(parse_sweep(parse_yaml("name: s\nallocations: [1x1]\nbase: {model: bert}\n", "s.yaml"), "/nowhere"))
+    plan = make_plan("s", runs, "site", cluster, Path("/runs"))
+    script = plan.script(plan.groups[0])
+    shows_default = f"#SBATCH --{key}=60\n" in script
+    assert shows_default == (profile == "gpu_request: none")
+    reaches_sbatch = not overruled_variables(environ, script)
+    assert reaches_sbatch == shows_default
 
 
 def test_an_equal_value_may_stay() -> None:

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from disttrain.errors import UserError
+from disttrain.errors import UserError, shorten
 from disttrain.records.record_files import failure_name, metrics_name
 from disttrain.records.summary_types import SUMMARY_FIGURES
 from jobs.results.result import Result
@@ -104,7 +104,9 @@ def test_a_damaged_file_is_the_reason_of_its_row(name: str, kind: str, folder: S
     ("name", "values", "reason"),
     [
         ("summary.json", {"samples_per_s": "fast"}, "samples_per_s is 'fast'"),
-        ("summary.json", {"samples_per_s": 10**400}, f"samples_per_s is {10**400!r}"[:54] + "..."),
+        ("summary.json", {"samples_per_s": 10**400}, f"samples_per_s is {shorten(repr(10**400))}"),
+        ("summary.json", {}, "it has no 'steps'"),
+        ("summary.json", {"samples_per_s": 5.0}, "it has no 'steps'"),
         ("summary.json", {"steps": 1.5}, "steps is 1.5"),
         ("summary.json", {"steps": True}, "steps is True"),
         ("summary.json", {"buckets": [[1]]}, "buckets is ([1],)"),
@@ -145,14 +147,28 @@ def test_a_damaged_failure_is_the_only_reason(folder: SweepFolder) -> None:
 
 
 @pytest.mark.parametrize(
-    "lines", ["[]\n7\nnull\n", '{"kind": ["step"], "step": 1}\n', '{"kind": "step", "step": "x"}\n']
+    ("content", "reason"),
+    [
+        (b"[]\n7\nnull\n", "it is [], not a JSON object"),
+        (b'{"kind": ["step"], "step": 1}\n', "it is not a record: {'kind': ['step'], 'step': 1}"),
+        (b'{"kind": "step", "step": "x"}\n', "step is 'x'"),
+        (b'{"kind": "step", "step": true}\n', "step is True"),
+        (b'{"kind": "step", "step": -1}\n', "step is -1"),
+        (b'{"kind": "exchange", "step": 0}\n{"kind": "step", "st', "step is 0"),
+        (bytes(4), "it has only zero bytes"),
+        (bytes(10_000), "it has only zero bytes"),  # longer than the first tail that is read
+        (b'{"kind": "start"}\n\x80\x04\x95', "it is not UTF-8 text"),
+        (b'{"kind": "st' + bytes(10), "it is not JSON: Invalid control character at in line 1, column 13"),
+    ],
 )
-def test_damaged_records_have_no_last_step(lines: str, folder: SweepFolder) -> None:
+def test_damaged_records_are_the_reason(content: bytes, reason: str, folder: SweepFolder) -> None:
+    """The last step before them is known; without one, the run has no steps."""
     path = folder.run("1x1-b") / metrics_name(0)
-    path.write_text(lines)
-    assert rows_of(folder)[1].figures["steps"] == 0
-    path.write_text('{"kind": "step", "step": 4}\n' + lines)
-    assert rows_of(folder)[1].figures["steps"] == 4
+    for before, steps in ((b"", 0), (b'{"kind": "step", "step": 4}\n', 4)):
+        path.write_bytes(before + content)
+        row = rows_of(folder)[1]
+        assert row.figures["steps"] == steps
+        assert row.scheduled.reason == f"rank 0 on n1: ValueError: m; metrics-rank00000.jsonl is damaged: {reason}"
 
 
 # Lines that are no event, or no row of the accounting.
@@ -197,6 +213,17 @@ def test_a_damaged_accounting_line_is_a_notice(line: bytes, folder: SweepFolder)
     assert [row.state for row in status.results] == ["COMPLETED", "FAILED"]
     assert status.notices == ("2 lines of accounting.jsonl are damaged, the first is line 1: states may be missing",)
     assert set(last_known(folder).states.values()) == {State.COMPLETED, State.FAILED}
+
+
+def test_a_damaged_record_hides_no_submission(folder: SweepFolder) -> None:
+    """The status does not say that runs were never submitted: it cannot know."""
+    ledger.intend(folder.path, ["1x1-a"], 0.5)
+    path = folder.path / ledger.LEDGER_NAME
+    path.write_bytes(b"\xff" + path.read_bytes()[1:])
+    assert read_status(folder, {}).notices == (
+        "line 1 of ledger.jsonl is damaged: jobs may be missing",
+        "2 of 2 runs have no job in the readable lines of ledger.jsonl; they may have been submitted",
+    )
 
 
 def test_times_outside_the_calendar_are_unknown(folder: SweepFolder) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import tracemalloc
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -312,6 +313,47 @@ def test_a_damaged_run_is_left_out(folder: SweepFolder, tmp_path: Path) -> None:
     (folder.run("4x1-c") / metrics_name(0)).write_bytes(b"\xff\n")
     with pytest.raises(UserError, match="the records of all runs are damaged"):
         list(write_figures(folder, tmp_path / "mine", None, None))
+
+
+def keep_lines(path: Path, is_kept: Callable[[bytes], bool], most: int | None = None) -> None:
+    """Cuts a file of records to its first lines of some kinds."""
+    lines = path.read_bytes().splitlines(keepends=True)
+    path.write_bytes(b"".join(list(filter(is_kept, lines))[:most]))
+
+
+@pytest.mark.parametrize("kept_lines", [0, 1, 4])
+@pytest.mark.parametrize(
+    ("run_id", "rank", "step", "reason"),
+    [
+        ("2x1-a", 0, None, "metrics-rank00000.jsonl is damaged: it has no steps"),
+        ("2x1-a", 1, None, "metrics-rank00001.jsonl is damaged: it has no step 4"),
+        ("2x1-a", 1, 3, "metrics-rank00001.jsonl is damaged: it has no step 3"),
+        ("2x1-b", 0, None, "metrics-rank00000.jsonl is damaged: it has no link records"),
+    ],
+)
+def test_a_run_with_a_cut_file_is_left_out(
+    folder: SweepFolder, tmp_path: Path, run_id: str, rank: int, step: int | None, reason: str, kept_lines: int
+) -> None:
+    """A crash after the summary may leave empty or cut files of records. The other runs are drawn."""
+    path = folder.run(run_id) / metrics_name(rank)
+    keep_lines(path, lambda line: b'"step"' not in line and b'"link"' not in line, kept_lines)
+    notes: list[str] = []
+    written = list(write_figures(folder, tmp_path / "mine", None, step, notes.append))
+    assert len(written) == 2
+    (note,) = notes
+    assert note.startswith(f"run {run_id} (")
+    assert note.endswith(f") is not drawn: {reason}")
+
+
+@pytest.mark.parametrize("step", [None, 3])
+def test_a_step_without_its_buckets_is_left_out(folder: SweepFolder, tmp_path: Path, step: int | None) -> None:
+    keep_lines(folder.run("2x1-a") / metrics_name(1), lambda line: b"bucket_bytes" not in line)
+    notes: list[str] = []
+    written = list(write_figures(folder, tmp_path / "mine", None, step, notes.append))
+    assert len(written) == 2
+    name = "run 2x1-a (2x1 model=bert detailed_timing=true)"
+    reason = f"metrics-rank00001.jsonl of {name} has no bucket times in step {step or 4}"
+    assert notes == [f"{name} is not drawn: {reason}"]
 
 
 def test_run_files_are_not_needed(folder: SweepFolder, tmp_path: Path) -> None:

@@ -94,4 +94,4 @@ def test_checkpoint_is_not_the_last_step(tmp_path: Path) -> None:
 )
 def test_file_without_a_step(tmp_path: Path, before: str) -> None:
     (tmp_path / metrics_name(0)).write_text(before)
-    assert read_run(tmp_path).last_step == 0
+    assert read_run(tmp_path) == RunRecords(last_step=0)
