@@ -59,7 +59,7 @@ def run_link(
         hosts=group.hosts,
         num_nodes=group.env.num_nodes,
         warmup_steps=0,
-        starts=group.gather_objects(start),
+        starts=group.gather_objects_on_main(start),
     )
     if group.is_main:
         write_json(output_dir / SUMMARY_NAME, summary)

@@ -26,12 +26,12 @@ from disttrain.measure.start_check import StartCheck
 from disttrain.measure.startup import Startup, startup_record
 from disttrain.measure.telemetry import open_sampler
 from disttrain.models.compile import compile_model, why_not_compiled
-from disttrain.models.cpu_dropout import use_cpu_dropout
 from disttrain.models.family import BuiltModel, EncodedSplits, Family, load_family
 from disttrain.records import record_files
 from disttrain.records.record_types import StartRecord, StartupRecord
 from disttrain.records.run_folder import remove_results, save_model
 from disttrain.records.summary_types import Summary
+from disttrain.training.ddp import open_exchange
 from disttrain.training.loop import TrainingLoop
 from disttrain.training.optimizer import make_optimizer
 
@@ -91,8 +91,6 @@ def prepare(config: TrainConfig, family: Family, startup: Startup, group: Group,
     model = built.model.to(group.device)
     if config.compile:
         compile_model(model, dynamic=encoded.train.lengths is not None)
-    elif group.device.type == "cpu":
-        use_cpu_dropout(model)
     optimizer = make_optimizer(model, config.weight_decay)
     torch.manual_seed(config.seed + 1 + group.env.rank)  # each rank draws its own dropout
     notices = (*splits.notices, *encoded.notices, *built.notices, *uncompiled)
@@ -156,9 +154,14 @@ def _train(
 ) -> None:
     """Trains to the last step, and writes this rank's records to `path`."""
     sampler, telemetry_notices = open_sampler(config.telemetry_every_s, gpu_uuid(group.device))
-    notices = (*group.notices, *checked.notices, *prepared.notices, *start.notices, *telemetry_notices)
+    exchange = open_exchange(prepared.model, group, config)
+    notices = (
+        *group.notices, *exchange.notices, *checked.notices, *prepared.notices, *start.notices, *telemetry_notices
+    )  # fmt: skip
+    first_step = start.position.step + 1
     with record_files.RecordWriter(path, start.records) as writer:
-        writer.write([_start_record(group, prepared, start.position.step + 1, notices), *start.saved, *checked.records])
+        started = _start_record(group, prepared, first_step, notices, shared_memory=exchange.shared is not None)
+        writer.write([started, *start.saved, *checked.records])
         for notice in notices:
             group.say(f"note: {notice}")
         gc.freeze()  # collections during training then scan only the objects that training makes
@@ -171,6 +174,7 @@ def _train(
                 prepared.optimizer,
                 prepared.encoded,
                 writer,
+                shared=exchange.shared,
                 checkpoints=checkpoints,
                 start=start,
                 startup=prepared.startup,
@@ -196,7 +200,7 @@ def _summarise(config: TrainConfig, group: Group, startup: Startup, path: Path) 
         hosts=group.hosts,
         num_nodes=group.env.num_nodes,
         warmup_steps=warmup_steps,
-        starts=group.gather_objects(starts[-1]),
+        starts=group.gather_objects_on_main(starts[-1]),
         telemetry=gather_figures(rank_telemetry(own), group),
     )
 
@@ -222,7 +226,9 @@ def _save_results(
     return summary
 
 
-def _start_record(group: Group, prepared: PreparedRun, first_step: int, notices: tuple[str, ...]) -> StartRecord:
+def _start_record(
+    group: Group, prepared: PreparedRun, first_step: int, notices: tuple[str, ...], *, shared_memory: bool
+) -> StartRecord:
     encoded = prepared.encoded
     return start_record(
         group,
@@ -233,6 +239,7 @@ def _start_record(group: Group, prepared: PreparedRun, first_step: int, notices:
         eval_examples=len(encoded.eval or ()),
         notices=notices,
         gpu_settings=dataclasses.asdict(gpu_settings(gpu_uuid(group.device))),
+        shared_memory=shared_memory,
     )
 
 

@@ -49,6 +49,9 @@ class RankTask:
             os.environ["CUDA_VISIBLE_DEVICES"] = self.visible_gpus
         if self.threads is not None:
             os.environ.setdefault("OMP_NUM_THREADS", str(self.threads))
+        if self.folded:
+            # It is for submitit's controller (see LocalRun): programs that this rank starts search their own folder.
+            os.environ.pop("PYTHONSAFEPATH", None)
         run_dir = Path(self.run_dir)
         try:
             from disttrain.run import run  # a rank imports it, the login node never does

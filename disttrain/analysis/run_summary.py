@@ -24,6 +24,7 @@ from disttrain.records.record_types import (
 )
 from disttrain.records.step_types import StartupRecord, StepTimes
 from disttrain.records.summary_types import SUMMARISED_TYPES, RunFigures, Summary
+from disttrain.records.versions import STARTING
 
 # The number of all-reduces that a backend processes at the same time: NCCL has one stream, gloo two threads (torch's
 # default).
@@ -119,6 +120,7 @@ def summarise(
         **_slowest_rank(straggler, hosts),
         **_link(records),
         **_ranks_together(starts),
+        mixed_starts=_mixed_starts(records),
     )
     summarised: dict[type[Any], Sequence[Any]] = {
         kind: [record for record in records if isinstance(record, kind)] for kind in SUMMARISED_TYPES
@@ -169,18 +171,35 @@ _EQUAL_ON_ALL_RANKS = (
     "device_name", "versions", "cuda_version", "nccl_version", "driver_version", "transport", "gpu_power_cap_w",
     "gpu_max_sm_clock_mhz", "gpu_sm_clock_setting_mhz", "threads", "cpus",
 )  # fmt: skip
+_EQUAL_IN_ALL_STARTS = ("world_size", "backend", "shared_gpu", "folded")
 
 
 def _ranks_together(starts: Sequence[StartRecord]) -> dict[str, Any]:
     """What follows from the start records of all ranks."""
     if not starts:
         return {}
-    mixed = [name for name in _EQUAL_ON_ALL_RANKS if any(_differs(name, start, starts[0]) for start in starts)]
+    facts = {name: [_fact(start, name) for start in starts] for name in _EQUAL_ON_ALL_RANKS}
+    mixed = [name for name, values in facts.items() if any(value != values[0] for value in values)]
     return {"mixed_ranks": tuple(mixed), "leaf_switches": _leaf_switches([start.topology_addr for start in starts])}
 
 
-def _differs(name: str, start: StartRecord, first: StartRecord) -> bool:
-    return bool(getattr(start, name) != getattr(first, name))
+def _mixed_starts(records: Sequence[Record]) -> tuple[str, ...]:
+    """The facts in which the starts of one rank differ. A start of an earlier release has fewer, which differ in none.
+
+    The measured steps are those of all starts, so a run that resumed on other hardware has times of both.
+    """
+    starts = [record for record in records if isinstance(record, StartRecord)]
+    names = (*_EQUAL_ON_ALL_RANKS, *_EQUAL_IN_ALL_STARTS)
+    known = {name: [_fact(start, name) for start in starts if _fact(start, name) is not None] for name in names}
+    return tuple(name for name, values in known.items() if any(value != values[0] for value in values))
+
+
+def _fact(start: StartRecord, name: str) -> Any:
+    """A field of a start record; of the versions only those of packages that compute."""
+    value = getattr(start, name)
+    if name == "versions":
+        return {package: version for package, version in value.items() if package not in STARTING}
+    return value
 
 
 def _leaf_switches(addresses: Sequence[str | None]) -> int | None:

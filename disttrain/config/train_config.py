@@ -187,7 +187,10 @@ class TrainConfig:
     ] = 10
     detailed_timing: Annotated[
         bool,
-        doc("time every gradient bucket and how much communication overlaps with computation; adds a small overhead"),
+        doc(
+            "time every gradient bucket and how much communication overlaps with computation; adds a small overhead,"
+            " and ranks on CPUs of one machine then exchange gradients by gloo, not through shared memory"
+        ),
     ] = False
     telemetry_every_s: Annotated[
         float, Ge(0), Unit("s"), doc("interval between samples of the state of GPU and host; 0 disables sampling")

@@ -6,6 +6,7 @@ import ctypes
 import os
 import platform
 import socket
+import warnings
 from pathlib import Path
 
 import torch
@@ -99,19 +100,22 @@ def use_full_precision(device: torch.device) -> None:
     TF32 has 10 bits of mantissa instead of 23. Without this, ViT's patch embedding in fp32 would use it.
     """
     if device.type == "cuda":
-        # The older of torch's two switches: all versions have it, and a mixture of both raises an error.
-        torch.backends.cudnn.allow_tf32 = False
-        torch.backends.cuda.matmul.allow_tf32 = False
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=".*TF32")  # torch 2.9 and 2.10 advise the newer switches
+            # The older of torch's two switches: all versions have it, and a mixture of both raises an error.
+            torch.backends.cudnn.allow_tf32 = False
+            torch.backends.cuda.matmul.allow_tf32 = False
 
 
 def keep_freed_memory(device: torch.device) -> None:
     """Makes the C library keep the memory of freed tensors on a CPU for the tensors of the next step.
 
     By default glibc returns large blocks to the system. MiniLM with batch 4 then had 2,000 page faults more in each
-    step, 3 to 6 % of its time.
+    step, 3 to 6 % of its time. The user's own settings of glibc stay.
     """
     libc = ctypes.CDLL(None)
-    if device.type == "cpu" and hasattr(libc, "mallopt"):  # musl has none
+    own = any(name.startswith(("MALLOC_", "GLIBC_TUNABLES")) for name in os.environ)
+    if device.type == "cpu" and not own and hasattr(libc, "mallopt"):  # musl has none
         libc.mallopt(_M_MMAP_THRESHOLD, 32 * 2**20)  # bytes; glibc's maximum
         libc.mallopt(_M_TRIM_THRESHOLD, 2**30)
 

@@ -58,6 +58,11 @@ class Group:
         return self.env.rank == 0
 
     @property
+    def on_one_machine(self) -> bool:
+        """Whether all ranks run on the same machine."""
+        return len(set(self.machines or self.hosts)) == 1
+
+    @property
     def notices(self) -> tuple[str, ...]:
         """What the user should know about the placement of these ranks."""
         if not self.shared_gpu:
@@ -107,6 +112,14 @@ class Group:
         values = [value] * self.env.world_size
         dist.all_gather_object(values, value)
         return values
+
+    def gather_objects_on_main(self, value: T) -> list[T]:
+        """The value of every rank, by rank, on rank 0; the other ranks get their own only. Sent with pickle."""
+        if self.backend is None:
+            return [value]
+        received = [value] * self.env.world_size if self.is_main else None
+        dist.gather_object(value, received, dst=0)
+        return received or [value]
 
     @contextmanager
     def main_first(self) -> Iterator[None]:

@@ -1,7 +1,8 @@
 """The mean of gradients over CPU ranks on one machine, computed in memory that they share.
 
 gloo sends them through sockets, also on one machine. Two ranks with one core each, MiniLM, batch 4 on each rank: 37 ms
-of a step of 140 ms. Through shared memory they need half of that, and the sum of two ranks is the same, bit by bit.
+of a step of 140 ms. Through shared memory they need half of that, and the sum of two ranks is the same, bit by bit. The
+memory of each rank is as large as its gradients.
 """
 
 from __future__ import annotations
@@ -50,15 +51,18 @@ class SharedMean:
         self.group.barrier()  # no rank may write its next gradients before the others have read these
 
 
+def may_share(group: Group) -> bool:
+    """Whether the ranks exchange gradients through shared memory where the system allows it."""
+    few = 1 < group.env.world_size <= MOST_RANKS
+    return few and group.backend == "gloo" and group.on_one_machine and not group.shared_gpu
+
+
 def open_shared_mean(group: Group, sizes_bytes: list[int]) -> SharedMean | None:
     """Memory for the mean of tensors of at most these sizes, in any grouping; all ranks call this.
 
     Returns:
-        None if the ranks are not alone on one machine, on CPUs, or cannot share memory, such as in two containers.
+        None if a rank cannot open the memory of rank 0, such as in another container, or has a GPU.
     """
-    machines = group.machines or group.hosts
-    if group.backend != "gloo" or group.env.world_size > MOST_RANKS or len(set(machines)) > 1:
-        return None
     each_bytes = sum(map(_aligned, sizes_bytes)) + _ALIGNMENT
     memory = _open(group, each_bytes * group.env.world_size)
     failed = torch.tensor([memory is None], dtype=torch.int64, device=group.device)
@@ -69,14 +73,10 @@ def open_shared_mean(group: Group, sizes_bytes: list[int]) -> SharedMean | None:
 
 def _open(group: Group, size_bytes: int) -> mmap.mmap | None:
     """This rank's view of memory that rank 0 makes. It has no name, so nothing of it stays when the ranks end."""
-    made: int | None = None
-    path, token = "", b""
-    if group.is_main and group.device.type == "cpu":
-        made = os.memfd_create("gradients")
-        os.truncate(made, size_bytes)
-        path, token = f"/proc/{os.getpid()}/fd/{made}", os.urandom(_TOKEN_BYTES)
-        os.pwrite(made, token, 0)
-    path, token = group.broadcast_from_main((path, token))
+    token, made = os.urandom(_TOKEN_BYTES), None
+    if group.is_main:
+        made = _make(token, size_bytes)
+    path, token = group.broadcast_from_main((f"/proc/{os.getpid()}/fd/{made}", token))
     memory = None
     if group.device.type == "cpu":
         memory = _map(path, token, size_bytes)
@@ -84,6 +84,21 @@ def _open(group: Group, size_bytes: int) -> mmap.mmap | None:
     if made is not None:
         os.close(made)
     return memory
+
+
+def _make(token: bytes, size_bytes: int) -> int | None:
+    """The descriptor of memory that begins with the token; None if this Python or this system has no such memory."""
+    try:
+        made = os.memfd_create("gradients")
+    except (AttributeError, OSError):  # AttributeError: a Python that was built for a glibc before 2.27
+        return None
+    try:
+        os.truncate(made, size_bytes)
+        os.pwrite(made, token, 0)
+    except OSError:
+        os.close(made)
+        return None
+    return made
 
 
 def _map(path: str, token: bytes, size_bytes: int) -> mmap.mmap | None:

@@ -27,6 +27,7 @@ def start_record(
     eval_examples: int = 0,
     notices: tuple[str, ...] = (),
     gpu_settings: Mapping[str, Any] | None = None,
+    shared_memory: bool = False,
 ) -> StartRecord:
     """The start record of this rank.
 
@@ -39,6 +40,7 @@ def start_record(
         eval_examples: The number of evaluation examples.
         notices: The notices so far.
         gpu_settings: The fields of the record that NVML reports, by name.
+        shared_memory: Whether the ranks exchange gradients through shared memory.
     """
     env = group.env
     cpus = os.sched_getaffinity(0)
@@ -64,7 +66,7 @@ def start_record(
         cpu_affinity=cpu_list(cpus),
         versions=versions(),
         **_cuda_versions(group.device),
-        transport=transport(group.backend, len(set(group.hosts)), os.environ, has_active_ib_port()),
+        transport="shared memory" if shared_memory else _transport(group),
         **(gpu_settings or {}),
         topology_addr=os.environ.get("SLURM_TOPOLOGY_ADDR") or None,
         parameters=parameters,
@@ -88,12 +90,16 @@ def _cuda_versions(device: torch.device) -> dict[str, Any]:
     return {"cuda_version": torch.version.cuda, "nccl_version": nccl}
 
 
-def transport(backend: str | None, host_count: int, environ: Mapping[str, str], has_ib: bool) -> str | None:
+def _transport(group: Group) -> str | None:
+    return transport(group.backend, group.on_one_machine, os.environ, has_active_ib_port())
+
+
+def transport(backend: str | None, on_one_machine: bool, environ: Mapping[str, str], has_ib: bool) -> str | None:
     """What the ranks exchange data over, as far as it can be known without NCCL's own log.
 
     Args:
         backend: nccl or gloo; None with one rank.
-        host_count: The number of hosts.
+        on_one_machine: Whether all ranks run on the same machine.
         environ: The environment with NCCL's variables.
         has_ib: Whether this host has an active port of InfiniBand or RoCE.
 
@@ -101,12 +107,12 @@ def transport(backend: str | None, host_count: int, environ: Mapping[str, str], 
         None with one rank; one host; IB (or RoCE); sockets; or the name of another network that NCCL is to use.
 
     Example:
-        >>> transport("nccl", 2, {}, True), transport("nccl", 2, {"NCCL_IB_DISABLE": "1"}, True)
+        >>> transport("nccl", False, {}, True), transport("nccl", False, {"NCCL_IB_DISABLE": "1"}, True)
         ('IB', 'sockets')
     """
     if backend is None:
         return None
-    if host_count == 1:
+    if on_one_machine:
         return "one host"
     if backend != "nccl":
         return "sockets"

@@ -30,6 +30,7 @@ from disttrain.distributed.group import Group
 from disttrain.errors import UserError
 from disttrain.models.compact_embedding import compact, full_state
 from disttrain.models.cpu_attention import use_cpu_attention
+from disttrain.models.cpu_dropout import use_cpu_dropout
 from disttrain.models.family import BuiltModel, EncodedSplits
 from disttrain.models.first_token_layer import attend_from_first, trim
 from disttrain.models.model_change import ModelChange, change_notices, changes_made
@@ -177,8 +178,10 @@ def build(config: TrainConfig, encoded: EncodedSplits) -> BuiltModel:
     notices = (*built.notices, *change_notices(changes))
     classifier = TextClassifier(model)
     on_gpu = config.device != "cpu" and torch.cuda.is_available()
-    if not on_gpu and not config.compile and _is_bert_encoder(model):
-        use_cpu_attention(model)
+    if not on_gpu and not config.compile:
+        use_cpu_dropout(model)
+        if _is_bert_encoder(model):
+            use_cpu_attention(model)
     # Only a GPU makes the host wait for a mask, and the proof takes time.
     if on_gpu and not _is_bert_encoder(model):
         classifier.shape_mask = proven_shape(model, map(classifier.inputs, padded_batches(encoded.train)))

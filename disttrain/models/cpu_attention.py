@@ -21,7 +21,7 @@ _NAME = "cpu_dropout"
 
 
 def use_cpu_attention(model: Any) -> None:
-    """Changes the attention of a transformers model on the CPU whose tokens all attend to at least one token."""
+    """Changes the attention of a transformers model that trains on the CPU."""
     AttentionInterface.register(_NAME, attend)
     AttentionMaskInterface.register(_NAME, sdpa_mask)
     model.config._attn_implementation = _NAME
@@ -38,7 +38,7 @@ def attend(
     scaling: float,
     **options: Any,
 ) -> tuple[Tensor, None]:
-    """Attention, as transformers calls it; without dropout it is torch's.
+    """Attention, as transformers calls it; without dropout torch's own.
 
     Args:
         module: The attention module.
@@ -54,13 +54,14 @@ def attend(
     Returns:
         (examples, tokens, heads, size), and no attention weights.
     """
-    if dropout == 0:
+    if not 0 < dropout < 1:
         attended: Tensor = sdpa_attention_forward(
             module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **options
         )[0]
         return attended, None
     scores = (query * scaling) @ key.transpose(2, 3)
     if attention_mask is not None:
-        scores = scores.masked_fill(~attention_mask, -torch.inf)
+        # Not -inf: in a row of an empty text all tokens are masked, and its weights would be NaN.
+        scores = scores.masked_fill(~attention_mask, torch.finfo(scores.dtype).min)
     weights = cpu_dropout.dropout(softmax(scores, dim=-1), dropout)
     return (weights @ value).transpose(1, 2), None

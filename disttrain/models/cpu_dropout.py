@@ -46,13 +46,13 @@ class CpuDropout(nn.Dropout):
     """nn.Dropout for values on the CPU."""
 
     def forward(self, values: Tensor) -> Tensor:
-        if not self.training or not 0 < self.p < 1:
+        if not self.training or not 0 < self.p < 1 or values.device.type != "cpu":
             return super().forward(values)
         return dropout(values, self.p)
 
 
 def use_cpu_dropout(model: nn.Module) -> None:
-    """Replaces each nn.Dropout of a model on the CPU. Its parameters and their names do not change."""
+    """Replaces each nn.Dropout of a model that trains on the CPU. Its parameters and their names do not change."""
     for module in model.modules():
-        if type(module) is nn.Dropout:
+        if type(module) is nn.Dropout and not module.inplace:
             module.__class__ = CpuDropout

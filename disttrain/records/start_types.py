@@ -68,9 +68,10 @@ class StartRecord:
     transport: Annotated[
         str | None,
         doc(
-            "What the ranks exchange data over: one host, IB (InfiniBand or RoCE), sockets, or the plugin that NCCL is"
-            " told to use. It follows from the backend, the hosts, NCCL's variables and the active ports of the host;"
-            " NCCL may choose otherwise, which only NCCL_DEBUG=INFO logs. Null with one rank."
+            "What the ranks exchange gradients over: shared memory (ranks on CPUs), one host (NCCL or gloo on one"
+            " machine), IB (InfiniBand or RoCE), sockets, or the plugin that NCCL is told to use. It follows from the"
+            " backend, the machines, NCCL's variables and the active ports of the host; NCCL may choose otherwise,"
+            " which only NCCL_DEBUG=INFO logs. Null with one rank."
         ),
         TRANSPORT,
         last_as(),

@@ -18,6 +18,7 @@ from disttrain.records.figure_sources import (
     PACKAGES,
     PLACE,
     RANKS,
+    STARTS,
     STEPS,
     SYSTEM,
     WALL,
@@ -171,7 +172,15 @@ class RunFigures:
             "Fields of the start records in which the ranks differ although the times depend on them, such as"
             " device_name or driver_version; empty if there are none."
         ),
-        RANKS,
+        STARTS,
+    ] = None
+    mixed_starts: Annotated[
+        tuple[str, ...] | None,
+        doc(
+            "Fields of rank 0's start records in which the starts of a resumed run differ although the times depend on"
+            " them; empty if there are none."
+        ),
+        STARTS,
     ] = None
     leaf_switches: Annotated[
         int | None,

@@ -7,6 +7,7 @@ import inspect
 import warnings
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -19,7 +20,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from disttrain.config.train_config import TrainConfig
 from disttrain.distributed.group import Group
-from disttrain.distributed.shared_memory import open_shared_mean
+from disttrain.distributed.shared_memory import SharedMean, may_share, open_shared_mean
 from disttrain.errors import UserError
 from disttrain.measure.phase_timer import PhaseTimer
 
@@ -30,7 +31,32 @@ _RENAMED = "forward_sync_buffers" in inspect.signature(DistributedDataParallel).
 _NO_BUFFERS: dict[str, Any] = {"forward_sync_buffers" if _RENAMED else "broadcast_buffers": False}
 
 
-def wrap_ddp(model: nn.Module, group: Group, config: TrainConfig, timer: PhaseTimer) -> nn.Module:
+@dataclass(frozen=True)
+class GradientExchange:
+    """How the ranks exchange gradients: through shared memory, or by all-reduces of the backend."""
+
+    shared: SharedMean | None = None
+    notices: tuple[str, ...] = ()
+
+
+def open_exchange(model: nn.Module, group: Group, config: TrainConfig) -> GradientExchange:
+    """Chooses the exchange, the same on every rank; all ranks call this.
+
+    Detailed timing is about all-reduces, and only all-reduces are compressed.
+    """
+    if config.detailed_timing or config.grad_compression == "bf16" or not may_share(group):
+        return GradientExchange()
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    shared = open_shared_mean(group, [parameter.numel() * parameter.element_size() for parameter in trained])
+    if shared is None:
+        notice = "the ranks cannot share memory, so gloo exchanges the gradients, which is slower"
+        return GradientExchange(notices=(notice,))
+    return GradientExchange(shared)
+
+
+def wrap_ddp(
+    model: nn.Module, group: Group, config: TrainConfig, timer: PhaseTimer, shared: SharedMean | None = None
+) -> nn.Module:
     """The model in DDP's wrapper; with one rank the model itself, because DDP would copy every gradient for nothing.
 
     Args:
@@ -38,6 +64,7 @@ def wrap_ddp(model: nn.Module, group: Group, config: TrainConfig, timer: PhaseTi
         group: The ranks.
         config: The run's config.
         timer: The timer that gets the marks of every bucket if the config sets detailed_timing.
+        shared: The memory in which the ranks exchange gradients; None for all-reduces of the backend.
 
     Raises:
         UserError: This build of torch cannot exchange gradients in the configured precision.
@@ -56,8 +83,8 @@ def wrap_ddp(model: nn.Module, group: Group, config: TrainConfig, timer: PhaseTi
         hook, sent_dtype = bf16_compress_hook, torch.bfloat16
     if config.detailed_timing:
         hook = _with_bucket_marks(hook or allreduce_hook, timer, sent_dtype)
-    if hook is None:  # detailed timing is about all-reduces, and only those of the backend can be compressed
-        hook = _shared_memory_hook(model, group)
+    if shared is not None:
+        hook = _shared_memory_hook(shared)
     try:
         if hook is not None:
             wrapped.register_comm_hook(None, hook)
@@ -66,12 +93,8 @@ def wrap_ddp(model: nn.Module, group: Group, config: TrainConfig, timer: PhaseTi
     return wrapped
 
 
-def _shared_memory_hook(model: nn.Module, group: Group) -> Callable[..., Future[Tensor]] | None:
-    """The hook that exchanges gradients through memory that the ranks share; None if they share none."""
-    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    shared = open_shared_mean(group, [parameter.numel() * parameter.element_size() for parameter in trained])
-    if shared is None:
-        return None
+def _shared_memory_hook(shared: SharedMean) -> Callable[..., Future[Tensor]]:
+    """The hook that exchanges gradients through memory that the ranks share."""
     waiting: list[tuple[Future[Tensor], Tensor]] = []
 
     @functools.wraps(allreduce_hook)  # DDP reads a hook's name and types

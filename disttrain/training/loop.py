@@ -14,6 +14,7 @@ from disttrain.checkpoint.manager import CheckpointManager, ResumePoint
 from disttrain.config.train_config import TrainConfig
 from disttrain.data.batches import Batch, GlobalBatches, RankStep, load_batches
 from disttrain.distributed.group import Group
+from disttrain.distributed.shared_memory import SharedMean
 from disttrain.measure.clock_offset import clock_offset
 from disttrain.measure.phase_timer import PhaseTimer
 from disttrain.measure.startup import Startup
@@ -37,6 +38,7 @@ class TrainingLoop:
         optimizer: The optimizer of the model.
         encoded: The examples, the same on every rank.
         writer: The writer of this rank's records.
+        shared: The memory in which the ranks exchange gradients; None for all-reduces of the backend.
         checkpoints: The run's checkpoints; None if it saves none.
         start: Where to begin; model and optimizer are in the state of that moment.
         startup: The start of this process.
@@ -52,6 +54,7 @@ class TrainingLoop:
         encoded: EncodedSplits,
         writer: RecordWriter,
         *,
+        shared: SharedMean | None,
         checkpoints: CheckpointManager | None,
         start: ResumePoint,
         startup: Startup,
@@ -77,7 +80,7 @@ class TrainingLoop:
         )
         self._steps = config.max_steps or self._plan.total_steps(config.epochs, start.position)
         self._timer = PhaseTimer(group.device, alone=group.backend is None)
-        self._ddp_model = wrap_ddp(model, group, config, self._timer)
+        self._ddp_model = wrap_ddp(model, group, config, self._timer, shared)
         self._step_writer = StepWriter(writer, self._timer, self._steps, startup, group.say, self._other_records)
         self._began_s = self._eval_s = 0.0
 

@@ -7,6 +7,7 @@ from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from disttrain.records.versions import STARTING
 from jobs.results.result import Result
 
 SHARED_GPU, ONE_HOST = "ranks shared a GPU", "all nodes were one host"
@@ -52,7 +53,8 @@ def with_reasons(rows: Sequence[Result]) -> tuple[Result, ...]:
     """
     measured = [row for row in rows if row.figures.get("comparable") is not None]
     reasons: dict[str, list[str]] = {row.run_id: list(_own_reasons(row.figures)) for row in measured}
-    sound = [row for row in measured if not reasons[row.run_id]]
+    # A dropped run is shown apart, so it does not decide what is usual.
+    sound = [row for row in measured if not reasons[row.run_id] and not row.dropped]
     for row, reason in (*_differences(measured, sound), *_version_differences(measured, sound)):
         reasons[row.run_id].append(reason)
     return tuple(_with(row, reasons.get(row.run_id)) for row in rows)
@@ -74,6 +76,8 @@ def _own_reasons(figures: Mapping[str, Any]) -> Iterator[str]:
         yield f"{SHARED_GPU}, or {ONE_HOST}"  # a summary of an earlier release does not say which
     if mixed := figures.get("mixed_ranks"):
         yield f"its ranks differ in {', '.join(mixed)}"
+    if mixed := figures.get("mixed_starts"):
+        yield f"its starts differ in {', '.join(mixed)}"
 
 
 def _differences(rows: Sequence[Result], sound: Sequence[Result]) -> Iterator[tuple[Result, str]]:
@@ -89,7 +93,7 @@ def _differences(rows: Sequence[Result], sound: Sequence[Result]) -> Iterator[tu
 
 def _version_differences(rows: Sequence[Result], sound: Sequence[Result]) -> Iterator[tuple[Result, str]]:
     """The rows with an unusual version of a package, and the reason."""
-    packages = sorted({name for row in rows for name in row.figures.get("versions") or ()})
+    packages = sorted({name for row in rows for name in row.figures.get("versions") or ()} - set(STARTING))
     for package in packages:
         version_of = _version_reader(package)
         usual = _most_common(version_of, sound) or _most_common(version_of, rows)

@@ -210,8 +210,9 @@ def totals(measured: Mapping[str, Sequence[Repetition]]) -> tables.Grid:
         for text, repetitions in measured.items()
     ]
     note = (
-        "Sums of the parts, as shares of the step without the probes. The last column is the cross check of the exposed"
-        " communication: it runs once per start, before the first step, and its passes train nothing."
+        "Sums of the parts, as shares of the step without the probes. With the probes gloo exchanges the gradients,"
+        " without them shared memory does. The last column is the cross check of the exposed communication: it runs"
+        " once per start, before the first step, and its passes train nothing."
     )
     header = (
         *("work", "repetitions", "step, ms", "without the probes"),

@@ -78,6 +78,7 @@ def test_a_local_rank_is_folded(
     environ = {
         "SUBMITIT_EXECUTOR": "local", "SUBMITIT_LOCAL_JOB_ID": "812", "SUBMITIT_LOCAL_NTASKS": "4",
         "SUBMITIT_LOCAL_GLOBALID": "3", "SUBMITIT_LOCAL_LOCALID": "3", "CUDA_VISIBLE_DEVICES": "0,1",
+        "PYTHONSAFEPATH": "1",
     } | ({"OMP_NUM_THREADS": user} if user else {})  # fmt: skip
     for name, value in environ.items():
         monkeypatch.setenv(name, value)
@@ -89,6 +90,7 @@ def test_a_local_rank_is_folded(
     assert config.setup == "2x2"
     assert (env.rank, env.node_rank, env.local_rank, env.allocation, env.folded) == (3, 1, 1, "2x2", True)
     assert (os.environ["CUDA_VISIBLE_DEVICES"], os.environ["OMP_NUM_THREADS"]) == ("", threads)
+    assert "PYTHONSAFEPATH" not in os.environ  # programs that the rank starts import from their own folder
 
 
 @pytest.mark.parametrize(("model", "searched"), [("bert", False), ("own:Family", True)])

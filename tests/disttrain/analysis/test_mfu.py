@@ -61,9 +61,15 @@ def test_vit_executes_these_flops(trimmed: bool) -> None:
         ("NVIDIA A100-SXM4-80GB", "tf32", 156e12),
         ("NVIDIA L40S", "bf16", 362e12),
         ("NVIDIA L4", "bf16", 121e12),
+        ("Tesla V100-SXM2-32GB", "fp16", 125e12),
+        ("Tesla V100-PCIE-16GB", "fp16", 112e12),
+        ("Tesla V100-PCIE-16GB", "fp32", 14e12),
+        ("Tesla V100-FHHL-16GB", "fp16", None),
         ("Tesla T4", "bf16", None),
         ("NVIDIA GeForce GT 1030", "bf16", None),
         ("NVIDIA A1000", "bf16", None),
+        ("NVIDIA H100 80GB HBM3 MIG 1g.10gb", "bf16", None),
+        ("NVIDIA A100-SXM4-40GB MIG 3g.20gb", "fp32", None),
     ],
 )
 def test_peaks_by_name(name: str, precision: str, peak: float | None) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -197,8 +198,8 @@ def test_a_shared_gpu_counts_once(
     assert summary["gpu_energy_j"] == together_j
 
 
-def summary_of_ranks(**options: Any) -> Summary:
-    records: list[Record] = [START, step(1), END]
+def summary_of_ranks(before: Sequence[Record] = (), **options: Any) -> Summary:
+    records: list[Record] = [*before, START, step(1), END]
     return summarise(
         records, own_sums(records, 0), [[], []], startups=STARTUPS, hosts=("n1", "n2"), num_nodes=2, warmup_steps=0,
         **options,
@@ -226,11 +227,22 @@ def test_a_rank_that_shares_its_host_is_not_called_slow(folded: bool, named: boo
         ({"device_name": "A100"}, ("device_name",)),
         ({"versions": {"torch": "2.11"}, "driver_version": "535"}, ("versions", "driver_version")),
         ({"gpu_power_cap_w": 300.0, "cpus": 1}, ("gpu_power_cap_w", "cpus")),
+        ({"versions": {**START.versions, "submitit": "0.1"}}, ()),  # it only starts the ranks
     ],
 )
-def test_what_differs_between_the_ranks(changes: dict[str, Any], mixed: tuple[str, ...]) -> None:
-    summary = summary_of_ranks(starts=(START, dataclasses.replace(START, **changes)))
-    assert summary["mixed_ranks"] == mixed
+def test_what_differs_between_ranks_or_starts(changes: dict[str, Any], mixed: tuple[str, ...]) -> None:
+    start = dataclasses.replace(START, driver_version="570", gpu_power_cap_w=700.0, cpus=8)
+    other = dataclasses.replace(start, **changes)
+    assert summary_of_ranks(starts=(start, other))["mixed_ranks"] == mixed
+    assert summary_of_ranks(before=[other, step(1), start])["mixed_starts"] == mixed
+
+
+def test_an_unknown_fact_differs_in_no_start() -> None:
+    """A start of an earlier release has no transport and no driver version."""
+    older = dataclasses.replace(START, transport=None, driver_version=None)
+    known = dataclasses.replace(START, transport="IB", driver_version="570")
+    assert summary_of_ranks(before=[older, step(1), known, step(2)])["mixed_starts"] == ()
+    assert summary_of_ranks(before=[dataclasses.replace(START, world_size=4)])["mixed_starts"] == ("world_size",)
 
 
 def test_switches_above_the_nodes_are_counted() -> None:

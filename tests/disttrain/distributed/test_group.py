@@ -97,6 +97,20 @@ def test_only_rank_0_gathers(monkeypatch: pytest.MonkeyPatch) -> None:
     assert [(received is None, dst) for received, dst in targets] == [(False, 0), (True, 0)]
 
 
+def test_only_rank_0_gathers_objects(monkeypatch: pytest.MonkeyPatch) -> None:
+    def gather(value: str, received: list[str] | None, dst: int) -> None:
+        assert dst == 0
+        if received is not None:
+            received[:] = [value, "other"]
+
+    monkeypatch.setattr(torch.distributed, "gather_object", gather)
+    groups = [
+        Group(RankEnv(rank=rank, world_size=2), torch.device("cpu"), "gloo", ("n1", "n1"), False) for rank in (0, 1)
+    ]
+    assert [group.gather_objects_on_main("own") for group in groups] == [["own", "other"], ["own"]]
+    assert Group(RankEnv(), torch.device("cpu"), None, ("n1",), False).gather_objects_on_main("own") == ["own"]
+
+
 @pytest.mark.parametrize(
     ("places", "asked"),
     [

@@ -12,7 +12,7 @@ import torch
 from disttrain.config.train_config import TrainConfig
 from disttrain.distributed import shared_memory
 from disttrain.distributed.group import Group, process_group
-from disttrain.distributed.shared_memory import open_shared_mean
+from disttrain.distributed.shared_memory import may_share, open_shared_mean
 from disttrain.environment.rank_env import RankEnv
 from tests.disttrain.conftest import RunRanks
 from tests.disttrain.ranks import ALONE
@@ -55,17 +55,39 @@ def test_all_ranks_get_the_same_mean(ranks: int, bert_config: TrainConfig, run_r
             assert all(torch.equal(rank[turn][number], mean) for rank in by_rank)
 
 
-def cannot_open(config: TrainConfig, env: RankEnv, output_dir: Path) -> None:
-    map_memory = shared_memory._map
+def rank_1_cannot_open(config: TrainConfig, env: RankEnv, output_dir: Path) -> None:
     if env.rank == 1:
         shared_memory._map = lambda *_: None
+    expect_no_memory(env)
+
+
+def rank_0_cannot_make(config: TrainConfig, env: RankEnv, output_dir: Path) -> None:
+    def refuse(*_: object) -> int:
+        raise OSError("too many open files")
+
+    os.memfd_create = refuse  # type: ignore[assignment]
+    expect_no_memory(env)
+
+
+def rank_0_cannot_fill(config: TrainConfig, env: RankEnv, output_dir: Path) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError("file too large")
+
+    os.truncate = refuse  # type: ignore[assignment]
+    expect_no_memory(env)
+
+
+def expect_no_memory(env: RankEnv) -> None:
     with process_group(env, "cpu") as group:
+        assert may_share(group)
         assert open_shared_mean(group, [8]) is None
-    shared_memory._map = map_memory
 
 
-def test_all_ranks_use_gloo_if_one_cannot_share(bert_config: TrainConfig, run_ranks: RunRanks) -> None:
-    assert run_ranks(bert_config, 2, target=cannot_open).exit_codes == (0, 0)
+@pytest.mark.parametrize("target", [rank_1_cannot_open, rank_0_cannot_make, rank_0_cannot_fill])
+def test_all_ranks_use_gloo_if_one_cannot_share(
+    target: Callable[..., None], bert_config: TrainConfig, run_ranks: RunRanks
+) -> None:
+    assert run_ranks(bert_config, 2, target=target).exit_codes == (0, 0)
 
 
 def test_memory_of_another_process_is_not_used() -> None:
@@ -84,8 +106,18 @@ def test_memory_of_another_process_is_not_used() -> None:
     [
         pytest.param(lambda env, cpu: ALONE, id="one rank"),
         pytest.param(lambda env, cpu: Group(env, cpu, "gloo", ("n1", "n2"), False), id="two machines"),
+        pytest.param(
+            lambda env, cpu: Group(env, cpu, "gloo", ("n", "n"), False, machines=("n 1", "n 2")), id="equal host names"
+        ),
         pytest.param(lambda env, cpu: Group(env, cpu, "nccl", ("n1", "n1"), False), id="NCCL"),
+        pytest.param(lambda env, cpu: Group(env, cpu, "gloo", ("n1", "n1"), True), id="a shared GPU"),
     ],
 )
 def test_memory_is_shared_on_one_machine_only(group: Callable[..., Group]) -> None:
-    assert open_shared_mean(group(RankEnv(world_size=2), torch.device("cpu")), [8]) is None
+    assert not may_share(group(RankEnv(world_size=2), torch.device("cpu")))
+
+
+@pytest.mark.parametrize(("ranks", "shares"), [(2, True), (4, True), (5, False)])
+def test_few_ranks_share_memory(ranks: int, shares: bool) -> None:
+    group = Group(RankEnv(world_size=ranks), torch.device("cpu"), "gloo", ("n1",) * ranks, False)
+    assert may_share(group) == shares

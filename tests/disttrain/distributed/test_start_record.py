@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from pathlib import Path
 
@@ -30,27 +31,33 @@ def test_start_record_of_a_rank_on_a_cpu(monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 @pytest.mark.parametrize(
-    ("backend", "hosts", "environ", "has_ib", "expected"),
+    ("backend", "on_one_machine", "environ", "has_ib", "expected"),
     [
-        (None, 1, {}, True, None),
-        ("gloo", 1, {}, False, "one host"),
-        ("nccl", 1, {}, True, "one host"),
-        ("gloo", 2, {}, True, "sockets"),
-        ("nccl", 2, {}, True, "IB"),
-        ("nccl", 2, {}, False, "sockets"),
-        ("nccl", 2, {"NCCL_IB_DISABLE": "1"}, True, "sockets"),
-        ("nccl", 2, {"NCCL_IB_DISABLE": "0"}, True, "IB"),
-        ("nccl", 2, {"NCCL_NET": "Socket"}, True, "sockets"),
-        ("nccl", 2, {"NCCL_NET": "IB"}, True, "IB"),
-        ("nccl", 2, {"NCCL_NET": "AWS Libfabric"}, False, "AWS Libfabric"),
-        ("nccl", 2, {"NCCL_NET_PLUGIN": "libnccl-net-ofi.so"}, False, "libnccl-net-ofi.so"),
-        ("nccl", 2, {"NCCL_NET_PLUGIN": "none"}, True, "IB"),
+        (None, True, {}, True, None),
+        ("gloo", True, {}, False, "one host"),
+        ("nccl", True, {}, True, "one host"),
+        ("gloo", False, {}, True, "sockets"),
+        ("nccl", False, {}, True, "IB"),
+        ("nccl", False, {}, False, "sockets"),
+        ("nccl", False, {"NCCL_IB_DISABLE": "1"}, True, "sockets"),
+        ("nccl", False, {"NCCL_IB_DISABLE": "0"}, True, "IB"),
+        ("nccl", False, {"NCCL_NET": "Socket"}, True, "sockets"),
+        ("nccl", False, {"NCCL_NET": "IB"}, True, "IB"),
+        ("nccl", False, {"NCCL_NET": "AWS Libfabric"}, False, "AWS Libfabric"),
+        ("nccl", False, {"NCCL_NET_PLUGIN": "libnccl-net-ofi.so"}, False, "libnccl-net-ofi.so"),
+        ("nccl", False, {"NCCL_NET_PLUGIN": "none"}, True, "IB"),
     ],
 )
 def test_transport(
-    backend: str | None, hosts: int, environ: dict[str, str], has_ib: bool, expected: str | None
+    backend: str | None, on_one_machine: bool, environ: dict[str, str], has_ib: bool, expected: str | None
 ) -> None:
-    assert transport(backend, hosts, environ, has_ib) == expected
+    assert transport(backend, on_one_machine, environ, has_ib) == expected
+
+
+def test_machines_with_one_host_name_are_two() -> None:
+    group = Group(RankEnv(world_size=2), torch.device("cpu"), "gloo", ("n", "n"), False, machines=("n 1", "n 2"))
+    assert start_record(group).transport == "sockets"
+    assert start_record(dataclasses.replace(group, machines=("n 1", "n 1"))).transport == "one host"
 
 
 def test_active_ports(tmp_path: Path) -> None:

@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+import dataclasses
+from pathlib import Path
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor, nn
 from transformers import BertConfig
 from transformers.models.bert.modeling_bert import BertForSequenceClassification
 
-from disttrain.models import cpu_dropout
+from disttrain.config.train_config import TrainConfig
+from disttrain.data.splits import load_splits
+from disttrain.models import bert, cpu_dropout
 from disttrain.models.bert import TextClassifier
 from disttrain.models.cpu_attention import attend, use_cpu_attention
+from disttrain.models.cpu_dropout import CpuDropout
+from tests.disttrain.ranks import ALONE
 
 P = 0.25
 
@@ -42,6 +50,30 @@ def test_scores_and_gradients_are_those_of_the_formula(masked: bool, drops_every
     torch.testing.assert_close(actual, expected.transpose(1, 2))
     own, wanted = (torch.autograd.grad(result.pow(2).sum(), (query, key, value)) for result in (actual, expected))
     torch.testing.assert_close(own, wanted)
+
+
+def test_an_empty_text_gives_no_nan() -> None:
+    """A tokenizer without special tokens gives it no token, so all of its row is padding."""
+    query, key, value = (torch.randn(2, 1, 3, 4, requires_grad=True) for _ in range(3))
+    mask = torch.tensor([[True, True, False], [False, False, False]])[:, None, None]
+    attended, _ = attend(nn.Identity(), query, key, value, mask, dropout=P, scaling=0.5)
+    assert attended.isfinite().all()
+    gradients = torch.autograd.grad(attended.sum(), (query, key, value))
+    assert all(gradient.isfinite().all() for gradient in gradients)
+
+
+def test_dropping_everything_gives_zeros() -> None:
+    query = torch.randn(2, 1, 3, 4)
+    assert not attend(nn.Identity(), query, query, query, None, dropout=1.0, scaling=0.5)[0].any()
+
+
+@pytest.mark.parametrize(("fields", "own"), [({}, True), ({"compile": True}, False)])
+def test_a_bert_on_a_cpu_has_both(fields: dict[str, Any], own: bool, bert_config: TrainConfig, tmp_path: Path) -> None:
+    config = dataclasses.replace(bert_config, **fields)
+    encoded = bert.encode(config, load_splits(config, "text"), ALONE, tmp_path)
+    model: Any = bert.build(config, encoded).model
+    assert (model.model.config._attn_implementation == "cpu_dropout") == own
+    assert any(isinstance(module, CpuDropout) for module in model.modules()) == own
 
 
 @pytest.mark.parametrize("padded", [False, True])

@@ -59,9 +59,11 @@ def test_a_seed_gives_the_same_masks() -> None:
 
 
 def test_only_training_drops() -> None:
-    model = nn.Sequential(nn.Linear(3, 3), nn.Dropout(0.5), nn.Dropout(0.0), nn.AlphaDropout(0.5), nn.Dropout(1.0))
+    others = (nn.AlphaDropout(0.5), nn.Dropout(0.5, inplace=True))
+    model = nn.Sequential(nn.Linear(3, 3), nn.Dropout(0.5), nn.Dropout(0.0), others[0], nn.Dropout(1.0), others[1])
     use_cpu_dropout(model)
-    assert [type(module) for module in model[1:]] == [CpuDropout, CpuDropout, nn.AlphaDropout, CpuDropout]
+    kinds = [CpuDropout, CpuDropout, nn.AlphaDropout, CpuDropout, nn.Dropout]
+    assert [type(module) for module in model[1:]] == kinds
     values = torch.randn(4, 3)
     assert torch.equal(model[2](values), values)
     assert torch.equal(model[4](values), torch.zeros(4, 3))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -152,4 +153,18 @@ def test_shared_memory_changes_no_loss(family: str, request: pytest.FixtureReque
     config = dataclasses.replace(config, max_eval_examples=0, grad_accum_steps=2, per_gpu_batch=2)
     shared, gloo = (run_ranks(dataclasses.replace(config, detailed_timing=timed), 2) for timed in (False, True))
     assert shared.exit_codes + gloo.exit_codes == (0,) * 4
+    assert (shared.summary["transport"], gloo.summary["transport"]) == ("shared memory", "one host")
     assert shared.losses() == gloo.losses()
+
+
+def test_ranks_that_cannot_share_memory_say_so(bert_config: TrainConfig, run_ranks: RunRanks) -> None:
+    config = dataclasses.replace(bert_config, max_steps=2, max_eval_examples=0)
+    finished = run_ranks(config, 2, target=run_without_shared_memory)
+    assert finished.exit_codes == (0, 0)
+    assert finished.summary["transport"] == "one host"
+    assert any("cannot share memory" in notice for notice in finished.summary["notices"])
+
+
+def run_without_shared_memory(config: TrainConfig, env: RankEnv, output_dir: Path) -> None:
+    del os.memfd_create  # as in a Python that was built for an old C library
+    run(config, env, output_dir)

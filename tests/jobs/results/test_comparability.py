@@ -16,7 +16,7 @@ H100: dict[str, Any] = {
     "state": "COMPLETED", "comparable": True, "shared_gpu": False, "folded": False, "device_name": "H100",
     "cuda_version": "12.8", "driver_version": "570.1", "versions": {"python": "3.11", "torch": "2.14"},
     "backend": "nccl", "transport": "IB", "cpus": 8, "threads": 1, "gpu_power_cap_w": 700.0,
-    "gpu_max_sm_clock_mhz": 1980.0, "mixed_ranks": (), "leaf_switches": 1,
+    "gpu_max_sm_clock_mhz": 1980.0, "mixed_ranks": (), "mixed_starts": (), "leaf_switches": 1,
 }  # fmt: skip
 
 
@@ -45,6 +45,7 @@ CASES: list[tuple[dict[str, Any], tuple[str, ...]]] = [
     ({"comparable": False, "folded": True}, ("all nodes were one host",)),
     ({"comparable": False, "shared_gpu": None, "folded": None}, ("ranks shared a GPU, or all nodes were one host",)),
     ({"mixed_ranks": ("device_name", "cpus")}, ("its ranks differ in device_name, cpus",)),
+    ({"mixed_starts": ("device_name",)}, ("its starts differ in device_name",)),
     # What is not known differs from nothing: a row of an earlier release has less.
     ({"versions": None, "driver_version": None, "cpus": None, "transport": None, "mixed_ranks": None}, ()),
     ({"versions": {"torch": "2.14", "numpy": "2.0"}}, ()),
@@ -77,6 +78,18 @@ def test_rows_that_are_not_comparable_decide_nothing() -> None:
     older = {**H100, "comparable": False, "shared_gpu": True, "versions": {"torch": "2.11"}}
     both = ("ranks shared a GPU", "torch 2.11 instead of 2.14")
     assert reasons_of(older, older, H100) == [both, both, ()]
+
+
+def test_dropped_rows_decide_nothing() -> None:
+    older = {**H100, "versions": {"torch": "2.11"}}
+    rows = [make_result(f"2x2-{name}", dropped=name != "c", **(H100 if name == "c" else older)) for name in "abc"]
+    found = [row.figures["not_comparable"] for row in with_reasons(rows)]
+    assert found == [("torch 2.11 instead of 2.14",)] * 2 + [()]
+
+
+def test_the_version_that_starts_ranks_may_differ() -> None:
+    rows = [{**H100, "versions": {"torch": "2.14", "submitit": version}} for version in ("1.5.4", "1.5.5")]
+    assert reasons_of(*rows) == [(), ()]
 
 
 def test_allocations_may_differ_in_what_follows_from_them() -> None:
