@@ -2,6 +2,7 @@
 # make test    installs, then runs every check; as root also on a real Slurm of two nodes
 # make fast    the tests that start no process
 # make proofs  what takes longer; writes docs/proofs.md
+# make mutants changes one line of the code at a time, and lists the changes that no test notices
 # make gpu     on a machine with a GPU: what needs one; writes docs/gpu.md. make gpu-wheels: packages for such a machine
 # make docs    builds docs/ into a site in build/site; a broken link fails
 
@@ -14,7 +15,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 COVERAGE_FLOOR := 90
 COVERAGE := $(if $(REQUIRE_SLURM),--cov --cov-report=term --cov-fail-under=$(COVERAGE_FLOOR))
 
-.PHONY: demo test fast lint types layers light unit slurm proofs gpu gpu-wheels docs pages clean
+.PHONY: demo test fast lint types layers light unit slurm proofs mutants gpu gpu-wheels docs pages clean
 
 demo: $(VENV)/.installed
 	$(BIN)/sweep submit sweeps/quickstart.yaml --cluster local --wait
@@ -47,6 +48,9 @@ slurm: $(VENV)/.installed-test
 
 proofs: $(VENV)/.installed-test compiler
 	$(BIN)/python -m tests.proofs
+
+mutants: $(VENV)/.installed-test
+	$(BIN)/python -m tests.mutants
 
 # A GPU machine may have its own Python with torch, and reach no registry: nothing is installed. Status 3: it has no GPU.
 GPU_PYTHON ?= $(if $(wildcard $(BIN)/python),$(BIN)/python,python3)
