@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass
 
 # Dense peaks in FLOP/s, without sparsity, from NVIDIA's data sheets; the first name that matches counts. fp32 is the
-# peak outside the tensor cores. A GPU with slower variants (PCIe, NVL) has them first.
+# peak outside the tensor cores. A GPU with slower variants (PCIe, NVL) has them first. V100: the sheet of January 2020.
 _PEAKS: tuple[tuple[str, dict[str, float]], ...] = (
     (r"B200", {"bf16": 2250e12, "fp16": 2250e12, "tf32": 1125e12, "fp32": 75e12}),
     (r"H100 PCIe", {"bf16": 756e12, "fp16": 756e12, "tf32": 378e12, "fp32": 51e12}),
@@ -17,7 +17,8 @@ _PEAKS: tuple[tuple[str, dict[str, float]], ...] = (
     (r"L40S", {"bf16": 362e12, "fp16": 362e12, "tf32": 183e12, "fp32": 91.6e12}),
     (r"L4", {"bf16": 121e12, "fp16": 121e12, "tf32": 60e12, "fp32": 30.3e12}),
     (r"A10", {"bf16": 125e12, "fp16": 125e12, "tf32": 62.5e12, "fp32": 31.2e12}),
-    (r"V100", {"fp16": 125e12, "fp32": 15.7e12}),
+    (r"V100-PCIE", {"fp16": 112e12, "fp32": 14e12}),
+    (r"V100-SXM2", {"fp16": 125e12, "fp32": 15.7e12}),
     (r"T4", {"fp16": 65e12, "fp32": 8.1e12}),
 )
 
@@ -71,7 +72,7 @@ def training_flops(sizes: ModelSizes, tokens: float) -> float:
 
 
 def peak_flops(device_name: str, precision: str) -> float | None:
-    """The peak of a GPU in FLOP/s; None if it is not in the table.
+    """The peak of a GPU in FLOP/s; None if it is not in the table, or for a MIG slice, which has a part of the GPU.
 
     Args:
         device_name: The name of the GPU, as torch reports it.
@@ -81,6 +82,8 @@ def peak_flops(device_name: str, precision: str) -> float | None:
         >>> peak_flops("NVIDIA H100 80GB HBM3", "bf16")
         989000000000000.0
     """
+    if re.search(r"\bMIG\b", device_name):
+        return None
     for name, peaks in _PEAKS:
         if re.search(rf"\b({name})\b", device_name):
             return peaks.get(precision)
