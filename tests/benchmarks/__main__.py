@@ -22,6 +22,7 @@ from tests.benchmarks.running import run_contender
 from tests.benchmarks.stats import disagreements, learn_less, that_learn
 from tests.benchmarks.work import Result, Work
 from tests.benchmarks.workdata import make_work
+from tests.gpu.processes import exit_by_sigterm
 
 console = Console()
 ALL_CONTENDERS = ",".join((OURS, *PEER_NAMES, LIMIT))
@@ -222,4 +223,5 @@ def _write(plan: Plan, out: Path, grids: list[tables.Grid]) -> None:
 
 
 if __name__ == "__main__":
+    exit_by_sigterm()
     typer.run(benchmark)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shlex
-import signal
 import subprocess
 import time
 from collections.abc import Mapping, Sequence
@@ -17,6 +16,7 @@ from disttrain.records.record_types import EndRecord, EvalRecord, Record, StepRe
 from tests.benchmarks.cells import BenchmarkError
 from tests.benchmarks.contenders import LIMIT, REPOSITORY, Contender, command
 from tests.benchmarks.work import Result, Work, load, process_start_s, save
+from tests.gpu.processes import end_all
 
 TIMEOUT_S = 1800.0
 _POLL_S = 0.1
@@ -87,8 +87,7 @@ def run_command(words: Sequence[str], environ: Mapping[str, str], log: Path) -> 
             started_s = _worker_start_s(process, by_torchrun="torch.distributed.run" in words)
             status = process.wait(TIMEOUT_S)
         except BaseException as error:
-            os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
+            end_all(process)
             if isinstance(error, subprocess.TimeoutExpired):
                 raise BenchmarkError(f"not complete after {TIMEOUT_S:.0f} s: see {log}") from error
             raise

@@ -6,36 +6,30 @@ import importlib.metadata
 import os
 import platform
 import socket
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
 
-from tests.gpu.wheels import is_installed
-
-# Without these no run is possible.
-NEEDED = (
-    "annotated_types",
-    "pydantic",
-    "datasets",
-    "pyarrow",
-    "pandas",
-    "transformers",
-    "tokenizers",
-    "numpy",
-    "PIL",
-    "psutil",
-)
+OPTIONAL = ("pynvml",)  # without it, there is no energy
 _VERSIONS = ("torch", "torchvision", "transformers", "tokenizers", "datasets", "numpy")
 
 
 @dataclass(frozen=True)
 class Machine:
-    """What the page says of the machine."""
+    """What the page says of the machine.
+
+    Attributes:
+        gpus: The number of GPUs.
+        gpu_name: The name of the first one.
+        facts: One line each.
+        missing: The modules that cannot be imported, and why.
+    """
 
     gpus: int
     gpu_name: str
     facts: tuple[str, ...]
-    missing: tuple[str, ...]
+    missing: Mapping[str, str]
 
 
 def why_no_gpu() -> str | None:
@@ -45,8 +39,8 @@ def why_no_gpu() -> str | None:
     return f"no GPU: torch {torch.__version__} sees none on {socket.gethostname()}; nothing was run"
 
 
-def read_machine() -> Machine:
-    """The facts of this machine, which has a GPU."""
+def read_machine(missing: Mapping[str, str]) -> Machine:
+    """The facts of this machine, which has a GPU and lacks these modules."""
     gpus = torch.cuda.device_count()
     properties = torch.cuda.get_device_properties(0)
     facts = (
@@ -55,7 +49,6 @@ def read_machine() -> Machine:
         f"host: {len(os.sched_getaffinity(0))} CPU cores, {platform.system()} {platform.release()}",
         f"Python {platform.python_version()}, {', '.join(_versions())}",
     )
-    missing = tuple(name for name in (*NEEDED, "torchvision", "pynvml", "accelerate") if not is_installed(name))
     return Machine(gpus, properties.name, facts, missing)
 
 

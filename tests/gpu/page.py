@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from tests.gpu.wheels import Unpacked
+
 if TYPE_CHECKING:
     from tests.gpu.machine import Machine
 
@@ -27,7 +29,7 @@ class Row:
 def write_page(
     path: Path,
     machine: Machine,
-    unpacked: Sequence[str],
+    unpacked: Unpacked,
     rows: Sequence[Row],
     speeds: Sequence[Sequence[str]],
     tables: Sequence[str],
@@ -45,7 +47,7 @@ def write_page(
 
 def render(
     machine: Machine,
-    unpacked: Sequence[str],
+    unpacked: Unpacked,
     rows: Sequence[Row],
     speeds: Sequence[Sequence[str]],
     tables: Sequence[str],
@@ -54,10 +56,14 @@ def render(
 ) -> str:
     """The part as Markdown, with its two marks."""
     facts = [f"- date: {date}; `make gpu` took {elapsed_s:.0f} s", *(f"- {fact}" for fact in machine.facts)]
-    if unpacked:
-        facts.append(f"- from gpu-wheels: {', '.join(unpacked)}")
-    if machine.missing:
-        facts.append(f"- missing: {', '.join(machine.missing)}")
+    lacking = [f"{name} ({reason})" for name, reason in machine.missing.items()]
+    for text, names in (
+        ("from gpu-wheels", unpacked.done),
+        ("in gpu-wheels for another Python or CPU", unpacked.unfit),
+        ("missing", lacking),
+    ):
+        if names:
+            facts.append(f"- {text}: {', '.join(names)}")
     checks = _table(("check", "outcome", "result"), [(row.name, row.state, row.result) for row in rows])
     blocks = ["\n".join(facts), checks]
     if speeds:

@@ -19,12 +19,12 @@ sys.path[0] = str(Path(__file__).resolve().parents[2])
 
 def main(model: str, options: dict[str, Any], flags: list[str]) -> None:
     """Runs the rank; it first writes its process id into the folder of `options`."""
-    from disttrain.distributed import group
-    from disttrain.run import main as run_rank
-
     rank = int(os.environ.get("RANK", "0"))
     folder = Path(options["folder"])
     (folder / f"pid-{rank}").write_text(str(os.getpid()), encoding="ascii")
+    from disttrain.distributed import group
+    from disttrain.run import main as run_rank
+
     if "timeout_s" in options:
         group.COLLECTIVE_TIMEOUT = timedelta(seconds=options["timeout_s"])
     if "fault" in options and rank == options["rank"]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
 import signal
 import subprocess
@@ -14,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tests.gpu.processes import end_all
 from tests.gpu.wheels import REPOSITORY
 
 _SCRIPT = REPOSITORY / "tests" / "gpu" / "rank.py"
@@ -23,6 +25,10 @@ _TINY = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "i
 
 class CheckError(Exception):
     """A check failed; the message is one line."""
+
+
+class NoTimeError(Exception):
+    """The time of `make gpu` ended before the check did."""
 
 
 @dataclass(frozen=True)
@@ -91,6 +97,7 @@ def run_ranks(
     ranks: int = 1,
     options: Mapping[str, Any] | None = None,
     timeout_s: float = 120.0,
+    deadline_s: float = math.inf,
     kill_at: Path | None = None,
 ) -> Ran:
     """Runs all ranks to their end, by torchrun if there are several.
@@ -102,8 +109,13 @@ def run_ranks(
         environ: The environment of the ranks.
         ranks: The number of ranks.
         options: What tests/gpu/rank.py adds to the run.
-        timeout_s: The time limit.
+        timeout_s: The time limit of this run.
+        deadline_s: The time on the monotonic clock at which every run is ended.
         kill_at: All ranks are killed when this pattern's first file exists.
+
+    Raises:
+        CheckError: The run took longer than its limit.
+        NoTimeError: The deadline came first.
     """
     folder.mkdir(parents=True, exist_ok=True)
     words = [str(_SCRIPT), model, json.dumps({"folder": str(folder), **(options or {})}), *flags]
@@ -116,12 +128,14 @@ def run_ranks(
         process = subprocess.Popen(
             command, env=dict(environ), cwd=REPOSITORY, stdout=output, stderr=subprocess.STDOUT, start_new_session=True
         )
-        deadline_s = time.monotonic() + timeout_s
+        limit_s = time.monotonic() + timeout_s
         try:
             while process.poll() is None or _alive(folder):
                 if kill_at is not None and list(kill_at.parent.glob(kill_at.name)):
                     _kill(process, folder)
                 if time.monotonic() > deadline_s:
+                    raise NoTimeError("no time was left")
+                if time.monotonic() > limit_s:
                     raise CheckError(f"not complete after {timeout_s:.0f} s")
                 time.sleep(0.02)
         finally:
@@ -143,10 +157,7 @@ def _is_rank(pid: int) -> bool:
 
 
 def _kill(process: subprocess.Popen[bytes], folder: Path) -> None:
-    for pid in _alive(folder):
+    end_all(process)
+    for pid in _alive(folder):  # torchrun had ended without them
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
-    if process.poll() is None:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-    process.wait()

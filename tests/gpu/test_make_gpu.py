@@ -7,17 +7,20 @@ import os
 import re
 import subprocess
 import sys
-import zipfile
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from tests.gpu import wheels
+from tests.gpu.__main__ import environment, outcome
+from tests.gpu.bench import Bench, Check
 from tests.gpu.machine import Machine
 from tests.gpu.page import Row, render, write_page
+from tests.gpu.ranks import CheckError, NoTimeError, Sizes
+from tests.gpu.wheels import Unpacked
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-MACHINE = Machine(1, "NVIDIA H200", ("GPU: 1 x NVIDIA H200", "Python 3.12.3"), ("datasets",))
+MACHINE = Machine(1, "NVIDIA H200", ("GPU: 1 x NVIDIA H200", "Python 3.12.3"), {"datasets": "no xxhash"})
 # Two GPUs. Not the compiler, which has no fake; not the checks that take long and differ in little from others.
 ON_FAKE_GPUS = (
     "one rank, ViT, bf16",
@@ -85,11 +88,55 @@ def test_a_failed_check_is_a_failed_command(tmp_path: Path) -> None:
     assert ended.stdout.startswith("FAILS  one rank, BERT, bf16, compiled: ")
 
 
+@pytest.mark.process
+def test_missing_packages_are_named(tmp_path: Path) -> None:
+    (tmp_path / "datasets.py").write_text("raise ImportError('datasets is broken')\n")
+    page, site = tmp_path / "gpu.md", REPOSITORY / "tests" / "fakecuda" / "site"
+    ended = subprocess.run(
+        [sys.executable, "-m", "tests.gpu", "--out", str(page)],
+        cwd=REPOSITORY,
+        env={**os.environ, "FAKE_CUDA": "1", "PYTHONPATH": f"{site}:{tmp_path}"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    *rows, written = ended.stdout.splitlines()
+    assert (ended.returncode, written) == (0, f"written: {page}")
+    assert len(rows) > 10
+    assert all(re.fullmatch(r"not run  .*: packages are missing: datasets\b.*", row) for row in rows)
+    text = page.read_text()
+    assert re.search(r"^- missing: datasets \(datasets is broken\)", text, re.MULTILINE)
+    assert "| one rank, BERT, bf16 | not run | packages are missing: datasets |" in text
+
+
+def raises(error: Exception) -> Callable[[Bench], str]:
+    def run(bench: Bench) -> str:
+        raise error
+
+    return run
+
+
+@pytest.mark.parametrize(
+    ("error", "state"),
+    [(NoTimeError("no time was left"), "not run"), (CheckError("a loss"), "FAILS"), (KeyError("loss"), "FAILS")],
+)
+def test_a_check_without_time_has_not_failed(tmp_path: Path, error: Exception, state: str) -> None:
+    bench = Bench(tmp_path, {}, Sizes(), "NVIDIA H200", deadline_s=0.0)
+    assert outcome(Check("a", 1, raises(error)), bench).state == state
+
+
+def test_determinism_is_not_preset(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    environ = environment(tmp_path, tmp_path / "site")
+    assert "CUBLAS_WORKSPACE_CONFIG" not in environ
+    assert environ["HF_HUB_OFFLINE"] == "1"
+
+
 def test_the_rest_of_the_page_stays(tmp_path: Path) -> None:
     page = tmp_path / "gpu.md"
     page.write_text("# On a GPU\n\nText.\n\n<!-- make gpu: begin -->\n\nold\n\n<!-- make gpu: end -->\n\n## By hand\n")
     for name in ("first", "second"):
-        write_page(page, MACHINE, (), [Row(name, "passes", "1 | 2")], [], [], 3.0)
+        write_page(page, MACHINE, Unpacked(), [Row(name, "passes", "1 | 2")], [], [], 3.0)
     text = page.read_text()
     assert text.startswith("# On a GPU\n\nText.\n\n<!-- make gpu: begin -->\n\n- date: ")
     assert text.endswith("<!-- make gpu: end -->\n\n## By hand\n")
@@ -100,38 +147,17 @@ def test_the_rest_of_the_page_stays(tmp_path: Path) -> None:
 
 def test_the_part_of_the_page() -> None:
     speeds = [("vit-bf16", *["1.00"] * 5, "9", "5.0%")]
-    part = render(
-        MACHINE, ("dill",), [Row("a", "not run", "b")], speeds, ["# Cell\n\n# T\n"], 71.4, datetime.date(2026, 1, 2)
-    )
-    assert part.splitlines()[2:8] == [
+    rows, unpacked = [Row("a", "not run", "b")], Unpacked(("dill",), ("regex", "xxhash"))
+    part = render(MACHINE, unpacked, rows, speeds, ["# Cell\n\n# T\n"], 71.4, datetime.date(2026, 1, 2))
+    assert part.splitlines()[2:9] == [
         "- date: 2026-01-02; `make gpu` took 71 s",
         "- GPU: 1 x NVIDIA H200",
         "- Python 3.12.3",
         "- from gpu-wheels: dill",
-        "- missing: datasets",
+        "- in gpu-wheels for another Python or CPU: regex, xxhash",
+        "- missing: datasets (no xxhash)",
         "",
     ]
     assert "| a | not run | b |" in part
     assert "| vit-bf16 | 1.00 | 1.00 | 1.00 | 1.00 | 1.00 | 9 | 5.0% |" in part
     assert "\n### T" in part
-
-
-def test_only_missing_packages_are_unpacked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(wheels, "PACKAGES", {"numpy": "numpy", "no_such_module": "no-such", "neither": "neither"})
-    for name in ("numpy", "no_such"):
-        with zipfile.ZipFile(tmp_path / f"{name}-1.0-py3-none-any.whl", "w") as wheel:
-            wheel.writestr(f"{name}_module/__init__.py", "")
-    assert wheels.unpack_missing(tmp_path, tmp_path / "site") == ("no-such",)
-    assert [path.name for path in (tmp_path / "site").iterdir()] == ["no_such_module"]
-    assert wheels.unpack_missing(tmp_path / "absent", tmp_path / "other") == ()
-
-
-def test_a_large_folder_is_an_error(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    for name, size in (("a", 10), ("b", 30)):
-        (tmp_path / f"{name}.whl").write_bytes(b"x" * size)
-    assert wheels.report(tmp_path) == 0
-    monkeypatch.setattr(wheels, "LIMIT_BYTES", 39)
-    assert wheels.report(tmp_path) == 1
-    assert capsys.readouterr().err == "error: too large; the largest: b.whl, a.whl\n"
