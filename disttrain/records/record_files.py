@@ -205,7 +205,7 @@ def summary_from_json(values: Mapping[str, Any]) -> Summary:
         value = renamed.get(name)
         if value is not None and not type_check(figure.type)(value):
             raise ValueError(f"{name} is {shorten(repr(value))}")
-    if "steps" not in renamed:
+    if renamed.get("steps") is None:
         raise ValueError("it has no 'steps'")
     return {name: renamed.get(name) for name in SUMMARY_FIGURES}
 
