@@ -226,7 +226,15 @@ def read_failure(path: Path) -> Failure | None:
 
 def read_run_info(folder: Path) -> RunInfo | None:
     """The identity of the run in a folder, from its run.json, and its errors as of `read_summary`."""
-    return _read(folder / RUN_NAME, lambda values: from_json(RunInfo, values))
+    return _read(folder / RUN_NAME, _run_info)
+
+
+def _run_info(values: Mapping[str, Any]) -> RunInfo:
+    info = from_json(RunInfo, values)
+    for name in ("nodes", "gpus_per_node", "world_size"):
+        if getattr(info, name) < 1:
+            raise ValueError(f"{name} is {getattr(info, name)}")
+    return info
 
 
 def _read(path: Path, convert: Callable[[dict[str, Any]], T]) -> T | None:

@@ -89,6 +89,11 @@ def test_complete_files_have_no_reason(folder: SweepFolder) -> None:
     assert (second.state, second.scheduled.reason) == ("FAILED", "rank 0 on n1: ValueError: m")
 
 
+RUN_INFO: dict[str, Any] = {
+    "run_id": "1x1-a", "allocation": "1x1", "nodes": 1, "gpus_per_node": 1, "world_size": 1, "train": {}, "versions": {}
+}  # fmt: skip
+
+
 @pytest.mark.parametrize("kind", DAMAGE)
 @pytest.mark.parametrize("name", ["summary.json", "run.json", failure_name(0)])
 def test_a_damaged_file_is_the_reason_of_its_row(name: str, kind: str, folder: SweepFolder) -> None:
@@ -116,6 +121,8 @@ def test_a_damaged_file_is_the_reason_of_its_row(name: str, kind: str, folder: S
         (failure_name(0), {**FAILURE, "rank": "0"}, "rank is '0'"),
         (failure_name(0), {"rank": 0}, "it has no 'host'"),
         ("run.json", {"run_id": "1x1-a"}, "it has no 'allocation'"),
+        ("run.json", {**RUN_INFO, "world_size": 0}, "world_size is 0"),
+        ("run.json", {**RUN_INFO, "nodes": -1}, "nodes is -1"),
     ],
 )
 def test_wrong_types_are_damage(name: str, values: dict[str, Any], reason: str, folder: SweepFolder) -> None:
