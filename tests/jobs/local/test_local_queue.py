@@ -25,18 +25,10 @@ from jobs.storage.sweep_folder import SweepFolder
 
 RANKS = '''
 import json, os, signal, subprocess, sys, time
-from dataclasses import dataclass
 from pathlib import Path
+from jobs import entry
 
-@dataclass(frozen=True)
-class RankTask:
-    run_dir: str
-    nodes: int
-    gpus_per_node: int
-    folded: bool = False
-    visible_gpus: str | None = None
-    threads: int | None = None
-
+class RankTask(entry.RankTask):
     def __call__(self):
         rank = int(os.environ["SUBMITIT_LOCAL_GLOBALID"])
         folder = Path(self.run_dir)

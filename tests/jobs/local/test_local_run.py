@@ -24,16 +24,9 @@ pytestmark = pytest.mark.process
 RANKS = """
 import dataclasses, json, os
 from pathlib import Path
+from jobs import entry
 
-@dataclasses.dataclass(frozen=True)
-class RankTask:
-    run_dir: str
-    nodes: int
-    gpus_per_node: int
-    folded: bool = False
-    visible_gpus: str | None = None
-    threads: int | None = None
-
+class RankTask(entry.RankTask):
     def __call__(self):
         rank, folder = os.environ["SUBMITIT_LOCAL_GLOBALID"], Path(self.run_dir)
         seen = {"environ": dict(os.environ), "task": dataclasses.asdict(self)}

@@ -224,21 +224,16 @@ def test_new_unlisted_job_is_pending(sacct: Sacct, write_sweep: Callable[..., Sw
 
 
 @pytest.mark.process
-def test_preempted_job_is_requeued_for_a_minute(sacct: Sacct, write_sweep: Callable[..., SweepFolder]) -> None:
+@pytest.mark.parametrize("state", [State.PREEMPTED, State.NODE_FAIL])
+def test_job_that_slurm_ended_is_requeued_for_a_minute(
+    state: State, sacct: Sacct, write_sweep: Callable[..., SweepFolder]
+) -> None:
     folder = write_sweep()
     ledger.record(folder.path, {"a": "7_0"}, 1.0)
-    sacct.answer = [replace(DONE, state=State.PREEMPTED, end_s=int(time.time()) - 5)]
+    sacct.answer = [replace(DONE, state=state, end_s=int(time.time()) - 5)]
     assert states(folder)[0] == "REQUEUED"
-    sacct.answer = [replace(DONE, state=State.PREEMPTED, end_s=int(time.time()) - 100)]
-    assert states(folder)[0] == "PREEMPTED"
-
-
-@pytest.mark.process
-def test_job_that_lost_its_node_is_requeued(sacct: Sacct, write_sweep: Callable[..., SweepFolder]) -> None:
-    folder = write_sweep()
-    ledger.record(folder.path, {"a": "7_0"}, 1.0)
-    sacct.answer = [replace(DONE, state=State.NODE_FAIL, end_s=int(time.time()) - 5)]
-    assert states(folder)[0] == "REQUEUED"
+    sacct.answer = [replace(DONE, state=state, end_s=int(time.time()) - 100)]
+    assert states(folder)[0] == state
     sacct.answer = [replace(DONE, state=State.FAILED, end_s=int(time.time()) - 5)]
     assert states(folder)[0] == "FAILED", "only a lost node or a preemption is followed by a requeue"
 
