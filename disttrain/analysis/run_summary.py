@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -178,9 +178,8 @@ def _ranks_together(starts: Sequence[StartRecord]) -> dict[str, Any]:
     """What follows from the start records of all ranks."""
     if not starts:
         return {}
-    facts = {name: [_fact(start, name) for start in starts] for name in _EQUAL_ON_ALL_RANKS}
-    mixed = [name for name, values in facts.items() if any(value != values[0] for value in values)]
-    return {"mixed_ranks": tuple(mixed), "leaf_switches": _leaf_switches([start.topology_addr for start in starts])}
+    mixed = _differing({name: [_fact(start, name) for start in starts] for name in _EQUAL_ON_ALL_RANKS})
+    return {"mixed_ranks": mixed, "leaf_switches": _leaf_switches([start.topology_addr for start in starts])}
 
 
 def _mixed_starts(records: Sequence[Record]) -> tuple[str, ...]:
@@ -190,8 +189,12 @@ def _mixed_starts(records: Sequence[Record]) -> tuple[str, ...]:
     """
     starts = [record for record in records if isinstance(record, StartRecord)]
     names = (*_EQUAL_ON_ALL_RANKS, *_EQUAL_IN_ALL_STARTS)
-    known = {name: [_fact(start, name) for start in starts if _fact(start, name) is not None] for name in names}
-    return tuple(name for name, values in known.items() if any(value != values[0] for value in values))
+    return _differing({name: [fact for start in starts if (fact := _fact(start, name)) is not None] for name in names})
+
+
+def _differing(facts: Mapping[str, Sequence[Any]]) -> tuple[str, ...]:
+    """The names of the facts that have more than one value."""
+    return tuple(name for name, values in facts.items() if any(value != values[0] for value in values))
 
 
 def _fact(start: StartRecord, name: str) -> Any:
