@@ -7,6 +7,7 @@ from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from disttrain.config.train_config import LINK
 from disttrain.records.versions import STARTING
 from jobs.results.result import Result
 
@@ -21,11 +22,13 @@ class _Fact:
         text: The reason for a row in which it differs; `{value}` is the row's, `{usual}` that of most rows.
         figure: The name of the figure.
         same_allocation: Whether only rows of one allocation must agree.
+        same_exchange: Whether only rows whose configs ask for the same exchange of gradients must agree.
     """
 
     text: str
     figure: str
     same_allocation: bool = False
+    same_exchange: bool = False
 
 
 _FACTS = (
@@ -37,7 +40,7 @@ _FACTS = (
     _Fact("highest GPU clock {value} MHz instead of {usual} MHz", "gpu_max_sm_clock_mhz"),
     _Fact("GPU clock is set to {value} MHz instead of {usual} MHz", "gpu_sm_clock_setting_mhz"),
     _Fact("backend {value} instead of {usual}", "backend", same_allocation=True),
-    _Fact("gradients over {value} instead of {usual}", "transport", same_allocation=True),
+    _Fact("gradients over {value} instead of {usual}", "transport", same_allocation=True, same_exchange=True),
     _Fact("{value} CPUs a rank instead of {usual}", "cpus", same_allocation=True),
     _Fact("{value} CPU threads a rank instead of {usual}", "threads", same_allocation=True),
     _Fact("nodes below {value} switches instead of {usual}", "leaf_switches", same_allocation=True),
@@ -129,7 +132,11 @@ def _scope(row: Result, fact: _Fact) -> Hashable:
     allocation = None
     if fact.same_allocation:
         allocation = row.requested.allocation
-    return str(row.config.get("device")), allocation
+    exchange: Hashable = None
+    if fact.same_exchange:  # a link run exchanges no gradients; the other fields choose between all-reduce and memory
+        fields = (row.config.get("detailed_timing"), row.config.get("grad_compression"))
+        exchange = (row.config.get("model") == LINK, *map(str, fields))
+    return str(row.config.get("device")), allocation, exchange
 
 
 def _device(row: Result) -> str:

@@ -110,6 +110,15 @@ def test_devices_that_the_sweep_varies_may_differ() -> None:
     assert found == [(), (), ("CPU differs: Xeon instead of EPYC",)]
 
 
+@pytest.mark.parametrize("other", [{"model": "link"}, {"detailed_timing": True}, {"grad_compression": "bf16"}])
+def test_an_exchange_that_the_config_chooses_may_differ(other: dict[str, Any]) -> None:
+    """Ranks on the CPUs of one machine share memory, except in a link run, with detailed timing, or in bf16."""
+    shared = {**H100, "backend": "gloo", "transport": "shared memory"}
+    rows = [make_result(f"2x1-{name}", **shared) for name in "ab"]
+    rows.append(make_result("2x1-c", varied=other, **{**shared, "transport": "one host"}))
+    assert [row.figures["not_comparable"] for row in with_reasons(rows)] == [(), (), ()]
+
+
 def test_outputs_have_the_reasons() -> None:
     rows = with_reasons([
         make_result("1x1-a", "1x1 seed=0", **H100),
