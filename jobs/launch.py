@@ -57,7 +57,7 @@ def launch(plan: Plan, sweep: Sweep, *, max_ranks: int | None, on_poll: Callable
             _check_interrupted(folder, ledger)
         missing = with_runs(plan, _missing(folder, plan, ledger))
         with _write_errors(folder, "nothing was sent; free some space, then submit again"):
-            _prepare(folder, sweep, plan, missing, ledger.overrides())
+            _prepare(folder, sweep, plan, missing, _submitted(folder, ledger))
         if folder.is_owner():
             link_names_or_warn(folder)
         with _write_errors(folder, "sweep status shows what was sent; free some space, then submit again"):
@@ -67,6 +67,14 @@ def launch(plan: Plan, sweep: Sweep, *, max_ranks: int | None, on_poll: Callable
                 queue = send_to_local(missing, sweep.overrides, max_ranks, time.time, in_process=on_poll is not None)
     if queue and on_poll:
         queue.run(on_poll)
+
+
+def _submitted(folder: SweepFolder, ledger: Ledger) -> dict[str, Mapping[str, str] | None]:
+    """The overrides of each submitted run. With a damaged line, every run of plan.json may have been submitted."""
+    if not ledger.damaged_lines:
+        return ledger.overrides()
+    unknown: dict[str, Mapping[str, str] | None] = {run["run_id"]: None for run in folder.planned_runs()}
+    return unknown | ledger.overrides()
 
 
 @contextlib.contextmanager

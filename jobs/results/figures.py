@@ -14,7 +14,7 @@ from disttrain.records.record_types import LinkRecord, Record
 from disttrain.records.summary_types import RunInfo
 from jobs.planning.labels import Variation
 from jobs.planning.plan import has_bucket_times, is_link
-from jobs.results.step_lanes import DETAILED_TIMING_HINT, read_lanes
+from jobs.results.step_lanes import DETAILED_TIMING_HINT, NotInRun, read_lanes
 from jobs.results.timeline import binary_size, draw, new_figure
 from jobs.storage.run_lookup import find_runs
 from jobs.storage.sweep_folder import SweepFolder
@@ -39,11 +39,11 @@ def write_figures(
         output: The folder of the figures; None for `figures` in the sweep's own folder.
         named: The only run to draw, by a label, an id or the start of one; None for all runs.
         step: The step that a timeline shows; None for the step with the median time.
-        say: A function for notes: a run whose records are damaged is left out.
+        say: A function for notes: a run whose records are damaged, or lack the step, is left out.
 
     Raises:
-        UserError: There is nothing to draw, the run or step does not exist, or the folder belongs to another user. Also
-            if the records of all runs are damaged.
+        UserError: There is nothing to draw, the run does not exist, or the folder belongs to another user. Also if no
+            run could be drawn.
     """
     finished = _finished_runs(folder, named)
     if output is None and not folder.is_owner():
@@ -61,6 +61,11 @@ def write_figures(
                 raise
             say(f"run {variation.name(run)} is not drawn: {error.message}")
             continue
+        except NotInRun as error:
+            if len(finished) == 1:
+                raise
+            say(f"not drawn: {UserError(error.message, hint=error.hint)}")
+            continue
         path = target / f"timeline-{run['run_id']}.svg"
         if is_link(run):
             path = target / f"bus-bandwidth-{run['allocation']}.svg"
@@ -71,7 +76,7 @@ def write_figures(
         drawn += 1
         yield path
     if not drawn:
-        raise UserError("no run can be drawn: the records of all runs are damaged")
+        raise UserError(f"none of the {len(finished)} finished runs can be drawn", hint="the notes say why")
 
 
 def _draw(folder: SweepFolder, run: Mapping[str, Any], variation: Variation, step: int | None) -> Figure:
@@ -79,6 +84,7 @@ def _draw(folder: SweepFolder, run: Mapping[str, Any], variation: Variation, ste
 
     Raises:
         DamagedFile: Its records cannot be used, or have disappeared.
+        NotInRun: It has no such step, or no bucket times.
     """
     run_dir = folder.run(run["run_id"])
     try:

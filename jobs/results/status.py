@@ -10,12 +10,12 @@ from typing import Any
 
 from disttrain.records.atomic_write import write_text
 from disttrain.records.json_values import to_json
-from disttrain.records.record_files import metrics_name
+from disttrain.records.record_files import FAILURE_GLOB, metrics_name
 from jobs.local.local_queue import is_queue_alive
 from jobs.planning.cluster_profile import LOCAL
 from jobs.results.collect import join, run_states
 from jobs.results.result import Result
-from jobs.results.run_records import read_run
+from jobs.results.run_records import is_complete, read_run
 from jobs.slurm.attempts import AccountingRow, attempts_by_job, merge_history
 from jobs.slurm.sacct import query_sacct, queued_jobs
 from jobs.slurm.sacct_table import AccountingUnavailable
@@ -104,7 +104,7 @@ def _read_accounting(folder: SweepFolder, ledger: Ledger, environ: Mapping[str, 
     notices: list[str] = []
     is_current = is_saved = True
     if folder.cluster_name == LOCAL:
-        rows: tuple[AccountingRow, ...] = _cancel_abandoned(saved, ledger)
+        rows: tuple[AccountingRow, ...] = _end_abandoned(saved, ledger, folder)
     else:
         try:
             rows, unsaved = _query_accounting(folder, ledger, saved, environ)
@@ -149,7 +149,7 @@ def last_known(folder: SweepFolder) -> LastKnown:
     ledger, (rows, _) = read_ledger(folder.path), _saved_rows(folder.accounting_file)
     known_s = folder.last_query_s()
     if folder.cluster_name == LOCAL:
-        rows, known_s = _cancel_abandoned(rows, ledger), time.time()  # the queue itself writes the states
+        rows, known_s = _end_abandoned(rows, ledger, folder), time.time()  # the queue itself writes the states
     present = [run["run_id"] for run in folder.planned_runs() if not run.get("dropped", False)]
     return LastKnown(run_states(present, ledger, attempts_by_job(rows)), known_s)
 
@@ -250,15 +250,23 @@ def _saved_rows(path: Path) -> tuple[tuple[AccountingRow, ...], list[int]]:
     return merge_history((), rows), damaged
 
 
-def _cancel_abandoned(rows: tuple[AccountingRow, ...], ledger: Ledger) -> tuple[AccountingRow, ...]:
-    """The rows; CANCELLED for unfinished local runs whose queue process was killed or lost in a reboot."""
+def _end_abandoned(rows: tuple[AccountingRow, ...], ledger: Ledger, folder: SweepFolder) -> tuple[AccountingRow, ...]:
+    """The rows, with an end for unfinished local runs whose queue process was killed or lost in a reboot.
+
+    A run with a summary is COMPLETED: the queue, which writes the state, had no time for it, or its line is damaged.
+    Any other run is CANCELLED.
+    """
     queues = {job.job_id: job.queue for job in ledger.all_jobs() if job.queue is not None}
     alive = {queue: is_queue_alive(queue) for queue in set(queues.values())}
-    abandoned = {job_id for job_id, queue in queues.items() if not alive[queue]}
-    updated = []
-    for row in rows:
-        if row.job_id in abandoned and not row.state.is_finished:
-            row = replace(row, state=State.CANCELLED)
-        updated.append(row)
+    finished = {row.job_id for row in rows if row.state.is_finished}
+    abandoned = {job_id for job_id, queue in queues.items() if not alive[queue]} - finished
+    if not abandoned:
+        return rows
+    latest = {jobs[-1].job_id: run_id for run_id, jobs in ledger.jobs.items()}
+    ends = dict.fromkeys(abandoned, State.CANCELLED)
+    for job_id in abandoned & set(latest):
+        if is_complete(folder.run(latest[job_id])) and not any(folder.run(latest[job_id]).glob(FAILURE_GLOB)):
+            ends[job_id] = State.COMPLETED
+    updated = tuple(replace(row, state=ends.get(row.job_id, row.state)) for row in rows)
     unrecorded = abandoned - {row.job_id for row in rows}
-    return (*updated, *(AccountingRow(job_id, state=State.CANCELLED) for job_id in sorted(unrecorded)))
+    return (*updated, *(AccountingRow(job_id, state=ends[job_id]) for job_id in sorted(unrecorded)))

@@ -9,7 +9,7 @@ from pathlib import Path
 from disttrain.analysis.comm_overlap import Exchange
 from disttrain.analysis.measured_steps import MeasuredStep, measured_steps, split_by_start, steps_after_warmup
 from disttrain.errors import UserError, shorten
-from disttrain.records.json_values import DamagedFile, damaged
+from disttrain.records.json_values import damaged
 from disttrain.records.record_files import RUN_NAME, metrics_name, read_records, read_run_info
 from disttrain.records.record_types import ClockRecord, ExchangeRecord, Record, StartRecord, StepRecord
 from disttrain.records.summary_types import RunInfo
@@ -18,6 +18,10 @@ from jobs.planning.labels import run_name
 DETAILED_TIMING_HINT = "set detailed_timing: true in base, on an allocation of several ranks"
 PHASE_NAMES = ("data", "forward", "backward compute", "exposed", "optimizer")
 _MOST_LANES = 8
+
+
+class NotInRun(UserError):
+    """A run has no such step, or no bucket times in it; other runs of the sweep may have them."""
 
 
 @dataclass(frozen=True)
@@ -77,8 +81,8 @@ def read_lanes(run_dir: Path, run: RunInfo, label: str, step: int | None = None)
         step: The number of the step, from 1; None for the measured step whose step_ms on rank 0 is the median.
 
     Raises:
-        UserError: Rank 0 has no step with the number that was given.
-        DamagedFile: The records of a rank are damaged, or lack the step or its buckets.
+        NotInRun: Rank 0 has no step with the number that was given, or a rank has no bucket times in the step.
+        DamagedFile: The records of a rank are damaged, or lack the step.
     """
     files = [run_dir / metrics_name(rank) for rank in range(min(run.world_size, _MOST_LANES))]
     name = run_name(run.run_id, label)
@@ -116,13 +120,13 @@ def _lane(name: str, rank: int, file: Path, number: int) -> Lane:
                 return Lane(rank, host, step, step.exchange)
     if number in numbers:
         message = f"{file.name} of run {name} has no bucket times in step {number}"
-        raise DamagedFile(message, hint=DETAILED_TIMING_HINT)
+        raise NotInRun(message, hint=DETAILED_TIMING_HINT)
     if rank > 0:  # rank 0 has the step
         raise damaged(file, f"it has no step {number}")
     hint = "it has no steps"
     if numbers:
         hint = f"it has steps {min(numbers)} to {max(numbers)}"
-    raise UserError(f"run {name} has no step {number}", where="--step", hint=hint)
+    raise NotInRun(f"run {name} has no step {number}", where="--step", hint=hint)
 
 
 def _check_exchange(file: Path, number: int, exchange: Exchange) -> None:

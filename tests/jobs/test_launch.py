@@ -333,8 +333,11 @@ def test_damage_stops_no_run_without_a_summary(
 
 
 @pytest.mark.process
-def test_a_damaged_accounting_repeats_no_finished_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The states of local runs are only in accounting.jsonl: without COMPLETED, its queue seems to have been killed."""
+@pytest.mark.parametrize("cut", [False, True])
+def test_a_damaged_accounting_repeats_no_finished_run(
+    cut: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The states of local runs are only in accounting.jsonl. Without its end, a run with a summary is complete."""
     plan = plan_of(tmp_path, "local")
     folder = SweepFolder(plan.folder)
     sent: list[int] = []
@@ -346,17 +349,43 @@ def test_a_damaged_accounting_repeats_no_finished_run(tmp_path: Path, monkeypatc
         rows = [AccountingRow(f"local-1-{index}", state=state, submit_s=1) for index in range(4)]
         ledger.append_lines(folder.accounting_file, [json.dumps(row.to_json()) for row in rows])
     summaries = finish(folder)
-    intact = break_line(folder.accounting_file, 6)
-    with pytest.raises(UserError) as caught:
-        launch(plan, LOADED, max_ranks=None)
-    assert str(caught.value).startswith(
-        f"{plan.folder}: line 7 of accounting.jsonl is damaged: states may be missing;"
-        f" 1 run with a summary would be repeated: {plan.runs[2].run_id} ("
-    )
-    assert all(summary.exists() for summary in summaries)
-    folder.accounting_file.write_bytes(intact)
+    capsys.readouterr()
+    if cut:
+        folder.accounting_file.write_bytes(folder.accounting_file.read_bytes()[:-9])
+    else:
+        break_line(folder.accounting_file, 6)
     launch(plan, LOADED, max_ranks=None)
-    assert sent == [4]
+    assert (sent, all(summary.exists() for summary in summaries)) == ([4], True)
+    assert ("line 7 of accounting.jsonl is damaged" in capsys.readouterr().err) is not cut
+    # Without a summary it broke off.
+    unfinished = plan.runs[3 if cut else 2]
+    (folder.run(unfinished.run_id) / "summary.json").unlink()
+    launch(plan, LOADED, max_ranks=None)
+    assert sent == [4, 1]
+
+
+@pytest.mark.process
+def test_a_damaged_ledger_loses_no_run_of_a_trial(
+    slurm: Slurm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The runs of a submission with --set stay in the results, although its lines are damaged."""
+    monkeypatch.setattr(jobs.launch, "queued_jobs", lambda _, **__: frozenset())
+    folder = SweepFolder(tmp_path / "s" / "site")
+
+    def submit(overrides: dict[str, str]) -> int:
+        sweep = parse_sweep(parse_yaml(SWEEP, "s.yaml"), "/nowhere", overrides)
+        plan = make_plan("s", expand(sweep), "site", ClusterProfile.model_validate({}), folder.path)
+        launch(plan, sweep, max_ranks=None)
+        planned = folder.planned_runs()
+        assert not any(run.get("dropped") for run in planned)
+        return len(planned)
+
+    assert submit({}) == 4
+    first = len((folder.path / ledger.LEDGER_NAME).read_bytes().splitlines())
+    assert submit({"weight_decay": "0.1"}) == 8
+    for number in range(first, len((folder.path / ledger.LEDGER_NAME).read_bytes().splitlines())):
+        break_line(folder.path / ledger.LEDGER_NAME, number)
+    assert submit({}) == 8
 
 
 @pytest.mark.process

@@ -311,8 +311,15 @@ def test_a_damaged_run_is_left_out(folder: SweepFolder, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"metrics-rank00000\.jsonl is damaged: line 1"):
         list(write_figures(folder, tmp_path / "mine", "2x1-a", None))
     (folder.run("4x1-c") / metrics_name(0)).write_bytes(b"\xff\n")
-    with pytest.raises(UserError, match="the records of all runs are damaged"):
+    with pytest.raises(UserError, match=r"^none of the 3 finished runs can be drawn \(the notes say why\)$"):
         list(write_figures(folder, tmp_path / "mine", None, None))
+
+
+def test_a_run_without_the_step_is_left_out(folder: SweepFolder, tmp_path: Path) -> None:
+    notes: list[str] = []
+    written = list(write_figures(folder, tmp_path / "mine", None, 99, notes.append))
+    assert [path.name for path in written] == ["bus-bandwidth-2x1.svg", "bus-bandwidth-4x1.svg"]
+    assert notes == ["not drawn: run 2x1-a (2x1 model=bert detailed_timing=true) has no step 99 (it has steps 1 to 5)"]
 
 
 def keep_lines(path: Path, is_kept: Callable[[bytes], bool], most: int | None = None) -> None:
@@ -353,7 +360,7 @@ def test_a_step_without_its_buckets_is_left_out(folder: SweepFolder, tmp_path: P
     assert len(written) == 2
     name = "run 2x1-a (2x1 model=bert detailed_timing=true)"
     reason = f"metrics-rank00001.jsonl of {name} has no bucket times in step {step or 4}"
-    assert notes == [f"{name} is not drawn: {reason}"]
+    assert notes == [f"not drawn: {reason} (set detailed_timing: true in base, on an allocation of several ranks)"]
 
 
 def test_run_files_are_not_needed(folder: SweepFolder, tmp_path: Path) -> None:
