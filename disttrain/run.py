@@ -139,9 +139,9 @@ def _run(config: TrainConfig, env: RankEnv, output_dir: Path) -> Summary:
     if config.model == LINK:
         from disttrain.link_run import run_link
     else:
-        from disttrain.training_run import import_family
+        from disttrain.training_run import import_for
 
-        family = import_family(config.model)
+        family = import_for(config)
     startup = end_of_imports()
     torch.set_num_threads(choose_threads(env, os.environ, len(os.sched_getaffinity(0))))
     if config.deterministic:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import gc
-import importlib
+import os
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -15,11 +16,16 @@ from disttrain.analysis.measured_steps import measured_steps, split_by_start
 from disttrain.analysis.run_summary import Sums, own_sums, rank_telemetry, summarise
 from disttrain.checkpoint.manager import CheckpointManager, ResumePoint
 from disttrain.config.cadence import parse_cadence
+from disttrain.config.recipe import RECIPE_VERSION, stream_seed
 from disttrain.config.run_id import run_id
-from disttrain.config.train_config import TrainConfig
+from disttrain.config.train_config import PATH_FIELDS, TrainConfig
+from disttrain.data.digest import DataState, data_state
+from disttrain.data.sources import import_readers
+from disttrain.data.splits import load_splits
 from disttrain.distributed.device import choose_attention, gpu_uuid
 from disttrain.distributed.group import Group
 from disttrain.distributed.start_record import start_record
+from disttrain.errors import NewerAttempt
 from disttrain.measure.gather_steps import drop_old_exchanges, gather_figures, gather_measured_steps, gather_startups
 from disttrain.measure.nvml import gpu_settings
 from disttrain.measure.start_check import StartCheck
@@ -48,18 +54,19 @@ class PreparedRun:
     notices: tuple[str, ...]
 
 
-def import_family(model: str) -> Family:
-    """The family, after the imports of all modules that its training needs.
+def import_for(config: TrainConfig) -> Family:
+    """The family of a run, after the imports of all modules that its training needs.
 
     Args:
-        model: The model of the config.
+        config: The resolved config.
 
     Raises:
         UserError: The family does not exist.
     """
-    family = load_family(model)
-    # After the family's own imports: see disttrain.models.family.
-    importlib.import_module("disttrain.data.splits")
+    family = load_family(config.model)
+    # After the family: while a model is imported, torch registers operators and searches all modules for each one.
+    # That takes 0.2 s longer if pandas, which `datasets` imports, is among them.
+    import_readers(str(config.dataset))
     return family
 
 
@@ -76,8 +83,6 @@ def prepare(config: TrainConfig, family: Family, startup: Startup, group: Group,
     Raises:
         UserError: The config does not fit the data or the checkpoint.
     """
-    from disttrain.data.splits import load_splits  # only here: see `import_family`
-
     with group.main_first():  # rank 0 fills the cache of `datasets`
         splits = load_splits(config, family.INPUT)
     uncompiled: tuple[str, ...] = ()
@@ -86,13 +91,13 @@ def prepare(config: TrainConfig, family: Family, startup: Startup, group: Group,
         config = dataclasses.replace(config, compile=not uncompiled)
     encoded = family.encode(config, splits, group, output_dir)
     choose_attention(many_shapes=encoded.train.lengths is not None)
-    torch.manual_seed(config.seed)
+    torch.manual_seed(stream_seed(config.seed, "weights"))
     built = family.build(config, encoded)
     model = built.model.to(group.device)
     if config.compile:
         compile_model(model, dynamic=encoded.train.lengths is not None)
     optimizer = make_optimizer(model, config.weight_decay)
-    torch.manual_seed(config.seed + 1 + group.env.rank)  # each rank draws its own dropout
+    torch.manual_seed(stream_seed(config.seed, "dropout", group.env.rank))
     notices = (*splits.notices, *encoded.notices, *built.notices, *uncompiled)
     return PreparedRun(model, optimizer, encoded, built, startup, notices)
 
@@ -101,10 +106,19 @@ def open_checkpoints(config: TrainConfig, group: Group, output_dir: Path) -> Che
     """The checkpoints of the run; None if it saves none."""
     if config.checkpoint_every is None:
         return None
-    # The id leaves out the number of ranks, because a run may resume with a different number.
-    identity = run_id("run", config)
+    # The id leaves out the number of ranks, because a run may resume with a different number, and the folders of data
+    # and pretrained weights, which may be moved: the state of the data identifies them.
+    names: dict[str, Any] = {field: _name_of(getattr(config, field)) for field in PATH_FIELDS}
+    identity = run_id("run", dataclasses.replace(config, **names))
     folder = output_dir / record_files.CHECKPOINTS_NAME
     return CheckpointManager(folder, group, identity, parse_cadence(config.checkpoint_every))
+
+
+def _name_of(path: str | None) -> str | None:
+    """The last part of an absolute path; a hub id as it is."""
+    if path is None or not os.path.isabs(path):
+        return path
+    return os.path.basename(os.path.normpath(path))
 
 
 def train_and_summarise(
@@ -130,17 +144,30 @@ def train_and_summarise(
     """
     path = output_dir / record_files.metrics_name(group.env.rank)
     start = ResumePoint()
+    data = DataState(len(prepared.encoded.train), "")
     if checkpoints is not None:
-        start = checkpoints.load(prepared.model, prepared.optimizer, len(prepared.encoded.train), path)
+        data = _data_state(prepared.encoded, group)
+        start = checkpoints.load(prepared.model, prepared.optimizer, data, path)
     if group.is_main:
         remove_results(output_dir, group.env.world_size)
-    _train(config, group, prepared, path, checked, checkpoints, start)
+    _train(config, group, prepared, path, checked, checkpoints, data, start)
     summary = _summarise(config, group, prepared.startup, path)
-    if group.is_main:
-        summary = _save_results(summary, config, prepared.built, output_dir, checkpoints)
+    # srun ends a job two minutes after its first rank has left, and a large model may take longer to save.
+    with group.main_first():
+        if group.is_main:
+            summary = _save_results(summary, config, prepared.built, output_dir, checkpoints)
+    group.barrier()  # rank 0 holds the store on which the others wait
     if checkpoints is not None:
         checkpoints.clear()
     return summary
+
+
+def _data_state(encoded: EncodedSplits, group: Group) -> DataState:
+    """The state of the data, as rank 0 computes it."""
+    own = DataState(len(encoded.train), "")
+    if group.is_main:
+        own = data_state(encoded.train, encoded.eval, encoded.label_names, getattr(encoded.reader, "used", None))
+    return group.broadcast_from_main(own)
 
 
 def _train(
@@ -150,6 +177,7 @@ def _train(
     path: Path,
     checked: StartCheck,
     checkpoints: CheckpointManager | None,
+    data: DataState,
     start: ResumePoint,
 ) -> None:
     """Trains to the last step, and writes this rank's records to `path`."""
@@ -176,9 +204,11 @@ def _train(
                 writer,
                 shared=exchange.shared,
                 checkpoints=checkpoints,
+                data=data,
                 start=start,
                 startup=prepared.startup,
                 take_samples=sampler.taken,
+                may_skip_parameters=prepared.built.may_skip_parameters,
             ).run()
         writer.write([*sampler.taken(), end])
 
@@ -217,8 +247,11 @@ def _save_results(
     if config.save_model and built.save is not None:
         try:
             save_model(output_dir, built.save, check_owner)
-        except OSError as error:  # a full disk must not cost the measurements
-            notice = f"the trained model could not be saved: {error}"
+        except NewerAttempt:
+            raise
+        except Exception as error:  # noqa: BLE001 - the measurements must survive a full disk, which raises many kinds
+            reason = next(iter(str(error).splitlines()), type(error).__name__)
+            notice = f"the trained model could not be saved: {reason}"
             summary["notices"] = (*summary["notices"], notice)
             print(f"note: {notice}", flush=True)
     check_owner()
@@ -233,6 +266,7 @@ def _start_record(
     return start_record(
         group,
         first_step=first_step,
+        recipe_version=RECIPE_VERSION,
         parameters=sum(parameter.numel() for parameter in prepared.built.model.parameters()),
         model_changes=prepared.built.model_changes,
         train_examples=len(encoded.train),

@@ -14,8 +14,9 @@ import pytest
 
 from disttrain.config.train_config import TrainConfig
 from disttrain.environment.rank_env import RankEnv
+from disttrain.errors import UserError
 from disttrain.records.record_files import metrics_name, read_records
-from disttrain.records.record_types import StartRecord, StepRecord
+from disttrain.records.record_types import StepRecord
 from disttrain.run import run
 from jobs import cli
 from jobs.entry import RankTask
@@ -67,12 +68,20 @@ def test_records_are_read(former: Path) -> None:
         assert all(step.exposed_comm_ms is not None and step.overlapped_comm_ms is not None for step in steps)
 
 
-def test_a_checkpoint_is_resumed(former: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_checkpoint_of_another_recipe_is_refused(former: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The order of the data has changed: the run would repeat examples of its epoch and lose others."""
     monkeypatch.chdir(former)
     monkeypatch.setenv("HF_HOME", str(former / "hf"))
     written = json.loads((former / "killed" / "run.json").read_text())["train"]
-    summary = run(TrainConfig(**written), RankEnv(), former / "killed")
-    assert summary["steps"] == 12
-    records = list(read_records(former / "killed" / metrics_name(0)))
-    assert [record.step for record in records if isinstance(record, StepRecord)] == list(range(1, 13))
-    assert [record.first_step for record in records if isinstance(record, StartRecord)] == [1, 6]
+    before = (former / "killed" / metrics_name(0)).read_bytes()
+    with pytest.raises(UserError) as caught:
+        run(TrainConfig(**written), RankEnv(), former / "killed")
+    folder = former / "killed" / "checkpoints"
+    assert str(caught.value) == (
+        f"{str(folder)!r} holds checkpoints of another release: its order of data and its random numbers"
+        " (recipe version 1) differ from those of this release (2)"
+        " (finish the run with that release, or remove the folder to start from the beginning)"
+    )
+    assert (former / "killed" / metrics_name(0)).read_bytes() == before
+    shutil.rmtree(folder)
+    assert run(TrainConfig(**written), RankEnv(), former / "killed")["steps"] == 12

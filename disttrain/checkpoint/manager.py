@@ -16,7 +16,9 @@ from disttrain.checkpoint.files import Claim, FoundCheckpoint, Manifest
 from disttrain.checkpoint.schedule import SaveSchedule
 from disttrain.checkpoint.writer import CheckpointWriter
 from disttrain.config.cadence import Cadence
+from disttrain.config.recipe import FIRST_VERSION, RECIPE_VERSION
 from disttrain.data.batches import BEGINNING, Position
+from disttrain.data.digest import DataState
 from disttrain.distributed.group import Group
 from disttrain.errors import UserError
 from disttrain.records.record_files import RecordPosition, RecordWriter, is_intact, records_after
@@ -85,20 +87,21 @@ class CheckpointManager:
         """
         files.check_owner(self._folder, self._attempt)
 
-    def load(self, model: nn.Module, optimizer: torch.optim.Optimizer, examples: int, records: Path) -> ResumePoint:
+    def load(self, model: nn.Module, optimizer: torch.optim.Optimizer, data: DataState, records: Path) -> ResumePoint:
         """Restores model, optimizer and random generators from the latest intact checkpoint.
 
         Args:
             model: The model as it was built, on its device.
             optimizer: The optimizer of the model.
-            examples: The number of training examples.
+            data: The state of the data.
             records: The path of this rank's record file from the previous attempt.
 
         Returns:
             Where to resume; the beginning if no checkpoint exists.
 
         Raises:
-            UserError: The folder holds checkpoints of another run, the data have changed, or no checkpoint can be read.
+            UserError: The folder holds checkpoints of another run or of a release with another recipe, the data have
+                changed, or no checkpoint can be read.
         """
         # Only rank 0 checks the files, and it decides for all ranks.
         found = FoundCheckpoint(None, ())
@@ -119,7 +122,8 @@ class CheckpointManager:
                 hint="set another output_dir, or remove the folder",
             )
         state = files.load(self._folder, manifest)
-        _restore(state, model, optimizer, examples)
+        _check_recipe(state.get("recipe_version", FIRST_VERSION), self._folder)
+        _restore(state, model, optimizer, data)
         start = ResumePoint(Position(**state["position"]), train_s=state["train_s"])
         notices = (*notices, *_other_versions(state.get("versions", {}), self._versions))
         notices = (*notices, f"resumes after step {manifest.step}, from attempt {manifest.attempt}")
@@ -164,7 +168,7 @@ class CheckpointManager:
         position: Position,
         model: nn.Module,
         optimizer: torch.optim.Optimizer,
-        examples: int,
+        data: DataState,
         train_s: float,
         writer: RecordWriter,
     ) -> None:
@@ -174,7 +178,7 @@ class CheckpointManager:
             position: The position in the training data after the last step.
             model: The model itself, not DDP's wrapper.
             optimizer: The optimizer of the model.
-            examples: The number of training examples.
+            data: The state of the data.
             train_s: The training time so far.
             writer: The writer of this rank's records, which has the records of all steps so far.
         """
@@ -186,10 +190,11 @@ class CheckpointManager:
                 "position": dataclasses.asdict(position),
                 "model": model.state_dict(),
                 "optimizer": optimizer.state_dict(),
-                "examples": examples,
+                "data": dataclasses.asdict(data),
                 "train_s": train_s,
                 "ranks": ranks,
                 "versions": self._versions,
+                "recipe_version": RECIPE_VERSION,
             }
             self._writer.save(position.step, state, began_s)
 
@@ -235,9 +240,26 @@ def _size_bytes(model: nn.Module) -> int:
     return state + 2 * sum(weight.numel() * weight.element_size() for weight in model.parameters())
 
 
-def _restore(state: dict[str, Any], model: nn.Module, optimizer: torch.optim.Optimizer, examples: int) -> None:
-    changed = f"it was saved with {state['examples']} training examples, and the data now have {examples}"
-    if state["examples"] == examples:
+def _check_recipe(version: int, folder: Path) -> None:
+    """Checks that the checkpoint's run has the same order of data and the same random streams as this release.
+
+    Raises:
+        UserError: It has others, so that examples of the epoch would be lost and others repeated.
+    """
+    if version != RECIPE_VERSION:
+        raise UserError(
+            f"{str(folder)!r} holds checkpoints of another release: its order of data and its random numbers"
+            f" (recipe version {version}) differ from those of this release ({RECIPE_VERSION})",
+            hint="finish the run with that release, or remove the folder to start from the beginning",
+        )
+
+
+def _restore(state: dict[str, Any], model: nn.Module, optimizer: torch.optim.Optimizer, data: DataState) -> None:
+    before = DataState(**state["data"])
+    changed = "examples, labels or class names differ from those with which it was saved"
+    if before.examples != data.examples:
+        changed = f"it was saved with {before.examples} training examples, and the data now have {data.examples}"
+    if before == data:
         try:
             model.load_state_dict(state["model"])
             optimizer.load_state_dict(state["optimizer"])

@@ -13,7 +13,16 @@ from disttrain.config.train_config import PATH_FIELDS, TrainConfig
 # Fields that change where or how fast a run computes, but not what: they are not part of its id. One exception is
 # accepted: checkpoints fix the order of DDP's buckets early, which on three or more ranks may change a sum's last bit.
 NOT_IDENTITY = frozenset(
-    {"num_workers", "setup", "output_dir", "checkpoint_every", "save_model", "telemetry_every_s", "start_check_s"}
+    {
+        "num_workers",
+        "setup",
+        "output_dir",
+        "checkpoint_every",
+        "save_model",
+        "stop_on_non_finite",
+        "telemetry_every_s",
+        "start_check_s",
+    }
 )
 
 

@@ -83,15 +83,15 @@ class TrainConfig:
         Text | None,
         doc(
             "split to evaluate on; default: the first of validation, valid, val, dev, eval, test,"
-            " or else a tenth of the training split, drawn by seed"
+            " or else a tenth of the training split, drawn by split_seed"
         ),
     ] = None
     max_train_examples: Annotated[
-        Count | None, doc("maximum number of training examples, drawn by seed; default: no maximum")
+        Count | None, doc("maximum number of training examples, drawn by split_seed; default: no maximum")
     ] = None
     max_eval_examples: Annotated[
         Annotated[int, Ge(0)] | None,
-        doc("maximum number of evaluation examples, drawn by seed; 0 disables evaluation; default: no maximum"),
+        doc("maximum number of evaluation examples, drawn by split_seed; 0 disables evaluation; default: no maximum"),
     ] = None
     max_length: Annotated[
         int, Interval(ge=2, le=8192), Unit("tokens"), doc("maximum length of an input; longer texts are truncated")
@@ -166,7 +166,19 @@ class TrainConfig:
     ] = "none"
     num_workers: Annotated[int, Ge(0), doc("data loading processes per rank; 0: load in the training process")] = 2
     seed: Annotated[int, Interval(ge=0, le=2**32 - 1), doc("random seed of weights, data order and dropout")] = 0
+    split_seed: Annotated[
+        int,
+        Interval(ge=0, le=2**32 - 1),
+        doc(
+            "random seed of the held-out examples and of the examples that max_train_examples and max_eval_examples"
+            " keep; runs that differ only in seed have the same examples"
+        ),
+    ] = 0
 
+    stop_on_non_finite: Annotated[
+        bool,
+        doc("end the run as failed if the loss of a step is not a finite number, with the step and the rank"),
+    ] = True
     eval_every: Annotated[
         Count | None,
         Unit("steps"),
@@ -229,6 +241,12 @@ class TrainConfig:
                 f"per_gpu_batch {self.per_gpu_batch} and global_batch {self.global_batch} are both set",
                 hint="per_gpu_batch is the batch size of one rank, global_batch that of all ranks; drop one of them",
             )
+        if self.lr_scaling != "none" and self.global_batch is not None:
+            raise FieldsError(
+                ("lr_scaling", "global_batch"),
+                f"lr_scaling {self.lr_scaling} increases lr with the number of ranks, but global_batch keeps the batch",
+                hint="set per_gpu_batch in place of global_batch, or drop lr_scaling",
+            )
         if self.checkpoint_every is not None:
             parse_cadence(self.checkpoint_every)
 
@@ -255,11 +273,19 @@ class TrainConfig:
         """Checks that this number of ranks can run the config.
 
         Raises:
-            FieldsError: global_batch does not divide over the ranks, or a link run has only one rank.
+            FieldsError: global_batch does not divide over the ranks, a link run has only one rank, or several ranks
+                compile with small buckets.
         """
         if self.model == LINK and world_size == 1:
             message = "model 'link' needs two or more ranks: it times all-reduces"
             raise FieldsError(("model",), message, hint="choose a larger allocation")
+        if self.compile and world_size > 1 and self.bucket_cap_mb < 1:
+            # torch divides a compiled model at the buckets, and fails if they are smaller than the first one may be.
+            raise FieldsError(
+                ("bucket_cap_mb", "compile"),
+                f"bucket_cap_mb {self.bucket_cap_mb:g} is less than 1, which torch cannot compile on several ranks",
+                hint="set bucket_cap_mb to 1 or more, or drop compile",
+            )
         self.rank_batch(world_size)
 
     def rank_batch(self, world_size: int) -> int:

@@ -1,1 +1,1 @@
-"""From a dataset to batches: sources, splits, texts, images and the array cache."""
+"""From a dataset to batches: sources, splits, labels, texts, images and the array cache."""

@@ -13,7 +13,6 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
-import datasets
 import numpy as np
 from numpy.typing import NDArray
 
@@ -65,7 +64,7 @@ def cached_arrays(key: str, make: Callable[[Append], None]) -> Arrays | None:
     existing = find_arrays(key)
     if existing is not None:
         return existing
-    folder = _cache_folder() / key
+    folder = cache_folder() / key
     # In the same folder as its final place, so that a rename is enough. The name is unique to this process, because
     # hosts may share the file system.
     temporary = folder.with_name(f".{key}-{uuid.uuid4().hex}")
@@ -94,12 +93,12 @@ def arrays_in_memory(make: Callable[[Append], None]) -> Arrays:
 
 def find_arrays(key: str) -> Arrays | None:
     """The cached arrays of a key; None if they do not exist or are damaged."""
-    return _read(_cache_folder() / key)
+    return _read(cache_folder() / key)
 
 
 def free_bytes() -> int:
     """The free space of the cache's disk; 0 if the cache cannot be written."""
-    folder = _cache_folder()
+    folder = cache_folder()
     with suppress(OSError):
         folder.mkdir(parents=True, exist_ok=True)
         if os.access(folder, os.W_OK):
@@ -107,8 +106,11 @@ def free_bytes() -> int:
     return 0
 
 
-def _cache_folder() -> Path:
-    return Path(datasets.config.HF_DATASETS_CACHE) / "disttrain"
+def cache_folder() -> Path:
+    """The folder of everything that this package caches, in that of `datasets`, which need not be imported for it."""
+    home = os.environ.get("HF_HOME") or os.path.join(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "huggingface")
+    datasets_cache = os.environ.get("HF_DATASETS_CACHE") or os.path.join(home, "datasets")
+    return Path(os.path.expandvars(os.path.expanduser(datasets_cache))) / "disttrain"
 
 
 def _read(folder: Path) -> Arrays | None:

@@ -13,7 +13,15 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from disttrain.config.recipe import stream_seed
 from disttrain.errors import UserError
+
+# The number of global batches whose examples are sorted by length together. With fewer there is more padding; with
+# more, the same examples are together again in the next epoch. docs/benchmarks.md has both for some numbers.
+SORTED_TOGETHER = 100
+# The share of each group's batches, its longest, that are sorted again with those of the other groups. Lengths have a
+# long tail: the last batches of a group alone would reach from medium to the longest texts.
+_LONGEST_SHARE = 0.03
 
 Indices = NDArray[np.int64]
 Batch = Mapping[str, Tensor]
@@ -80,6 +88,7 @@ class GlobalBatches:
     accum_steps: int
     seed: int
     lengths: Indices | None = field(default=None, compare=False, repr=False)
+    sorted_together: int = SORTED_TOGETHER
 
     @property
     def global_batch(self) -> int:
@@ -93,16 +102,18 @@ class GlobalBatches:
     def order(self, epoch: int, global_batch: int) -> Indices:
         """The order of all examples in one epoch.
 
-        The order is a permutation. With lengths, the permutation is sorted by length and cut into global batches, and
-        the batches are shuffled. The remaining examples form the short last batch; they have any length.
+        The order is a permutation. With lengths, it is divided into groups of `sorted_together` global batches, or of a
+        quarter of a short epoch. Each group is sorted by length and divided into batches. The longest batches of all
+        groups are sorted once more together. Then all batches are shuffled. So the examples of a batch are about
+        equally long, and few of them share a batch in the next epoch. The remaining examples form the short last batch;
+        they have any length.
         """
-        random = np.random.default_rng([self.seed, epoch])
+        random = np.random.default_rng(stream_seed(self.seed, "order", epoch))
         shuffled = random.permutation(self.examples)
         if self.lengths is None:
             return shuffled
         remaining, rest = np.split(shuffled, [self.examples % global_batch])
-        # A stable sort, so that examples of equal length come together in other batches in each epoch.
-        batches = rest[np.argsort(self.lengths[rest], kind="stable")].reshape(-1, global_batch)
+        batches = _sorted_in_groups(rest, self.lengths, global_batch, self.sorted_together)
         return np.concatenate([batches[random.permutation(len(batches))].ravel(), remaining])
 
     def total_steps(self, epochs: int, start: Position = BEGINNING) -> int:
@@ -135,7 +146,8 @@ class GlobalBatches:
                 yield self._step(end, epoch, order[begin:consumed], rank)
 
     def _step(self, end: Position, epoch: int, global_indices: Indices, rank: int) -> RankStep:
-        own = rank_slice(global_indices, rank, self.world_size)
+        # A global batch is sorted by length: in each step another rank has the longest examples.
+        own = rank_slice(global_indices, (rank + end.step) % self.world_size, self.world_size)
         batches = tuple(own[start : start + self.rank_batch] for start in range(0, len(own), self.rank_batch))
         return RankStep(
             step=end.step,
@@ -147,6 +159,21 @@ class GlobalBatches:
             global_examples=len(global_indices),
             end=end,
         )
+
+
+def _sorted_in_groups(examples: Indices, lengths: Indices, global_batch: int, most: int) -> Indices:
+    """Examples in random order as batches of similar length, (batches, global_batch); see `GlobalBatches.order`."""
+    count = len(examples) // global_batch
+    size = max(1, min(most, count // 4))
+    group = np.arange(count) // size
+    # A stable sort: examples of equal length keep their random order.
+    order = np.lexsort((lengths[examples], np.repeat(group, global_batch)))
+    batches = examples[order].reshape(-1, global_batch)
+    following = np.append(np.flatnonzero(np.diff(group)) + 1, count)[group] - np.arange(count)  # in the group, with it
+    is_long = following <= max(1, round(_LONGEST_SHARE * size))
+    longest = batches[is_long].ravel()
+    by_length = np.argsort(lengths[longest], kind="stable")
+    return np.concatenate([batches[~is_long], longest[by_length].reshape(-1, global_batch)])
 
 
 def rank_slice(global_indices: Indices, rank: int, world_size: int) -> Indices:

@@ -67,7 +67,7 @@ class ImageDecoder:
         """
         for row in range(min(_CHUNK, len(self.split))):
             with suppress(BrokenImageError):
-                height, width = read_pixels(self.split.rows[row][self.column]).shape[1:]
+                height, width = read_pixels(self.split.rows[self.column][[row]][0]).shape[1:]
                 fits = height <= self.size and width <= self.size and (height, width) != (self.size, self.size)
                 return [(height, width)] * fits + [(self.size, self.size)]
         return [(self.size, self.size)]
@@ -87,7 +87,7 @@ class ImageDecoder:
             made_by = f"Pillow {PIL.__version__} torch {torch.__version__} torchvision {torchvision.__version__}"
             yield f"images {VERSION} {self.size} {made_by}".encode()
             for start in range(0, len(self.split), _CHUNK):
-                yield from map(content, self.split.rows[start : start + _CHUNK][self.column])
+                yield from map(content, self.split.rows[self.column][start : start + _CHUNK])
 
         return content_key(parts())
 
@@ -145,7 +145,7 @@ class ImageDecoder:
         Image.init()  # otherwise threads load Pillow's plugins concurrently, and one may miss the plugin it needs
         with _one_torch_thread(), ThreadPoolExecutor(len(os.sched_getaffinity(0))) as threads:
             for part in self.group.parts(len(self.split), rows, doing):
-                yield part.start, list(threads.map(read, self.split.rows[part][self.column]))
+                yield part.start, list(threads.map(read, self.split.rows[self.column][part]))
 
 
 def _absent(values: Sequence[object]) -> list[int]:

@@ -6,7 +6,7 @@ import socket
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -34,6 +34,11 @@ class DecodedImages:
     in_memory = True
     lengths = None
 
+    @property
+    def arrays(self) -> tuple[NDArray[Any], ...]:
+        """Everything that a batch is made of."""
+        return (self.pixels, self.labels)
+
     def __len__(self) -> int:
         return len(self.labels)
 
@@ -53,6 +58,11 @@ class ImageFiles:
     in_memory = False
     lengths = None
 
+    @property
+    def arrays(self) -> tuple[NDArray[Any], ...]:
+        """What is known of the images without reading them."""
+        return (self.split.labels,)
+
     def __len__(self) -> int:
         return len(self.split)
 
@@ -64,7 +74,7 @@ class ImageFiles:
         """
         rows = [int(index) for index in indices]
         pixels = []
-        for row, value in zip(rows, self.split.rows[rows][self.column], strict=True):
+        for row, value in zip(rows, self.split.rows[self.column][rows], strict=True):
             try:
                 pixels.append(resize(read_pixels(value), self.size))
             except BrokenImageError as error:
@@ -148,7 +158,7 @@ def _left_out(split: Split, column: str, broken: Indices, on_broken: str) -> str
         UserError: on_broken is "refuse", or no image would be left.
     """
     first = broken[:_NAMED].tolist()
-    values = split.rows[first][column]
+    values = split.rows[column][first]
     named = [_place(split, row, value) for row, value in zip(first, values, strict=True)]
     if on_broken == "skip" and len(broken) < len(split):
         names = ", ".join([*named, *["..."] * (len(broken) > _NAMED)])

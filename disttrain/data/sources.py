@@ -2,128 +2,166 @@
 
 from __future__ import annotations
 
+import importlib
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Literal
 
-import datasets
-from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, load_dataset
-
+from disttrain.data.files.columns import Column, ImageValues, ListColumn, Table, dataset_table
+from disttrain.data.files.folders import FILE_NAME, FoundImages, find_images, find_tables
+from disttrain.data.files.table_files import table_format
+from disttrain.data.files.tables import read_tables
 from disttrain.errors import UserError
 
-IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"})
-# The suffix of a data file -> the loader of `datasets` and its options. No word stands for a missing value by default:
-# "null" and "NA" are ordinary texts.
-_CSV = {"keep_default_na": False}
-_LOADERS: dict[str, tuple[str, dict[str, Any]]] = {
-    ".csv": ("csv", _CSV),
-    ".tsv": ("csv", {**_CSV, "sep": "\t", "quoting": 3}),  # csv.QUOTE_NONE
-    ".parquet": ("parquet", {}),
-    ".json": ("json", {}),
-    ".jsonl": ("json", {}),
-}
+InputKind = Literal["text", "image"]
 _ACCEPTED = (
     "a hub id, a csv, tsv, parquet or json file, a folder of these files or of images, or a dataset saved to disk"
 )
-_SHARD = re.compile(r"-\d+-of-\d+$")
 _HUB_ID = re.compile(r"^[\w.-]+(/[\w.-]+)?$")
 
 
-def open_source(dataset: str, dataset_config: str | None) -> Mapping[str, Dataset]:
-    """All splits of a dataset, by name.
+@dataclass(frozen=True)
+class Source:
+    """A dataset.
+
+    Attributes:
+        splits: All splits by name.
+        folder: The folder in which relative paths of images begin; None if the values have no such paths.
+        notices: What was left out.
+    """
+
+    splits: Mapping[str, Table]
+    folder: Path | None = None
+    notices: tuple[str, ...] = ()
+
+
+def open_source(dataset: str, dataset_config: str | None, kind: InputKind, split_names: Collection[str] = ()) -> Source:
+    """All splits of a dataset.
 
     Args:
         dataset: A hub id or a path.
-        dataset_config: The name of a configuration, for a dataset of the hub.
+        dataset_config: The name of a configuration: of a dataset of the hub, or a subfolder with tables.
+        kind: What the examples are. A folder may have both tables and images.
+        split_names: The names of the splits that the config asks for.
 
     Raises:
         UserError: The dataset does not exist, or cannot be read.
     """
-    datasets.disable_progress_bars()
-    datasets.logging.set_verbosity_error()
     path = Path(dataset).expanduser()
-    if path.exists() and dataset_config is not None:
-        raise UserError(
-            f"dataset_config is {dataset_config!r}, but {dataset!r} is a local path", hint="drop dataset_config"
-        )
     if not path.exists() and not _HUB_ID.match(dataset):
         raise UserError(f"dataset {dataset!r} does not exist", hint=f"give {_ACCEPTED}")
-    try:
+    with _one_line_errors(dataset, path):
         if path.is_file():
-            return _load_files({"train": [path]})
+            return _open_file(path, dataset, dataset_config)
         if path.is_dir():
-            return _open_folder(path)
-        return dict(load_dataset(dataset, dataset_config))
+            return _open_folder(path, dataset, dataset_config, kind, split_names)
+        return _open_hub(dataset, dataset_config)
+
+
+def import_readers(dataset: str) -> None:
+    """Imports `datasets` if opening this dataset will need it: it takes a second, for which other ranks would wait."""
+    path = Path(dataset).expanduser()
+    parquet = path.suffix.lower() == ".parquet" or any(path.glob("*.parquet")) or any(path.glob("data/*.parquet"))
+    if not path.exists() or _is_saved(path) or parquet:
+        importlib.import_module("datasets")
+
+
+@contextmanager
+def _one_line_errors(dataset: str, path: Path) -> Iterator[None]:
+    """Turns errors of `datasets`, and those that it passes on from file systems and the hub's client, into one line."""
+    try:
+        yield
     except UserError:
         raise
     except Exception as error:
-        # `datasets` passes on the errors of its parsers, of file systems and of the hub's client; all concern the data.
-        reason = next(iter(str(error).splitlines()), "")
+        cause: BaseException = error
+        while cause.__cause__ is not None and type(cause).__name__.startswith("DatasetGeneration"):
+            cause = cause.__cause__  # the error that says what is wrong
+        reason = next(iter(str(cause).splitlines()), "")
         hint = "is the name correct, and can this host reach the hub or its cache?"
         if path.exists():
             hint = "check the file"
-        raise UserError(f"dataset {dataset!r} cannot be read: {type(error).__name__}: {reason}", hint=hint) from error
+        raise UserError(f"dataset {dataset!r} cannot be read: {type(cause).__name__}: {reason}", hint=hint) from error
 
 
-def _open_folder(path: Path) -> Mapping[str, Dataset]:
+def _open_file(path: Path, dataset: str, dataset_config: str | None) -> Source:
+    if dataset_config is not None:
+        message = f"dataset_config is {dataset_config!r}, but {dataset!r} is a local path"
+        raise UserError(message, hint="drop dataset_config")
+    if table_format(path) is None:
+        raise UserError(f"dataset {str(path)!r} is not a file of a known type", hint=f"give {_ACCEPTED}")
+    return Source({"train": read_tables([path])}, path.parent.absolute())
+
+
+def _open_hub(dataset: str, dataset_config: str | None) -> Source:
+    import datasets
+
+    _silence_datasets()
+    loaded = datasets.load_dataset(dataset, dataset_config)
+    return Source({name: dataset_table(rows) for name, rows in loaded.items()})
+
+
+def _silence_datasets() -> None:
+    import datasets
+
+    datasets.disable_progress_bars()
+    datasets.logging.set_verbosity_error()
+
+
+def _open_folder(
+    path: Path, dataset: str, dataset_config: str | None, kind: InputKind, split_names: Collection[str]
+) -> Source:
+    saved = _open_saved(path)
+    if saved is not None:
+        if dataset_config is not None:
+            message = f"dataset_config is {dataset_config!r}, but {dataset!r} was written by save_to_disk"
+            raise UserError(message, hint="drop dataset_config")
+        return saved
+    if kind == "image" and dataset_config is None:
+        images = find_images(path, split_names)
+        if images is not None:
+            return _image_source(path, images)
+    tables = find_tables(path, dataset_config)
+    if tables is None:
+        raise UserError(f"dataset {str(path)!r} has no files of a known type", hint=f"give {_ACCEPTED}")
+    splits = {name: read_tables(files) for name, files in tables.splits.items()}
+    first = next(iter(tables.splits.values()))[0]
+    return Source(splits, first.parent.absolute(), tables.left_out.notices(path))
+
+
+def _open_saved(path: Path) -> Source | None:
+    """A dataset that save_to_disk has written; None if the folder is not one."""
+    if not _is_saved(path):
+        return None
     if (path / "dataset_dict.json").exists():
-        return dict(DatasetDict.load_from_disk(str(path)))
-    if (path / "state.json").exists():
-        return {"train": Dataset.load_from_disk(str(path))}
-    for folder in (path, path / "data"):
-        files = sorted(file for file in folder.glob("*") if file.suffix in _LOADERS)
-        if files:
-            return _load_files(split_files(files))
-    images = _image_folders(path)
-    if images:
-        return {name: _load_images(folder) for name, folder in images.items()}
-    raise UserError(f"dataset {str(path)!r} has no files of a known type", hint=f"give {_ACCEPTED}")
+        from datasets import DatasetDict
+
+        _silence_datasets()
+        return Source({name: dataset_table(rows) for name, rows in DatasetDict.load_from_disk(str(path)).items()})
+    from datasets import Dataset
+
+    _silence_datasets()
+    return Source({"train": dataset_table(Dataset.load_from_disk(str(path)))})
 
 
-def split_files(files: Sequence[Path]) -> dict[str, list[Path]]:
-    """The files of a folder by the split in their names.
-
-    Example:
-        >>> list(split_files([Path("dev.tsv"), Path("train-0-of-2.tsv"), Path("train-1-of-2.tsv")]))
-        ['dev', 'train']
-    """
-    splits: dict[str, list[Path]] = {}
-    for file in files:
-        splits.setdefault(_SHARD.sub("", file.stem), []).append(file)
-    return splits
+def _is_saved(path: Path) -> bool:
+    return (path / "dataset_dict.json").exists() or (path / "state.json").exists()
 
 
-def _load_files(splits: Mapping[str, Sequence[Path]]) -> Mapping[str, Dataset]:
-    suffixes = {file.suffix for files in splits.values() for file in files}
-    first = next(iter(splits.values()))[0]
-    if len(suffixes) > 1:
-        raise UserError(f"{first.parent} has {', '.join(sorted(suffixes))} files", hint="give a folder with one type")
-    if first.suffix not in _LOADERS:
-        raise UserError(f"dataset {str(first)!r} is not a file of a known type", hint=f"give {_ACCEPTED}")
-    loader, options = _LOADERS[first.suffix]
-    # One call for each split, because their schemas may differ, for example in the names of classes.
-    return {
-        name: load_dataset(loader, data_files={"train": [str(file) for file in files]}, **options)["train"]
-        for name, files in splits.items()
-    }
-
-
-def _image_folders(path: Path) -> dict[str, Path]:
-    """The folder of each split's class folders: <path>/<class>/<image> or <path>/<split>/<class>/<image>."""
-    if _has_images(path):
-        return {"train": path}
-    return {folder.name: folder for folder in sorted(path.iterdir()) if folder.is_dir() and _has_images(folder)}
-
-
-def _has_images(folder: Path) -> bool:
-    return any(file.suffix.lower() in IMAGE_SUFFIXES for file in folder.glob("*/*"))
-
-
-def _load_images(folder: Path) -> Dataset:
-    files = sorted(file for file in folder.glob("*/*") if file.suffix.lower() in IMAGE_SUFFIXES)
-    names = sorted({file.parent.name for file in files})
-    return Dataset.from_dict(
-        {"image": [str(file) for file in files], "label": [names.index(file.parent.name) for file in files]},
-        features=Features(image=Image(decode=False), label=ClassLabel(names=names)),
-    )
+def _image_source(path: Path, found: FoundImages) -> Source:
+    splits: dict[str, Table] = {}
+    for name, images in found.splits.items():
+        names = tuple(sorted({class_name for _, class_name in images}))
+        index = {class_name: number for number, class_name in enumerate(names)}
+        files = ListColumn([str(file.absolute()) for file, _ in images], "text")
+        labels = ListColumn([index[class_name] for _, class_name in images], "classes", names)
+        splits[name] = Table({"image": ImageValues(files), "label": labels})
+    for name, file in found.metadata.items():
+        table = read_tables([file])
+        columns: dict[str, Column] = {"image": ImageValues(table[FILE_NAME], file.parent.absolute())}
+        columns |= {column: values for column, values in table.columns.items() if column not in (FILE_NAME, "image")}
+        splits[name] = Table(columns)
+    return Source(splits, None, found.left_out.notices(path))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
+from typing import Any, overload
 
 import numpy as np
 import tokenizers
@@ -14,12 +15,13 @@ from tokenizers import Tokenizer
 
 from disttrain.data.array_cache import Append, Arrays, arrays_in_memory, content_key, mapped_arrays
 from disttrain.data.batches import Batch, Indices
+from disttrain.data.splits import Split
 from disttrain.distributed.group import Group
 from disttrain.errors import UserError
 
 # The version of the arrays that this module makes. Increase it with every change of them, so that arrays cached before
 # are not found.
-VERSION = 1
+VERSION = 2
 # The texts that are tokenised in one call, in parallel. Bounds the memory of the encodings, some kB for each text.
 _CHUNK = 2000
 # The token ids of a split with at least this many characters are cached. For 100,000 characters, about 1000 sentences,
@@ -27,6 +29,44 @@ _CHUNK = 2000
 _CACHED_FROM = 100_000
 # The tokens of a mask that a compiled kernel reads at a time on a GPU.
 _VECTOR = 8
+
+
+class SplitTexts(Sequence[str]):
+    """The texts of a column, read when they are used: all of them as Python strings take several times their size.
+
+    Args:
+        split: The split.
+        column: The column.
+        name: The name of the split in messages.
+    """
+
+    def __init__(self, split: Split, column: str, name: str) -> None:
+        self._split = split
+        self._column = column
+        self._name = name
+
+    def __len__(self) -> int:
+        return len(self._split)
+
+    @overload
+    def __getitem__(self, row: int) -> str: ...
+
+    @overload
+    def __getitem__(self, row: slice) -> list[str]: ...
+
+    def __getitem__(self, row: int | slice) -> str | list[str]:
+        if isinstance(row, int):
+            return self[row : row + 1][0]
+        values: list[Any] = self._split.rows[self._column][row]
+        for number, value in zip(self._split.numbers[row], values, strict=True):
+            if not isinstance(value, str):
+                place = f"row {number} of {self._name}"
+                raise UserError(f"{place} has no text in column {self._column!r}, but {value!r}")
+        return values
+
+    def __iter__(self) -> Iterator[str]:
+        for start in range(0, len(self), _CHUNK):
+            yield from self[start : start + _CHUNK]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,6 +108,11 @@ class TextExamples:
     def lengths(self) -> Indices:
         return np.diff(self.offsets)
 
+    @property
+    def arrays(self) -> tuple[NDArray[Any], ...]:
+        """Everything that a batch is made of."""
+        return (self.tokens, self.offsets, self.labels)
+
     def __len__(self) -> int:
         return len(self.labels)
 
@@ -103,6 +148,7 @@ class TokenizedSplit:
     tokens: NDArray[np.int32]
     offsets: NDArray[np.int64]  # text i is tokens[offsets[i]:offsets[i + 1]]
     occurring: NDArray[np.int64]  # the token ids that occur, sorted
+    counts: NDArray[np.int64]  # how often each of them occurs
     cut: int  # the number of texts that were longer than max_length
     first_lengths: NDArray[np.int64] | None  # for pairs: the number of tokens before the second text
 
@@ -138,7 +184,14 @@ def _tokenize_split(tokenizer: Tokenizer, name: str, texts: Texts, key: str | No
 
     arrays: Arrays = arrays_in_memory(make) if key is None else mapped_arrays(key, make)
     cut = int(arrays["cut"][0])
-    return TokenizedSplit(arrays["tokens"], arrays["offsets"], arrays["occurring"], cut, arrays.get("first_lengths"))
+    return TokenizedSplit(
+        arrays["tokens"],
+        arrays["offsets"],
+        arrays["occurring"],
+        arrays["counts"],
+        cut,
+        arrays.get("first_lengths"),
+    )
 
 
 def _check_room(tokenizer: Tokenizer, splits: Iterable[Texts], max_length: int) -> None:
@@ -149,7 +202,7 @@ def _check_room(tokenizer: Tokenizer, splits: Iterable[Texts], max_length: int) 
 
 def _append_tokens(tokenizer: Tokenizer, texts: Texts, parts: Iterator[slice], append: Append) -> None:
     lengths = [0]
-    occurring = np.empty(0, dtype=np.int64)
+    counts = np.zeros(0, dtype=np.int64)
     cut = 0
     for part in parts:
         encodings = tokenizer.encode_batch(texts.part(part))
@@ -159,10 +212,14 @@ def _append_tokens(tokenizer: Tokenizer, texts: Texts, parts: Iterator[slice], a
             append("first_lengths", np.array([_first_length(encoding.type_ids) for encoding in encodings]))
         lengths += [len(encoding.ids) for encoding in encodings]
         # Counts tokens; np.unique sorts them, which takes seconds for 10^7 tokens.
-        occurring = np.union1d(occurring, np.flatnonzero(np.bincount(tokens)))
+        more = np.bincount(tokens, minlength=len(counts))
+        more[: len(counts)] += counts
+        counts = more
         cut += sum(bool(encoding.overflowing) for encoding in encodings)
     append("offsets", np.cumsum(lengths))
+    occurring = np.flatnonzero(counts)
     append("occurring", occurring)
+    append("counts", counts[occurring])
     append("cut", np.array([cut]))
 
 

@@ -21,6 +21,7 @@ def start_record(
     group: Group,
     *,
     first_step: int = 1,
+    recipe_version: int | None = None,
     parameters: int = 0,
     model_changes: tuple[str, ...] | None = None,
     train_examples: int = 0,
@@ -34,6 +35,7 @@ def start_record(
     Args:
         group: The ranks.
         first_step: The first step that this attempt trains.
+        recipe_version: The version of what decides the losses; None if it trains nothing.
         parameters: The number of parameters of the model.
         model_changes: The config fields that changed the model for speed.
         train_examples: The number of training examples.
@@ -55,6 +57,7 @@ def start_record(
         job_id=env.job_id,
         restart_count=env.restart_count,
         first_step=first_step,
+        recipe_version=recipe_version,
         device=str(group.device),
         device_name=device_name(group.device),
         gpu_uuid=gpu_uuid(group.device),

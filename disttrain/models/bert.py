@@ -4,28 +4,22 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
-from collections.abc import Iterable, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from torch import Tensor, nn
-from transformers import (
-    AutoConfig,
-    AutoModelForSequenceClassification,
-    AutoTokenizer,
-    BertConfig,
-    PreTrainedTokenizerFast,
-)
+from transformers import AutoConfig, AutoModelForSequenceClassification, BertConfig
 from transformers.models.bert.modeling_bert import BertForSequenceClassification, BertLayer
 
 from disttrain.config.train_config import TrainConfig
 from disttrain.data.batches import Batch
-from disttrain.data.splits import InputKind, Split, Splits
-from disttrain.data.texts import TextExamples, Texts, tokenize
+from disttrain.data.sources import InputKind
+from disttrain.data.splits import Split, Splits
+from disttrain.data.texts import SplitTexts, TextExamples, Texts, tokenize
 from disttrain.distributed.group import Group
 from disttrain.errors import UserError
 from disttrain.models.compact_embedding import compact, full_state
@@ -35,21 +29,10 @@ from disttrain.models.family import BuiltModel, EncodedSplits
 from disttrain.models.first_token_layer import attend_from_first, trim
 from disttrain.models.model_change import ModelChange, change_notices, changes_made
 from disttrain.models.padding_mask import ShapeMask, as_given, bidirectional, padded_batches, proven_shape
-from disttrain.models.pretrained import (
-    checkpoint_error,
-    from_architecture,
-    from_checkpoint,
-    read_config,
-    silence_transformers,
-)
+from disttrain.models.pretrained import from_architecture, from_checkpoint, read_config, silence_transformers
+from disttrain.models.tokenizers import checkpoint_tokenizer, pad_id_of, shared_tokenizer, unknown_notices
 
 INPUT: InputKind = "text"
-# The vocabulary of a tokenizer made from the training texts, if the architecture sets no other size. It is enough for
-# about 10^5 sentences.
-DEFAULT_VOCAB_SIZE = 8000
-_UNKNOWN = "[UNK]"
-_MODEL_INPUTS = ["input_ids", "token_type_ids", "attention_mask"]  # the inputs of BERT
-_SPECIAL_TOKENS = ["[PAD]", _UNKNOWN, "[CLS]", "[SEP]", "[MASK]"]  # ids 0 to 4
 
 
 class TextClassifier(nn.Module):
@@ -123,16 +106,18 @@ def encode(config: TrainConfig, splits: Splits, group: Group, work_dir: Path) ->
     if splits.eval is not None:
         texts["eval"] = _texts(splits.eval, splits, "eval")
     if config.checkpoint is None:
-        training_texts = [text for column in texts["train"].columns for text in column]
-        tokenizer = _shared_tokenizer(config, training_texts, group, work_dir / "tokenizer" / "tokenizer.json")
-        notices.append(f"made a tokenizer of {len(tokenizer)} tokens from {len(training_texts)} training texts")
+        columns = texts["train"].columns
+        tokenizer = shared_tokenizer(config, chain(*columns), group, work_dir / "tokenizer" / "tokenizer.json")
+        number = sum(map(len, columns))
+        notices.append(f"made a tokenizer of {len(tokenizer)} tokens from {number} training texts")
     else:
-        tokenizer = _checkpoint_tokenizer(config.checkpoint)
+        tokenizer = checkpoint_tokenizer(config.checkpoint)
     tokenized = tokenize(tokenizer.backend_tokenizer, texts, config.max_length, group)
+    notices += unknown_notices(tokenizer, tokenized)
     if cut := sum(split.cut for split in tokenized.values()):
         unit = "texts" if splits.pair_column is None else "pairs of texts"
         notices.append(f"cut {cut} of {sum(map(len, texts.values()))} {unit} to {config.max_length} tokens")
-    pad_id = _pad_id(tokenizer)
+    pad_id = pad_id_of(tokenizer)
     used = None
     if config.compact_vocab and config.checkpoint is not None:
         used = np.unique(np.concatenate([*(split.occurring for split in tokenized.values()), [pad_id]]))
@@ -150,12 +135,6 @@ def encode(config: TrainConfig, splits: Splits, group: Group, work_dir: Path) ->
     if splits.eval is not None:
         held_out = examples("eval", splits.eval)
     return EncodedSplits(train, held_out, splits.label_names, tuple(notices), TextReader(tokenizer, used))
-
-
-def _pad_id(tokenizer: Any) -> int:
-    """The id of the padding token; a tokenizer without one pads with its end-of-text token."""
-    ids = (tokenizer.pad_token_id, tokenizer.eos_token_id, 0)
-    return next(token for token in ids if token is not None)
 
 
 def build(config: TrainConfig, encoded: EncodedSplits) -> BuiltModel:
@@ -185,7 +164,8 @@ def build(config: TrainConfig, encoded: EncodedSplits) -> BuiltModel:
     # Only a GPU makes the host wait for a mask, and the proof takes time.
     if on_gpu and not _is_bert_encoder(model):
         classifier.shape_mask = proven_shape(model, map(classifier.inputs, padded_batches(encoded.train)))
-    return BuiltModel(classifier, notices, save, changes_made(changes))
+    may_skip = type(model) is not BertForSequenceClassification
+    return BuiltModel(classifier, notices, save, changes_made(changes), may_skip)
 
 
 def _transformers_model(config: TrainConfig, encoded: EncodedSplits) -> BuiltModel:
@@ -208,93 +188,54 @@ def _transformers_model(config: TrainConfig, encoded: EncodedSplits) -> BuiltMod
         hf_config: Any = built.model.config
         positions = getattr(hf_config, "max_position_embeddings", config.max_length)
     else:
-        hf_config = read_config(AutoConfig, config.checkpoint)
+        hf_config = read_config(AutoConfig, config.checkpoint, trust_remote_code=False)
         if hf_config.pad_token_id is None:
-            hf_config.pad_token_id = _pad_id(tokenizer)
-        built = from_checkpoint(AutoModelForSequenceClassification, config.checkpoint, hf_config, encoded.label_names)
-        positions = getattr(hf_config, "max_position_embeddings", config.max_length)
-        # RoBERTa reserves two of its positions, and only its tokenizer gives the usable number.
-        positions = min(positions, tokenizer.model_max_length)
+            hf_config.pad_token_id = pad_id_of(tokenizer)
+        built = from_checkpoint(
+            AutoModelForSequenceClassification,
+            config.checkpoint,
+            hf_config,
+            encoded.label_names,
+            trust_remote_code=False,
+        )
+        positions = min(_positions(built.model, config.max_length), tokenizer.model_max_length)
+        _check_token_ids(built.model, encoded, pad_id_of(tokenizer))
     if config.max_length > positions:
         raise UserError(f"max_length {config.max_length} is more than the model's {positions} positions")
     return built
 
 
+def _positions(model: Any, default: int) -> int:
+    """The number of tokens for which a model has positions.
+
+    RoBERTa and its relatives count positions from the padding index + 1: they have fewer than their config says.
+    """
+    positions: int = getattr(model.config, "max_position_embeddings", default)
+    for name, module in model.named_modules():
+        if name.endswith("position_embeddings") and isinstance(module, nn.Embedding):
+            reserved = 0 if module.padding_idx is None else module.padding_idx + 1
+            positions = min(positions, module.num_embeddings - reserved)
+    return positions
+
+
+def _check_token_ids(model: Any, encoded: EncodedSplits, pad_id: int) -> None:
+    """Checks that the model has an embedding for every token.
+
+    Raises:
+        UserError: It has not: the tokenizer is that of another model.
+    """
+    rows = model.get_input_embeddings().weight.shape[0]
+    splits = [split for split in (encoded.train, encoded.eval) if isinstance(split, TextExamples)]
+    largest = max(pad_id, *(int(split.tokens.max(initial=0)) for split in splits))
+    if largest >= rows:
+        raise UserError(
+            f"the tokenizer gives token {largest}, but the model has embeddings for tokens 0 to {rows - 1}",
+            hint="the tokenizer and the weights of the checkpoint do not belong together",
+        )
+
+
 def _texts(split: Split, splits: Splits, name: str) -> Texts:
-    first = _column(split, splits.input_column, name)
+    first = SplitTexts(split, splits.input_column, name)
     if splits.pair_column is None:
         return Texts(first)
-    return Texts(first, _column(split, splits.pair_column, name))
-
-
-def _column(split: Split, column: str, name: str) -> list[str]:
-    values: list[Any] = split.rows[column][:]
-    for row, value in enumerate(values):
-        if not isinstance(value, str):
-            place = f"row {split.numbers[row]} of {name}"
-            raise UserError(f"{place} has no text in column {column!r}, but {value!r}")
-    return values
-
-
-def _checkpoint_tokenizer(checkpoint: str) -> Any:
-    """The tokenizer of a checkpoint."""
-    try:
-        tokenizer: Any = AutoTokenizer.from_pretrained(checkpoint)
-    except (OSError, ValueError, KeyError, ImportError) as error:
-        raise checkpoint_error(checkpoint, error) from error
-    if not tokenizer.is_fast:
-        raise UserError(f"checkpoint {checkpoint!r} has no tokenizer.json", hint="slow tokenizers are not supported")
-    return tokenizer
-
-
-def _shared_tokenizer(config: TrainConfig, texts: Sequence[str], group: Group, path: Path) -> Any:
-    """The tokenizer, made by rank 0 and read by the other ranks."""
-    with group.main_first():
-        if group.is_main:
-            vocab_size = (config.architecture or {}).get("vocab_size", DEFAULT_VOCAB_SIZE)
-            if type(vocab_size) is not int or vocab_size < len(_SPECIAL_TOKENS):
-                raise UserError(f"architecture.vocab_size is {vocab_size!r}", hint="give an integer of at least 5")
-            path.parent.mkdir(parents=True, exist_ok=True)
-            train_tokenizer(texts, vocab_size).save(str(path))
-    if not path.exists():
-        raise UserError(f"{path}, written by rank 0, does not exist", hint="all nodes must see output_dir")
-    names = {f"{token.strip('[]').lower()}_token": token for token in _SPECIAL_TOKENS}  # pad_token: [PAD]
-    names["unk_token"] = _UNKNOWN
-    return PreTrainedTokenizerFast(
-        tokenizer_file=str(path), model_max_length=config.max_length, model_input_names=_MODEL_INPUTS, **names
-    )
-
-
-def train_tokenizer(texts: Iterable[str], vocab_size: int) -> Tokenizer:
-    """A lower-case WordPiece tokenizer (Schuster and Nakajima 2012), the same in every process.
-
-    Args:
-        texts: The texts from which the vocabulary is made.
-        vocab_size: The maximum number of tokens. The vocabulary is larger if the characters alone, at the start of a
-            word and within words, need more.
-    """
-    texts = list(texts)
-    tokenizer = _empty_tokenizer(models.WordPiece(unk_token=_UNKNOWN))
-    normalise = tokenizer.normalizer.normalize_str
-    characters = sorted({char for text in texts for char in normalise(text) if not char.isspace()})
-    # The trainer numbers characters within words in the order of a hash map that differs between processes, and breaks
-    # ties by these numbers. As special tokens they have a fixed order; they are not special in the final tokenizer.
-    trainer = trainers.WordPieceTrainer(
-        vocab_size=vocab_size,
-        special_tokens=[*_SPECIAL_TOKENS, *(f"##{char}" for char in characters)],
-        show_progress=False,
-    )
-    tokenizer.train_from_iterator(texts, trainer)
-    trained = _empty_tokenizer(models.WordPiece(tokenizer.get_vocab(), unk_token=_UNKNOWN))
-    trained.add_special_tokens(_SPECIAL_TOKENS)
-    trained.decoder = decoders.WordPiece()
-    ids = {token: index for index, token in enumerate(_SPECIAL_TOKENS)}
-    trained.post_processor = processors.BertProcessing(("[SEP]", ids["[SEP]"]), ("[CLS]", ids["[CLS]"]))
-    return trained
-
-
-def _empty_tokenizer(model: models.WordPiece) -> Tokenizer:
-    tokenizer = Tokenizer(model)
-    tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
-    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    return tokenizer
+    return Texts(first, SplitTexts(split, splits.pair_column, name))

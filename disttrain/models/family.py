@@ -6,19 +6,16 @@ import importlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 from torch import nn
 
 from disttrain.config.train_config import FAMILIES, TrainConfig
 from disttrain.data.batches import Examples
+from disttrain.data.sources import InputKind
+from disttrain.data.splits import Splits
 from disttrain.distributed.group import Group
 from disttrain.errors import UserError
-
-if TYPE_CHECKING:
-    # This module imports `datasets` and pandas, so a family imports it after its model. While a model is imported,
-    # torch registers operators and searches all modules for each one. That takes 0.2 s longer if pandas is imported.
-    from disttrain.data.splits import InputKind, Splits
 
 
 @dataclass(frozen=True)
@@ -43,6 +40,8 @@ class BuiltModel:
     # The config fields that changed the model for speed; a field that had no effect is not in it. Empty: the model is
     # as published.
     model_changes: tuple[str, ...] = ()
+    # Whether a pass may leave trained parameters without a gradient, which DDP must know.
+    may_skip_parameters: bool = False
 
 
 class Family(Protocol):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import pickle
+import re
 import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -29,8 +30,9 @@ _NOT_ARCHITECTURE = {
     "transformers_version": "it changes no result",
     "architectures": "model decides it",
 }
-# Parts that may be missing from a checkpoint of another task. If other parts are missing, it is another model's file.
-_HEAD_PARTS = ("classifier", "pooler", "score")
+# Where a checkpoint's config asks for other outputs, a forward pass fails, or keeps what nothing reads.
+_OUTPUTS = {"return_dict": True, "output_attentions": False, "output_hidden_states": False, "use_cache": False}
+_GENERIC_NAME = re.compile(r"LABEL_\d+")  # what transformers writes for classes without names
 
 # The errors that the constructors raise for values that do not fit together.
 _INVALID_VALUES = (
@@ -71,7 +73,6 @@ def from_checkpoint(
             # Training always uses fp32 weights. transformers would load a half-precision checkpoint in half precision,
             # which loses the small steps of AdamW. bf16 comes from autocast.
             dtype=torch.float32,
-            attn_implementation="sdpa",
             **options,
         )
     except (SafetensorError, pickle.UnpicklingError, EOFError) as error:
@@ -81,7 +82,7 @@ def from_checkpoint(
         raise checkpoint_error(checkpoint, error) from error
     # The keys of mismatched weights are tuples: the name, then both shapes.
     missing = {*loaded["missing_keys"], *(key[0] for key in loaded["mismatched_keys"])}
-    outside_head = sorted(key for key in missing if not any(part in key for part in _HEAD_PARTS))
+    outside_head = sorted(key for key in missing if not _is_head(key, model.base_model_prefix))
     if outside_head:
         parts = f"{len(outside_head)} parts of the model, including {outside_head[0]}"
         hint = f"is it a {config.model_type} model?"
@@ -91,6 +92,11 @@ def from_checkpoint(
         notice = f"{checkpoint} has no head for {len(label_names)} classes: {parts} start at random"
         return BuiltModel(model, (notice,))
     return BuiltModel(model, _order_classes(model, checkpoint, checkpoint_names, label_names))
+
+
+def _is_head(key: str, base: str) -> bool:
+    """Whether a checkpoint of another task may lack a weight: it is outside the base model, or part of its pooler."""
+    return not key.startswith(f"{base}.") or ".pooler." in key
 
 
 def _order_classes(
@@ -103,8 +109,11 @@ def _order_classes(
     """
     rows = {name.lower(): row for row, name in enumerate(checkpoint_names)}
     order = [rows.get(name.lower(), -1) for name in label_names]
-    if sorted(order) != list(range(len(checkpoint_names))) or order == sorted(order):
-        return ()  # the same order, other classes, or names without meaning such as LABEL_0
+    if order == list(range(len(checkpoint_names))) or all(map(_GENERIC_NAME.fullmatch, checkpoint_names)):
+        return ()
+    if sorted(order) != list(range(len(checkpoint_names))):
+        before, now = ", ".join(checkpoint_names), ", ".join(label_names)
+        return (f"{checkpoint} has a trained head for the classes {before}: it starts as the head of {now}",)
     head = [module for module in model.modules() if isinstance(module, nn.Linear)][-1]
     before, now = ", ".join(checkpoint_names), ", ".join(label_names)
     if head.out_features != len(label_names):
@@ -115,16 +124,19 @@ def _order_classes(
     return (f"{checkpoint} has its classes in the order {before}: its head was reordered to that of the data, {now}",)
 
 
-def read_config(config_class: Any, checkpoint: str) -> PretrainedConfig:
-    """The transformers config of a checkpoint.
+def read_config(config_class: Any, checkpoint: str, **options: Any) -> PretrainedConfig:
+    """The transformers config of a checkpoint, with the outputs that the training loop reads and no others.
 
     Raises:
         UserError: The config cannot be loaded.
     """
     try:
-        config: PretrainedConfig = config_class.from_pretrained(checkpoint)
+        config: PretrainedConfig = config_class.from_pretrained(checkpoint, **options)
     except (OSError, ValueError, KeyError, StrictDataclassError) as error:
         raise checkpoint_error(checkpoint, error) from error
+    for name, value in _OUTPUTS.items():
+        if hasattr(config, name):
+            setattr(config, name, value)
     return config
 
 
@@ -134,6 +146,9 @@ def checkpoint_error(
     hint: str = "give a folder or a hub id that this host can reach or has in its cache",
 ) -> UserError:
     reason = next(iter(str(error).splitlines()), type(error).__name__)
+    if "trust_remote_code" in str(error):
+        reason = "it needs code of its own, which is not run"
+        hint = "give a checkpoint of a model that transformers has"
     return UserError(f"checkpoint {checkpoint!r} cannot be loaded: {reason}", hint=hint)
 
 

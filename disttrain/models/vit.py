@@ -17,7 +17,8 @@ from disttrain.config.train_config import TrainConfig
 from disttrain.data.batches import Batch
 from disttrain.data.images import DecodedSplit, open_images
 from disttrain.data.pixels import resize
-from disttrain.data.splits import InputKind, Split, Splits
+from disttrain.data.sources import InputKind
+from disttrain.data.splits import Split, Splits
 from disttrain.distributed.group import Group
 from disttrain.errors import UserError
 from disttrain.models.family import BuiltModel, EncodedSplits

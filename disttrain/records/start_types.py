@@ -89,6 +89,15 @@ class StartRecord:
         NVML,
         last_as(),
     ] = None
+    recipe_version: Annotated[
+        int | None,
+        doc(
+            "Version of the rules that decide the losses of a config: the order of the data, the held-out examples, the"
+            " random streams and the precision. Null for a link run and in earlier releases, whose version is 1."
+        ),
+        PACKAGES,
+        last_as(),
+    ] = None
     topology_addr: Annotated[
         str | None,
         doc("Switches above the node and the node, SLURM_TOPOLOGY_ADDR; null without a topology in Slurm."),

@@ -55,7 +55,13 @@ def open_exchange(model: nn.Module, group: Group, config: TrainConfig) -> Gradie
 
 
 def wrap_ddp(
-    model: nn.Module, group: Group, config: TrainConfig, timer: PhaseTimer, shared: SharedMean | None = None
+    model: nn.Module,
+    group: Group,
+    config: TrainConfig,
+    timer: PhaseTimer,
+    shared: SharedMean | None = None,
+    *,
+    find_unused: bool = False,
 ) -> nn.Module:
     """The model in DDP's wrapper; with one rank the model itself, because DDP would copy every gradient for nothing.
 
@@ -65,6 +71,7 @@ def wrap_ddp(
         config: The run's config.
         timer: The timer that gets the marks of every bucket if the config sets detailed_timing.
         shared: The memory in which the ranks exchange gradients; None for all-reduces of the backend.
+        find_unused: Whether some parameters get no gradient. DDP then looks for them in each step.
 
     Raises:
         UserError: This build of torch cannot exchange gradients in the configured precision.
@@ -74,7 +81,11 @@ def wrap_ddp(
     # With one example, gradients of embeddings that all positions share have unusual strides in dimensions of size 1.
     warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides")
     wrapped = DistributedDataParallel(
-        model, bucket_cap_mb=config.bucket_cap_mb, gradient_as_bucket_view=True, **_NO_BUFFERS
+        model,
+        bucket_cap_mb=config.bucket_cap_mb,
+        gradient_as_bucket_view=True,
+        find_unused_parameters=find_unused,
+        **_NO_BUFFERS,
     )
     compressed = config.grad_compression == "bf16"
     hook: Callable[..., Future[Tensor]] | None = None  # without a hook DDP does the same as allreduce_hook

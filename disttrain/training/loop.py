@@ -7,12 +7,14 @@ import time
 from collections.abc import Callable, Iterator
 from itertools import islice
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from disttrain.checkpoint.manager import CheckpointManager, ResumePoint
 from disttrain.config.train_config import TrainConfig
 from disttrain.data.batches import Batch, GlobalBatches, RankStep, load_batches
+from disttrain.data.digest import DataState
 from disttrain.distributed.group import Group
 from disttrain.distributed.shared_memory import SharedMean
 from disttrain.measure.clock_offset import clock_offset
@@ -40,9 +42,11 @@ class TrainingLoop:
         writer: The writer of this rank's records.
         shared: The memory in which the ranks exchange gradients; None for all-reduces of the backend.
         checkpoints: The run's checkpoints; None if it saves none.
+        data: The state of the data, which checkpoints have.
         start: Where to begin; model and optimizer are in the state of that moment.
         startup: The start of this process.
         take_samples: Returns the telemetry sampled since its last call.
+        may_skip_parameters: Whether a pass of the model may leave parameters without a gradient.
     """
 
     def __init__(
@@ -56,9 +60,11 @@ class TrainingLoop:
         *,
         shared: SharedMean | None,
         checkpoints: CheckpointManager | None,
+        data: DataState,
         start: ResumePoint,
         startup: Startup,
         take_samples: Callable[[], list[TelemetryRecord]],
+        may_skip_parameters: bool = False,
     ) -> None:
         self._config = config
         self._group = group
@@ -67,6 +73,7 @@ class TrainingLoop:
         self._train_examples, self._eval_examples = encoded.train, encoded.eval
         self._writer = writer
         self._checkpoints = checkpoints
+        self._data = data
         self._start = start
         self._take_samples = take_samples
         world_size = group.env.world_size
@@ -80,8 +87,18 @@ class TrainingLoop:
         )
         self._steps = config.max_steps or self._plan.total_steps(config.epochs, start.position)
         self._timer = PhaseTimer(group.device, alone=group.backend is None)
-        self._ddp_model = wrap_ddp(model, group, config, self._timer, shared)
-        self._step_writer = StepWriter(writer, self._timer, self._steps, startup, group.say, self._other_records)
+        self._ddp_model = model  # for the pass of `_skips_parameters`
+        find_unused = may_skip_parameters and group.backend is not None and self._skips_parameters()
+        self._ddp_model = wrap_ddp(model, group, config, self._timer, shared, find_unused=find_unused)
+        self._step_writer = StepWriter(
+            writer,
+            self._timer,
+            self._steps,
+            startup,
+            group.say,
+            self._other_records,
+            stop_on_non_finite=config.stop_on_non_finite,
+        )
         self._began_s = self._eval_s = 0.0
 
     def run(self) -> EndRecord:
@@ -177,7 +194,7 @@ class TrainingLoop:
             self._step_writer.flush()
             train_s = self._train_s()
             broadcast_buffers(self._model, self._group)
-            checkpoints.save(step.end, self._model, self._optimizer, len(self._train_examples), train_s, self._writer)
+            checkpoints.save(step.end, self._model, self._optimizer, self._data, train_s, self._writer)
         checkpoints.decide(step.step)
         self._timer.restart()
 
@@ -202,6 +219,15 @@ class TrainingLoop:
         if self._checkpoints is not None:
             records += self._checkpoints.outcomes()
         return records
+
+    def _skips_parameters(self) -> bool:
+        """Whether some parameters get no gradient, by a pass that does not change the model; the same on every rank."""
+        (batch,) = load_batches(self._train_examples, [np.arange(1)], self._group.device, 0)
+        with preserve_training_state(self._model, self._optimizer, self._group.device):
+            self._loss(batch).backward()  # type: ignore[no-untyped-call]
+            trained = (parameter for parameter in self._model.parameters() if parameter.requires_grad)
+            skipped = any(parameter.grad is None for parameter in trained)
+        return bool(self._group.sum(torch.tensor([skipped], dtype=torch.int64, device=self._group.device)))
 
     def _settle_buckets(self) -> None:
         """Does one forward and backward pass that does not change the model.

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from disttrain.analysis.comm_overlap import Exchange
 from disttrain.data.batches import RankStep
+from disttrain.errors import UserError
 from disttrain.measure.phase_timer import PhaseTimer
 from disttrain.measure.startup import Startup, startup_record
 from disttrain.records.record_files import RecordWriter
@@ -42,6 +43,7 @@ class StepWriter:
         startup: The start of this process.
         say: Prints a progress line.
         other_records: Returns the records, other than those of steps, since its last call.
+        stop_on_non_finite: Whether a loss that is not finite ends the run.
     """
 
     def __init__(
@@ -52,6 +54,8 @@ class StepWriter:
         startup: Startup,
         say: Callable[[str], None],
         other_records: Callable[[], Sequence[Record]],
+        *,
+        stop_on_non_finite: bool = True,
     ) -> None:
         self._writer = writer
         self._timer = timer
@@ -59,6 +63,7 @@ class StepWriter:
         self._startup: Startup | None = startup  # None once its record is written
         self._say = say
         self._other_records = other_records
+        self._stop_on_non_finite = stop_on_non_finite
         self._pending: list[_Pending] = []
         self._flushed_s = time.monotonic()
 
@@ -86,8 +91,25 @@ class StepWriter:
             self._startup = None
         self._writer.write([*first, *steps, *filter(None, exchanges), *self._other_records()])
         speed = sum(entry.step.global_examples for entry in pending) / sum(record.step_ms for record in steps) * 1000
-        loss = next((record.loss for record in reversed(steps) if record.loss is not None), math.nan)
-        self._say(f"step {steps[-1].step}/{self._steps}  loss {loss:.4f}  {speed:.1f} samples/s")
+        # A rank without examples in a step has no loss of it.
+        losses = [f"loss {record.loss:.4f}" for record in steps if record.loss is not None]
+        self._say("  ".join([f"step {steps[-1].step}/{self._steps}", *losses[-1:], f"{speed:.1f} samples/s"]))
+        if self._stop_on_non_finite:
+            _check_finite(steps)
+
+
+def _check_finite(steps: Sequence[StepRecord]) -> None:
+    """Checks that the losses are finite, when their records are written: a check of each step would wait for the GPU.
+
+    Raises:
+        UserError: One is not.
+    """
+    for record in steps:
+        if record.loss is not None and not math.isfinite(record.loss):
+            raise UserError(
+                f"the loss of step {record.step} is {record.loss}",
+                hint="a smaller lr or a longer warm-up may help; stop_on_non_finite: false continues",
+            )
 
 
 def _step_record(entry: _Pending, loss_sum: float, times: StepTimes) -> StepRecord:

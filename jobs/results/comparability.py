@@ -7,6 +7,7 @@ from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from disttrain.config.recipe import FIRST_VERSION
 from disttrain.config.train_config import LINK
 from disttrain.records.versions import STARTING
 from jobs.results.result import Result
@@ -23,12 +24,14 @@ class _Fact:
         figure: The name of the figure.
         same_allocation: Whether only rows of one allocation must agree.
         same_exchange: Whether only rows whose configs ask for the same exchange of gradients must agree.
+        before: The value in rows of releases that did not record it; None if it is not known.
     """
 
     text: str
     figure: str
     same_allocation: bool = False
     same_exchange: bool = False
+    before: Any = None
 
 
 _FACTS = (
@@ -43,6 +46,7 @@ _FACTS = (
     _Fact("gradients over {value} instead of {usual}", "transport", same_allocation=True, same_exchange=True),
     _Fact("{value} CPUs a rank instead of {usual}", "cpus", same_allocation=True),
     _Fact("{value} CPU threads a rank instead of {usual}", "threads", same_allocation=True),
+    _Fact("recipe version {value} instead of {usual}", "recipe_version", before=FIRST_VERSION),
     _Fact("nodes below {value} switches instead of {usual}", "leaf_switches", same_allocation=True),
 )
 
@@ -88,7 +92,7 @@ def _differences(rows: Sequence[Result], sound: Sequence[Result]) -> Iterator[tu
     for fact in _FACTS:
         usual = _usual_values(rows, fact) | _usual_values(sound, fact)  # sound rows decide, where there are any
         for row in rows:
-            value = row.figures.get(fact.figure)
+            value = _value(row, fact)
             expected = usual.get(_scope(row, fact))
             if value is not None and expected is not None and value != expected:
                 yield row, fact.text.format(device=_device(row), value=_text(value), usual=_text(expected))
@@ -114,9 +118,17 @@ def _usual_values(rows: Sequence[Result], fact: _Fact) -> dict[Hashable, Any]:
     """The value of most rows in each scope, without scopes in which it is not known."""
     scopes: dict[Hashable, list[Result]] = {}
     for row in rows:
-        if row.figures.get(fact.figure) is not None:
+        if _value(row, fact) is not None:
             scopes.setdefault(_scope(row, fact), []).append(row)
-    return {scope: _most_common(lambda row: row.figures[fact.figure], members) for scope, members in scopes.items()}
+    return {scope: _most_common(lambda row: _value(row, fact), members) for scope, members in scopes.items()}
+
+
+def _value(row: Result, fact: _Fact) -> Any:
+    """The value of a fact in a row; None if it is not known, or does not apply."""
+    value = row.figures.get(fact.figure)
+    if value is None and row.config.get("model") != LINK:
+        return fact.before
+    return value
 
 
 def _most_common(value_of: Callable[[Result], Any], rows: Sequence[Result]) -> Any:

@@ -125,7 +125,7 @@ def test_late_mistake_is_one_line_and_record(bert_config: TrainConfig, tmp_path:
     """One rank without a launcher has a mistake that only the dataset shows."""
     flags = flags_of(dataclasses.replace(bert_config, label_column="stars", output_dir=str(tmp_path)))
     completed = script("bert.py", *flags)
-    message = "label_column: column 'stars' is not in the dataset (it has: sentence, label)"
+    message = "label_column: column 'stars' is not in the dataset (it has: 'sentence', 'label')"
     assert (completed.returncode, completed.stderr) == (2, f"error: {message}\n")
     failure = from_json(Failure, json.loads((tmp_path / failure_name(0)).read_text()))
     assert (failure.rank, failure.error, failure.message, failure.user_error) == (0, "UserError", message, True)

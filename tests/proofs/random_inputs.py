@@ -12,13 +12,14 @@ from pathlib import Path
 REPOSITORY = Path(__file__).resolve().parents[2]
 SEED = 20261125
 PROOF_EXAMPLES = 100_000
+FEWER_EXAMPLES = 5_000  # for readers whose inputs are files
 LIMIT_S = 4 * 3600
 # The number of random inputs of each property test below: few in `make test`, many in `make proofs`.
 EXAMPLES_VARIABLE = "RANDOM_EXAMPLES"
 RANDOM_EXAMPLES = int(os.environ.get(EXAMPLES_VARIABLE, "200"))
 
 # What is read, and the property tests that try it with `RANDOM_EXAMPLES` inputs.
-READERS = {
+READERS: dict[str, tuple[str, ...]] = {
     "flags": ("tests/disttrain/config/test_flags.py::test_any_flags_give_a_config_or_an_error",),
     "YAML": ("tests/jobs/planning/test_yaml_file.py::test_any_text_gives_values_or_an_error",),
     "sweep file": ("tests/jobs/planning/test_sweep_file.py::test_any_values_give_a_sweep_or_an_error",),
@@ -37,13 +38,24 @@ READERS = {
 }
 
 
+# The same with `FEWER_EXAMPLES`.
+FILE_READERS = {
+    "table files": (
+        "tests/disttrain/data/files/test_tables.py::test_any_bytes_are_read_or_refused",
+        "tests/disttrain/data/files/test_tables.py::test_what_others_write_is_read",
+    ),
+    "folders of data": ("tests/disttrain/data/files/test_folders.py::test_any_folder_is_read_or_refused",),
+}
+
+
 def prove() -> str:
     """Runs each property test with many inputs from a fixed seed. An exception other than UserError is a failure."""
     rows = []
-    for reader, tests in READERS.items():
-        start = time.monotonic()
-        count = _passed(tests)
-        rows.append(f"| {reader} | {count * PROOF_EXAMPLES:,} | {time.monotonic() - start:.0f} s |")
+    for examples, readers in ((PROOF_EXAMPLES, READERS), (FEWER_EXAMPLES, FILE_READERS)):
+        for reader, tests in readers.items():
+            start = time.monotonic()
+            count = _passed(tests, examples)
+            rows.append(f"| {reader} | {count * examples:,} | {time.monotonic() - start:.0f} s |")
     table = "\n".join(rows)
     return f"""\
 Random inputs by hypothesis, seed {SEED}. Each input is read, or refused by the one-line error: no other exception, and
@@ -54,13 +66,13 @@ no hang.
 {table}"""
 
 
-def _passed(tests: tuple[str, ...]) -> int:
+def _passed(tests: tuple[str, ...], examples: int) -> int:
     """The number of property tests that passed, which is all of them."""
     options = [f"--hypothesis-seed={SEED}", "-q", "-p", "no:cacheprovider", "-o", f"timeout={LIMIT_S}"]
     done = subprocess.run(
         [sys.executable, "-m", "pytest", *options, *tests],
         cwd=REPOSITORY,
-        env={**os.environ, EXAMPLES_VARIABLE: str(PROOF_EXAMPLES)},
+        env={**os.environ, EXAMPLES_VARIABLE: str(examples)},
         capture_output=True,
         text=True,
         check=False,

@@ -19,14 +19,16 @@ import torch
 from torch import nn
 
 from disttrain.config.flags import parse_flags
+from disttrain.config.recipe import stream_seed
 from disttrain.config.train_config import TrainConfig
 from disttrain.data.batches import Batch, GlobalBatches, RankStep, load_batches
+from disttrain.data.splits import load_splits
 from disttrain.distributed.device import choose_attention
 from disttrain.distributed.group import Group, process_group
 from disttrain.environment.rank_env import RankEnv, choose_threads
 from disttrain.models.family import EncodedSplits, Family
 from disttrain.training.evaluation import autocast, loss_sum
-from disttrain.training_run import import_family
+from disttrain.training_run import import_for
 from tests.benchmarks.limit.products import Product, Recorder
 from tests.benchmarks.limit.replay import Replay
 from tests.benchmarks.work import Result, Work, load, process_start_s, save
@@ -40,7 +42,7 @@ def main() -> None:
     options, flags = parser.parse_known_args()
     work: Work = load(Work, options.work)
     config = parse_flags(work.model, flags).resolved()
-    family, env = import_family(config.model), RankEnv.from_environ(os.environ)
+    family, env = import_for(config), RankEnv.from_environ(os.environ)
     torch.set_num_threads(choose_threads(env, os.environ, len(os.sched_getaffinity(0))))
     with process_group(env, config.device) as group:
         encoded, model = prepare(config, family, group, options.out.parent)
@@ -54,13 +56,11 @@ def main() -> None:
 
 def prepare(config: TrainConfig, family: Family, group: Group, work_dir: Path) -> tuple[EncodedSplits, nn.Module]:
     """The examples and the model of ours. It is not compiled: a compiled model shows no products."""
-    from disttrain.data.splits import load_splits  # after the model: see disttrain.models.family
-
     with group.main_first():
         splits = load_splits(config, family.INPUT)
     encoded = family.encode(config, splits, group, work_dir)
     choose_attention(many_shapes=encoded.train.lengths is not None)
-    torch.manual_seed(config.seed)
+    torch.manual_seed(stream_seed(config.seed, "weights"))
     return encoded, family.build(config, encoded).model.to(group.device).train()
 
 

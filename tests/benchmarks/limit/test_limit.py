@@ -151,9 +151,7 @@ def test_unknown_product_is_an_error() -> None:
 def test_limit_takes_the_batches_of_ours(
     family: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, repository: Path
 ) -> None:
-    import datasets
-
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
     config = TrainConfig(
         model=family,
         dataset=str(repository / "sweeps" / "data" / {"bert": "sst2", "vit": "cifar10"}[family]),

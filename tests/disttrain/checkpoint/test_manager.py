@@ -16,7 +16,6 @@ import torch
 
 import disttrain.checkpoint.manager
 from disttrain.checkpoint.files import list_manifests
-from disttrain.config.run_id import run_id
 from disttrain.config.train_config import TrainConfig
 from disttrain.environment.rank_env import RankEnv
 from disttrain.records.record_files import metrics_name, read_records
@@ -245,19 +244,46 @@ def test_a_requeued_run_ignores_other_results(bert_config: TrainConfig, run_rank
     assert json.loads((again.output_dir / "run.json").read_text())["train"]["max_steps"] == 5
 
 
-def test_refuses_changed_data(bert_config: TrainConfig, run_ranks: Callable[..., Any]) -> None:
+def _without_last_rows(lines: list[str]) -> list[str]:
+    return lines[:-2]
+
+
+def _with_another_word(lines: list[str]) -> list[str]:
+    return [lines[0], f"another {lines[1]}", *lines[2:]]
+
+
+def _with_flipped_labels(lines: list[str]) -> list[str]:
+    return [lines[0], *(line.translate(str.maketrans("01", "10")) for line in lines[1:])]
+
+
+_DIFFER = "examples, labels or class names differ from those with which it was saved"
+
+
+def test_refuses_changed_data_and_finds_moved_data(
+    bert_config: TrainConfig, run_ranks: Callable[..., Any], tmp_path: Path
+) -> None:
     config = dataclasses.replace(saved_often(bert_config), max_steps=10)
     killed = run_ranks(config, 1, target=functools.partial(die_in, 8, 0))
-    other = dataclasses.replace(config, dataset=str(killed.output_dir / "fewer"))
-    folder = Path(str(other.dataset))
-    folder.mkdir()
+    original = Path(str(config.dataset))
+    moved = tmp_path / "moved" / original.name
+    moved.mkdir(parents=True)
+    other = dataclasses.replace(config, dataset=str(moved))
+    for change, message in (
+        (_without_last_rows, "saved with 30 training examples, and the data now have 28"),
+        (_with_another_word, _DIFFER),
+        (_with_flipped_labels, _DIFFER),
+    ):
+        for name in ("train.tsv", "dev.tsv"):
+            lines = (original / name).read_text().splitlines(keepends=True)
+            (moved / name).write_text("".join(change(lines)))
+        assert run_ranks(other, 1, killed.output_dir).exit_codes == (1,)
+        failure = json.loads((killed.output_dir / "failure-rank00000.json").read_text())
+        assert message in failure["message"]
     for name in ("train.tsv", "dev.tsv"):
-        lines = (Path(str(config.dataset)) / name).read_text().splitlines(keepends=True)
-        (folder / name).write_text("".join(lines[:-2]))
-    # The id of the run names the path of the data, and does not change with their content.
-    for manifest in (killed.output_dir / "checkpoints").glob("*.json"):
-        values = json.loads(manifest.read_text())
-        manifest.write_text(json.dumps({**values, "identity": run_id("run", other)}))
-    assert run_ranks(other, 1, killed.output_dir).exit_codes == (1,)
-    failure = json.loads((killed.output_dir / "failure-rank00000.json").read_text())
-    assert "saved with 30 training examples, and the data now have 28" in failure["message"]
+        (moved / name).write_bytes((original / name).read_bytes())
+    resumed = run_ranks(other, 1, killed.output_dir)
+    assert resumed.exit_codes == (0,)
+    starts = [
+        record for record in read_records(resumed.output_dir / metrics_name(0)) if isinstance(record, StartRecord)
+    ]
+    assert starts[-1].first_step > 1

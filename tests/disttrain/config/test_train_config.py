@@ -26,6 +26,10 @@ from disttrain.errors import UserError
         ({"model": "bert", "per_gpu_bach": 1}, "unknown field 'per_gpu_bach' (did you mean per_gpu_batch?)"),
         ({"model": "bert", "checkpoint": "a/b", "architecture": {}}, "checkpoint 'a/b' and architecture are both set"),
         ({"model": "bert", "per_gpu_batch": 1, "global_batch": 4}, "per_gpu_batch 1 and global_batch 4 are both set"),
+        (
+            {"model": "bert", "lr_scaling": "sqrt", "global_batch": 4},
+            "lr_scaling sqrt increases lr with the number of ranks, but global_batch keeps the batch (set per_gpu",
+        ),
     ],
 )
 def test_mistakes_name_the_field(values: dict[str, Any], message: str) -> None:
@@ -71,6 +75,12 @@ def test_rank_batch_divides_global_batch() -> None:
 def test_a_link_needs_two_ranks() -> None:
     with pytest.raises(UserError, match="model 'link' needs two or more ranks"):
         TrainConfig(model="link").check_world_size(1)
+    small = TrainConfig(model="bert", compile=True, bucket_cap_mb=0.5)
+    small.check_world_size(1)
+    with pytest.raises(UserError, match=r"^bucket_cap_mb 0\.5 is less than 1, which torch cannot compile on several"):
+        small.check_world_size(2)
+    TrainConfig(model="bert", compile=True, bucket_cap_mb=1.0).check_world_size(2)
+    TrainConfig(model="bert", bucket_cap_mb=0.5).check_world_size(2)
     TrainConfig(model="link").check_world_size(2)
     TrainConfig(model="bert").check_world_size(1)
 

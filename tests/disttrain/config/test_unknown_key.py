@@ -57,7 +57,7 @@ def test_a_misspelt_field(name: str, field: str | None) -> None:
     [
         # all words of the name are in the keys
         ("batch", f"closest: per_gpu_batch, global_batch; {LIST}"),
-        ("split", f"closest: train_split, eval_split; {LIST}"),
+        ("split", f"closest: train_split, eval_split, split_seed; {LIST}"),
         ("train_examples", f"closest: max_train_examples; {LIST}"),
         ("timing", f"closest: detailed_timing; {LIST}"),
         # the keys lack a word of the name

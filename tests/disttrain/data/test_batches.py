@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from disttrain.data.batches import BEGINNING, Batch, GlobalBatches, Indices, eval_batches, load_batches, rank_slice
+from tests.disttrain.data.grouping import costs, plan_of
 
 CPU = torch.device("cpu")
 
@@ -75,7 +76,7 @@ def test_a_step_does_not_depend_on_ranks(
     ranks = [list(several.rank_steps(rank, steps)) for rank in range(world_size)]
     for number, step in enumerate(alone.rank_steps(0, steps)):
         parts = [batch for rank in ranks if rank[number].examples for batch in rank[number].batches]
-        assert np.concatenate(parts).tolist() == step.batches[0].tolist()
+        assert np.sort(np.concatenate(parts)).tolist() == np.sort(step.batches[0]).tolist()
 
 
 @given(plans, plans, st.integers(1, 3), st.data())
@@ -103,14 +104,28 @@ def test_resuming_on_other_ranks_loses_no_example(
         assert steps == total
 
 
-def test_a_step_has_texts_of_similar_length() -> None:
-    lengths = np.random.default_rng(0).integers(1, 100, 1000)
-    plan = GlobalBatches(1000, rank_batch=8, world_size=2, accum_steps=1, seed=0, lengths=lengths)
-    order = plan.order(0, 16)
-    ranges = [int(np.ptp(lengths[order[start : start + 16]])) for start in range(0, 992, 16)]
-    assert max(ranges) <= 5
-    first_lengths = lengths[order[0:992:16]]
-    assert np.ptp(first_lengths[:20]) > 50, "short and long steps are mixed"
+@pytest.mark.parametrize(("examples", "most_padding", "most_pairs"), [(20_000, 1.02, 0.10), (2_000, 1.06, 0.20)])
+def test_grouping_pads_little_and_mixes_batches(examples: int, most_padding: float, most_pairs: float) -> None:
+    padding, pairs = costs(plan_of(examples))
+    assert 1 <= padding <= most_padding
+    assert pairs <= most_pairs
+
+
+def test_short_and_long_steps_are_mixed() -> None:
+    plan = plan_of(1000)
+    assert plan.lengths is not None
+    first_lengths = plan.lengths[plan.order(0, 16)[0:992:16]]
+    assert np.ptp(first_lengths[:20]) > 50
+
+
+def test_every_rank_has_the_longest_texts_in_its_turn() -> None:
+    plan = plan_of(2000, world_size=4)
+    assert plan.lengths is not None
+    tokens = [
+        sum(int(plan.lengths[batch].sum()) for step in plan.rank_steps(rank, 125) for batch in step.batches)
+        for rank in range(4)
+    ]
+    assert max(tokens) / min(tokens) < 1.02
 
 
 def test_epochs_have_different_orders() -> None:

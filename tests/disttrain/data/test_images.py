@@ -18,6 +18,7 @@ from PIL import Image
 from disttrain.config.train_config import TrainConfig
 from disttrain.data import image_decoder
 from disttrain.data.batches import Indices
+from disttrain.data.files.columns import dataset_table
 from disttrain.data.images import DecodedImages, ImageFiles, open_images
 from disttrain.data.splits import Split, load_splits
 from disttrain.distributed import group as dist
@@ -58,7 +59,7 @@ LARGE = [image_file(number, 40, 30) for number in range(4)]
 def split_of(files: Sequence[bytes | None], paths: Sequence[str | None] | None = None) -> Split:
     values = [{"bytes": file, "path": path} for file, path in zip(files, paths or [None] * len(files), strict=True)]
     features = datasets.Features(image=datasets.Image(decode=False))
-    rows = datasets.Dataset.from_dict({"image": values}, features=features)
+    rows = dataset_table(datasets.Dataset.from_dict({"image": values}, features=features))
     return Split(rows, np.arange(len(files)) % 2, "train", np.arange(len(files)))
 
 

@@ -175,7 +175,7 @@ def test_a_run_learns_entailment(
     [
         (
             {"text_pair_column": "claim"},
-            "text_pair_column: column 'claim' is not in the dataset (it has: premise, hypothesis, label)",
+            "text_pair_column: column 'claim' is not in the dataset (it has: 'premise', 'hypothesis', 'label')",
         ),
         (
             {"text_column": "premise", "text_pair_column": "premise"},
@@ -184,7 +184,7 @@ def test_a_run_learns_entailment(
         ({"text_pair_column": "label"}, "text_pair_column: 'label' is also the label_column (name another column)"),
         (
             {"text_pair_column": None},
-            "text_column: the dataset has 'premise', 'hypothesis' (set text_column to one of: premise, hypothesis, la",
+            "text_column: the dataset has 'premise', 'hypothesis' (set text_column to one of: 'premise', 'hypothesis'",
         ),
     ],
 )
@@ -197,7 +197,7 @@ def test_column_mistakes_are_one_line(fields: dict[str, Any], message: str, pair
 def test_the_other_text_column_is_found(pair_config: TrainConfig) -> None:
     splits = load_splits(pair_config.resolved(), "text")
     assert (splits.input_column, splits.pair_column) == ("premise", "hypothesis")
-    assert splits.train.rows.column_names == ["premise", "hypothesis"]
+    assert list(splits.train.rows.columns) == ["premise", "hypothesis"]
     swapped = load_splits(dataclasses.replace(pair_config, text_pair_column="premise").resolved(), "text")
     assert (swapped.input_column, swapped.pair_column) == ("hypothesis", "premise")
 
@@ -206,7 +206,9 @@ def test_a_split_without_the_pair_column(pair_config: TrainConfig) -> None:
     Path(str(pair_config.dataset), "dev.jsonl").write_text('{"premise": "a", "label": 1}\n')
     with pytest.raises(UserError) as caught:
         load_splits(pair_config.resolved(), "text")
-    assert str(caught.value) == "text_pair_column: column 'hypothesis' is not in split 'dev' (it has: premise, label)"
+    assert (
+        str(caught.value) == "text_pair_column: column 'hypothesis' is not in split 'dev' (it has: 'premise', 'label')"
+    )
 
 
 def test_a_missing_second_text(pair_config: TrainConfig, tmp_path: Path) -> None:

@@ -8,12 +8,15 @@ from pathlib import Path
 from typing import Any
 
 import datasets
+import numpy as np
 import pytest
 from PIL import Image
 
 from disttrain.config.train_config import TrainConfig
 from disttrain.data import splits as data
+from disttrain.data.files.columns import dataset_table
 from disttrain.data.pixels import decode_image
+from disttrain.data.sources import Source
 from disttrain.data.splits import Splits, choose_splits, load_splits
 from disttrain.errors import UserError
 
@@ -61,10 +64,12 @@ def test_a_folder_of_files_named_after_splits(kind: str, tmp_path: Path) -> None
 def test_one_file_holds_out_a_seeded_tenth(kind: str, tmp_path: Path) -> None:
     file = tmp_path / f"reviews.{kind}"
     WRITERS[kind](datasets.Dataset.from_dict(ROWS), str(file))
-    splits = load(file, seed=5)
+    splits = load(file, split_seed=5)
     assert splits.notices == (f"{file} has no evaluation split: held out 2 examples of 'train'",)
     assert sorted(texts_of(splits) + texts_of(splits, "eval")) == sorted(TEXTS)
-    assert texts_of(splits, "eval") == texts_of(load(file, seed=5), "eval") != texts_of(load(file, seed=6), "eval")
+    held_out = texts_of(splits, "eval")
+    assert held_out == texts_of(load(file, split_seed=5), "eval") != texts_of(load(file, split_seed=6), "eval")
+    assert held_out == texts_of(load(file, split_seed=5, seed=1), "eval"), "runs of other seeds have the same examples"
     complete = load(file, max_eval_examples=0)
     assert (complete.eval, complete.notices, len(complete.train)) == (None, (), 20)
 
@@ -99,17 +104,17 @@ def test_the_images_of_the_repository(repository: Path) -> None:
     splits = load_splits(config.resolved(), "image")
     assert splits.label_names[:2] == ("airplane", "automobile")
     assert splits.eval is not None
-    assert [decode_image(value).size for value in splits.eval.rows["image"]] == [(32, 32)] * 3
+    assert [decode_image(value).size for value in splits.eval.rows["image"][:]] == [(32, 32)] * 3
 
 
 def test_a_seeded_subset_has_all_classes(tmp_path: Path) -> None:
     file = save_csv(tmp_path / "a.csv", "text,label", *(f"text {number},{'abc'[number % 3]}" for number in range(40)))
-    splits = load(file, max_train_examples=2, max_eval_examples=1, seed=1)
+    splits = load(file, max_train_examples=2, max_eval_examples=1, split_seed=1)
     assert splits.label_names == ("a", "b", "c")
     assert (len(splits.train), len(splits.eval or ())) == (2, 1)
-    assert texts_of(splits) == texts_of(load(file, max_train_examples=2, seed=1))
-    assert texts_of(splits) != texts_of(load(file, max_train_examples=2, seed=2))
-    assert texts_of(splits) == texts_of(load(file, max_train_examples=5, seed=1))[:2]
+    assert texts_of(splits) == texts_of(load(file, max_train_examples=2, split_seed=1))
+    assert texts_of(splits) != texts_of(load(file, max_train_examples=2, split_seed=2))
+    assert texts_of(splits) == texts_of(load(file, max_train_examples=5, split_seed=1))[:2]
 
 
 @pytest.mark.parametrize(
@@ -139,11 +144,11 @@ def test_columns_are_found_by_name_or_type(tmp_path: Path) -> None:
 
 def test_the_split_to_evaluate_on() -> None:
     config = TrainConfig(model="bert", dataset="d")
-    assert choose_splits(["train", "test", "unsupervised"], config) == ("train", "test")
-    assert choose_splits(["train", "test", "validation"], config) == ("train", "validation")
-    assert choose_splits(["reviews"], config) == ("reviews", None)
-    assert choose_splits(["train", "x"], dataclasses.replace(config, eval_split="x")) == ("train", "x")
-    with pytest.raises(UserError, match=r"eval_split: split 'y' is not in d \(it has: train, x\)"):
+    assert choose_splits(["train", "test", "unsupervised"], config) == ("train", ("test",))
+    assert choose_splits(["train", "test", "validation"], config) == ("train", ("validation", "test"))
+    assert choose_splits(["reviews"], config) == ("reviews", ())
+    assert choose_splits(["train", "x"], dataclasses.replace(config, eval_split="x")) == ("train", ("x",))
+    with pytest.raises(UserError, match=r"eval_split: split 'y' is not in d \(it has: 'train', 'x'\)"):
         choose_splits(["train", "x"], dataclasses.replace(config, eval_split="y"))
 
 
@@ -152,20 +157,30 @@ MISTAKES: dict[str, tuple[list[str], dict[str, Any], str]] = {
     "no such column": (
         ["text,label", "a,0"],
         {"text_column": "body"},
-        "text_column: column 'body' is not in the dataset (it has: text, label)",
+        "text_column: column 'body' is not in the dataset (it has: 'text', 'label')",
     ),
     "no label column": (
         ["text,stars", "a,0"],
         {},
-        "label_column: the dataset has no column for it (set label_column to one of: text, stars)",
+        "label_column: the dataset has no column for it (set label_column to one of: 'text', 'stars')",
     ),
     "two text columns": (
         ["a,b,label", "x,y,0"],
         {},
-        "text_column: the dataset has 'a', 'b' (set text_column to one of: a, b, label)",
+        "text_column: the dataset has 'a', 'b' (set text_column to one of: 'a', 'b', 'label')",
     ),
-    "no rows": (["text,label"], {}, "corresponds to no data! (check the file)"),
-    "a missing label": (["text,label", "a,x", "b,"], {}, "row 1 of split 'train' has no label in column 'label'"),
+    "no rows": (["text,label"], {}, "split 'train' of the dataset is empty"),
+    "missing labels": (["text,label", "a,x", "b,", "c,"], {}, "2 of 3 rows of split 'train' have no label in column"),
+    "no labels": (
+        ["text,label", "a,", "b,"],
+        {},
+        "label_column: no row of split 'train' has a label in column 'label'",
+    ),
+    "lists of texts": (
+        ["text,label", "a,0"],
+        {"text_pair_column": "body"},
+        "text_pair_column: column 'body' is not in",
+    ),
     "one class": (["text,label", "a,x", "b,x"], {}, "column 'label' of split 'train' has only one class, 'x'"),
     "no classes": (["text,label", "a,0.5", "b,0.7"], {}, "column 'label' of split 'train' has no classes"),
     "nothing to hold out": (["text,label", "a,0"], {}, "only one class"),
@@ -195,20 +210,21 @@ IMAGES = {"path": ["a.png", "b.png"], "width": [3, 4], "label": [0, 1], "parts":
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"image_column": "width"}, "image_column: column 'width' contains int64, not images or their paths"),
-        ({"image_column": "parts"}, "image_column: column 'parts' contains List, not images or their paths"),
+        ({"image_column": "width"}, "image_column: column 'width' contains numbers, not images or their paths"),
+        ({"image_column": "parts"}, "image_column: column 'parts' contains lists, not images or their paths"),
         ({"image_column": "label"}, "image_column: 'label' is also the label_column (name another column)"),
         (
             {"image_column": "img"},
-            "image_column: column 'img' is not in the dataset (it has: path, width, label, parts)",
+            "image_column: column 'img' is not in the dataset (it has: 'path', 'width', 'label', 'parts')",
         ),
         (
             {},
-            "image_column: the dataset has no column for it (set image_column to one of: path, width, label, parts)",
+            "image_column: no column of the dataset holds images: 'path' holds text, 'width' holds numbers, 'label'"
+            " holds numbers, 'parts' holds lists (set image_column to one of: 'path', 'width', 'label', 'parts')",
         ),
         (
             {"image_column": "path", "label_column": "parts"},
-            "column 'parts' of split 'train' has no classes (use integers or words)",
+            "column 'parts' of split 'train' has no classes, but lists (use integers or words)",
         ),
     ],
 )
@@ -231,15 +247,16 @@ def test_images_as_paths_bytes_and_both(tmp_path: Path) -> None:
         datasets.Dataset.from_dict({"picture": [value] * 2, "label": [0, 1]}).save_to_disk(str(folder))
         config = TrainConfig(model="vit", dataset=str(folder), image_column="picture", max_eval_examples=0)
         splits = load_splits(config.resolved(), "image")
-        assert decode_image(splits.train.rows[0]["picture"]).size == (5, 4)
+        assert decode_image(splits.train.rows["picture"][[0]][0]).size == (5, 4)
         if name != "path":
             by_type = load_splits(dataclasses.replace(config, image_column=None).resolved(), "image")
             assert by_type.input_column == "picture"
 
 
 def test_an_empty_split(monkeypatch: pytest.MonkeyPatch) -> None:
-    rows = datasets.Dataset.from_dict(ROWS)
-    monkeypatch.setattr(data, "open_source", lambda *_: {"train": rows, "test": rows.select([])})
+    rows = dataset_table(datasets.Dataset.from_dict(ROWS))
+    source = Source({"train": rows, "test": rows.select(np.array([], dtype=np.int64))})
+    monkeypatch.setattr(data, "open_source", lambda *_: source)
     with pytest.raises(UserError, match="split 'test' of the dataset is empty"):
         load("someone/something")
 
@@ -247,19 +264,45 @@ def test_an_empty_split(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_class_not_in_training_is_refused(tmp_path: Path) -> None:
     save_csv(tmp_path / "train.csv", "text,label", "a,0", "b,1")
     save_csv(tmp_path / "test.csv", "text,label", "a,0", "b,2")
-    message = "label 2 in row 1 of split 'test' is out of range: the training split does not have it"
+    message = "label '2' in row 1 of split 'test' is out of range: the training split does not have it"
     with pytest.raises(UserError, match=message):
         load(tmp_path)
 
 
-def test_withheld_labels_are_refused(tmp_path: Path) -> None:
+def test_a_split_with_withheld_labels_is_not_used(tmp_path: Path) -> None:
     rows = datasets.Dataset.from_dict({"text": ["a", "b"], "label": [0, 1]})
     rows = rows.cast_column("label", datasets.ClassLabel(names=["x", "y"]))
     hidden = datasets.Dataset.from_dict({"text": ["a"], "label": [-1]}, features=rows.features)
-    datasets.DatasetDict({"train": rows, "test": hidden}).save_to_disk(str(tmp_path))
-    message = r"label -1 in row 0 of split 'test' is out of range: there are 2 classes \(-1 marks"
+    datasets.DatasetDict({"train": rows, "test": hidden}).save_to_disk(str(tmp_path / "d"))
+    splits = load(tmp_path / "d")
+    assert splits.notices == (
+        "split 'test' has no labels in column 'label': it is not used",
+        f"{tmp_path / 'd'} has no evaluation split: held out 1 examples of 'train'",
+    )
+    assert splits.eval is not None
+    assert (len(splits.train), len(splits.eval)) == (1, 1)
+    with pytest.raises(UserError, match=r"^eval_split: split 'test' has no labels in column 'label' \(name another"):
+        load(tmp_path / "d", eval_split="test")
+
+
+def test_rows_without_a_label_are_left_out(tmp_path: Path) -> None:
+    file = save_csv(tmp_path / "a.csv", "text,label", "a,0", "b,-1", "c,1", "d,")
+    splits = load(file, max_eval_examples=0)
+    assert (texts_of(splits), splits.train.labels.tolist()) == (["a", "c"], [0, 1])
+    assert splits.train.numbers.tolist() == [0, 2]
+    assert splits.notices == ("left out 2 of 4 rows of 'train' without a label in column 'label'",)
+
+
+@pytest.mark.parametrize(
+    ("values", "kind"), [([["a"], ["b"]], "lists"), ([b"a", b"b"], "bytes"), ([{"a": 1}, {"a": 2}], "mappings")]
+)
+def test_what_a_column_holds_is_named(values: list[Any], kind: str, tmp_path: Path) -> None:
+    datasets.Dataset.from_dict({"text": values, "label": [0, 1]}).save_to_disk(str(tmp_path / "d"))
+    message = f"^text_column: no column of the dataset holds text: 'text' holds {kind}, 'label' holds numbers "
     with pytest.raises(UserError, match=message):
-        load(tmp_path)
+        load(tmp_path / "d")
+    with pytest.raises(UserError, match=f"^text_column: column 'text' contains {kind}, not text$"):
+        load(tmp_path / "d", text_column="text")
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ from disttrain.config.train_config import TrainConfig
 from disttrain.data import texts as texts_module
 from disttrain.data.texts import Texts, TokenizedSplit, tokenize
 from disttrain.environment.rank_env import RankEnv
-from disttrain.models.bert import train_tokenizer
+from disttrain.models.tokenizers import train_tokenizer
 from disttrain.run import run
 from tests.disttrain.ranks import ALONE
 

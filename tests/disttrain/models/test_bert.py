@@ -19,8 +19,9 @@ from disttrain.data.splits import Splits, load_splits
 from disttrain.data.texts import TextExamples
 from disttrain.errors import UserError
 from disttrain.models import bert
-from disttrain.models.bert import build, encode, train_tokenizer
+from disttrain.models.bert import build, encode
 from disttrain.models.family import EncodedSplits
+from disttrain.models.tokenizers import checkpoint_tokenizer, train_tokenizer
 from tests.disttrain.ranks import ALONE
 
 SENTENCES = ["A dull film.", "Was it moving? It was!", "naïve, yet bright: a film of films", "« Ça va »"] * 5
@@ -63,7 +64,9 @@ def test_a_compiled_model_gets_few_widths(max_length: int, width: int) -> None:
 
 @pytest.mark.process
 def test_a_tokenizer_is_the_same_in_every_process() -> None:
-    code = f"from disttrain.models.bert import train_tokenizer; print(train_tokenizer({SENTENCES!r}, 60).to_str())"
+    code = (
+        f"from disttrain.models.tokenizers import train_tokenizer; print(train_tokenizer({SENTENCES!r}, 60).to_str())"
+    )
     other = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     tokenizer = train_tokenizer(SENTENCES, 60)
     assert json.loads(other.stdout) == json.loads(tokenizer.to_str())
@@ -151,11 +154,11 @@ def test_a_real_checkpoint_gets_a_new_head(minilm: str, texts: Path, tmp_path: P
     assert built.notices == (f"{minilm} has no head for 2 classes: classifier.bias, classifier.weight start at random",)
     assert encoded.notices == ()
     assert built.model(encoded.train.batch([0, 1])).shape == (2, 2)
-    tokenizer = bert._checkpoint_tokenizer(minilm)
+    tokenizer = checkpoint_tokenizer(minilm)
     backend = tokenizer.backend_tokenizer
     backend.no_padding()
     ids = encoded.train.batch([0])["input_ids"][0]
-    assert backend.encode(splits_of(config).train.rows["sentence"][0]).ids == ids.tolist()
+    assert backend.encode(splits_of(config).train.rows["sentence"][[0]][0]).ids == ids.tolist()
     assert tokenizer.pad_token_id == 0
     assert capfd.readouterr() == ("", "")  # no reports, no progress bars
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import os
 from itertools import pairwise
 from pathlib import Path
@@ -168,3 +169,29 @@ def test_ranks_that_cannot_share_memory_say_so(bert_config: TrainConfig, run_ran
 def run_without_shared_memory(config: TrainConfig, env: RankEnv, output_dir: Path) -> None:
     del os.memfd_create  # as in a Python that was built for an old C library
     run(config, env, output_dir)
+
+
+def test_a_loss_that_is_not_finite_ends_the_run(bert_config: TrainConfig, run_ranks: RunRanks) -> None:
+    config = dataclasses.replace(bert_config, lr=1e30, warmup_ratio=0.0, max_steps=6, max_eval_examples=0)
+    finished = run_ranks(config, 2)
+    assert 1 in finished.exit_codes
+    messages = [json.loads(path.read_text())["message"] for path in finished.output_dir.glob("failure-rank*.json")]
+    assert any(message.startswith("the loss of step 2 is nan (") for message in messages)
+    assert not (finished.output_dir / "summary.json").exists()
+    assert [step.loss is None for step in finished.steps(0)] == [False, *[True] * 5], "the records are written"
+    goes_on = run_ranks(dataclasses.replace(config, stop_on_non_finite=False), 1)
+    assert (goes_on.exit_codes, goes_on.summary["steps"]) == ((0,), 6)
+
+
+def test_a_rank_without_examples_prints_no_loss(
+    bert_config: TrainConfig, run_ranks: RunRanks, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Two rows on three ranks: one of them has none in each step."""
+    (tmp_path / "train.csv").write_text("text,label\na dull film,0\na bright film,1\n")
+    config = dataclasses.replace(
+        bert_config, dataset=str(tmp_path / "train.csv"), per_gpu_batch=1, max_steps=3, max_eval_examples=0
+    )
+    finished = run_ranks(config, 3)
+    assert finished.exit_codes == (0, 0, 0)
+    assert sorted(step.examples for rank in range(3) for step in finished.steps(rank)) == [0] * 3 + [1] * 6
+    assert "nan" not in capfd.readouterr().out

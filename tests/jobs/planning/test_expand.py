@@ -78,7 +78,7 @@ include:
   - {model: bert, lr: 2e-4, epochs: 5, allocation: 1x4}
   - {model: bert, per_gpu_batch: 4, max_steps: 220, timing_warmup_steps: 20, max_eval_examples: 0, allocation: 1x4}
   - {model: bert, architecture: {hidden_size: 32, layers: [1, 2.0, true, null]}, dataset: some/text, allocation: 2x1}
-  - {model: vit, global_batch: 256, precision: bf16, seed: 3, image_size: 32, lr_scaling: sqrt, allocation: 16x8}
+  - {model: vit, per_gpu_batch: 256, precision: bf16, seed: 3, image_size: 32, lr_scaling: sqrt, allocation: 16x8}
 """
 FROZEN_IDS = """\
 1x1-7201b99ee663
@@ -88,7 +88,7 @@ FROZEN_IDS = """\
 1x4-b525e791b57a
 1x4-419978c6e12f
 2x1-df5660443970
-16x8-a1ba44b94c9e
+16x8-e6ef282459ec
 """
 
 

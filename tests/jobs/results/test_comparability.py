@@ -41,6 +41,8 @@ CASES: list[tuple[dict[str, Any], tuple[str, ...]]] = [
     ({"gpu_max_sm_clock_mhz": 1410.0}, ("highest GPU clock 1410 MHz instead of 1980 MHz",)),
     ({"cpus": 2, "threads": 2}, ("2 CPUs a rank instead of 8", "2 CPU threads a rank instead of 1")),
     ({"leaf_switches": 2}, ("nodes below 2 switches instead of 1",)),
+    ({"recipe_version": 2}, ("recipe version 2 instead of 1",)),
+    ({"recipe_version": 1}, ()),
     ({"comparable": False, "shared_gpu": True}, ("ranks shared a GPU",)),
     ({"comparable": False, "folded": True}, ("all nodes were one host",)),
     ({"comparable": False, "shared_gpu": None, "folded": None}, ("ranks shared a GPU, or all nodes were one host",)),
@@ -108,6 +110,12 @@ def test_devices_that_the_sweep_varies_may_differ() -> None:
     ]
     found = [row.figures["not_comparable"] for row in with_reasons(rows)]
     assert found == [(), (), ("CPU differs: Xeon instead of EPYC",)]
+
+
+def test_a_link_run_has_no_recipe() -> None:
+    rows = [make_result(f"2x1-{name}", **{**H100, "recipe_version": 2}) for name in "ab"]
+    rows.append(make_result("2x1-c", varied={"model": "link"}, **H100))
+    assert [row.figures["not_comparable"] for row in with_reasons(rows)] == [(), (), ()]
 
 
 @pytest.mark.parametrize("other", [{"model": "link"}, {"detailed_timing": True}, {"grad_compression": "bf16"}])
