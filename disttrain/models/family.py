@@ -16,6 +16,7 @@ from disttrain.data.sources import InputKind
 from disttrain.data.splits import Splits
 from disttrain.distributed.group import Group
 from disttrain.errors import UserError
+from disttrain.models.fewer_imports import import_text_models
 
 
 @dataclass(frozen=True)
@@ -75,6 +76,8 @@ def load_family(model: str) -> Family:
         UserError: The module does not exist, or does not contain the family.
     """
     if model in FAMILIES:
+        if model == "bert":
+            import_text_models()
         built_in: Family = importlib.import_module(f"disttrain.models.{model}")
         return built_in
     module_name, _, name = model.partition(":")
