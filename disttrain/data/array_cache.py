@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import shutil
+import tempfile
 import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -107,10 +108,41 @@ def free_bytes() -> int:
 
 
 def cache_folder() -> Path:
-    """The folder of everything that this package caches, in that of `datasets`, which need not be imported for it."""
+    """The folder of all that this package caches: in that of `datasets`, or the user's own if that is read-only.
+
+    `datasets` need not be imported for it.
+    """
+    shared = datasets_cache() / "disttrain"
+    if may_write(shared):
+        return shared
+    own = Path(tempfile.gettempdir()) / f"disttrain-{os.getuid()}"
+    with suppress(OSError):
+        own.mkdir(mode=0o700, exist_ok=True)
+        if own.stat().st_uid == os.getuid() and not own.is_symlink():
+            return own
+    return shared
+
+
+def cache_notices() -> tuple[str, ...]:
+    """A notice if what is made of the data is not kept where later runs expect it."""
+    shared, used = datasets_cache(), cache_folder()
+    if used.is_relative_to(shared):
+        return ()
+    return (f"{shared} cannot be written: what is made of the data is kept in {used} on this host",)
+
+
+def datasets_cache() -> Path:
+    """The cache folder of `datasets`."""
     home = os.environ.get("HF_HOME") or os.path.join(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "huggingface")
-    datasets_cache = os.environ.get("HF_DATASETS_CACHE") or os.path.join(home, "datasets")
-    return Path(os.path.expandvars(os.path.expanduser(datasets_cache))) / "disttrain"
+    return Path(os.path.expanduser(os.environ.get("HF_DATASETS_CACHE") or os.path.join(home, "datasets")))
+
+
+def may_write(folder: Path) -> bool:
+    """Whether a folder can be written, or made."""
+    for path in (folder, *folder.parents):
+        if path.exists():
+            return path.is_dir() and os.access(path, os.W_OK)
+    return False
 
 
 def _read(folder: Path) -> Arrays | None:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from disttrain.data.array_cache import cache_folder, datasets_cache, may_write
 from disttrain.data.files.columns import Column, ImageValues, ListColumn, Table, dataset_table
 from disttrain.data.files.folders import FILE_NAME, FoundImages, find_images, find_tables
 from disttrain.data.files.table_files import table_format
@@ -100,7 +101,8 @@ def _open_hub(dataset: str, dataset_config: str | None) -> Source:
     import datasets
 
     _silence_datasets()
-    loaded = datasets.load_dataset(dataset, dataset_config)
+    cache_dir = None if may_write(datasets_cache()) else str(cache_folder() / "hub")
+    loaded = datasets.load_dataset(dataset, dataset_config, cache_dir=cache_dir)
     return Source({name: dataset_table(rows) for name, rows in loaded.items()})
 
 

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from disttrain.config.recipe import Purpose, stream_seed
 from disttrain.config.train_config import TrainConfig
+from disttrain.data.array_cache import cache_notices
 from disttrain.data.files.columns import BYTES, IMAGES, NUMBERS, TEXT, Column, ImageValues, Table
 from disttrain.data.labels import Labels, read_labels
 from disttrain.data.sources import InputKind, Source, open_source
@@ -80,7 +81,7 @@ def load_splits(config: TrainConfig, kind: InputKind) -> Splits:
     train_name, eval_names = choose_splits(tuple(source.splits), config)
     columns = _choose_columns(source.splits[train_name], config, kind)
     train, labels = _read_split(source, train_name, columns, None)
-    notices = [*source.notices, *labels.notices]
+    notices = [*cache_notices(), *source.notices, *labels.notices]
     if len(labels.names) < 2:
         raise UserError(
             f"column {columns.label!r} of split {train_name!r} has only one class, {labels.names[0]!r}",

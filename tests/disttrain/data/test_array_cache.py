@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import shutil
+import stat
+import tempfile
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -14,7 +16,15 @@ import numpy as np
 import pytest
 
 from disttrain.data import array_cache
-from disttrain.data.array_cache import Append, content_key, find_arrays, free_bytes, mapped_arrays
+from disttrain.data.array_cache import (
+    Append,
+    cache_folder,
+    cache_notices,
+    content_key,
+    find_arrays,
+    free_bytes,
+    mapped_arrays,
+)
 
 KEY = content_key([b"of these tests"])
 
@@ -73,13 +83,24 @@ def test_mapped_arrays_survive_removed_files(cache: Path) -> None:
     check(arrays)
 
 
-def test_an_unwritable_cache_is_no_error(cache: Path) -> None:
+def test_an_unwritable_cache_is_no_error(cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The user's own folder on this host replaces it; without that each process makes the arrays."""
     cache.parent.mkdir()
     cache.write_text("not a folder")
+    (tmp_path / "own").mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "own"))
     make = Maker()
     check(mapped_arrays(KEY, make))
     check(mapped_arrays(KEY, make))
-    assert make.calls == 2
+    own = tmp_path / "own" / f"disttrain-{os.getuid()}"
+    assert (make.calls, cache_folder(), stat.S_IMODE(own.stat().st_mode)) == (1, own, 0o700)
+    notice = f"{cache.parent} cannot be written: what is made of the data is kept in {own} on this host"
+    assert cache_notices() == (notice,)
+    shutil.rmtree(own)
+    own.symlink_to(tmp_path)  # another user may have made it
+    check(mapped_arrays(KEY, make))
+    check(mapped_arrays(KEY, make))
+    assert make.calls == 3
     assert free_bytes() == 0
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import subprocess
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -303,6 +305,27 @@ def test_what_a_column_holds_is_named(values: list[Any], kind: str, tmp_path: Pa
         load(tmp_path / "d")
     with pytest.raises(UserError, match=f"^text_column: column 'text' contains {kind}, not text$"):
         load(tmp_path / "d", text_column="text")
+
+
+@pytest.mark.process
+def test_a_read_only_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """HF_HOME is a site's shared cache: what this run makes is kept in a folder of the user's own."""
+    shared = tmp_path / "shared"
+    shared.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "ro", "tmpfs", shared], capture_output=True, check=False)
+    if mounted.returncode != 0:
+        pytest.skip(f"a read-only file system needs root and mount: {mounted.stderr.decode().strip()}")
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(shared / "datasets"))
+    (tmp_path / "own").mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "own"))
+    try:
+        datasets.Dataset.from_dict(ROWS).to_parquet(str(tmp_path / "train.parquet"))
+        splits = load(tmp_path / "train.parquet", max_eval_examples=0)
+    finally:
+        subprocess.run(["umount", shared], check=True)
+    assert texts_of(splits) == TEXTS
+    notice = f"{shared}/datasets cannot be written: what is made of the data is kept in {tmp_path}"
+    assert splits.notices[0].startswith(notice)
 
 
 @pytest.mark.parametrize(
