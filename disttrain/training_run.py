@@ -96,7 +96,7 @@ def prepare(config: TrainConfig, family: Family, startup: Startup, group: Group,
     model = built.model.to(group.device)
     if config.compile:
         compile_model(model, dynamic=encoded.train.lengths is not None)
-    optimizer = make_optimizer(model, config.weight_decay)
+    optimizer = make_optimizer(model, config)
     torch.manual_seed(stream_seed(config.seed, "dropout", group.env.rank))
     notices = (*splits.notices, *encoded.notices, *built.notices, *uncompiled)
     return PreparedRun(model, optimizer, encoded, built, startup, notices)

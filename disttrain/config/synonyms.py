@@ -57,6 +57,10 @@ _SAME = {
         "compile": "torch_compile",
         "deterministic": "full_determinism",
         "seed": "random_seed manual_seed rng_seed",
+        "split_seed": "data_split_seed",
+        "max_grad_norm": "grad_clip clip_grad gradient_clip_val gradient_clipping clip_grad_norm",
+        "label_smoothing": "label_smoothing_factor smoothing",
+        "optimizer": "optim optimizer_name",
         "output_dir": "output out_dir save_dir output_path results_dir default_root_dir project_dir",
     },
     Place.TOP: {"axes": "parameters params grid matrix"},
@@ -102,12 +106,9 @@ _ANSWERS: Mapping[Place | None, Mapping[str, str]] = {
         "drop it: every step is recorded":
             "logging_steps logging_strategy logging_first_step log_steps log_interval log_freq log_every"
             " log_every_n_steps print_freq steps_per_print",
-        "drop it: gradients are not clipped":
-            "max_grad_norm grad_clip clip_grad gradient_clip_val gradient_clipping gradient_clip_algorithm"
-            " clip_grad_norm",
         "drop it: activations are not recomputed": "gradient_checkpointing activation_checkpointing",
         "drop it: the ranks train with DDP": "fsdp fsdp_config deepspeed deepspeed_config strategy",
-        "drop it: the optimizer is AdamW": "optim optimizer optimizer_name momentum",
+        "write optimizer: {optimizer}": "optimizer_type optimizer_class",
         "drop it: AdamW has torch's default betas and eps":
             "adam_beta1 adam_beta2 adam_epsilon adam_eps beta1 beta2 betas",
         "drop it: it follows from the training batch size":
@@ -198,7 +199,7 @@ def _place(place: Place | None, here: Place) -> list[str]:
 @cache
 def _everywhere() -> Mapping[str, _Answer]:
     """The answers by the letters of a name."""
-    values = {name: field_type(name) for name in ("lr_schedule", "precision", "device")}
+    values = {name: field_type(name) for name in ("lr_schedule", "precision", "device", "optimizer")}
     values["families"] = " or ".join(FAMILIES)
     options = _SBATCH_OPTIONS.split()
     answers = {key_letters(option): _Answer(Place.SLURM, f"write sbatch: {{{option}: VALUE}}") for option in options}

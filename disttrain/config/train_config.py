@@ -128,7 +128,11 @@ class TrainConfig:
         doc("number of optimizer steps, in place of epochs; the run starts further epochs if needed; default: not set"),
     ] = None
 
-    lr: Annotated[float, Gt(0), doc("peak learning rate of AdamW")] = 2e-5
+    optimizer: Annotated[Literal["adamw", "sgd"], doc("adamw, or sgd: stochastic gradient descent with momentum")] = (
+        "adamw"
+    )
+    momentum: Annotated[float, Interval(ge=0, le=1), doc("momentum of sgd; adamw has none")] = 0.0
+    lr: Annotated[float, Gt(0), doc("peak learning rate")] = 2e-5
     lr_scaling: Annotated[
         Literal["none", "linear", "sqrt"],
         doc(
@@ -143,7 +147,20 @@ class TrainConfig:
     warmup_ratio: Annotated[
         float, Interval(ge=0, le=1), doc("share of the steps over which lr rises linearly to its peak")
     ] = 0.1
-    weight_decay: Annotated[float, Ge(0), doc("weight decay of AdamW; not applied to biases and norms")] = 0.01
+    weight_decay: Annotated[float, Ge(0), doc("weight decay; not applied to biases and norms")] = 0.01
+    max_grad_norm: Annotated[
+        float | None,
+        Gt(0),
+        doc(
+            "maximum norm of all gradients of an optimizer step: larger gradients are scaled down, and the records have"
+            " the norm; default: no maximum"
+        ),
+    ] = None
+    label_smoothing: Annotated[
+        float,
+        Interval(ge=0, le=1),
+        doc("share of each label that is spread over all classes, in the loss of training and evaluation"),
+    ] = 0.0
     precision: Annotated[
         Literal["fp32", "bf16"], doc("precision of the forward pass; bf16 uses autocast, and the weights stay fp32")
     ] = "fp32"
@@ -241,6 +258,9 @@ class TrainConfig:
                 f"per_gpu_batch {self.per_gpu_batch} and global_batch {self.global_batch} are both set",
                 hint="per_gpu_batch is the batch size of one rank, global_batch that of all ranks; drop one of them",
             )
+        if self.momentum and self.optimizer != "sgd":
+            message = f"momentum {self.momentum:g} is set, but optimizer is {self.optimizer}"
+            raise FieldsError(("momentum", "optimizer"), message, hint="set optimizer: sgd, or drop momentum")
         if self.lr_scaling != "none" and self.global_batch is not None:
             raise FieldsError(
                 ("lr_scaling", "global_batch"),

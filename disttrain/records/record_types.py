@@ -77,6 +77,16 @@ class EvalRecord:
         last_as("eval_accuracy", "Correctly classified examples / eval_examples, in the last evaluation."),
         InTable(1),
     ]
+    macro_f1: Annotated[
+        float | None,
+        Unit("share of 1"),
+        doc(
+            "Mean over the classes of 2 x correct / (predicted + labelled examples); classes that neither labels nor"
+            " predictions have do not count. Null in earlier releases."
+        ),
+        TORCH,
+        last_as("eval_macro_f1", "Mean F1 score of the classes, in the last evaluation."),
+    ] = None
     examples: Annotated[
         int,
         doc("Number of examples over all ranks, each counted once."),

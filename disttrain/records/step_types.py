@@ -121,6 +121,11 @@ class TrainedStep:
         TORCH,
     ]
     lr: Annotated[float, doc("Learning rate."), LOOP]
+    grad_norm: Annotated[
+        float | None,
+        doc("Norm of all gradients of the step, over all ranks and before max_grad_norm; null without max_grad_norm."),
+        TORCH,
+    ] = None
     examples: Annotated[int, doc("Number of this rank's examples; padded or repeated ones never count."), LOOP]
 
 

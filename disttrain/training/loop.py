@@ -71,6 +71,7 @@ class TrainingLoop:
         self._model = model
         self._optimizer = optimizer
         self._train_examples, self._eval_examples = encoded.train, encoded.eval
+        self._classes = len(encoded.label_names)
         self._writer = writer
         self._checkpoints = checkpoints
         self._data = data
@@ -114,11 +115,12 @@ class TrainingLoop:
         for step in self._rank_steps():
             lr = self._set_lr(step.step)
             loss = self._add_gradients(step, batches)
+            norm = self._clip_gradients()
             self._optimizer.step()
             self._optimizer.zero_grad(set_to_none=True)
             self._timer.lap("optimizer")
             self._timer.end_step()
-            self._step_writer.add(step, lr, loss)
+            self._step_writer.add(step, lr, loss, norm)
             if eval_due(step, self._steps, self._config.eval_every):
                 self._evaluate(step.step)
             # After the evaluation of the same step: a run that resumes here must have its record.
@@ -170,10 +172,16 @@ class TrainingLoop:
             loss += part.detach()
         return loss
 
+    def _clip_gradients(self) -> Tensor | None:
+        """Scales the gradients down to max_grad_norm; their norm before that, on the device, or None without it."""
+        if self._config.max_grad_norm is None:
+            return None
+        return nn.utils.clip_grad_norm_(self._model.parameters(), self._config.max_grad_norm)
+
     def _loss(self, batch: Batch) -> Tensor:
         with autocast(self._config, self._group.device):
             logits = self._ddp_model(batch)
-        return loss_sum(logits, batch["labels"])
+        return loss_sum(logits, batch["labels"], self._config.label_smoothing)
 
     def _evaluate(self, step: int) -> None:
         """Evaluates, if there are evaluation examples; its time does not count as training time."""
@@ -181,7 +189,7 @@ class TrainingLoop:
             return
         self._step_writer.flush()
         broadcast_buffers(self._model, self._group)
-        record = evaluate(self._model, self._eval_examples, step, self._config, self._group)
+        record = evaluate(self._model, self._eval_examples, self._classes, step, self._config, self._group)
         self._writer.write([record])
         self._group.say(f"step {step}/{self._steps}  eval loss {record.loss:.4f}  accuracy {record.accuracy:.4f}")
         self._model.train()

@@ -7,6 +7,8 @@ import math
 import torch
 from torch import nn
 
+from disttrain.config.train_config import TrainConfig
+
 
 def lr_factor(done: int, steps: int, warmup: int, schedule: str) -> float:
     """The share of the peak learning rate for the next step.
@@ -34,13 +36,17 @@ def lr_factor(done: int, steps: int, warmup: int, schedule: str) -> float:
     return 0.5 * (1.0 + math.cos(math.pi * share))
 
 
-def make_optimizer(model: nn.Module, weight_decay: float) -> torch.optim.AdamW:
-    """AdamW with weight decay for matrices only: biases and norms, the parameters of one dimension, do not decay."""
+def make_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
+    """The optimizer, with weight decay for matrices only: biases and norms, parameters of one dimension, do not decay.
+
+    AdamW is that of Loshchilov and Hutter 2019. SGD adds weight decay to the gradient, as torch.optim.SGD does.
+    """
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    return torch.optim.AdamW(
-        [
-            {"params": [parameter for parameter in parameters if parameter.dim() > 1], "weight_decay": weight_decay},
-            {"params": [parameter for parameter in parameters if parameter.dim() <= 1], "weight_decay": 0.0},
-        ],
-        fused=True,  # one kernel for all parameters; also on a CPU its step is 1.4 times as fast as a loop over them
-    )
+    groups = [
+        {"params": [parameter for parameter in parameters if parameter.dim() > 1], "weight_decay": config.weight_decay},
+        {"params": [parameter for parameter in parameters if parameter.dim() <= 1], "weight_decay": 0.0},
+    ]
+    # Fused: one kernel for all parameters; also on a CPU its step is 1.4 times as fast as a loop over them.
+    if config.optimizer == "sgd":
+        return torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum, fused=True)
+    return torch.optim.AdamW(groups, fused=True)

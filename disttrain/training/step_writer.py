@@ -31,6 +31,7 @@ class _Pending:
     step: RankStep
     lr: float
     loss: Tensor  # the sum over this rank's examples, on the device
+    grad_norm: Tensor | None
 
 
 class StepWriter:
@@ -67,9 +68,9 @@ class StepWriter:
         self._pending: list[_Pending] = []
         self._flushed_s = time.monotonic()
 
-    def add(self, step: RankStep, lr: float, loss: Tensor) -> None:
+    def add(self, step: RankStep, lr: float, loss: Tensor, grad_norm: Tensor | None = None) -> None:
         """Adds a finished step, and flushes if the last flush was `FLUSH_EVERY_S` seconds ago."""
-        self._pending.append(_Pending(step, lr, loss))
+        self._pending.append(_Pending(step, lr, loss, grad_norm))
         if time.monotonic() - self._flushed_s >= FLUSH_EVERY_S:
             self.flush()
 
@@ -79,10 +80,11 @@ class StepWriter:
         if not self._pending:
             return
         pending, self._pending = self._pending, []
-        sums = torch.stack([entry.loss for entry in pending]).tolist()  # one copy from the device for all steps
+        # One copy from the device for all steps.
+        values = torch.stack([torch.stack([entry.loss, *_present(entry.grad_norm)]) for entry in pending]).tolist()
         measured = self._timer.read()
         steps = [
-            _step_record(entry, loss, step.times) for entry, loss, step in zip(pending, sums, measured, strict=True)
+            _step_record(entry, value, step.times) for entry, value, step in zip(pending, values, measured, strict=True)
         ]
         exchanges = [_exchange_record(record.step, step.exchange) for record, step in zip(steps, measured, strict=True)]
         first: list[Record] = []
@@ -112,7 +114,13 @@ def _check_finite(steps: Sequence[StepRecord]) -> None:
             )
 
 
-def _step_record(entry: _Pending, loss_sum: float, times: StepTimes) -> StepRecord:
+def _present(value: Tensor | None) -> tuple[Tensor, ...]:
+    return () if value is None else (value,)
+
+
+def _step_record(entry: _Pending, values: Sequence[float], times: StepTimes) -> StepRecord:
+    """The record of a step, from its loss and, if there is one, its norm of the gradients."""
+    loss_sum, *norm = values
     loss: float | None = None
     if entry.step.examples:
         loss = loss_sum / entry.step.examples
@@ -121,6 +129,7 @@ def _step_record(entry: _Pending, loss_sum: float, times: StepTimes) -> StepReco
         epoch=entry.step.epoch,
         loss=loss,
         lr=entry.lr,
+        grad_norm=next(iter(norm), None),
         examples=entry.step.examples,
         **vars(times),
     )

@@ -63,7 +63,6 @@ def test_a_misspelt_field(name: str, field: str | None) -> None:
         # the keys lack a word of the name
         ("eval_delay", LIST),
         ("split_batches", LIST),
-        ("label_smoothing_factor", LIST),
         ("load_best_model_at_end", LIST),
         ("preprocessing_num_workers", LIST),
         ("save_total_limit", LIST),

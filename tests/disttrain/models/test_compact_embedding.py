@@ -16,6 +16,7 @@ from transformers import (
     GPT2ForSequenceClassification,
 )
 
+from disttrain.config.train_config import TrainConfig
 from disttrain.models.compact_embedding import CompactEmbedding, compact, full_state
 from disttrain.models.model_change import ModelChange
 from disttrain.training.optimizer import make_optimizer
@@ -27,7 +28,7 @@ def test_training_gives_the_same_weights() -> None:
     small = CompactEmbedding(full, np.array([0, 7, 9, 30]))
     ids = torch.tensor([[7, 30, 30], [9, 0, 0]])
     assert torch.equal(small(ids), full(ids))
-    optimizers = [make_optimizer(module, weight_decay=0.1) for module in (full, small)]
+    optimizers = [make_optimizer(module, TrainConfig(model="bert", weight_decay=0.1)) for module in (full, small)]
     for _ in range(20):
         for module, optimizer in zip((full, small), optimizers, strict=True):
             module(ids).square().sum().backward()

@@ -98,7 +98,9 @@ def test_the_last_value_counts() -> None:
     evals = [EvalRecord(step=5, loss=loss, accuracy=0.5, examples=4, elapsed_s=1.0) for loss in (0.7, None, 0.6)]
     evals.append(EvalRecord(step=9, loss=None, accuracy=0.25, examples=8, elapsed_s=1.0))
     assert summarise_fields(EvalRecord, evals[:3])["eval_loss"] == 0.6, "an earlier loss was not finite"
-    assert summarise_fields(EvalRecord, evals) == {"eval_loss": None, "eval_accuracy": 0.25, "eval_examples": 8}
+    assert summarise_fields(EvalRecord, evals) == {
+        "eval_loss": None, "eval_accuracy": 0.25, "eval_macro_f1": None, "eval_examples": 8
+    }  # fmt: skip
     ends = [EndRecord(time_s=1.0, steps=steps, train_s=2.5) for steps in (3, 6)]
     assert summarise_fields(EndRecord, ends) == {"steps": 6, "train_s": 2.5}
 

@@ -128,7 +128,7 @@ def test_learning_rate_with_extreme_warm_ups(warmup: int) -> None:
 
 def test_biases_and_norms_do_not_decay() -> None:
     model = nn.Sequential(nn.Linear(3, 3), nn.LayerNorm(3))
-    decayed, constant = make_optimizer(model, 0.1).param_groups
+    decayed, constant = make_optimizer(model, TrainConfig(model="bert", weight_decay=0.1)).param_groups
     assert [parameter.shape for parameter in decayed["params"]] == [torch.Size([3, 3])]
     assert decayed["weight_decay"] == 0.1
     assert len(constant["params"]) == 3

@@ -1,0 +1,117 @@
+"""Losses and norms of 20 steps are those of a plain torch loop with the same settings, on one rank and on two."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import torch
+from torch import nn
+from torch.nn.functional import cross_entropy
+
+from disttrain.config.recipe import stream_seed
+from disttrain.config.train_config import TrainConfig
+from disttrain.data.batches import GlobalBatches
+from disttrain.data.splits import load_splits
+from disttrain.models.bert import build, encode
+from tests.disttrain.ranks import ALONE
+
+if TYPE_CHECKING:
+    from tests.disttrain.conftest import RunRanks
+
+STEPS = 20
+# The fields of the run, and torch's optimizer and loss with the same meaning.
+SETTINGS: dict[str, dict[str, Any]] = {
+    "adamw": {},
+    "sgd": {"optimizer": "sgd", "lr": 0.05},
+    "sgd with momentum and decay": {"optimizer": "sgd", "lr": 0.05, "momentum": 0.9, "weight_decay": 0.1},
+    "clipping": {"max_grad_norm": 0.5},
+    "clipping of sgd": {"optimizer": "sgd", "lr": 0.1, "max_grad_norm": 0.2},
+    "smoothing": {"label_smoothing": 0.2},
+}
+
+
+def plain_loop(config: TrainConfig, work_dir: Path) -> tuple[list[float], list[float]]:
+    """The loss of each step and the norm of its gradients, from torch's own parts on one process."""
+    encoded = encode(config, load_splits(config, "text"), ALONE, work_dir)
+    torch.manual_seed(stream_seed(config.seed, "weights"))
+    model = build(config, encoded).model.train()
+    matrices = [weight for weight in model.parameters() if weight.dim() > 1]
+    others = [weight for weight in model.parameters() if weight.dim() <= 1]
+    groups = [{"params": matrices, "weight_decay": config.weight_decay}, {"params": others, "weight_decay": 0.0}]
+    optimizer: torch.optim.Optimizer = torch.optim.AdamW(groups, lr=config.lr)
+    if config.optimizer == "sgd":
+        optimizer = torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum)
+    criterion = nn.CrossEntropyLoss(label_smoothing=config.label_smoothing)
+    plan = GlobalBatches(len(encoded.train), 8, 1, 1, config.seed, encoded.train.lengths)
+    losses, norms = [], []
+    for step in plan.rank_steps(0, STEPS):
+        batch = encoded.train.batch(step.batches[0])
+        loss = criterion(model(batch), batch["labels"])
+        optimizer.zero_grad()
+        loss.backward()
+        norms.append(float(nn.utils.clip_grad_norm_(model.parameters(), config.max_grad_norm or 1e9)))
+        optimizer.step()
+        losses.append(float(loss.detach()))
+    return losses, norms
+
+
+@pytest.mark.process
+@pytest.mark.parametrize("name", SETTINGS)
+def test_a_run_is_the_plain_loop(name: str, bert_config: TrainConfig, run_ranks: RunRanks, tmp_path: Path) -> None:
+    config = dataclasses.replace(
+        bert_config, max_steps=STEPS, lr_schedule="constant", warmup_ratio=0.0, max_eval_examples=0, **SETTINGS[name]
+    )
+    losses, norms = plain_loop(dataclasses.replace(config, per_gpu_batch=8), tmp_path)
+    assert abs(losses[-1] - losses[0]) > 1e-3
+    for ranks in (1, 2):
+        finished = run_ranks(dataclasses.replace(config, per_gpu_batch=8 // ranks), ranks)
+        assert finished.exit_codes == (0,) * ranks
+        assert finished.losses() == pytest.approx(losses, rel=1e-4, abs=1e-5)
+        recorded = [step.grad_norm for step in finished.steps(ranks - 1)]
+        if config.max_grad_norm is None:
+            assert recorded == [None] * STEPS
+        else:
+            assert recorded == pytest.approx(norms, rel=1e-3)
+            assert max(norms) > config.max_grad_norm
+
+
+def test_label_smoothing_counts_in_the_evaluation(
+    bert_config: TrainConfig, run_ranks: RunRanks, tmp_path: Path
+) -> None:
+    """As HF Trainer's label_smoothing_factor does."""
+    config = dataclasses.replace(bert_config, max_steps=2, lr=1e-9)
+    plain, smoothed = (
+        run_ranks(dataclasses.replace(config, label_smoothing=smoothing), 1).summary["eval_loss"]
+        for smoothing in (0.0, 0.3)
+    )
+    encoded = encode(config, load_splits(config, "text"), ALONE, tmp_path)
+    assert encoded.eval is not None
+    torch.manual_seed(stream_seed(config.seed, "weights"))
+    batch = encoded.eval.batch(range(len(encoded.eval)))
+    with torch.no_grad():
+        logits = build(config, encoded).model.eval()(batch)
+    assert plain == pytest.approx(float(cross_entropy(logits, batch["labels"])), rel=1e-4)
+    assert smoothed == pytest.approx(float(cross_entropy(logits, batch["labels"], label_smoothing=0.3)), rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("labels", "predicted"),
+    [([0, 1, 2, 0], [0, 1, 1, 0]), ([0, 0, 0], [0, 0, 0]), ([0, 1], [1, 0]), ([3, 3, 1, 0, 0], [3, 1, 1, 2, 0])],
+)
+def test_macro_f1_is_that_of_scikit_learn(labels: list[int], predicted: list[int]) -> None:
+    from disttrain.training.evaluation import _macro_f1
+
+    counts = [
+        [sum(a == b == number for a, b in zip(labels, predicted, strict=True)) for number in range(5)],
+        [predicted.count(number) for number in range(5)],
+        [labels.count(number) for number in range(5)],
+    ]
+    scores = []
+    for number in sorted({*labels, *predicted}):
+        right = counts[0][number]
+        precision, recall = right / max(1, counts[1][number]), right / max(1, counts[2][number])
+        scores.append(2 * precision * recall / (precision + recall) if right else 0.0)
+    assert _macro_f1(*counts) == pytest.approx(sum(scores) / len(scores))
