@@ -31,6 +31,7 @@ from disttrain.measure.nvml import gpu_settings
 from disttrain.measure.start_check import StartCheck
 from disttrain.measure.startup import Startup, startup_record
 from disttrain.measure.telemetry import open_sampler
+from disttrain.models.compact_embedding import left_out_rows
 from disttrain.models.compile import compile_model, why_not_compiled
 from disttrain.models.family import BuiltModel, EncodedSplits, Family, load_family
 from disttrain.records import record_files
@@ -146,7 +147,7 @@ def train_and_summarise(
     start = ResumePoint()
     data = DataState(len(prepared.encoded.train), "")
     if checkpoints is not None:
-        data = _data_state(prepared.encoded, group)
+        data = _data_state(prepared, group)
         start = checkpoints.load(prepared.model, prepared.optimizer, data, path)
     if group.is_main:
         remove_results(output_dir, group.env.world_size)
@@ -162,11 +163,18 @@ def train_and_summarise(
     return summary
 
 
-def _data_state(encoded: EncodedSplits, group: Group) -> DataState:
-    """The state of the data, as rank 0 computes it."""
+def _data_state(prepared: PreparedRun, group: Group) -> DataState:
+    """The state of the data, as rank 0 computes it, with the pretrained weights that no checkpoint has."""
+    encoded = prepared.encoded
     own = DataState(len(encoded.train), "")
     if group.is_main:
-        own = data_state(encoded.train, encoded.eval, encoded.label_names, getattr(encoded.reader, "used", None))
+        own = data_state(
+            encoded.train,
+            encoded.eval,
+            encoded.label_names,
+            getattr(encoded.reader, "used", None),
+            *left_out_rows(prepared.built.model),
+        )
     return group.broadcast_from_main(own)
 
 
@@ -208,7 +216,7 @@ def _train(
                 start=start,
                 startup=prepared.startup,
                 take_samples=sampler.taken,
-                may_skip_parameters=prepared.built.may_skip_parameters,
+                skips_parameters=prepared.built.skips_parameters,
             ).run()
         writer.write([*sampler.taken(), end])
 

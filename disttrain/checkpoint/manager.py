@@ -256,7 +256,7 @@ def _check_recipe(version: int, folder: Path) -> None:
 
 def _restore(state: dict[str, Any], model: nn.Module, optimizer: torch.optim.Optimizer, data: DataState) -> None:
     before = DataState(**state["data"])
-    changed = "examples, labels or class names differ from those with which it was saved"
+    changed = "examples, labels, class names or pretrained weights differ from those with which it was saved"
     if before.examples != data.examples:
         changed = f"it was saved with {before.examples} training examples, and the data now have {data.examples}"
     if before == data:

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import math
-import re
 import unicodedata
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,8 +15,7 @@ from numpy.typing import NDArray
 from disttrain.data.files.columns import NUMBERS, TEXT, Column
 from disttrain.errors import UserError, shorten
 
-_INTEGER = re.compile(r"[+-]?\d+", re.ASCII)
-_NO_LABEL = "-1"  # in many datasets of whole-number labels, such as SNLI and those of GLUE
+_NO_LABEL = -1  # in many datasets of whole-number labels, such as SNLI and those of GLUE
 _MOST_NAMES = 5
 _ACCEPTED = "use integers or words"
 
@@ -78,7 +76,10 @@ def read_labels(column: Column, name: str, split: str, known: tuple[str, ...] | 
         message = f"{missing} of {len(names)} rows of split {split!r} have no label in column {name!r}"
         raise UserError(message, hint="name the column with the labels, or remove these rows")
     if missing:
-        notices.append(f"left out {missing} of {len(names)} rows of {split!r} without a label in column {name!r}")
+        notice = f"left out {missing} of {len(names)} rows of {split!r} without a label in column {name!r}"
+        if any(text is None and before for text, before in zip(names, written, strict=True)):
+            notice += "; -1 counts as no label: if it is a class, write a word for it"
+        notices.append(notice)
     indices = np.array([index[text] for text in names if text], dtype=np.int64)
     return Labels(tuple(known), rows, indices, tuple(notices))
 
@@ -94,7 +95,7 @@ def _names_of(column: Column, name: str, split: str) -> list[str | None]:
 
 
 def _class_name(value: int | None, names: Sequence[str], row: int, split: str) -> str | None:
-    if value is None or value == int(_NO_LABEL):
+    if value is None or value == _NO_LABEL:
         return None
     if not 0 <= value < len(names):
         message = f"label {value} in row {row} of split {split!r} is out of range: there are {len(names)} classes"
@@ -113,35 +114,56 @@ def _as_name(value: Any, name: str, split: str) -> str | None:
 
 
 def _without_labels(names: Sequence[str | None], column: Column, known: tuple[str, ...] | None) -> list[str | None]:
-    """The names, with None in place of -1 where it means that there is no label."""
-    if column.class_names is not None or _NO_LABEL not in names:
+    """The names, with None in place of -1 where it means that there is no label.
+
+    It does among whole numbers that count from 0 or from 1, and where the training split does not have it. -1 and 1
+    alone are two classes.
+    """
+    marked = {text for text in names if text and _number(text) == _NO_LABEL}
+    if column.class_names is not None or not marked or marked & set(known or ()):
         return list(names)
-    others = {text for text in names if text and text != _NO_LABEL} if known is None else set(known)
-    counts_from_0 = others == {str(number) for number in range(len(others))}
-    if known is not None:
-        counts_from_0 = counts_from_0 and _NO_LABEL not in known
-    if not counts_from_0 or not others:
-        return list(names)
-    return [None if text == _NO_LABEL else text for text in names]
+    if known is None:
+        others = sorted(_number(text) for text in names if text and text not in marked)
+        distinct = list(dict.fromkeys(others))
+        first = distinct[0] if distinct else math.nan
+        counts = distinct == [first + number for number in range(len(distinct))]
+        if not (counts and (first == 0 or (first == 1 and len(distinct) > 1))):
+            return list(names)
+    return [None if text in marked else text for text in names]
+
+
+def _number(text: str) -> float:
+    """The value of a label; NaN if it is no number."""
+    try:
+        return float(text)
+    except ValueError:
+        return math.nan
+
+
+def sorted_names(names: Collection[str]) -> tuple[str, ...]:
+    """Class names in numeric order if all are numbers, else in alphabetical order.
+
+    Example:
+        >>> sorted_names({"10", "9", "09"}), sorted_names({"b", "10", "9"})
+        (('09', '9', '10'), ('10', '9', 'b'))
+    """
+    if any(math.isnan(_number(text)) for text in names):
+        return tuple(sorted(names))
+    return tuple(sorted(names, key=lambda text: (float(text), text)))
 
 
 def _distinct(names: Sequence[str | None], column: Column) -> tuple[str, ...]:
-    """The class names: numbers in numeric order, words in alphabetical order, those of a ClassLabel in its own."""
+    """The class names of a split; those of a ClassLabel keep its order."""
     if column.class_names is not None:
         own = (unicodedata.normalize("NFC", text).strip() for text in column.class_names)
         return tuple(dict.fromkeys(own))
-    found = {text for text in names if text}
-    try:
-        return tuple(sorted(found, key=lambda text: (float(text), text)))
-    except ValueError:
-        return tuple(sorted(found))
+    return sorted_names({text for text in names if text})
 
 
 def _check_classes(names: Sequence[str], name: str, split: str) -> None:
     """Refuses the values of a regression: numbers that are not all whole."""
-    try:
-        values = [float(text) for text in names]
-    except ValueError:
+    values = [_number(text) for text in names]
+    if any(math.isnan(value) for value in values):
         return
     for value, text in zip(values, names, strict=True):
         if not value.is_integer():

@@ -4,17 +4,26 @@ from __future__ import annotations
 
 import importlib
 import re
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
 from disttrain.data.array_cache import cache_folder, datasets_cache, may_write
-from disttrain.data.files.columns import Column, ImageValues, ListColumn, Table, dataset_table
-from disttrain.data.files.folders import FILE_NAME, FoundImages, find_images, find_tables
+from disttrain.data.files.columns import Column, ImageValues, ListColumn, Table, dataset_table, silence_datasets
+from disttrain.data.files.folders import (
+    FILE_NAME,
+    FoundImages,
+    find_images,
+    find_tables,
+    is_named_after_split,
+    unlisted_images,
+)
 from disttrain.data.files.table_files import table_format
 from disttrain.data.files.tables import read_tables
+from disttrain.data.labels import sorted_names
 from disttrain.errors import UserError
 
 InputKind = Literal["text", "image"]
@@ -24,18 +33,42 @@ _ACCEPTED = (
 _HUB_ID = re.compile(r"^[\w.-]+(/[\w.-]+)?$")
 
 
+class LazySplits(Mapping[str, Table]):
+    """The splits of a dataset, each read when it is used: another one may be damaged.
+
+    Args:
+        readers: What reads each split.
+        dataset: The dataset as the config names it.
+    """
+
+    def __init__(self, readers: Mapping[str, Callable[[], Table]], dataset: str) -> None:
+        self._readers = readers
+        self._dataset = dataset
+        self._read: dict[str, Table] = {}
+
+    def __getitem__(self, name: str) -> Table:
+        if name not in self._read:
+            with _one_line_errors(self._dataset):
+                self._read[name] = self._readers[name]()
+        return self._read[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._readers)
+
+    def __len__(self) -> int:
+        return len(self._readers)
+
+
 @dataclass(frozen=True)
 class Source:
     """A dataset.
 
     Attributes:
         splits: All splits by name.
-        folder: The folder in which relative paths of images begin; None if the values have no such paths.
         notices: What was left out.
     """
 
     splits: Mapping[str, Table]
-    folder: Path | None = None
     notices: tuple[str, ...] = ()
 
 
@@ -44,7 +77,7 @@ def open_source(dataset: str, dataset_config: str | None, kind: InputKind, split
 
     Args:
         dataset: A hub id or a path.
-        dataset_config: The name of a configuration: of a dataset of the hub, or a subfolder with tables.
+        dataset_config: The name of a configuration: of a dataset of the hub, or of tables in a folder.
         kind: What the examples are. A folder may have both tables and images.
         split_names: The names of the splits that the config asks for.
 
@@ -54,7 +87,7 @@ def open_source(dataset: str, dataset_config: str | None, kind: InputKind, split
     path = Path(dataset).expanduser()
     if not path.exists() and not _HUB_ID.match(dataset):
         raise UserError(f"dataset {dataset!r} does not exist", hint=f"give {_ACCEPTED}")
-    with _one_line_errors(dataset, path):
+    with _one_line_errors(dataset):
         if path.is_file():
             return _open_file(path, dataset, dataset_config)
         if path.is_dir():
@@ -65,13 +98,12 @@ def open_source(dataset: str, dataset_config: str | None, kind: InputKind, split
 def import_readers(dataset: str) -> None:
     """Imports `datasets` if opening this dataset will need it: it takes a second, for which other ranks would wait."""
     path = Path(dataset).expanduser()
-    parquet = path.suffix.lower() == ".parquet" or any(path.glob("*.parquet")) or any(path.glob("data/*.parquet"))
-    if not path.exists() or _is_saved(path) or parquet:
+    if not path.exists() or _is_saved(path) or path.suffix.lower() == ".parquet" or _has_parquet(path):
         importlib.import_module("datasets")
 
 
 @contextmanager
-def _one_line_errors(dataset: str, path: Path) -> Iterator[None]:
+def _one_line_errors(dataset: str) -> Iterator[None]:
     """Turns errors of `datasets`, and those that it passes on from file systems and the hub's client, into one line."""
     try:
         yield
@@ -83,7 +115,7 @@ def _one_line_errors(dataset: str, path: Path) -> Iterator[None]:
             cause = cause.__cause__  # the error that says what is wrong
         reason = next(iter(str(cause).splitlines()), "")
         hint = "is the name correct, and can this host reach the hub or its cache?"
-        if path.exists():
+        if Path(dataset).expanduser().exists():
             hint = "check the file"
         raise UserError(f"dataset {dataset!r} cannot be read: {type(cause).__name__}: {reason}", hint=hint) from error
 
@@ -94,23 +126,16 @@ def _open_file(path: Path, dataset: str, dataset_config: str | None) -> Source:
         raise UserError(message, hint="drop dataset_config")
     if table_format(path) is None:
         raise UserError(f"dataset {str(path)!r} is not a file of a known type", hint=f"give {_ACCEPTED}")
-    return Source({"train": read_tables([path])}, path.parent.absolute())
+    return Source(LazySplits({"train": partial(read_tables, [path])}, dataset))
 
 
 def _open_hub(dataset: str, dataset_config: str | None) -> Source:
     import datasets
 
-    _silence_datasets()
+    silence_datasets()
     cache_dir = None if may_write(datasets_cache()) else str(cache_folder() / "hub")
     loaded = datasets.load_dataset(dataset, dataset_config, cache_dir=cache_dir)
     return Source({name: dataset_table(rows) for name, rows in loaded.items()})
-
-
-def _silence_datasets() -> None:
-    import datasets
-
-    datasets.disable_progress_bars()
-    datasets.logging.set_verbosity_error()
 
 
 def _open_folder(
@@ -122,16 +147,41 @@ def _open_folder(
             message = f"dataset_config is {dataset_config!r}, but {dataset!r} was written by save_to_disk"
             raise UserError(message, hint="drop dataset_config")
         return saved
+    images = None
     if kind == "image" and dataset_config is None:
         images = find_images(path, split_names)
-        if images is not None:
-            return _image_source(path, images)
-    tables = find_tables(path, dataset_config)
-    if tables is None:
-        raise UserError(f"dataset {str(path)!r} has no files of a known type", hint=f"give {_ACCEPTED}")
-    splits = {name: read_tables(files) for name, files in tables.splits.items()}
-    first = next(iter(tables.splits.values()))[0]
-    return Source(splits, first.parent.absolute(), tables.left_out.notices(path))
+        if images is not None and _are_classes(images) and not _has_parquet(path):
+            return _image_source(images, path)
+    tables = find_tables(path, dataset_config, split_names)
+    if tables is not None:
+        readers = {name: partial(read_tables, files) for name, files in tables.splits.items()}
+        return Source(LazySplits(readers, dataset), tables.left_out.notices(path))
+    if images is not None:
+        _check_classes(images, dataset)
+        return _image_source(images, path)
+    raise UserError(f"dataset {str(path)!r} has no files of a known type", hint=f"give {_ACCEPTED}")
+
+
+def _has_parquet(path: Path) -> bool:
+    """Whether a folder has a dataset of the hub; the pictures next to it are those of its documentation."""
+    return any(path.glob("*.parquet")) or any(path.glob("data/*.parquet"))
+
+
+def _are_classes(images: FoundImages) -> bool:
+    """Whether the folders of the images are classes: several, and none of them is named after a split."""
+    names = _class_names(images)
+    return bool(images.metadata) or (len(names) > 1 and not any(map(is_named_after_split, names)))
+
+
+def _check_classes(images: FoundImages, dataset: str) -> None:
+    """Refuses folders of splits that have no class folders."""
+    if named := [name for name in _class_names(images) if is_named_after_split(name)]:
+        message = f"{dataset!r} has images in {named[0]!r}, which is a split and not a class"
+        raise UserError(message, where="dataset", hint=f"move them to {named[0]}/CLASS/, or add a table of the labels")
+
+
+def _class_names(images: FoundImages) -> set[str]:
+    return {name for files in images.splits.values() for _, name in files}
 
 
 def _open_saved(path: Path) -> Source | None:
@@ -141,11 +191,11 @@ def _open_saved(path: Path) -> Source | None:
     if (path / "dataset_dict.json").exists():
         from datasets import DatasetDict
 
-        _silence_datasets()
+        silence_datasets()
         return Source({name: dataset_table(rows) for name, rows in DatasetDict.load_from_disk(str(path)).items()})
     from datasets import Dataset
 
-    _silence_datasets()
+    silence_datasets()
     return Source({"train": dataset_table(Dataset.load_from_disk(str(path)))})
 
 
@@ -153,17 +203,18 @@ def _is_saved(path: Path) -> bool:
     return (path / "dataset_dict.json").exists() or (path / "state.json").exists()
 
 
-def _image_source(path: Path, found: FoundImages) -> Source:
+def _image_source(found: FoundImages, path: Path) -> Source:
     splits: dict[str, Table] = {}
     for name, images in found.splits.items():
-        names = tuple(sorted({class_name for _, class_name in images}))
+        names = sorted_names({class_name for _, class_name in images})
         index = {class_name: number for number, class_name in enumerate(names)}
         files = ListColumn([str(file.absolute()) for file, _ in images], "text")
         labels = ListColumn([index[class_name] for _, class_name in images], "classes", names)
         splits[name] = Table({"image": ImageValues(files), "label": labels})
     for name, file in found.metadata.items():
         table = read_tables([file])
+        unlisted_images(file, set(filter(None, table[FILE_NAME][:])), found.left_out)
         columns: dict[str, Column] = {"image": ImageValues(table[FILE_NAME], file.parent.absolute())}
         columns |= {column: values for column, values in table.columns.items() if column not in (FILE_NAME, "image")}
-        splits[name] = Table(columns)
-    return Source(splits, None, found.left_out.notices(path))
+        splits[name] = Table(columns, table.folder)
+    return Source(splits, found.left_out.notices(path))

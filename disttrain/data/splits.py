@@ -112,6 +112,9 @@ def _first_with_labels(
     """The first of some splits that has labels, and notices. The labels of a test split are often withheld."""
     notices: list[str] = []
     for name in names:
+        if config.eval_split is None and columns.label not in source.splits[name]:
+            notices.append(f"split {name!r} has no column {columns.label!r}: it is not used")
+            continue
         split, labels = _read_split(source, name, columns, known)
         if len(split):
             return split, [*notices, *labels.notices]
@@ -186,8 +189,9 @@ def _input_column(
     others = (label_column, pair_column)
     kinds = (TEXT,) if kind == "text" else (IMAGES, BYTES)
     candidates = [name for name, column in table.columns.items() if name not in others and column.kind in kinds]
-    usual = [name for name in TEXT_COLUMNS if name in candidates]
-    candidates = usual[:1] or candidates
+    if kind == "text":
+        texts = [name for name in TEXT_COLUMNS if name in table and name not in others]
+        candidates = [name for name in texts if table[name].kind in (TEXT, NUMBERS)][:1] or candidates
     if len(candidates) == 1:
         return candidates[0]
     holds_what = ", ".join(f"{name!r} holds {table[name].kind}" for name in list(table.columns)[:_MOST_COLUMNS])
@@ -235,7 +239,7 @@ def _read_split(source: Source, split: str, columns: _Columns, known: tuple[str,
         column: table[column] for field, column in columns.by_field().items() if field != "label_column"
     }
     if columns.kind == "image":
-        inputs[columns.input] = ImageValues(inputs[columns.input], source.folder)
+        inputs[columns.input] = ImageValues(inputs[columns.input], table.folder)
     rows = Table(inputs)
     if len(labels.rows) < len(table):
         rows = rows.select(labels.rows)

@@ -58,8 +58,10 @@ class SplitTexts(Sequence[str]):
         if isinstance(row, int):
             return self[row : row + 1][0]
         values: list[Any] = self._split.rows[self._column][row]
-        for number, value in zip(self._split.numbers[row], values, strict=True):
-            if not isinstance(value, str):
+        for index, (number, value) in enumerate(zip(self._split.numbers[row], values, strict=True)):
+            if isinstance(value, int | float) and not isinstance(value, bool):
+                values[index] = str(value)  # of a column of numbers that the config names
+            elif not isinstance(value, str):
                 place = f"row {number} of {self._name}"
                 raise UserError(f"{place} has no text in column {self._column!r}, but {value!r}")
         return values

@@ -117,7 +117,7 @@ def encode(config: TrainConfig, splits: Splits, group: Group, work_dir: Path) ->
     if cut := sum(split.cut for split in tokenized.values()):
         unit = "texts" if splits.pair_column is None else "pairs of texts"
         notices.append(f"cut {cut} of {sum(map(len, texts.values()))} {unit} to {config.max_length} tokens")
-    pad_id = pad_id_of(tokenizer)
+    pad_id = pad_id_of(tokenizer, None if config.checkpoint is None else _checkpoint_config(config.checkpoint))
     used = None
     if config.compact_vocab and config.checkpoint is not None:
         used = np.unique(np.concatenate([*(split.occurring for split in tokenized.values()), [pad_id]]))
@@ -164,8 +164,15 @@ def build(config: TrainConfig, encoded: EncodedSplits) -> BuiltModel:
     # Only a GPU makes the host wait for a mask, and the proof takes time.
     if on_gpu and not _is_bert_encoder(model):
         classifier.shape_mask = proven_shape(model, map(classifier.inputs, padded_batches(encoded.train)))
-    may_skip = type(model) is not BertForSequenceClassification
-    return BuiltModel(classifier, notices, save, changes_made(changes), may_skip)
+    return BuiltModel(classifier, notices, save, changes_made(changes), _skips_parameters(model))
+
+
+def _skips_parameters(model: Any) -> bool | None:
+    """Whether a step may give some parameters no gradient; None if the first pass shows it."""
+    if type(model) is BertForSequenceClassification:
+        return False
+    drops = (value for name, value in vars(model.config).items() if name.endswith("layerdrop"))
+    return True if any(drops) else None
 
 
 def _transformers_model(config: TrainConfig, encoded: EncodedSplits) -> BuiltModel:
@@ -188,9 +195,9 @@ def _transformers_model(config: TrainConfig, encoded: EncodedSplits) -> BuiltMod
         hf_config: Any = built.model.config
         positions = getattr(hf_config, "max_position_embeddings", config.max_length)
     else:
-        hf_config = read_config(AutoConfig, config.checkpoint, trust_remote_code=False)
-        if hf_config.pad_token_id is None:
-            hf_config.pad_token_id = pad_id_of(tokenizer)
+        hf_config = _checkpoint_config(config.checkpoint)
+        pad_id = pad_id_of(tokenizer, hf_config)
+        hf_config.pad_token_id = pad_id
         built = from_checkpoint(
             AutoModelForSequenceClassification,
             config.checkpoint,
@@ -199,10 +206,14 @@ def _transformers_model(config: TrainConfig, encoded: EncodedSplits) -> BuiltMod
             trust_remote_code=False,
         )
         positions = min(_positions(built.model, config.max_length), tokenizer.model_max_length)
-        _check_token_ids(built.model, encoded, pad_id_of(tokenizer))
+        _check_token_ids(built.model, encoded, pad_id)
     if config.max_length > positions:
         raise UserError(f"max_length {config.max_length} is more than the model's {positions} positions")
     return built
+
+
+def _checkpoint_config(checkpoint: str) -> Any:
+    return read_config(AutoConfig, checkpoint, trust_remote_code=False)
 
 
 def _positions(model: Any, default: int) -> int:

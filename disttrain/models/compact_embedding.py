@@ -47,6 +47,11 @@ class CompactEmbedding(nn.Module):
     def forward(self, token_ids: Tensor) -> Tensor:
         return embedding(self.row_of[token_ids], self.weight, self.padding_idx)
 
+    @property
+    def published(self) -> Tensor:
+        """The rows of all tokens before training, on the CPU."""
+        return self._left_out[0]
+
     def full_weight(self) -> Tensor:
         """The rows of all tokens, on the CPU, with the values they would have if all had been trained."""
         trained = self.weight.detach().cpu()
@@ -69,6 +74,11 @@ def compact(model: Any, used: NDArray[np.int64]) -> ModelChange:
         return ModelChange(_FIELD, "the token embedding is tied to other weights")
     model.set_input_embeddings(CompactEmbedding(full, used))
     return ModelChange(_FIELD)
+
+
+def left_out_rows(model: nn.Module) -> list[NDArray[np.float32]]:
+    """The published rows of every token, from which the saved model takes those that are not trained."""
+    return [module.published.numpy() for module in model.modules() if isinstance(module, CompactEmbedding)]
 
 
 def full_state(model: nn.Module) -> dict[str, Tensor]:

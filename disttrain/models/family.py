@@ -41,8 +41,8 @@ class BuiltModel:
     # The config fields that changed the model for speed; a field that had no effect is not in it. Empty: the model is
     # as published.
     model_changes: tuple[str, ...] = ()
-    # Whether a pass may leave trained parameters without a gradient, which DDP must know.
-    may_skip_parameters: bool = False
+    # Whether a step may give trained parameters no gradient, which DDP must know; None if the first pass shows it.
+    skips_parameters: bool | None = False
 
 
 class Family(Protocol):

@@ -26,10 +26,21 @@ _MODEL_INPUTS = ["input_ids", "token_type_ids", "attention_mask"]  # the inputs 
 _SPECIAL_TOKENS = ["[PAD]", _UNKNOWN, "[CLS]", "[SEP]", "[MASK]"]  # ids 0 to 4
 
 
-def pad_id_of(tokenizer: Any) -> int:
-    """The id of the padding token; a tokenizer without one pads with its end-of-text token."""
-    ids = (tokenizer.pad_token_id, tokenizer.eos_token_id, 0)
-    return next(token for token in ids if token is not None)
+def pad_id_of(tokenizer: Any, config: Any = None) -> int:
+    """The id of the padding token.
+
+    It is that of the model, if its config has one: some models find the end of a text, or its positions, by this token.
+    A tokenizer without a padding token pads with its end-of-text token.
+
+    Raises:
+        UserError: There is neither.
+    """
+    ids = (getattr(config, "pad_token_id", None), tokenizer.pad_token_id, tokenizer.eos_token_id)
+    for token in ids:
+        if isinstance(token, int) and token >= 0:
+            return token
+    hint = "set pad_token in its tokenizer_config.json"
+    raise UserError("the tokenizer has neither a padding token nor an end-of-text token", where="checkpoint", hint=hint)
 
 
 def checkpoint_tokenizer(checkpoint: str) -> Any:

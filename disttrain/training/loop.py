@@ -46,7 +46,7 @@ class TrainingLoop:
         start: Where to begin; model and optimizer are in the state of that moment.
         startup: The start of this process.
         take_samples: Returns the telemetry sampled since its last call.
-        may_skip_parameters: Whether a pass of the model may leave parameters without a gradient.
+        skips_parameters: Whether a step may give parameters no gradient; None if the first pass shows it.
     """
 
     def __init__(
@@ -64,7 +64,7 @@ class TrainingLoop:
         start: ResumePoint,
         startup: Startup,
         take_samples: Callable[[], list[TelemetryRecord]],
-        may_skip_parameters: bool = False,
+        skips_parameters: bool | None = False,
     ) -> None:
         self._config = config
         self._group = group
@@ -89,8 +89,9 @@ class TrainingLoop:
         self._steps = config.max_steps or self._plan.total_steps(config.epochs, start.position)
         self._timer = PhaseTimer(group.device, alone=group.backend is None)
         self._ddp_model = model  # for the pass of `_skips_parameters`
-        find_unused = may_skip_parameters and group.backend is not None and self._skips_parameters()
-        self._ddp_model = wrap_ddp(model, group, config, self._timer, shared, find_unused=find_unused)
+        if skips_parameters is None:
+            skips_parameters = group.backend is not None and self._skips_parameters()
+        self._ddp_model = wrap_ddp(model, group, config, self._timer, shared, find_unused=skips_parameters)
         self._step_writer = StepWriter(
             writer,
             self._timer,

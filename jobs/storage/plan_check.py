@@ -11,6 +11,7 @@ from disttrain.errors import shorten
 from disttrain.records.json_values import check_fields
 
 RUN_ID = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]*")  # it is a folder's name
+_ALLOCATION = re.compile(r"[0-9]{1,6}x[0-9]{1,6}")
 _MOST_RANKS = 10**6
 
 
@@ -46,6 +47,8 @@ def check_plan(plan: Mapping[str, Any]) -> None:
             raise ValueError(f"{where}: {error}") from None
         if not RUN_ID.fullmatch(run["run_id"]):
             raise ValueError(f"{where}: run_id is {shorten(repr(run['run_id']))}")
+        if not _ALLOCATION.fullmatch(run["allocation"]):
+            raise ValueError(f"{where}: allocation is {shorten(repr(run['allocation']))}")
         if not 0 < run["world_size"] <= _MOST_RANKS:
             raise ValueError(f"{where}: world_size is {run['world_size']}")
         if not isinstance(run["train"].get("model"), str):

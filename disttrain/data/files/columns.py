@@ -44,9 +44,15 @@ def _numbers(rows: Rows, count: int) -> Sequence[int]:
 
 @dataclass(frozen=True)
 class Table:
-    """The rows of a split, as columns of equal length; `table["text"][10:20]` reads ten values."""
+    """The rows of a split, as columns of equal length; `table["text"][10:20]` reads ten values.
+
+    Attributes:
+        columns: The columns by name.
+        folder: The folder in which relative paths of images begin; None for the working directory.
+    """
 
     columns: Mapping[str, Column]
+    folder: Path | None = None
 
     def __len__(self) -> int:
         return len(next(iter(self.columns.values()), ()))
@@ -58,10 +64,10 @@ class Table:
         return name in self.columns
 
     def select(self, rows: NDArray[np.int64]) -> Table:
-        return Table({name: column.select(rows) for name, column in self.columns.items()})
+        return Table({name: column.select(rows) for name, column in self.columns.items()}, self.folder)
 
     def only(self, names: Sequence[str]) -> Table:
-        return Table({name: self.columns[name] for name in names})
+        return Table({name: self.columns[name] for name in names}, self.folder)
 
 
 @dataclass(frozen=True)
@@ -201,3 +207,11 @@ def _kind_of(feature: Any) -> str:
             return BYTES
         return NUMBERS if feature.dtype.startswith(("int", "uint", "float", "decimal")) else f"{feature.dtype} values"
     return "lists" if isinstance(feature, list) or "List" in type(feature).__name__ else "mappings"
+
+
+def silence_datasets() -> None:
+    """Turns off the progress bars and warnings of `datasets`; the run's notices report what matters."""
+    import datasets
+
+    datasets.disable_progress_bars()
+    datasets.logging.set_verbosity_error()

@@ -27,7 +27,7 @@ _METADATA = re.compile(r"metadata\.(csv|tsv|jsonl|json|ndjson)", re.IGNORECASE)
 FILE_NAME = "file_name"  # its column with the paths of the images
 # Formats that Pillow recognises and leaves to another program to decode.
 _NOT_DECODED = frozenset({"BUFR", "GRIB", "HDF5", "MPEG", "WMF"})
-_SHARD = re.compile(r"-\d+-of-\d+$")
+_SHARD = re.compile(r"-(\d+)-of-(\d+)(?:-[0-9a-f]{16})?$")  # the hub has added a digest
 _NAMED = 3
 
 
@@ -83,56 +83,102 @@ def visible(folder: Path, left_out: LeftOut) -> list[Path]:
     return found
 
 
-def split_files(files: Sequence[Path]) -> dict[str, list[Path]]:
-    """The files of a folder by the split in their names.
+def find_tables(folder: Path, config: str | None, split_names: Collection[str] = ()) -> FoundTables | None:
+    """The table files of a folder, wherever they are in it.
 
-    Example:
-        >>> list(split_files([Path("dev.tsv"), Path("train-0-of-2.tsv"), Path("TRAIN-1-of-2.TSV.gz")]))
-        ['dev', 'train']
-    """
-    splits: dict[str, list[Path]] = {}
-    for file in files:
-        name = _SHARD.sub("", table_stem(file))
-        if name.lower() in SPLIT_NAMES:
-            name = name.lower()
-        splits.setdefault(name, []).append(file)
-    return splits
-
-
-def find_tables(folder: Path, config: str | None) -> FoundTables | None:
-    """The table files of a folder: in it, in its data/, in a folder for each split, or in that of a configuration.
+    A folder named after a split has files of that split; elsewhere the names of the files say it. Other folders, except
+    data/, are configurations.
 
     Args:
         folder: The folder.
-        config: The name of a configuration, which is a subfolder; None for none.
+        config: The name of the configuration to read; None for the files that belong to none, or for the only one.
+        split_names: Further names of splits, which the config gives.
 
     Returns:
         The files; None if there are none.
 
     Raises:
-        UserError: Several subfolders have tables, and none is named; or one split has files of several formats.
+        UserError: There are several configurations, or another one than asked for; or the files of a split are in two
+            places, of several formats, there twice, or incomplete.
     """
     left_out = LeftOut()
-    if config is not None:
-        if not (folder / config).is_dir():
-            names = [path.name for path in visible(folder, LeftOut()) if path.is_dir()]
-            hint = f"its folders: {', '.join(names)}" if names else "drop dataset_config"
-            message = f"{str(folder)!r} has no folder {config!r}"
-            raise UserError(message, where="dataset_config", hint=hint)
-        folder = folder / config
-    for place in (folder, folder / "data"):
-        if place.is_dir() and (files := _tables_in(place, left_out)):
-            return FoundTables(_of_one_format(split_files(files)), left_out)
-    subfolders = {path.name: files for path in _folders(folder, LeftOut()) if (files := _tables_in(path, left_out))}
-    if not subfolders:
+    names = SPLIT_NAMES | {name.lower() for name in split_names}
+    configs: dict[str, dict[str, list[Path]]] = {}
+    for file in _tables_below(folder, left_out):
+        found, split = _place_of(file.relative_to(folder), names)
+        configs.setdefault(found, {}).setdefault(split, []).append(file)
+    wanted = config if config is not None else _only_config(folder, configs)
+    if wanted is None:
         return None
-    if any(name.lower() in SPLIT_NAMES for name in subfolders):
-        return FoundTables(_of_one_format({_split_name(name): files for name, files in subfolders.items()}), left_out)
-    if len(subfolders) > 1:
-        hint = f"set dataset_config to one of: {', '.join(subfolders)}"
-        raise UserError(f"{str(folder)!r} has tables in {len(subfolders)} folders", where="dataset", hint=hint)
-    (files,) = subfolders.values()
-    return FoundTables(_of_one_format(split_files(files)), left_out)
+    if wanted not in configs:
+        others = ", ".join(sorted(filter(None, configs)))
+        hint = f"it has: {others}" if others else "drop dataset_config"
+        message = f"{str(folder)!r} has no tables of a configuration {wanted!r}"
+        raise UserError(message, where="dataset_config", hint=hint)
+    for other, splits in configs.items():
+        if other != wanted:
+            for file in (file for files in splits.values() for file in files):
+                left_out.add("tables of other configurations", file)
+    for split, files in configs[wanted].items():
+        _check_split(split, files, folder)
+    return FoundTables(configs[wanted], left_out)
+
+
+def _only_config(folder: Path, configs: Collection[str]) -> str | None:
+    """The configuration of the files if there is only one, or the files that belong to none; None without files."""
+    if not configs:
+        return None
+    if "" in configs:
+        return ""
+    if len(configs) > 1:
+        hint = f"set dataset_config to one of: {', '.join(sorted(configs))}"
+        raise UserError(f"{str(folder)!r} has {len(configs)} configurations", where="dataset", hint=hint)
+    return next(iter(configs))
+
+
+def _place_of(file: Path, names: Collection[str]) -> tuple[str, str]:
+    """The configuration and the split of a file, from its path.
+
+    Example:
+        >>> [_place_of(Path(file), SPLIT_NAMES) for file in ("data/dev.tsv", "en/Train/a.csv", "t-0-of-2.csv")]
+        [('', 'dev'), ('en', 'train'), ('', 't')]
+    """
+    folders = list(file.parent.parts)
+    if folders[:1] == ["data"]:
+        del folders[0]
+    for position, name in enumerate(folders):
+        if name.lower() in names:
+            return "/".join(folders[:position]), _split_name(name)
+    return "/".join(folders), _split_name(_SHARD.sub("", table_stem(file)))
+
+
+def _check_split(split: str, files: Sequence[Path], folder: Path) -> None:
+    """Checks that the files of a split are all there, and none twice."""
+    places = sorted({str(file.parent.relative_to(folder)) for file in files})
+    tops = sorted({place.partition("/")[0] for place in places})
+    if len(tops) > 1:
+        raise _unclear(folder, f"split {split!r} is in {len(tops)} places: {', '.join(tops)}")
+    formats = sorted({str(table_format(file)) for file in files})
+    if len(formats) > 1:
+        raise _unclear(folder, f"split {split!r} has {', '.join(formats)} files")
+    by_stem: dict[tuple[Path, str], Path] = {}
+    for file in files:
+        other = by_stem.setdefault((file.parent, table_stem(file).lower()), file)
+        if other is not file:
+            raise _unclear(folder, f"split {split!r} is in {other.name} and {file.name}")
+    shards: dict[tuple[Path, str, int], set[int]] = {}
+    for file in files:
+        if match := _SHARD.search(table_stem(file)):
+            key = (file.parent, table_stem(file)[: match.start()], int(match[2]))
+            shards.setdefault(key, set()).add(int(match[1]))
+    for (_, _, total), present in shards.items():
+        if len(present) < total:
+            message = f"split {split!r} has {len(present)} of {total} files"
+            raise UserError(message, where=str(folder), hint="copy or download the others")
+
+
+def _unclear(folder: Path, message: str) -> UserError:
+    return UserError(message, where=str(folder), hint="keep one of them, or give its path as the dataset")
 
 
 def _split_name(name: str) -> str:
@@ -143,27 +189,16 @@ def _folders(folder: Path, left_out: LeftOut) -> list[Path]:
     return [path for path in visible(folder, left_out) if path.is_dir()]
 
 
-def _tables_in(folder: Path, left_out: LeftOut) -> list[Path]:
-    files = []
-    for path in visible(folder, left_out):
-        if not path.is_file():
-            continue
+def _tables_below(folder: Path, left_out: LeftOut) -> Iterator[Path]:
+    for path in _files_below(folder, left_out):
         if table_format(path) is None:
             left_out.add("other files", path)
         elif path.name.lower() in _ABOUT:
             left_out.add("files about the data", path)
+        elif not path.exists():
+            raise UserError("it is a link to a file that does not exist", where=str(path), hint="remove or repair it")
         else:
-            files.append(path)
-    return files
-
-
-def _of_one_format(splits: Mapping[str, Sequence[Path]]) -> Mapping[str, Sequence[Path]]:
-    for files in splits.values():
-        formats = sorted({str(table_format(file)) for file in files})
-        if len(formats) > 1:
-            message = f"{files[0].parent} has {', '.join(formats)} files of one split"
-            raise UserError(message, hint="give a folder with one format")
-    return splits
+            yield path
 
 
 def find_images(folder: Path, split_names: Collection[str] = ()) -> FoundImages | None:
@@ -180,37 +215,77 @@ def find_images(folder: Path, split_names: Collection[str] = ()) -> FoundImages 
         The images; None if there are none.
 
     Raises:
-        UserError: The folders of the splits have no class folders.
+        UserError: No folder of a split has class folders, or a split has two folders.
     """
     left_out = LeftOut()
     suffixes = image_suffixes()
     names = SPLIT_NAMES | {name.lower() for name in split_names}
-    folders = _folders(folder, LeftOut())
-    roots = {"train": folder}
-    if any(path.name.lower() in names and _has_image(path, suffixes) for path in folders):
-        roots = {_split_name(path.name): path for path in folders if _has_image(path, suffixes)}
-        for path in visible(folder, left_out):
-            if path.is_file():
-                left_out.add("files next to the splits", path)
+    roots = _split_roots(folder, names, suffixes, left_out)
     splits: dict[str, list[tuple[Path, str]]] = {}
     metadata: dict[str, Path] = {}
+    without_classes: list[Path] = []
     for name, root in roots.items():
         listed = [path for path in visible(root, LeftOut()) if _lists_images(path)]
         if listed and _has_image(root, suffixes):
             metadata[name] = listed[0]
+            for other in listed[1:]:
+                left_out.add("further lists of images", other)
             continue
         images = list(_class_images(root, suffixes, left_out))
         if images:
             splits[name] = images
-        elif root is not folder:
-            raise UserError(
-                f"{str(root)!r} has images, but none in the folder of a class",
-                where="dataset",
-                hint=f"move them to {root.name}/CLASS/, or add a metadata.csv with the columns file_name and label",
-            )
-    if not splits and not metadata:
-        return None
-    return FoundImages(splits, metadata, left_out)
+        elif root != folder:
+            without_classes.append(root)
+    if splits or metadata:
+        for root in without_classes:
+            left_out.add("folders with images of no class", root)
+        return FoundImages(splits, metadata, left_out)
+    if without_classes:
+        root = without_classes[0]
+        raise UserError(
+            f"{str(root)!r} has images, but none in the folder of a class",
+            where="dataset",
+            hint=f"move them to {root.name}/CLASS/, or add a metadata.csv with the columns file_name and label",
+        )
+    return None
+
+
+def _split_roots(
+    folder: Path, names: Collection[str], suffixes: Collection[str], left_out: LeftOut
+) -> Mapping[str, Path]:
+    """The folder of each split; the folder itself if it has no folders of splits."""
+    with_images = [path for path in _folders(folder, LeftOut()) if _has_image(path, suffixes)]
+    if not any(path.name.lower() in names for path in with_images):
+        return {"train": folder}
+    roots: dict[str, Path] = {}
+    for path in with_images:
+        other = roots.setdefault(_split_name(path.name), path)
+        if other is not path:
+            raise _unclear(folder, f"split {_split_name(path.name)!r} is in {other.name} and {path.name}")
+    for path in visible(folder, left_out):
+        if path.is_file():
+            left_out.add("files next to the splits", path)
+    return roots
+
+
+def is_named_after_split(name: str) -> bool:
+    """Whether a folder's name says that it has the images of a split, and not of a class.
+
+    Example:
+        >>> is_named_after_split("train_images"), is_named_after_split("Test"), is_named_after_split("test_tube")
+        (True, True, False)
+    """
+    first, _, rest = re.sub(r"[-. ]", "_", name.lower()).partition("_")
+    return first in SPLIT_NAMES and rest in ("", "images", "image", "imgs", "img", "data", "set", "pictures", "photos")
+
+
+def unlisted_images(metadata: Path, listed: Collection[str], left_out: LeftOut) -> None:
+    """Counts the images next to a metadata file, and below it, that the file does not list."""
+    suffixes = image_suffixes()
+    paths = {os.path.normpath(name) for name in listed}
+    for file in _files_below(metadata.parent, LeftOut()):
+        if file.suffix.lower() in suffixes and str(file.relative_to(metadata.parent)) not in paths:
+            left_out.add(f"images that {metadata.name} does not list", file)
 
 
 def _lists_images(path: Path) -> bool:

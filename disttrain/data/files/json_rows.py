@@ -10,6 +10,9 @@ from typing import Any
 from disttrain.data.files.text_files import open_text
 from disttrain.errors import UserError, shorten
 
+# The keys under which documents keep their records.
+_LIST_NAMES = ("data", "rows", "records", "examples", "instances", "items")
+
 
 def json_records(path: Path, *, may_be_document: bool) -> Iterator[tuple[int, Mapping[str, Any]]]:
     """The line or the number of each record, and the record.
@@ -34,7 +37,7 @@ def json_records(path: Path, *, may_be_document: bool) -> Iterator[tuple[int, Ma
         if not first:
             raise UserError("the file is empty", where=str(path))
     record = _parse(first)
-    if isinstance(record, dict) and not _is_columns(record) and _list_in(record) is None:
+    if isinstance(record, dict) and not _is_document(record):
         yield from _json_lines(path)
         return
     with open_text(path) as file:
@@ -75,6 +78,10 @@ def _records_of(path: Path, document: Any) -> Sequence[Mapping[str, Any]]:
                 raise UserError("its columns differ in length", where=str(path))
             return [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
         if records is None:
+            lists = _object_lists(document)
+            if len(lists) > 1:
+                message = f"it holds several lists: {', '.join(map(repr, lists))}"
+                raise UserError(message, where=str(path), hint="write one file for each, such as train.json")
             records = [document]
     if not isinstance(records, list) or not all(isinstance(record, dict) for record in records):
         hint = "write a list of objects, or one object in each line"
@@ -82,15 +89,30 @@ def _records_of(path: Path, document: Any) -> Sequence[Mapping[str, Any]]:
     return records
 
 
+def _is_document(record: Mapping[str, Any]) -> bool:
+    """Whether an object is a document with records, and not a record."""
+    return _is_columns(record) or _list_in(record) is not None or len(_object_lists(record)) > 1
+
+
+def _object_lists(record: Mapping[str, Any]) -> list[str]:
+    return [name for name, values in record.items() if isinstance(values, list) and _has_objects(values)]
+
+
 def _is_columns(record: Mapping[str, Any]) -> bool:
-    return len(record) > 1 and all(isinstance(values, list) for values in record.values())
+    lists = list(record.values())
+    return len(lists) > 1 and all(isinstance(values, list) and not _has_objects(values) for values in lists)
+
+
+def _has_objects(values: Sequence[Any]) -> bool:
+    return bool(values) and isinstance(values[0], dict)
 
 
 def _list_in(record: Mapping[str, Any]) -> list[Any] | None:
-    """The only list of objects in an object, such as that of `{"data": [{"text": ...}, ...]}`; None without one."""
-    lists = [value for value in record.values() if isinstance(value, list) and value and isinstance(value[0], dict)]
-    if len(lists) == 1:
-        return lists[0]
+    """The list of objects in an object such as `{"data": [{"text": ...}, ...]}`; None without one."""
+    for name in _LIST_NAMES:
+        values = record.get(name)
+        if isinstance(values, list) and _has_objects(values):
+            return values
     return None
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import math
 import sys
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from io import TextIOBase
 from pathlib import Path
@@ -21,6 +22,9 @@ Row = Sequence[Cell]
 _ROW_FORMATS = (".csv", ".tsv", ".json", ".jsonl", ".ndjson")
 SUFFIXES = (*_ROW_FORMATS, ".parquet")
 _READ_BYTES = 1 << 20
+_MOST_COLUMNS = 1000
+_LFS_POINTER = b"version https://git-lfs"
+csv.field_size_limit(sys.maxsize)  # by default a text of 128 kB is refused
 
 
 class _WrongRowError(Exception):
@@ -117,7 +121,6 @@ class RowFile:
         return "\t" if self._format == ".tsv" else ","
 
     def _reader(self, file: TextIOBase) -> Any:
-        csv.field_size_limit(sys.maxsize)  # by default a text of 128 kB is refused
         if self._quoted:
             return csv.reader(file, delimiter=self._delimiter, strict=True)
         return csv.reader(file, delimiter=self._delimiter, quoting=csv.QUOTE_NONE, strict=True)
@@ -178,7 +181,10 @@ def _check_separator(path: Path, name: str, delimiter: str) -> None:
 
 
 def _check_names(path: Path, names: Sequence[str]) -> None:
-    twice = sorted({name for name in names if names.count(name) > 1})
+    if len(names) > _MOST_COLUMNS:
+        hint = "each row is one line, or one object of a list"
+        raise UserError(f"it has {len(names)} columns", where=str(path), hint=hint)
+    twice = sorted(name for name, count in Counter(names).items() if count > 1)
     if twice:
         raise UserError(f"column {twice[0]!r} occurs twice", where=str(path), hint="give each column its own name")
 
@@ -187,18 +193,33 @@ def _has_quoted_fields(path: Path) -> bool:
     """Whether the fields of a tsv file are quoted, as spreadsheets write them.
 
     The quotation marks of plain text are not: then a field has one that is not closed, or more follows it. A quoted
-    field with both a tab and a line end is rather two rows of plain text.
+    field with both a tab and a line end may be two rows of plain text; it is, if no field of one line is in quotes.
     """
     if not _contains(path, b'"'):
         return False
+    may_be_rows = False
     try:
         with open_text(path) as file:
             for fields in csv.reader(file, delimiter="\t", strict=True):
-                if any("\t" in field and "\n" in field for field in fields):
-                    return False
+                may_be_rows = may_be_rows or any("\t" in field and "\n" in field for field in fields)
+        if not may_be_rows:
+            return True
+        with open_text(path) as file:
+            plain = csv.reader(file, delimiter="\t", quoting=csv.QUOTE_NONE, strict=True)
+            return any(len(field) > 1 and field[0] == field[-1] == '"' for fields in plain for field in fields)
     except (csv.Error, UnicodeDecodeError, *READ_ERRORS):
         return False  # what cannot be read is reported when the rows are read
-    return True
+
+
+def check_is_content(path: Path) -> None:
+    """Checks that a file is not the pointer that Git leaves in place of a large file."""
+    try:
+        with path.open("rb") as file:
+            is_pointer = file.read(len(_LFS_POINTER)) == _LFS_POINTER
+    except OSError:
+        return  # reported when the file is read
+    if is_pointer:
+        raise UserError("it is a pointer of Git LFS, not the data", where=str(path), hint="git lfs pull gets the data")
 
 
 def _contains(path: Path, text: bytes) -> bool:
@@ -213,8 +234,11 @@ def _contains(path: Path, text: bytes) -> bool:
 
 
 def _as_cell(value: Any) -> Cell:
-    if isinstance(value, float) and math.isnan(value):
-        return None  # pandas writes it for a missing value
+    if isinstance(value, float):
+        if math.isnan(value):
+            return None  # pandas writes it for a missing value
+        if value.is_integer():
+            return str(int(value))  # and makes whole numbers floats if one is missing
     if value is None or isinstance(value, str | list | dict):
         return value
     return str(value)

@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 
 from disttrain.data.array_cache import Append, Arrays, arrays_in_memory, cache_folder, content_key, mapped_arrays
-from disttrain.data.files.columns import NUMBERS, TEXT, Table, TextColumn, dataset_table
-from disttrain.data.files.table_files import Cell, RowFile, table_format
+from disttrain.data.files.columns import NUMBERS, TEXT, Table, TextColumn, dataset_table, silence_datasets
+from disttrain.data.files.table_files import Cell, RowFile, check_is_content, table_format
 from disttrain.errors import UserError
 
 # The version of what this module and `table_files` make of a file. Increase it with every change of them.
@@ -38,7 +38,8 @@ def read_files(files: Sequence[Path]) -> Table:
     else:
         arrays = mapped_arrays(content_key(_state(files)), make)
     header: list[tuple[str, str]] = json.loads(arrays["header"].tobytes())
-    return Table({name: _text_column(arrays, number, kind) for number, (name, kind) in enumerate(header)})
+    columns = {name: _text_column(arrays, number, kind) for number, (name, kind) in enumerate(header)}
+    return Table(columns, files[0].parent.absolute())
 
 
 def _state(files: Sequence[Path]) -> Iterator[bytes]:
@@ -135,10 +136,12 @@ def read_parquet(files: Sequence[Path]) -> Table:
     """The rows of parquet files of one split, by `datasets`, which keeps a copy that processes map."""
     import datasets
 
+    silence_datasets()
     # Its own key has the time of a file only; a folder for each state of the files makes it read a replaced file again.
     cache = cache_folder() / "parquet" / content_key(_state(files))
     loaded = datasets.load_dataset("parquet", data_files={"train": [str(file) for file in files]}, cache_dir=str(cache))
-    return dataset_table(loaded["train"])
+    table = dataset_table(loaded["train"])
+    return Table({name.strip(): column for name, column in table.columns.items()}, files[0].parent.absolute())
 
 
 def read_tables(files: Sequence[Path]) -> Table:
@@ -147,6 +150,8 @@ def read_tables(files: Sequence[Path]) -> Table:
     Raises:
         UserError: A file cannot be read, or a row does not fit its header.
     """
+    for file in files:
+        check_is_content(file)
     if table_format(files[0]) == ".parquet":
         return read_parquet(files)
     return read_files(files)

@@ -256,7 +256,7 @@ def _with_flipped_labels(lines: list[str]) -> list[str]:
     return [lines[0], *(line.translate(str.maketrans("01", "10")) for line in lines[1:])]
 
 
-_DIFFER = "examples, labels or class names differ from those with which it was saved"
+_DIFFER = "examples, labels, class names or pretrained weights differ from those with which it was saved"
 
 
 def test_refuses_changed_data_and_finds_moved_data(

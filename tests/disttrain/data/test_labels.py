@@ -24,7 +24,8 @@ def column(*values: Any, kind: str = TEXT, names: tuple[str, ...] | None = None)
         (["True", "False"], ("False", "True")),
         (["pos", "neg"], ("neg", "pos")),
         (["-1", "1"], ("-1", "1")),
-        (["-1", "1", "2"], ("-1", "1", "2")),
+        (["-1", "1", "5"], ("-1", "1", "5")),
+        (["-1", "yes"], ("-1", "yes")),
     ],
 )
 def test_names_are_sorted_and_not_changed(values: list[str], names: tuple[str, ...]) -> None:
@@ -51,13 +52,32 @@ def test_names_that_differ_in_case_only() -> None:
     assert labels.notices == ("classes that differ only in upper and lower case: 'Pos', 'pos'",)
 
 
+LEFT_OUT = "left out 1 of 4 rows of 'train' without a label in column 'label'"
+MINUS_1 = "; -1 counts as no label: if it is a class, write a word for it"
+
+
 @pytest.mark.parametrize(
-    "values", [["0", "1", "-1", "1"], ["0", "1", "", "1"], ["0", "1", None, "1"], ["0", "1", " ", "1"]]
+    ("values", "names", "notice"),
+    [
+        (["0", "1", "-1", "1"], ("0", "1"), LEFT_OUT + MINUS_1),
+        (["1", "2", "-1", "2"], ("1", "2"), LEFT_OUT + MINUS_1),
+        (["0.0", "1.0", "-1.0", "1.0"], ("0.0", "1.0"), LEFT_OUT + MINUS_1),
+        (["0", "1", "", "1"], ("0", "1"), LEFT_OUT),
+        (["0", "1", None, "1"], ("0", "1"), LEFT_OUT),
+        (["0", "1", " ", "1"], ("0", "1"), LEFT_OUT),
+    ],
 )
-def test_rows_without_a_label_are_left_out(values: list[str | None]) -> None:
+def test_rows_without_a_label_are_left_out(values: list[str | None], names: tuple[str, ...], notice: str) -> None:
     labels = read_labels(column(*values), "label", "train")
-    assert (labels.names, labels.rows.tolist(), labels.indices.tolist()) == (("0", "1"), [0, 1, 3], [0, 1, 1])
-    assert labels.notices == ("left out 1 of 4 rows of 'train' without a label in column 'label'",)
+    assert (labels.names, labels.rows.tolist(), labels.indices.tolist()) == (names, [0, 1, 3], [0, 1, 1])
+    assert labels.notices == (notice,)
+
+
+@pytest.mark.parametrize("known", [("0", "1"), ("1", "2", "3"), ("no", "yes")])
+def test_withheld_labels_are_none(known: tuple[str, ...]) -> None:
+    assert len(read_labels(column("-1", "-1"), "label", "test", known).rows) == 0
+    with pytest.raises(UserError, match="label '-2' in row 0"):
+        read_labels(column("-2"), "label", "test", known)
 
 
 def test_most_rows_must_have_a_label() -> None:

@@ -292,7 +292,10 @@ def test_rows_without_a_label_are_left_out(tmp_path: Path) -> None:
     splits = load(file, max_eval_examples=0)
     assert (texts_of(splits), splits.train.labels.tolist()) == (["a", "c"], [0, 1])
     assert splits.train.numbers.tolist() == [0, 2]
-    assert splits.notices == ("left out 2 of 4 rows of 'train' without a label in column 'label'",)
+    assert splits.notices == (
+        "left out 2 of 4 rows of 'train' without a label in column 'label'; -1 counts as no label: if it is a class,"
+        " write a word for it",
+    )
 
 
 @pytest.mark.parametrize(
@@ -351,3 +354,20 @@ def test_unknown_file_types_are_refused(tmp_path: Path) -> None:
     broken.write_bytes(b"PAR1, but not really")
     with pytest.raises(UserError, match=r"cannot be read: .*\(check the file\)"):
         load(broken)
+
+
+def test_another_split_may_be_damaged(tmp_path: Path) -> None:
+    save_csv(tmp_path / "train.csv", "text,label", "a,0", "b,1")
+    save_csv(tmp_path / "dev.csv", "text,label", "a,0")
+    save_csv(tmp_path / "test.csv", "text", "a")
+    save_csv(tmp_path / "notes.csv", "what,ever", "a,b,c,d")
+    assert load(tmp_path).notices == ()
+    (tmp_path / "dev.csv").unlink()
+    splits = load(tmp_path)
+    assert splits.notices[0] == "split 'test' has no column 'label': it is not used"
+    assert len(splits.train) == 1
+
+
+def test_a_text_column_of_numbers(tmp_path: Path) -> None:
+    file = save_csv(tmp_path / "a.csv", "id,text,label", "x,12,0", "y,034,1")
+    assert texts_of(load(file, max_eval_examples=0)) == ["12", "034"]

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from safetensors.torch import load_file, save_file
 from transformers import PreTrainedTokenizerFast
 
 from disttrain.config.train_config import TrainConfig
@@ -17,8 +19,8 @@ from disttrain.errors import UserError
 from disttrain.models.bert import build, encode
 from disttrain.models.family import BuiltModel
 from disttrain.models.tokenizers import train_tokenizer
-from tests.disttrain.models.test_text_kinds import make_checkpoint, rows_of
-from tests.disttrain.ranks import ALONE
+from tests.disttrain.models.test_text_kinds import loss_of_saved, make_checkpoint, rows_of
+from tests.disttrain.ranks import ALONE, die_in
 
 Change = Callable[[dict[str, Any]], None]
 
@@ -154,3 +156,54 @@ def test_code_in_a_checkpoint_is_not_run(
         " (give a checkpoint of a model that transformers has)"
     )
     assert not (tmp_path / "was_run").exists()
+
+
+@pytest.mark.process
+@pytest.mark.parametrize("kind", ["gpt2", "llama", "roberta"])
+def test_the_models_padding_token_is_used(
+    kind: str, checkpoint: Callable[[str], Path], bert_config: TrainConfig, texts: Path, run_ranks: Callable[..., Any]
+) -> None:
+    """These find the end of a text, or its positions, by the padding token of their config, not of the tokenizer."""
+    folder = checkpoint(kind)
+    change_config(folder, pad_token_id=4)
+    finished = run_ranks(config_of(bert_config, folder, max_steps=2), 1)
+    expected = loss_of_saved(finished.output_dir / "model", rows_of(texts / "dev.tsv"))
+    assert finished.summary["eval_loss"] == pytest.approx(expected, rel=1e-4)
+
+
+def test_a_tokenizer_without_padding_is_refused(
+    checkpoint: Callable[[str], Path], bert_config: TrainConfig, tmp_path: Path
+) -> None:
+    folder = checkpoint("gpt2")
+    change_config(folder, pad_token_id=None, eos_token_id=None)
+    path = folder / "tokenizer_config.json"
+    settings = json.loads(path.read_text())
+    path.write_text(json.dumps({name: value for name, value in settings.items() if name != "pad_token"}))
+    with pytest.raises(UserError, match=r"^checkpoint: the tokenizer has neither a padding token nor an end-of-text "):
+        built(config_of(bert_config, folder), tmp_path)
+
+
+@pytest.mark.process
+@pytest.mark.parametrize("seed", range(3))
+def test_layers_that_are_dropped_at_random(
+    seed: int, checkpoint: Callable[[str], Path], bert_config: TrainConfig, run_ranks: Callable[..., Any]
+) -> None:
+    folder = checkpoint("bart")
+    change_config(folder, encoder_layerdrop=0.5, decoder_layerdrop=0.5)
+    assert run_ranks(config_of(bert_config, folder, max_steps=6, seed=seed), 2).exit_codes == (0, 0)
+
+
+@pytest.mark.process
+def test_a_run_does_not_resume_on_other_weights(
+    checkpoint: Callable[[str], Path], bert_config: TrainConfig, run_ranks: Callable[..., Any]
+) -> None:
+    """The rows of tokens that do not occur are not in the checkpoint: they come from the pretrained weights."""
+    folder = checkpoint("bert")
+    config = config_of(bert_config, folder, max_steps=10, checkpoint_every=3)
+    killed = run_ranks(config, 1, target=functools.partial(die_in, 8, 0))
+    weights = load_file(folder / "model.safetensors")
+    name = "bert.embeddings.word_embeddings.weight"
+    save_file({**weights, name: weights[name] + 1}, folder / "model.safetensors", metadata={"format": "pt"})
+    assert run_ranks(config, 1, killed.output_dir).exit_codes == (1,)
+    failure = json.loads((killed.output_dir / "failure-rank00000.json").read_text())
+    assert "pretrained weights differ from those with which it was saved" in failure["message"]

@@ -33,3 +33,10 @@ def test_a_run_has_ranks(world_size: int) -> None:
 def test_a_run_has_a_model() -> None:
     with pytest.raises(ValueError, match=r"^runs\[0\]: train\.model is None$"):
         check_plan({"runs": [{**RUN, "train": {}}]})
+
+
+@pytest.mark.parametrize("allocation", ["\n", "", "2", "2x", "2x1\n", "axb"])
+def test_an_allocation_is_two_numbers(allocation: str) -> None:
+    """It is part of labels and messages, which are one line."""
+    with pytest.raises(ValueError, match=r"^runs\[0\]: allocation is "):
+        check_plan({"runs": [{**RUN, "allocation": allocation}]})

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import datasets
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -189,6 +190,18 @@ TABLES: dict[str, tuple[list[str], str | None, dict[str, list[str]]]] = {
     "one of the configurations": (
         ["a/train.csv", "b/train.csv", "b/test.csv"], "b", {"train": ["b/train.csv"], "test": ["b/test.csv"]}
     ),
+    "a split in a folder": (["train.csv", "dev/part.csv"], None, {"train": ["train.csv"], "dev": ["dev/part.csv"]}),
+    "a split in data": (["train.csv", "data/dev.csv"], None, {"train": ["train.csv"], "dev": ["data/dev.csv"]}),
+    "folders in a split": (
+        ["train/a.csv", "train/more/b.csv"], None, {"train": ["train/a.csv", "train/more/b.csv"]}
+    ),
+    "older names of the hub": (
+        ["data/train-00000-of-00001-a09b74b3ef9c3b56.parquet"], None,
+        {"train": ["data/train-00000-of-00001-a09b74b3ef9c3b56.parquet"]},
+    ),
+    "configurations in data": (
+        ["data/en/train.csv", "data/de/train.csv"], "de", {"train": ["data/de/train.csv"]}
+    ),
     "other files": (["train.csv", "notes.txt", ".~lock.train.csv#", ".train.csv.swp"], None, {"train": ["train.csv"]}),
 }  # fmt: skip
 
@@ -199,6 +212,74 @@ def test_tables_that_are_found(case: str, tmp_path: Path) -> None:
     found = find_tables(make(tmp_path, *names), config)
     assert found is not None
     assert {name: [str(path.relative_to(tmp_path)) for path in files] for name, files in found.splits.items()} == splits
+
+
+def test_other_configurations_are_counted(tmp_path: Path) -> None:
+    found = find_tables(make(tmp_path, "train.csv", "extra/a.csv", "extra/b.csv"), None)
+    assert found is not None
+    assert found.left_out.notices(tmp_path) == (
+        f"{tmp_path}: left out 2 tables of other configurations (a.csv, b.csv)",
+    )
+
+
+def test_a_link_to_nothing_is_refused(tmp_path: Path) -> None:
+    make(tmp_path, "train.csv")
+    (tmp_path / "dev.csv").symlink_to(tmp_path / "gone.csv")
+    with pytest.raises(UserError, match=r"dev\.csv: it is a link to a file that does not exist \(remove or repair it"):
+        find_tables(tmp_path, None)
+
+
+def test_pictures_next_to_tables(tmp_path: Path) -> None:
+    """A cloned repository has pictures of its own; a folder of pictures may be named after a split."""
+    Image.new("RGB", (3, 2)).save(tmp_path / "x.png")
+    picture = (tmp_path / "x.png").read_bytes()
+    rows = datasets.Dataset.from_dict({"image": [{"bytes": picture, "path": None}] * 2, "label": ["a", "b"]})
+    clone = make(tmp_path / "clone", "assets/logo.png", "figures/f.png")
+    (clone / "data").mkdir()
+    rows.to_parquet(str(clone / "data" / "train-00000-of-00001.parquet"))
+    assert load_images(clone, max_eval_examples=0).label_names == ("a", "b")
+    kaggle = make(tmp_path / "kaggle", "train_images/1.png", "test_images/2.png")
+    with pytest.raises(
+        UserError, match=r"has images in 'test_images', which is a split and not a class|'train_images'"
+    ):
+        load_images(kaggle)
+    (kaggle / "train.csv").write_text("file,label\ntrain_images/1.png,x\ntest_images/2.png,y\n")
+    splits = load_images(kaggle, image_column="file", max_eval_examples=0)
+    assert splits.label_names == ("x", "y")
+
+
+def test_numbered_classes_are_in_numeric_order(tmp_path: Path) -> None:
+    splits = load_images(make(tmp_path, *(f"{number}/a.png" for number in (0, 1, 2, 10, 11))), max_eval_examples=0)
+    assert splits.label_names == ("0", "1", "2", "10", "11")
+
+
+def test_a_split_without_classes_is_left_out(tmp_path: Path) -> None:
+    found, notices = found_images(make(tmp_path, "train/a/1.png", "train/b/2.png", "test/3.png", "docs/fig.png"))
+    assert list(found) == ["train"]
+    assert "2 folders with images of no class (docs, test)" in notices
+    make(tmp_path, "Train/a/1.png")
+    with pytest.raises(UserError, match="split 'train' is in Train and train"):
+        found_images(tmp_path)
+
+
+def test_images_that_a_list_lacks_are_counted(tmp_path: Path) -> None:
+    make(tmp_path, "a.png", "b.png", "sub/c.png", "sub/d.png", "metadata.jsonl")
+    (tmp_path / "metadata.csv").write_text("file_name,label\na.png,x\nsub/c.png,y\n")
+    (tmp_path / "metadata.jsonl").write_text('{"file_name": "b.png", "label": "x"}\n')
+    notices = load_images(tmp_path, max_eval_examples=0).notices
+    assert f"{tmp_path}: left out 2 images that metadata.csv does not list (b.png, d.png)" in notices
+    assert f"{tmp_path}: left out 1 further lists of images (metadata.jsonl)" in notices
+
+
+def test_images_of_each_split_are_found_next_to_their_table(tmp_path: Path) -> None:
+    for number, split in enumerate(("train", "val")):
+        make(tmp_path, f"v1/{split}/1.png")
+        Image.new("RGB", (3 + number, 2)).save(tmp_path / "v1" / split / "1.png")
+        (tmp_path / "v1" / split / "t.csv").write_text("image,label\n1.png,x\n1.png,y\n")
+    splits = load_images(tmp_path, dataset_config="v1", image_column="image")
+    assert splits.eval is not None
+    widths = [decode_image(split.rows["image"][:1][0]).size[0] for split in (splits.train, splits.eval)]
+    assert widths == [3, 4]
 
 
 def test_what_is_left_out_is_named(tmp_path: Path) -> None:
@@ -215,9 +296,19 @@ def test_what_is_left_out_is_named(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("names", "config", "message"),
     [
-        (["a/x.csv", "b/x.csv"], None, r"has tables in 2 folders \(set dataset_config to one of: a, b\)"),
-        (["a/x.csv"], "c", r"^dataset_config: .* has no folder 'c' \(its folders: a\)"),
-        (["train.csv", "train.tsv"], None, r"has \.csv, \.tsv files of one split \(give a folder with one format\)"),
+        (["a/x.csv", "b/x.csv"], None, r"has 2 configurations \(set dataset_config to one of: a, b\)"),
+        (
+            ["data/en/x.csv", "data/de/train/x.csv"],
+            None,
+            r"has 2 configurations \(set dataset_config to one of: de, en",
+        ),
+        (["a/x.csv"], "c", r"^dataset_config: .* has no tables of a configuration 'c' \(it has: a\)"),
+        (["train.csv", "train.tsv"], None, r"split 'train' has \.csv, \.tsv files \(keep one of them"),
+        (["train.csv", "train.csv.gz"], None, r"split 'train' is in train\.csv and train\.csv\.gz \(keep one of them"),
+        (["TRAIN.csv", "train.csv"], None, r"split 'train' is in TRAIN\.csv and train\.csv \(keep one of them"),
+        (["Train/a.csv", "train/b.csv"], None, r"split 'train' is in 2 places: Train, train \(keep one of them"),
+        (["train.csv", "data/train.csv"], None, r"split 'train' is in 2 places: \., data \(keep one of them"),
+        (["train-00000-of-00003.csv", "train-00002-of-00003.csv"], None, r"split 'train' has 2 of 3 files \(copy or"),
     ],
 )
 def test_tables_that_are_refused(names: list[str], config: str | None, message: str, tmp_path: Path) -> None:

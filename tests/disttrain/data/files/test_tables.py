@@ -66,6 +66,17 @@ READ: dict[str, tuple[str, str | bytes, dict[str, list[Any]]]] = {
         'text\tlabel\n"a\tb"\t1\n"say ""x"""\t2\n',
         {"text": ["a\tb", 'say "x"'], "label": ["1", "2"]},
     ),
+    "a tab and a line end in quotes": (
+        "a.tsv",
+        'text\tlabel\n"a"\tx\n"c\td\ne"\ty\n',
+        {"text": ["a", "c\td\ne"], "label": ["x", "y"]},
+    ),
+    "numbers of pandas": ("a.jsonl", '{"label": 1.0}\n{"label": null}\n', {"label": ["1", None]}),
+    "a list in the only record": (
+        "a.json",
+        '{"text": "a", "label": 1, "spans": [{"from": 1}]}',
+        {"text": ["a"], "label": ["1"], "spans": [""]},
+    ),
     "quotes over two rows": ("a.tsv", 'text\tl\n"a\t1\nb"\t2\n', {"text": ['"a', 'b"'], "l": ["1", "2"]}),
     "json lines": (
         "a.jsonl",
@@ -128,6 +139,21 @@ REFUSED: dict[str, tuple[str, str | bytes, str]] = {
     ),
     "nothing": ("a.csv", "", "the file has no header (name the columns in its first line)"),
     "one name twice": ("a.csv", "text,text\na,b\n", "column 'text' occurs twice (give each column its own name)"),
+    "several lists": (
+        "a.json",
+        '{"train": [{"a": 1}], "test": [{"a": 1}]}',
+        "it holds several lists: 'train', 'test' (",
+    ),
+    "a pointer": (
+        "a.csv",
+        "version https://git-lfs.github.com/spec/v1\n",
+        "it is a pointer of Git LFS, not the data (git l",
+    ),
+    "a column for each row": (
+        "a.json",
+        json.dumps({str(n): {"a": 1} for n in range(2000)}),
+        "it has 2000 columns (each row",
+    ),
     "a cut line": ("a.jsonl", '{"text": "a"}\n{"text": "b', "line 2 is not JSON: Unterminated string starting at ("),
     "a list in a line": ("a.jsonl", "[1]\n", "line 1 is [1], not an object"),
     "no rows": ("a.json", "[1, 2]", "it holds no rows (write a list of objects, or one object in each line)"),
@@ -194,6 +220,19 @@ def test_rows_are_chosen(tmp_path: Path) -> None:
     assert columns(chosen) == {"text": ["c", "d"], "n": ["2", "3"]}
     assert (len(chosen), chosen["text"][[1]], table["n"][1:3]) == (2, ["d"], ["1", "2"])
     assert columns(table.only(["n"])) == {"n": ["0", "1", "2", "3"]}
+
+
+def test_a_long_text_is_read_alike_each_time(tmp_path: Path) -> None:
+    """Python's reader refuses texts of 128 kB until it is told otherwise."""
+    content = 'text\tlabel\n"' + 'x ""y"" ' * 30_000 + '"\t1\n'
+    table = read_tables([written(tmp_path, "a.tsv", content)])
+    assert table["text"][:][0].startswith('x "y" x')
+
+
+def test_blanks_around_columns_of_parquet(tmp_path: Path) -> None:
+    datasets = pytest.importorskip("datasets")
+    datasets.Dataset.from_dict({"text ": ["a"]}).to_parquet(str(tmp_path / "a.parquet"))
+    assert list(read_tables([tmp_path / "a.parquet"]).columns) == ["text"]
 
 
 def test_a_replaced_file_is_read_again(tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
