@@ -72,14 +72,24 @@ class FoundImages:
     left_out: LeftOut
 
 
-def visible(folder: Path, left_out: LeftOut) -> list[Path]:
+@dataclass(frozen=True)
+class _Entry:
+    """A file or a folder. Only a link is looked up: on a shared file system a million look-ups take minutes."""
+
+    path: Path
+    is_folder: bool
+
+
+def _visible(folder: Path, left_out: LeftOut) -> list[_Entry]:
     """The files and folders in a folder that may be data, by name."""
     found = []
-    for path in sorted(folder.iterdir()):
-        if path.name.startswith(".") or path.name.lower() in _JUNK:
-            left_out.add("hidden or system files", path)
-        else:
-            found.append(path)
+    with os.scandir(folder) as entries:
+        for entry in sorted(entries, key=lambda entry: entry.name):
+            path = folder / entry.name
+            if entry.name.startswith(".") or entry.name.lower() in _JUNK:
+                left_out.add("hidden or system files", path)
+            else:
+                found.append(_Entry(path, entry.is_dir()))
     return found
 
 
@@ -186,7 +196,7 @@ def _split_name(name: str) -> str:
 
 
 def _folders(folder: Path, left_out: LeftOut) -> list[Path]:
-    return [path for path in visible(folder, left_out) if path.is_dir()]
+    return [entry.path for entry in _visible(folder, left_out) if entry.is_folder]
 
 
 def _tables_below(folder: Path, left_out: LeftOut) -> Iterator[Path]:
@@ -225,7 +235,7 @@ def find_images(folder: Path, split_names: Collection[str] = ()) -> FoundImages 
     metadata: dict[str, Path] = {}
     without_classes: list[Path] = []
     for name, root in roots.items():
-        listed = [path for path in visible(root, LeftOut()) if _lists_images(path)]
+        listed = [entry.path for entry in _visible(root, LeftOut()) if _lists_images(entry.path)]
         if listed and _has_image(root, suffixes):
             metadata[name] = listed[0]
             for other in listed[1:]:
@@ -262,9 +272,9 @@ def _split_roots(
         other = roots.setdefault(_split_name(path.name), path)
         if other is not path:
             raise _unclear(folder, f"split {_split_name(path.name)!r} is in {other.name} and {path.name}")
-    for path in visible(folder, left_out):
-        if path.is_file():
-            left_out.add("files next to the splits", path)
+    for entry in _visible(folder, left_out):
+        if not entry.is_folder:
+            left_out.add("files next to the splits", entry.path)
     return roots
 
 
@@ -294,8 +304,9 @@ def _lists_images(path: Path) -> bool:
 
 def _class_images(root: Path, suffixes: Collection[str], left_out: LeftOut) -> Iterator[tuple[Path, str]]:
     """Each image below a folder with its class, in the order of their paths."""
-    for path in visible(root, left_out):
-        if path.is_file():
+    for entry in _visible(root, left_out):
+        path = entry.path
+        if not entry.is_folder:
             kind = "images that are in no class folder" if path.suffix.lower() in suffixes else "other files"
             left_out.add(kind, path)
             continue
@@ -322,11 +333,11 @@ def _files_below(folder: Path, left_out: LeftOut) -> Iterator[Path]:
             continue
         seen.add(real)
         subfolders = []
-        for path in visible(current, left_out):
-            if path.is_dir():
-                subfolders.append(path)
+        for entry in _visible(current, left_out):
+            if entry.is_folder:
+                subfolders.append(entry.path)
             else:
-                yield path
+                yield entry.path
         waiting += reversed(subfolders)
 
 
