@@ -27,6 +27,7 @@ from jobs.storage.dropped_runs import dropped_runs
 from jobs.storage.ledger import LEDGER_NAME, Ledger, read_ledger, submission_lock
 from jobs.storage.name_links import link_names_or_warn
 from jobs.storage.run_lookup import list_names
+from jobs.storage.same_data import is_same_data
 from jobs.storage.sweep_folder import SweepFolder, prepare
 
 
@@ -118,18 +119,25 @@ def _on_sent(folder: SweepFolder, group: JobGroup, job_id: str) -> None:
 def _check_same_data(folder: SweepFolder, plan: Plan, ledger: Ledger) -> None:
     """Checks that runs with the same id use the same files.
 
-    A run id does not depend on the folder of the sweep file, so ./data in two folders gives the same id.
+    A run id does not depend on the folder of the sweep file, so ./data in two folders gives the same id. Data that were
+    moved or copied are the same.
     """
     earlier = {run["run_id"]: run["train"] for run in folder.planned_runs() if run["run_id"] in ledger.jobs}
+    moved: dict[tuple[str, str, str], None] = {}
     for run in plan.runs:
         if run.run_id not in earlier:
             continue
         for field in PATH_FIELDS:
             before, now = earlier[run.run_id].get(field), getattr(run.config, field)
-            if before != now:
+            if before == now or (field, before, now) in moved:
+                continue
+            if not is_same_data(str(before), str(now)):
                 message = f"{plan.sweep_name!r} was submitted with {field} {before!r}, but now has {now!r}"
                 hint = "use another name for this sweep, or another --root"
                 raise UserError(message, where=str(folder.path), hint=hint)
+            moved[field, before, now] = None
+    for field, before, now in moved:
+        print(f"note: {field} was {before!r}; {now!r} is taken for the same", file=sys.stderr)
 
 
 def _check_interrupted(folder: SweepFolder, ledger: Ledger) -> None:

@@ -393,6 +393,7 @@ def test_two_sweeps_of_one_name_are_refused(slurm: Slurm, tmp_path: Path) -> Non
     plans = []
     for name in ("a", "b"):
         (tmp_path / name / "data").mkdir(parents=True)
+        (tmp_path / name / "data" / "train.csv").write_text(name)
         (tmp_path / name / "s.yaml").write_text("name: s\nallocations: [1x1]\nbase: {model: bert, dataset: ./data}\n")
         sweep = load_sweep(tmp_path / name / "s.yaml")
         folder = tmp_path / "runs" / "s" / "site"
@@ -401,3 +402,20 @@ def test_two_sweeps_of_one_name_are_refused(slurm: Slurm, tmp_path: Path) -> Non
     launch(plans[0], LOADED, max_ranks=None)
     with pytest.raises(UserError, match=r"'s' was submitted with dataset '.*/a/data', but now has '.*/b/data'"):
         launch(plans[1], LOADED, max_ranks=None)
+
+
+@pytest.mark.process
+def test_moved_data_are_no_other_data(slurm: Slurm, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The checkout was moved: finished runs stay finished."""
+    for name in ("a", "b"):
+        (tmp_path / name / "data").mkdir(parents=True)
+        (tmp_path / name / "s.yaml").write_text("name: s\nallocations: [1x1]\nbase: {model: bert, dataset: ./data}\n")
+        sweep = load_sweep(tmp_path / name / "s.yaml")
+        folder = tmp_path / "runs" / "s" / "site"
+        plan = make_plan("s", expand(sweep), "site", ClusterProfile.model_validate({}), folder)
+        launch(plan, LOADED, max_ranks=None)
+        slurm.states.update(dict.fromkeys(slurm.states, State.COMPLETED))
+        (tmp_path / name).rename(tmp_path / f"{name}-moved")
+    assert len(slurm.submitted) == 1
+    note = f"note: dataset was '{tmp_path}/a/data'; '{tmp_path}/b/data' is taken for the same\n"
+    assert capsys.readouterr().err == note
