@@ -129,7 +129,7 @@ def _run(config: TrainConfig, env: RankEnv, output_dir: Path) -> Summary:
     config.check_world_size(env.world_size)
     import torch
 
-    from disttrain.distributed.device import compute_deterministically
+    from disttrain.distributed.device import compute_deterministically, use_tf32
     from disttrain.distributed.group import process_group
     from disttrain.measure.start_check import check_start
     from disttrain.measure.startup import end_of_imports
@@ -153,6 +153,8 @@ def _run(config: TrainConfig, env: RankEnv, output_dir: Path) -> Summary:
         earlier_summary = group.broadcast_from_main(earlier_summary)
         if earlier_summary is not None:
             return earlier_summary
+        if config.precision == "tf32":
+            use_tf32(group.device)
         checked = check_start(config, group)  # first: preparing data may take an hour, and broken ranks waste it
         if family is None:
             return run_link(group, output_dir, startup, checked.records, (*group.notices, *checked.notices))

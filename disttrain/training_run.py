@@ -41,6 +41,7 @@ from disttrain.records.summary_types import Summary
 from disttrain.training.ddp import open_exchange
 from disttrain.training.loop import TrainingLoop
 from disttrain.training.optimizer import make_optimizer
+from disttrain.training.precision import LossScaler
 
 
 @dataclass(frozen=True)
@@ -195,6 +196,8 @@ def _train(
         *group.notices, *exchange.notices, *checked.notices, *prepared.notices, *start.notices, *telemetry_notices
     )  # fmt: skip
     first_step = start.position.step + 1
+    scaler = LossScaler(config.precision, group.device)
+    scaler.load(start.scaler)
     with record_files.RecordWriter(path, start.records) as writer:
         started = _start_record(group, prepared, first_step, notices, shared_memory=exchange.shared is not None)
         writer.write([started, *start.saved, *checked.records])
@@ -208,6 +211,7 @@ def _train(
                 group,
                 prepared.model,
                 prepared.optimizer,
+                scaler,
                 prepared.encoded,
                 writer,
                 shared=exchange.shared,

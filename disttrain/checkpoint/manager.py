@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -35,6 +36,7 @@ class ResumePoint:
         records: The part of this rank's record file that belongs to earlier steps.
         saved: The records of checkpoints up to this one, which come after `records` in the file.
         train_s: The training time of earlier steps.
+        scaler: The state of the scale of losses; empty without one.
         notices: Notices about the checkpoint, such as differences from the run that wrote it.
     """
 
@@ -42,6 +44,7 @@ class ResumePoint:
     records: RecordPosition = RecordPosition()  # noqa: RUF009 - immutable
     saved: tuple[CheckpointRecord, ...] = ()
     train_s: float = 0.0
+    scaler: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     notices: tuple[str, ...] = ()
 
 
@@ -124,7 +127,7 @@ class CheckpointManager:
         state = files.load(self._folder, manifest)
         _check_recipe(state.get("recipe_version", FIRST_VERSION), self._folder)
         _restore(state, model, optimizer, data)
-        start = ResumePoint(Position(**state["position"]), train_s=state["train_s"])
+        start = ResumePoint(Position(**state["position"]), train_s=state["train_s"], scaler=state["scaler"])
         notices = (*notices, *_other_versions(state.get("versions", {}), self._versions))
         notices = (*notices, f"resumes after step {manifest.step}, from attempt {manifest.attempt}")
         return self._restore_rank(start, state["ranks"], manifest, notices, records)
@@ -168,6 +171,7 @@ class CheckpointManager:
         position: Position,
         model: nn.Module,
         optimizer: torch.optim.Optimizer,
+        scaler: Mapping[str, Any],
         data: DataState,
         train_s: float,
         writer: RecordWriter,
@@ -178,6 +182,7 @@ class CheckpointManager:
             position: The position in the training data after the last step.
             model: The model itself, not DDP's wrapper.
             optimizer: The optimizer of the model.
+            scaler: The state of the scale of losses; empty without one.
             data: The state of the data.
             train_s: The training time so far.
             writer: The writer of this rank's records, which has the records of all steps so far.
@@ -190,6 +195,7 @@ class CheckpointManager:
                 "position": dataclasses.asdict(position),
                 "model": model.state_dict(),
                 "optimizer": optimizer.state_dict(),
+                "scaler": dict(scaler),
                 "data": dataclasses.asdict(data),
                 "train_s": train_s,
                 "ranks": ranks,

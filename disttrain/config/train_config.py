@@ -162,7 +162,11 @@ class TrainConfig:
         doc("share of each label that is spread over all classes, in the loss of training and evaluation"),
     ] = 0.0
     precision: Annotated[
-        Literal["fp32", "bf16"], doc("precision of the forward pass; bf16 uses autocast, and the weights stay fp32")
+        Literal["fp32", "tf32", "bf16", "fp16"],
+        doc(
+            "precision of the forward pass; the weights stay fp32. bf16 and fp16 use autocast; fp16 scales the loss and"
+            " skips steps whose gradients are not finite; tf32 rounds the inputs of matrix products, on a GPU only"
+        ),
     ] = "fp32"
     device: Annotated[
         Literal["auto", "cuda", "cpu"], doc("device to train on; auto means a GPU if torch sees one, else the CPU")

@@ -107,6 +107,19 @@ def use_full_precision(device: torch.device) -> None:
             torch.backends.cuda.matmul.allow_tf32 = False
 
 
+def use_tf32(device: torch.device) -> None:
+    """Makes matrix products and convolutions in fp32 round their inputs to TF32.
+
+    Raises:
+        UserError: The device cannot.
+    """
+    if device.type != "cuda" or torch.cuda.get_device_capability(device) < (8, 0):
+        message = f"tf32 needs an NVIDIA GPU from Ampere on, and this rank has {device_name(device)}"
+        raise UserError(message, where="precision", hint="write precision: fp32")
+    torch.backends.cudnn.allow_tf32 = True
+    torch.backends.cuda.matmul.allow_tf32 = True
+
+
 def keep_freed_memory(device: torch.device) -> None:
     """Makes the C library keep the memory of freed tensors on a CPU for the tensors of the next step.
 

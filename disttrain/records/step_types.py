@@ -121,6 +121,11 @@ class TrainedStep:
         TORCH,
     ]
     lr: Annotated[float, doc("Learning rate."), LOOP]
+    skipped: Annotated[
+        bool | None,
+        doc("True if the gradients were not finite, so that the optimizer did nothing; null in precisions but fp16."),
+        TORCH,
+    ] = None
     grad_norm: Annotated[
         float | None,
         doc("Norm of all gradients of the step, over all ranks and before max_grad_norm; null without max_grad_norm."),

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +13,7 @@ from disttrain.config.train_config import TrainConfig
 from disttrain.data.batches import Examples, RankStep, eval_batches, load_batches
 from disttrain.distributed.group import Group
 from disttrain.records.record_types import EvalRecord
+from disttrain.training.precision import autocast
 
 # Evaluation stores no activations, so it may take more than a rank's training batch.
 MIN_EVAL_BATCH = 32
@@ -28,13 +28,6 @@ def loss_sum(logits: Tensor, labels: Tensor, label_smoothing: float = 0.0) -> Te
         label_smoothing: The share of each label that is spread over all classes (Szegedy et al. 2016).
     """
     return cross_entropy(logits.float(), labels, reduction="sum", label_smoothing=label_smoothing)
-
-
-def autocast(config: TrainConfig, device: torch.device) -> AbstractContextManager[None]:
-    """The precision of forward passes: bf16 autocast, or none."""
-    if config.precision == "bf16":
-        return torch.autocast(device.type, torch.bfloat16)
-    return nullcontext()
 
 
 def eval_due(step: RankStep, steps: int, eval_every: int | None) -> bool:

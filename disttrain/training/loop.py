@@ -25,8 +25,9 @@ from disttrain.records.record_files import RecordWriter
 from disttrain.records.record_types import ClockRecord, EndRecord, Record, TelemetryRecord
 from disttrain.training.comm_cross_check import PAIRS, WARM_UP, cross_check, preserve_training_state
 from disttrain.training.ddp import broadcast_buffers, skip_gradient_sync, wrap_ddp
-from disttrain.training.evaluation import autocast, eval_due, evaluate, loss_sum
+from disttrain.training.evaluation import eval_due, evaluate, loss_sum
 from disttrain.training.optimizer import lr_factor
+from disttrain.training.precision import LossScaler, autocast
 from disttrain.training.step_writer import StepWriter
 
 
@@ -38,6 +39,7 @@ class TrainingLoop:
         group: The ranks.
         model: The model on the group's device, with the same weights on every rank.
         optimizer: The optimizer of the model.
+        scaler: The scale of its losses.
         encoded: The examples, the same on every rank.
         writer: The writer of this rank's records.
         shared: The memory in which the ranks exchange gradients; None for all-reduces of the backend.
@@ -55,6 +57,7 @@ class TrainingLoop:
         group: Group,
         model: nn.Module,
         optimizer: torch.optim.Optimizer,
+        scaler: LossScaler,
         encoded: EncodedSplits,
         writer: RecordWriter,
         *,
@@ -70,6 +73,7 @@ class TrainingLoop:
         self._group = group
         self._model = model
         self._optimizer = optimizer
+        self._scaler = scaler
         self._train_examples, self._eval_examples = encoded.train, encoded.eval
         self._classes = len(encoded.label_names)
         self._writer = writer
@@ -117,11 +121,11 @@ class TrainingLoop:
             lr = self._set_lr(step.step)
             loss = self._add_gradients(step, batches)
             norm = self._clip_gradients()
-            self._optimizer.step()
+            skipped = self._scaler.step(self._optimizer)
             self._optimizer.zero_grad(set_to_none=True)
             self._timer.lap("optimizer")
             self._timer.end_step()
-            self._step_writer.add(step, lr, loss, norm)
+            self._step_writer.add(step, lr, loss, norm, skipped)
             if eval_due(step, self._steps, self._config.eval_every):
                 self._evaluate(step.step)
             # After the evaluation of the same step: a run that resumes here must have its record.
@@ -168,7 +172,7 @@ class TrainingLoop:
             with skip_gradient_sync(self._ddp_model, number < len(step.batches)):
                 part = self._loss(batch)
                 self._timer.lap("forward")
-                (part * weight).backward()  # type: ignore[no-untyped-call]
+                self._scaler.scaled(part * weight).backward()  # type: ignore[no-untyped-call]
                 self._timer.lap("backward")
             loss += part.detach()
         return loss
@@ -177,6 +181,7 @@ class TrainingLoop:
         """Scales the gradients down to max_grad_norm; their norm before that, on the device, or None without it."""
         if self._config.max_grad_norm is None:
             return None
+        self._scaler.unscale(self._optimizer)
         return nn.utils.clip_grad_norm_(self._model.parameters(), self._config.max_grad_norm)
 
     def _loss(self, batch: Batch) -> Tensor:
@@ -203,7 +208,9 @@ class TrainingLoop:
             self._step_writer.flush()
             train_s = self._train_s()
             broadcast_buffers(self._model, self._group)
-            checkpoints.save(step.end, self._model, self._optimizer, self._data, train_s, self._writer)
+            checkpoints.save(
+                step.end, self._model, self._optimizer, self._scaler.state(), self._data, train_s, self._writer
+            )
         checkpoints.decide(step.step)
         self._timer.restart()
 

@@ -32,6 +32,7 @@ class _Pending:
     lr: float
     loss: Tensor  # the sum over this rank's examples, on the device
     grad_norm: Tensor | None
+    skipped: Tensor | None
 
 
 class StepWriter:
@@ -68,9 +69,16 @@ class StepWriter:
         self._pending: list[_Pending] = []
         self._flushed_s = time.monotonic()
 
-    def add(self, step: RankStep, lr: float, loss: Tensor, grad_norm: Tensor | None = None) -> None:
+    def add(
+        self,
+        step: RankStep,
+        lr: float,
+        loss: Tensor,
+        grad_norm: Tensor | None = None,
+        skipped: Tensor | None = None,
+    ) -> None:
         """Adds a finished step, and flushes if the last flush was `FLUSH_EVERY_S` seconds ago."""
-        self._pending.append(_Pending(step, lr, loss, grad_norm))
+        self._pending.append(_Pending(step, lr, loss, grad_norm, skipped))
         if time.monotonic() - self._flushed_s >= FLUSH_EVERY_S:
             self.flush()
 
@@ -81,7 +89,7 @@ class StepWriter:
             return
         pending, self._pending = self._pending, []
         # One copy from the device for all steps.
-        values = torch.stack([torch.stack([entry.loss, *_present(entry.grad_norm)]) for entry in pending]).tolist()
+        values = torch.stack([_values(entry) for entry in pending]).tolist()
         measured = self._timer.read()
         steps = [
             _step_record(entry, value, step.times) for entry, value, step in zip(pending, values, measured, strict=True)
@@ -107,20 +115,23 @@ def _check_finite(steps: Sequence[StepRecord]) -> None:
         UserError: One is not.
     """
     for record in steps:
-        if record.loss is not None and not math.isfinite(record.loss):
+        if record.loss is not None and not math.isfinite(record.loss) and not record.skipped:
             raise UserError(
                 f"the loss of step {record.step} is {record.loss}",
                 hint="a smaller lr or a longer warm-up may help; stop_on_non_finite: false continues",
             )
 
 
-def _present(value: Tensor | None) -> tuple[Tensor, ...]:
-    return () if value is None else (value,)
+def _values(entry: _Pending) -> Tensor:
+    """What the GPU computes of a step: loss, norm of the gradients and whether it was skipped; NaN where it is None."""
+    absent = torch.full_like(entry.loss, math.nan)
+    parts = (entry.loss, entry.grad_norm, entry.skipped)
+    return torch.stack([absent if part is None else part.to(absent.dtype).reshape(()) for part in parts])
 
 
 def _step_record(entry: _Pending, values: Sequence[float], times: StepTimes) -> StepRecord:
-    """The record of a step, from its loss and, if there is one, its norm of the gradients."""
-    loss_sum, *norm = values
+    """The record of a step, with the values that `_values` gives."""
+    loss_sum, norm, skipped = values
     loss: float | None = None
     if entry.step.examples:
         loss = loss_sum / entry.step.examples
@@ -129,7 +140,8 @@ def _step_record(entry: _Pending, values: Sequence[float], times: StepTimes) -> 
         epoch=entry.step.epoch,
         loss=loss,
         lr=entry.lr,
-        grad_norm=next(iter(norm), None),
+        grad_norm=None if entry.grad_norm is None else norm,
+        skipped=None if entry.skipped is None else bool(skipped),
         examples=entry.step.examples,
         **vars(times),
     )

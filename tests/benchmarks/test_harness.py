@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -177,7 +178,13 @@ def test_longer_texts_are_labelled_by_majority() -> None:
 
 def test_result_of_ours_from_records() -> None:
     def step(number: int, loss: float) -> StepRecord:
-        times = {"data_ms": 0.0, "forward_ms": 1.0, "backward_ms": 1.0, "optimizer_ms": 1.0, "step_ms": 500.0}
+        times: dict[str, Any] = {
+            "data_ms": 0.0,
+            "forward_ms": 1.0,
+            "backward_ms": 1.0,
+            "optimizer_ms": 1.0,
+            "step_ms": 500.0,
+        }
         return StepRecord(step=number, epoch=0, start_s=0.0, loss=loss, lr=1e-3, examples=4, **times)
 
     ends: list[Record] = [

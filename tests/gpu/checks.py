@@ -206,6 +206,8 @@ CHECKS = (
     Check("one rank, BERT, bf16, compiled", 40, one_rank("bert", "bf16", "--compile=true")),
     Check("one rank, BERT, fp32", 15, one_rank("bert", "fp32")),
     Check("one rank, ViT, fp32", 15, one_rank("vit", "fp32"), needs=NEEDED_BY_VIT),
+    Check("one rank, BERT, fp16", 15, one_rank("bert", "fp16")),
+    Check("one rank, BERT, tf32", 15, one_rank("bert", "tf32")),
     Check("benchmark cell gpu-vit-b16-r1", 45, cell("gpu-vit-b16-r1"), needs=NEEDED_BY_CELLS),
     Check(
         "benchmark cell gpu-bert-b16-r1",

@@ -27,7 +27,8 @@ from disttrain.distributed.device import choose_attention
 from disttrain.distributed.group import Group, process_group
 from disttrain.environment.rank_env import RankEnv, choose_threads
 from disttrain.models.family import EncodedSplits, Family
-from disttrain.training.evaluation import autocast, loss_sum
+from disttrain.training.evaluation import loss_sum
+from disttrain.training.precision import autocast
 from disttrain.training_run import import_for
 from tests.benchmarks.limit.products import Product, Recorder
 from tests.benchmarks.limit.replay import Replay

@@ -52,7 +52,7 @@ def test_a_number_for_a_field_of_either_kind() -> None:
         (["train"], "unrecognized arguments: train (--help lists the flags)"),
         (["--lr"], "argument --lr: expected one argument (bert.py --help lists the flags)"),
         (["--lr", "fast"], "--lr: lr is 'fast', not a number (peak learning rate)"),
-        (["--precision", "bf"], "--precision: precision is 'bf'; choose fp32 or bf16 (did you mean bf16?)"),
+        (["--precision", "bf"], "--precision: precision is 'bf'; choose fp32, tf32, bf16 or fp16 (did you mean bf16?)"),
         (["--max_st", "3"], "unrecognized arguments: --max_st 3 (did you mean max_steps?)"),
     ],
 )

@@ -8,7 +8,7 @@ import sys
 import pytest
 import torch
 
-from disttrain.distributed.device import choose_attention, choose_device, cpu_notice, use_full_precision
+from disttrain.distributed.device import choose_attention, choose_device, cpu_notice, use_full_precision, use_tf32
 from disttrain.environment.rank_env import RankEnv
 from disttrain.errors import UserError
 from tests.fakecuda.install import fake_cuda
@@ -73,5 +73,18 @@ def test_fp32_is_fp32_in_convolutions() -> None:
         assert not torch.backends.cuda.matmul.allow_tf32
         conv = getattr(torch.backends.cudnn, "conv", None)  # of newer versions
         assert getattr(conv, "fp32_precision", "ieee") != "tf32"
+    finally:
+        torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32 = before
+
+
+def test_tf32_needs_a_gpu_that_has_it() -> None:
+    with pytest.raises(UserError, match=r"^precision: tf32 needs an NVIDIA GPU from Ampere on, and this rank has "):
+        use_tf32(torch.device("cpu"))
+    before = torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
+    try:
+        with fake_cuda():
+            use_tf32(torch.device("cuda", 0))
+        assert torch.backends.cudnn.allow_tf32
+        assert torch.backends.cuda.matmul.allow_tf32
     finally:
         torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32 = before

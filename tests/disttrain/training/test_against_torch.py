@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,10 +14,14 @@ from torch.nn.functional import cross_entropy
 
 from disttrain.config.recipe import stream_seed
 from disttrain.config.train_config import TrainConfig
-from disttrain.data.batches import GlobalBatches
+from disttrain.data.batches import GlobalBatches, RankStep
 from disttrain.data.splits import load_splits
+from disttrain.environment.rank_env import RankEnv
 from disttrain.models.bert import build, encode
-from tests.disttrain.ranks import ALONE
+from disttrain.run import run
+from disttrain.training.loop import TrainingLoop
+from disttrain.training.precision import LossScaler
+from tests.disttrain.ranks import ALONE, die_in, saved_often
 
 if TYPE_CHECKING:
     from tests.disttrain.conftest import RunRanks
@@ -30,6 +35,8 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "clipping": {"max_grad_norm": 0.5},
     "clipping of sgd": {"optimizer": "sgd", "lr": 0.1, "max_grad_norm": 0.2},
     "smoothing": {"label_smoothing": 0.2},
+    "fp16": {"precision": "fp16"},
+    "fp16 and clipping": {"precision": "fp16", "max_grad_norm": 0.5},
 }
 
 
@@ -46,14 +53,19 @@ def plain_loop(config: TrainConfig, work_dir: Path) -> tuple[list[float], list[f
         optimizer = torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum)
     criterion = nn.CrossEntropyLoss(label_smoothing=config.label_smoothing)
     plan = GlobalBatches(len(encoded.train), 8, 1, 1, config.seed, encoded.train.lengths)
+    scaler = torch.amp.GradScaler("cpu", enabled=config.precision == "fp16")
     losses, norms = [], []
     for step in plan.rank_steps(0, STEPS):
         batch = encoded.train.batch(step.batches[0])
-        loss = criterion(model(batch), batch["labels"])
+        with torch.autocast("cpu", torch.float16, enabled=config.precision == "fp16"):
+            logits = model(batch)
+        loss = criterion(logits.float(), batch["labels"])
         optimizer.zero_grad()
-        loss.backward()
+        scaler.scale(loss).backward()
+        scaler.unscale_(optimizer)
         norms.append(float(nn.utils.clip_grad_norm_(model.parameters(), config.max_grad_norm or 1e9)))
-        optimizer.step()
+        scaler.step(optimizer)
+        scaler.update()
         losses.append(float(loss.detach()))
     return losses, norms
 
@@ -66,15 +78,17 @@ def test_a_run_is_the_plain_loop(name: str, bert_config: TrainConfig, run_ranks:
     )
     losses, norms = plain_loop(dataclasses.replace(config, per_gpu_batch=8), tmp_path)
     assert abs(losses[-1] - losses[0]) > 1e-3
+    precision = 2e-3 if config.precision == "fp16" else 1e-4  # fp16 rounds to 5e-4
     for ranks in (1, 2):
         finished = run_ranks(dataclasses.replace(config, per_gpu_batch=8 // ranks), ranks)
         assert finished.exit_codes == (0,) * ranks
-        assert finished.losses() == pytest.approx(losses, rel=1e-4, abs=1e-5)
+        assert finished.losses() == pytest.approx(losses, rel=precision, abs=precision / 10)
+        assert {step.skipped for step in finished.steps(0)} == {False if config.precision == "fp16" else None}
         recorded = [step.grad_norm for step in finished.steps(ranks - 1)]
         if config.max_grad_norm is None:
             assert recorded == [None] * STEPS
         else:
-            assert recorded == pytest.approx(norms, rel=1e-3)
+            assert recorded == pytest.approx(norms, rel=10 * precision)
             assert max(norms) > config.max_grad_norm
 
 
@@ -115,3 +129,58 @@ def test_macro_f1_is_that_of_scikit_learn(labels: list[int], predicted: list[int
         precision, recall = right / max(1, counts[1][number]), right / max(1, counts[2][number])
         scores.append(2 * precision * recall / (precision + recall) if right else 0.0)
     assert _macro_f1(*counts) == pytest.approx(sum(scores) / len(scores))
+
+
+def overflow_in(steps: set[int], config: TrainConfig, env: RankEnv, output_dir: Path) -> None:
+    """Runs a rank; in these steps its loss, and with it all gradients, are infinite."""
+    add_gradients = TrainingLoop._add_gradients
+
+    def add(loop: TrainingLoop, step: RankStep, batches: Any) -> Any:
+        loss = add_gradients(loop, step, batches)
+        if step.step in steps:
+            for weight in loop._model.parameters():
+                weight.grad.fill_(torch.inf)  # type: ignore[union-attr]
+            loss = loss * torch.inf
+        return loss
+
+    TrainingLoop._add_gradients = add  # type: ignore[method-assign, assignment]
+    run(config, env, output_dir)
+
+
+@pytest.mark.process
+@pytest.mark.parametrize("max_grad_norm", [None, 1.0])
+def test_steps_that_overflow_are_skipped(
+    max_grad_norm: float | None, bert_config: TrainConfig, run_ranks: RunRanks
+) -> None:
+    config = dataclasses.replace(bert_config, precision="fp16", max_steps=6, max_grad_norm=max_grad_norm)
+    finished = run_ranks(config, 2, target=functools.partial(overflow_in, {2, 3}))
+    assert finished.exit_codes == (0, 0)
+    assert [step.skipped for step in finished.steps(0)] == [False, True, True, False, False, False]
+    assert [step.loss is None for step in finished.steps(0)] == [False, True, True, False, False, False]
+
+
+@pytest.mark.process
+def test_a_resumed_fp16_run_has_its_scale(bert_config: TrainConfig, run_ranks: RunRanks) -> None:
+    config = dataclasses.replace(saved_often(bert_config), precision="fp16")
+    uninterrupted = run_ranks(config, 2)
+    killed = run_ranks(config, 2, target=functools.partial(die_in, 11, 1))
+    resumed = run_ranks(config, 2, killed.output_dir)
+    assert resumed.exit_codes == (0, 0)
+    assert resumed.losses() == uninterrupted.losses()
+
+
+def test_a_scale_is_saved() -> None:
+    scaler = LossScaler("fp16", torch.device("cpu"))
+    weight = nn.Parameter(torch.ones(2))
+    optimizer = torch.optim.SGD([weight], lr=1.0, fused=True)
+    scaler.scaled((weight * torch.inf).sum()).backward()  # type: ignore[no-untyped-call]
+    skipped = scaler.step(optimizer)
+    assert skipped is not None
+    assert skipped.item() is True
+    assert weight.tolist() == [1, 1]
+    other = LossScaler("fp16", torch.device("cpu"))
+    other.load(scaler.state())
+    assert other.state()["scale"] == 2.0**15
+    plain = LossScaler("fp32", torch.device("cpu"))
+    plain.load(scaler.state())
+    assert plain.state() == {}
