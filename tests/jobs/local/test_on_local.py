@@ -245,5 +245,5 @@ def test_error_opens_pdb(debugged: tuple[Sweeping, Path]) -> None:
     command = sweeping.command("submit", file, "--cluster", "debug", "--set", "text_column=nowhere")
     output = output_of(command, ["p name + '?'", "q"], sweeping, 2)
     assert "(Pdb) 'nowhere?'\n" in output
-    error = "error: text_column: column 'nowhere' is not in the dataset (it has: sentence, label)"
+    error = "error: text_column: column 'nowhere' is not in the dataset (it has: 'sentence', 'label')"
     assert output.splitlines()[-1] == f"(Pdb) {error}"
