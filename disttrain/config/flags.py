@@ -31,7 +31,9 @@ def parse_flags(model: str, arguments: Sequence[str]) -> TrainConfig:
     namespace, unknown = _parser(model).parse_known_args(list(arguments))
     if unknown:
         raise _unknown_flags(unknown)
-    texts = {name: text for name, text in vars(namespace).items() if name in field_names()}
+    # For the value "--" some versions of argparse give an empty list.
+    given = {name: text for name, text in vars(namespace).items() if name in field_names()}
+    texts = {name: text if isinstance(text, str) else "--" for name, text in given.items()}
     values = {"model": model} | {name: read_value(name, text, f"--{name}") for name, text in texts.items()}
     written = {name: text for name, text in texts.items() if not isinstance(values[name], str | list | dict)}
     try:
