@@ -11,12 +11,12 @@ from numpy.typing import NDArray
 from disttrain.config.recipe import Purpose, stream_seed
 from disttrain.config.train_config import TrainConfig
 from disttrain.data.array_cache import cache_notices
-from disttrain.data.files.columns import BYTES, IMAGES, NUMBERS, TEXT, Column, ImageValues, Table
+from disttrain.data.files.columns import BYTES, IMAGES, NUMBERS, TEXT, ImageValues, Table
+from disttrain.data.files.folders import EVAL_SPLITS
 from disttrain.data.labels import Labels, read_labels
 from disttrain.data.sources import InputKind, Source, open_source
 from disttrain.errors import UserError
 
-EVAL_SPLITS = ("validation", "valid", "val", "dev", "eval", "test")
 LABEL_COLUMNS = ("label", "labels")
 TEXT_COLUMNS = ("text", "sentence", "content", "review")
 _MOST_COLUMNS = 10
@@ -235,12 +235,9 @@ def _read_split(source: Source, split: str, columns: _Columns, known: tuple[str,
     labels = read_labels(table[columns.label], columns.label, split, known)
     if known is None and not len(labels.rows):
         raise UserError(f"no row of split {split!r} has a label in column {columns.label!r}", where="label_column")
-    inputs: dict[str, Column] = {
-        column: table[column] for field, column in columns.by_field().items() if field != "label_column"
-    }
+    rows = table.only([column for field, column in columns.by_field().items() if field != "label_column"])
     if columns.kind == "image":
-        inputs[columns.input] = ImageValues(inputs[columns.input], table.folder)
-    rows = Table(inputs)
+        rows = Table({columns.input: ImageValues(rows[columns.input], rows.folder)})
     if len(labels.rows) < len(table):
         rows = rows.select(labels.rows)
     return Split(rows, labels.indices, split, labels.rows), labels

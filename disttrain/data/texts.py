@@ -113,7 +113,8 @@ class TextExamples:
     @property
     def arrays(self) -> tuple[NDArray[Any], ...]:
         """Everything that a batch is made of."""
-        return (self.tokens, self.offsets, self.labels)
+        parts = (self.tokens, self.offsets, self.labels, self.first_lengths)
+        return tuple(part for part in parts if part is not None)
 
     def __len__(self) -> int:
         return len(self.labels)

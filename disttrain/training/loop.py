@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from itertools import islice
 
 import numpy as np
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 
 from disttrain.checkpoint.manager import CheckpointManager, ResumePoint
 from disttrain.config.train_config import TrainConfig
-from disttrain.data.batches import Batch, GlobalBatches, RankStep, load_batches
+from disttrain.data.batches import Batch, GlobalBatches, Indices, RankStep, load_batches
 from disttrain.data.digest import DataState
 from disttrain.distributed.group import Group
 from disttrain.distributed.shared_memory import SharedMean
@@ -236,11 +237,17 @@ class TrainingLoop:
             records += self._checkpoints.outcomes()
         return records
 
-    def _skips_parameters(self) -> bool:
-        """Whether some parameters get no gradient, by a pass that does not change the model; the same on every rank."""
-        (batch,) = load_batches(self._train_examples, [np.arange(1)], self._group.device, 0)
+    @contextmanager
+    def _pass_without_effect(self, indices: Indices) -> Iterator[None]:
+        """Runs the block after a forward and backward pass, which then leaves no trace."""
+        (batch,) = load_batches(self._train_examples, [indices], self._group.device, 0)
         with preserve_training_state(self._model, self._optimizer, self._group.device):
             self._loss(batch).backward()  # type: ignore[no-untyped-call]
+            yield
+
+    def _skips_parameters(self) -> bool:
+        """Whether some parameters get no gradient, by a pass that does not change the model; the same on every rank."""
+        with self._pass_without_effect(np.arange(1)):
             trained = (parameter for parameter in self._model.parameters() if parameter.requires_grad)
             skipped = any(parameter.grad is None for parameter in trained)
         return bool(self._group.sum(torch.tensor([skipped], dtype=torch.int64, device=self._group.device)))
@@ -258,9 +265,8 @@ class TrainingLoop:
             return
         start = self._start.position
         first = next(self._plan.rank_steps(self._group.env.rank, start.step + 1, start))
-        (batch,) = load_batches(self._train_examples, [first.batches[0]], self._group.device, 0)
-        with preserve_training_state(self._model, self._optimizer, self._group.device):
-            self._loss(batch).backward()  # type: ignore[no-untyped-call]
+        with self._pass_without_effect(first.batches[0]):
+            pass
 
     def _cross_check(self) -> None:
         """Estimates the exposed communication in other ways, before the first step, when a failure loses no work."""

@@ -265,7 +265,8 @@ def _end_abandoned(rows: tuple[AccountingRow, ...], ledger: Ledger, folder: Swee
     latest = {jobs[-1].job_id: run_id for run_id, jobs in ledger.jobs.items()}
     ends = dict.fromkeys(abandoned, State.CANCELLED)
     for job_id in abandoned & set(latest):
-        if is_complete(folder.run(latest[job_id])) and not any(folder.run(latest[job_id]).glob(FAILURE_GLOB)):
+        run_dir = folder.run(latest[job_id])
+        if is_complete(run_dir) and not any(run_dir.glob(FAILURE_GLOB)):
             ends[job_id] = State.COMPLETED
     updated = tuple(replace(row, state=ends.get(row.job_id, row.state)) for row in rows)
     unrecorded = abandoned - {row.job_id for row in rows}

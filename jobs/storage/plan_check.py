@@ -7,11 +7,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from disttrain.errors import shorten
+from disttrain.errors import UserError, shorten
 from disttrain.records.json_values import check_fields
+from jobs.planning.allocation import Allocation
 
 RUN_ID = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]*")  # it is a folder's name
-_ALLOCATION = re.compile(r"[0-9]{1,6}x[0-9]{1,6}")
 _MOST_RANKS = 10**6
 
 
@@ -47,9 +47,16 @@ def check_plan(plan: Mapping[str, Any]) -> None:
             raise ValueError(f"{where}: {error}") from None
         if not RUN_ID.fullmatch(run["run_id"]):
             raise ValueError(f"{where}: run_id is {shorten(repr(run['run_id']))}")
-        if not _ALLOCATION.fullmatch(run["allocation"]):
+        if not _is_allocation(run["allocation"]):
             raise ValueError(f"{where}: allocation is {shorten(repr(run['allocation']))}")
         if not 0 < run["world_size"] <= _MOST_RANKS:
             raise ValueError(f"{where}: world_size is {run['world_size']}")
         if not isinstance(run["train"].get("model"), str):
             raise ValueError(f"{where}: train.model is {shorten(repr(run['train'].get('model')))}")
+
+
+def _is_allocation(text: str) -> bool:
+    try:
+        return str(Allocation.parse(text)) == text
+    except UserError:
+        return False

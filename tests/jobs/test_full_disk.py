@@ -27,6 +27,7 @@ from jobs.slurm.states import State
 from jobs.storage import ledger
 from jobs.storage.ledger import append_lines, submission_lock
 from jobs.storage.sweep_folder import SweepFolder, prepare
+from tests.disks import mounted
 
 SWEEP = "name: s\nallocations: [1x1, 2x1]\nbase: {model: bert, max_steps: 3}\n"
 RUN = RunSpec("a", Allocation(1, 1), TrainConfig(model="bert").resolved(), {}, {}, 0)
@@ -36,15 +37,8 @@ REFUSALS = {errno.ENOSPC: "No space left on device", errno.EDQUOT: "Disk quota e
 @pytest.fixture
 def disk(tmp_path: Path) -> Iterator[Path]:
     """A file system of 4 MiB."""
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", folder], capture_output=True, check=False
-    )
-    if mounted.returncode != 0:
-        pytest.skip(f"a small file system needs root and mount: {mounted.stderr.decode().strip()}")
-    yield folder
-    subprocess.run(["umount", folder], check=True)
+    with mounted(tmp_path / "disk", "size=4m") as folder:
+        yield folder
 
 
 def fill(folder: Path) -> None:

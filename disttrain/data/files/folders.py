@@ -13,7 +13,8 @@ from pathlib import Path
 from disttrain.data.files.table_files import RowFile, table_format, table_stem
 from disttrain.errors import UserError
 
-SPLIT_NAMES = frozenset({"train", "training", "validation", "valid", "val", "dev", "eval", "test"})
+EVAL_SPLITS = ("validation", "valid", "val", "dev", "eval", "test")  # the best first
+SPLIT_NAMES = frozenset({"train", "training", *EVAL_SPLITS})
 # What desktops, file systems and tools make next to the data; also every name that begins with a dot.
 _JUNK = frozenset(
     {"__macosx", "@eadir", "thumbs.db", "desktop.ini", "$recycle.bin", "system volume information", "lost+found",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import subprocess
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -21,6 +20,7 @@ from disttrain.data.pixels import decode_image
 from disttrain.data.sources import Source
 from disttrain.data.splits import Splits, choose_splits, load_splits
 from disttrain.errors import UserError
+from tests.disks import mounted
 
 TEXTS = [f"text {number}" for number in range(20)]
 LABELS = [number % 2 for number in range(20)]
@@ -313,19 +313,12 @@ def test_what_a_column_holds_is_named(values: list[Any], kind: str, tmp_path: Pa
 @pytest.mark.process
 def test_a_read_only_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """HF_HOME is a site's shared cache: what this run makes is kept in a folder of the user's own."""
-    shared = tmp_path / "shared"
-    shared.mkdir()
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "ro", "tmpfs", shared], capture_output=True, check=False)
-    if mounted.returncode != 0:
-        pytest.skip(f"a read-only file system needs root and mount: {mounted.stderr.decode().strip()}")
-    monkeypatch.setenv("HF_DATASETS_CACHE", str(shared / "datasets"))
     (tmp_path / "own").mkdir()
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "own"))
-    try:
+    with mounted(tmp_path / "shared", "ro") as shared:
+        monkeypatch.setenv("HF_DATASETS_CACHE", str(shared / "datasets"))
         datasets.Dataset.from_dict(ROWS).to_parquet(str(tmp_path / "train.parquet"))
         splits = load(tmp_path / "train.parquet", max_eval_examples=0)
-    finally:
-        subprocess.run(["umount", shared], check=True)
     assert texts_of(splits) == TEXTS
     notice = f"{shared}/datasets cannot be written: what is made of the data is kept in {tmp_path}"
     assert splits.notices[0].startswith(notice)

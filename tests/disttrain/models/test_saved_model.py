@@ -25,6 +25,7 @@ from transformers import (
 from disttrain.config.train_config import TrainConfig
 from disttrain.environment.rank_env import RankEnv
 from disttrain.run import run
+from tests.disks import mounted
 
 # These programs do not import this package.
 OPEN_BERT = """
@@ -179,15 +180,8 @@ def test_a_vit_is_saved_at_its_training_size(
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
     """A file system of 100 kB, which has room for the records of a run and not for its model."""
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=100k", "tmpfs", folder], capture_output=True, check=False
-    )
-    if mounted.returncode != 0:
-        pytest.skip(f"a small file system needs root and mount: {mounted.stderr.decode().strip()}")
-    yield folder
-    subprocess.run(["umount", folder], check=True)
+    with mounted(tmp_path / "disk", "size=100k") as folder:
+        yield folder
 
 
 def test_a_full_disk_loses_no_results(
