@@ -59,6 +59,7 @@ def launch(plan: Plan, sweep: Sweep, *, max_ranks: int | None, on_poll: Callable
         missing = with_runs(plan, _missing(folder, plan, ledger))
         with _write_errors(folder, "nothing was sent; free some space, then submit again"):
             _prepare(folder, sweep, plan, missing, _submitted(folder, ledger))
+            folder.record_fingerprints(_paths_of(missing))
         if folder.is_owner():
             link_names_or_warn(folder)
         with _write_errors(folder, "sweep status shows what was sent; free some space, then submit again"):
@@ -76,6 +77,12 @@ def _submitted(folder: SweepFolder, ledger: Ledger) -> dict[str, Mapping[str, st
         return ledger.overrides()
     unknown: dict[str, Mapping[str, str] | None] = {run["run_id"]: None for run in folder.planned_runs()}
     return unknown | ledger.overrides()
+
+
+def _paths_of(plan: Plan) -> set[str]:
+    """The paths and hub ids of data and pretrained weights in a plan."""
+    values = (getattr(run.config, field) for run in plan.runs for field in PATH_FIELDS)
+    return set(filter(None, values))
 
 
 @contextlib.contextmanager
@@ -123,6 +130,7 @@ def _check_same_data(folder: SweepFolder, plan: Plan, ledger: Ledger) -> None:
     moved or copied are the same.
     """
     earlier = {run["run_id"]: run["train"] for run in folder.planned_runs() if run["run_id"] in ledger.jobs}
+    fingerprints = folder.fingerprints()
     moved: dict[tuple[str, str, str], None] = {}
     for run in plan.runs:
         if run.run_id not in earlier:
@@ -131,13 +139,13 @@ def _check_same_data(folder: SweepFolder, plan: Plan, ledger: Ledger) -> None:
             before, now = earlier[run.run_id].get(field), getattr(run.config, field)
             if before == now or (field, before, now) in moved:
                 continue
-            if not is_same_data(str(before), str(now)):
+            if not is_same_data(str(before), str(now), fingerprints):
                 message = f"{plan.sweep_name!r} was submitted with {field} {before!r}, but now has {now!r}"
                 hint = "use another name for this sweep, or another --root"
                 raise UserError(message, where=str(folder.path), hint=hint)
             moved[field, before, now] = None
     for field, before, now in moved:
-        print(f"note: {field} was {before!r}; {now!r} is taken for the same", file=sys.stderr)
+        print(f"note: {field} was {before!r}; {now!r} has the same files", file=sys.stderr)
 
 
 def _check_interrupted(folder: SweepFolder, ledger: Ledger) -> None:

@@ -127,7 +127,7 @@ class CheckpointManager:
         state = files.load(self._folder, manifest)
         _check_recipe(state.get("recipe_version", FIRST_VERSION), self._folder)
         _restore(state, model, optimizer, data)
-        start = ResumePoint(Position(**state["position"]), train_s=state["train_s"], scaler=state["scaler"])
+        start = ResumePoint(Position(**state["position"]), train_s=state["train_s"], scaler=state.get("scaler", {}))
         notices = (*notices, *_other_versions(state.get("versions", {}), self._versions))
         notices = (*notices, f"resumes after step {manifest.step}, from attempt {manifest.attempt}")
         return self._restore_rank(start, state["ranks"], manifest, notices, records)

@@ -262,6 +262,9 @@ class TrainConfig:
                 f"per_gpu_batch {self.per_gpu_batch} and global_batch {self.global_batch} are both set",
                 hint="per_gpu_batch is the batch size of one rank, global_batch that of all ranks; drop one of them",
             )
+        if self.precision == "tf32" and self.device == "cpu":
+            message = "precision tf32 needs a GPU, but device is cpu"
+            raise FieldsError(("precision", "device"), message, hint="write precision: fp32")
         if self.momentum and self.optimizer != "sgd":
             message = f"momentum {self.momentum:g} is set, but optimizer is {self.optimizer}"
             raise FieldsError(("momentum", "optimizer"), message, hint="set optimizer: sgd, or drop momentum")

@@ -64,6 +64,8 @@ def read_labels(column: Column, name: str, split: str, known: tuple[str, ...] | 
         notices.append(f"labels of {split!r} without blanks and in the Unicode form NFC: {forms}")
     if known is None:
         notices += _case_notices(distinct)
+        if column.class_names is None and any(_number(text) == _NO_LABEL for text in distinct):
+            notices.append(f"-1 is a class of {split!r}, because the other labels are not whole numbers from 0")
     known = known if known is not None else distinct
     index = {text: number for number, text in enumerate(known)}
     for row, text in enumerate(names):
@@ -116,18 +118,14 @@ def _as_name(value: Any, name: str, split: str) -> str | None:
 def _without_labels(names: Sequence[str | None], column: Column, known: tuple[str, ...] | None) -> list[str | None]:
     """The names, with None in place of -1 where it means that there is no label.
 
-    It does among whole numbers that count from 0 or from 1, and where the training split does not have it. -1 and 1
-    alone are two classes.
+    It does among other whole numbers that are not negative. -1 and 1 alone are two classes.
     """
     marked = {text for text in names if text and _number(text) == _NO_LABEL}
     if column.class_names is not None or not marked or marked & set(known or ()):
         return list(names)
     if known is None:
-        others = sorted(_number(text) for text in names if text and text not in marked)
-        distinct = list(dict.fromkeys(others))
-        first = distinct[0] if distinct else math.nan
-        counts = distinct == [first + number for number in range(len(distinct))]
-        if not (counts and (first == 0 or (first == 1 and len(distinct) > 1))):
+        others = {_number(text) for text in names if text and text not in marked}
+        if others <= {1.0} or not all(value >= 0 and value.is_integer() for value in others):
             return list(names)
     return [None if text in marked else text for text in names]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import re
 from collections.abc import Callable, Collection, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -133,9 +133,24 @@ def _open_hub(dataset: str, dataset_config: str | None) -> Source:
     import datasets
 
     silence_datasets()
-    cache_dir = None if may_write(datasets_cache()) else str(cache_folder() / "hub")
-    loaded = datasets.load_dataset(dataset, dataset_config, cache_dir=cache_dir)
+    cache_dir: Path | None = None
+    if not may_write(datasets_cache()):
+        cache_dir = cache_folder() / "hub"
+        _link_prepared(dataset, cache_dir)
+    loaded = datasets.load_dataset(dataset, dataset_config, cache_dir=cache_dir and str(cache_dir))
     return Source({name: dataset_table(rows) for name, rows in loaded.items()})
+
+
+def _link_prepared(dataset: str, cache_dir: Path) -> None:
+    """Links what a read-only cache has of a dataset: `datasets` needs to write its locks next to it."""
+    wanted = dataset.replace("/", "___").lower()
+    shared = datasets_cache()
+    for folder in (path for path in shared.glob("*") if path.is_dir() and path.name.lower() == wanted):
+        for file in (path for path in folder.rglob("*") if path.is_file() and path.suffix != ".lock"):
+            link = cache_dir / file.relative_to(shared)
+            link.parent.mkdir(parents=True, exist_ok=True)
+            with suppress(FileExistsError):
+                link.symlink_to(file)
 
 
 def _open_folder(

@@ -216,7 +216,7 @@ class TrainingLoop:
         self._timer.restart()
 
     def _finish(self) -> EndRecord:
-        self._step_writer.flush()
+        self._step_writer.end()
         if self._start.position.step == self._steps and not self._start.records.size_bytes:
             # The run was saved after its last step, and its records, with the last evaluation, are lost.
             self._evaluate(self._steps)

@@ -54,11 +54,11 @@ class LossScaler:
         if self._scaler is None:
             optimizer.step()
             return None
-        # Its public `get_scale` waits for the GPU.
-        before = self._scaler._scale.clone()
         self._scaler.step(optimizer)
+        # No public method tells it without a wait for the GPU.
+        found = self._scaler._per_optimizer_states[id(optimizer)]["found_inf_per_device"]
+        skipped = torch.stack(list(found.values())).sum() > 0
         self._scaler.update()
-        skipped: Tensor = self._scaler._scale < before
         return skipped
 
     def state(self) -> dict[str, Any]:

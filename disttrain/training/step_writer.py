@@ -22,6 +22,9 @@ from disttrain.records.step_types import StepTimes
 # Losses stay on the device until records are written, so that the host never waits for a GPU within a step. Each flush
 # waits once: some ms every 5 s.
 FLUSH_EVERY_S = 5.0
+# The most steps in a row, skipped by fp16, whose loss is not finite: after them the scale is below 1. At the end of a
+# run fewer are too many, because nothing shows any more that it would recover.
+_MOST_SKIPPED, _MOST_AT_END = 17, 3
 
 
 @dataclass(frozen=True)
@@ -66,6 +69,7 @@ class StepWriter:
         self._say = say
         self._other_records = other_records
         self._stop_on_non_finite = stop_on_non_finite
+        self._non_finite = 0  # steps in a row whose loss is not finite
         self._pending: list[_Pending] = []
         self._flushed_s = time.monotonic()
 
@@ -105,21 +109,38 @@ class StepWriter:
         losses = [f"loss {record.loss:.4f}" for record in steps if record.loss is not None]
         self._say("  ".join([f"step {steps[-1].step}/{self._steps}", *losses[-1:], f"{speed:.1f} samples/s"]))
         if self._stop_on_non_finite:
-            _check_finite(steps)
+            for record in steps:
+                self._check_finite(record)
+
+    def end(self) -> None:
+        """Writes the records of the last steps, and checks that the run did not end in steps without a finite loss."""
+        self.flush()
+        if self._stop_on_non_finite and self._non_finite >= min(_MOST_AT_END, self._steps):
+            raise _not_finite(f"the last {self._non_finite} steps have no finite loss")
+
+    def _check_finite(self, record: StepRecord) -> None:
+        """Checks a loss when its record is written: a check in each step would wait for the GPU.
+
+        A step that fp16 skips may have a loss that is not finite. Its scale is halved, and after some such steps it is
+        no longer the cause.
+
+        Raises:
+            UserError: The loss is not finite.
+        """
+        if record.loss is None:
+            return
+        if math.isfinite(record.loss):
+            self._non_finite = 0
+            return
+        self._non_finite += 1
+        if not record.skipped:
+            raise _not_finite(f"the loss of step {record.step} is {record.loss}")
+        if self._non_finite > _MOST_SKIPPED:
+            raise _not_finite(f"the last {self._non_finite} steps up to {record.step} have no finite loss")
 
 
-def _check_finite(steps: Sequence[StepRecord]) -> None:
-    """Checks that the losses are finite, when their records are written: a check of each step would wait for the GPU.
-
-    Raises:
-        UserError: One is not.
-    """
-    for record in steps:
-        if record.loss is not None and not math.isfinite(record.loss) and not record.skipped:
-            raise UserError(
-                f"the loss of step {record.step} is {record.loss}",
-                hint="a smaller lr or a longer warm-up may help; stop_on_non_finite: false continues",
-            )
+def _not_finite(message: str) -> UserError:
+    return UserError(message, hint="a smaller lr or a longer warm-up may help; stop_on_non_finite: false continues")
 
 
 def _values(entry: _Pending) -> Tensor:

@@ -2,35 +2,60 @@
 
 from __future__ import annotations
 
-import filecmp
+import hashlib
 import os
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-# Files of a copy are compared byte by byte up to this size in all; a login node should not read more.
-_MOST_BYTES = 1 << 30
+# Up to this size in all, the content of files is read; above it their times must agree too, as after mv and cp -p. A
+# login node should not read more, nor look up more files.
+_MOST_BYTES = 64 << 20
+_MOST_FILES = 10_000
 
 
-def is_same_data(before: str, now: str) -> bool:
-    """Whether two paths are the same data: the first no longer exists, or both have the same files.
+def is_same_data(before: str, now: str, fingerprints: Mapping[str, str]) -> bool:
+    """Whether two paths of a config field are the same data.
 
     Args:
-        before: The path of an earlier submission.
-        now: The path of this one. Both are of a config field with paths: a hub id is only the same as itself.
+        before: The path of an earlier submission; it may be gone.
+        now: The path of this one. A hub id is only the same as itself.
+        fingerprints: What earlier submissions have recorded, by path.
     """
     if before == now:
         return True
-    if not (os.path.isabs(before) and os.path.isabs(now)) or os.path.basename(before) != os.path.basename(now):
-        return False
-    if not os.path.exists(before):
-        return True  # moved; a run that resumes compares the data with those of its checkpoint
-    files, others = _files(Path(before)), _files(Path(now))
-    if files != others or sum(files.values()) > _MOST_BYTES:
-        return False
-    return all(filecmp.cmp(Path(before) / name, Path(now) / name, shallow=False) for name in files)
+    recorded = fingerprints.get(before) or fingerprint(before)
+    return recorded is not None and recorded == fingerprint(now)
 
 
-def _files(path: Path) -> dict[str, int]:
-    """The size of each file at a path, by its path from there; that of a file itself has the name ''."""
+def fingerprint(path: str) -> str | None:
+    """A digest of the files at a path; None for a hub id, without files, or if there are too many."""
+    if not os.path.isabs(path):
+        return None
+    files = []
+    for file in _files(Path(path)):
+        files.append(file)
+        if len(files) > _MOST_FILES:
+            return None
+    if not files:
+        return None
+    sizes = {file: file.stat() for file in files}
+    small = sum(stat.st_size for stat in sizes.values()) <= _MOST_BYTES
+    digest = hashlib.sha256(b"content" if small else b"times")
+    for file in sorted(files):
+        digest.update(f"\0{os.path.relpath(file, path)}\0{sizes[file].st_size}\0".encode("utf-8", "surrogateescape"))
+        digest.update(file.read_bytes() if small else f"{sizes[file].st_mtime_ns}".encode())
+    return digest.hexdigest()
+
+
+def _files(path: Path) -> Iterator[Path]:
+    """The files at a path. Links to folders are followed, as by the reader of the data, each folder once."""
     if path.is_file():
-        return {"": path.stat().st_size}
-    return {str(file.relative_to(path)): file.stat().st_size for file in path.rglob("*") if file.is_file()}
+        yield path
+    seen: set[str] = set()
+    for folder, names, files in os.walk(path, followlinks=True):
+        real = os.path.realpath(folder)
+        if real in seen:
+            names.clear()
+            continue
+        seen.add(real)
+        yield from (Path(folder, file) for file in files if os.path.isfile(os.path.join(folder, file)))

@@ -13,14 +13,16 @@ from typing import Any
 
 from disttrain.errors import UserError, shorten, suggest_name
 from disttrain.records.atomic_write import write_text
-from disttrain.records.json_values import damaged, read_object, to_json
+from disttrain.records.json_values import DamagedFile, damaged, read_object, to_json
 from disttrain.records.record_files import CHECKPOINTS_NAME, SUMMARY_NAME, failure_name, metrics_name
 from disttrain.records.versions import versions
 from jobs.storage.code_state import git_state
 from jobs.storage.plan_check import check_plan
+from jobs.storage.same_data import fingerprint
 
 _LAST = ".last"  # a file in the root that names the sweep submitted last, the default of `sweep status` and others
 
+_DATA_FILE = "data.json"  # the fingerprints of the data, by path
 _LAST_TEXT = re.compile(r"([^/\0\n]+)/([^/\0\n]+)\n?")
 _LATEST_S = 10**11  # in the year 5138
 # The space that a submission needs: for the sweep, and for the folder, run.json, pickle and plan of each run. More is
@@ -148,6 +150,21 @@ class SweepFolder:
         plan = self._plan()
         remaining = [run for run in plan["runs"] if run["run_id"] not in run_ids]
         self.write_plan({**plan, "runs": remaining})
+
+    def fingerprints(self) -> dict[str, str]:
+        """The fingerprints of the data of earlier submissions, by path; those of a damaged file are not known."""
+        try:
+            return dict(read_object(self.path / _DATA_FILE) or {})
+        except DamagedFile:
+            return {}
+
+    def record_fingerprints(self, paths: Collection[str]) -> None:
+        """Records the fingerprints of data at the first submission that uses them."""
+        known = self.fingerprints()
+        found = {path: fingerprint(path) for path in sorted(set(paths) - set(known))}
+        new = {path: value for path, value in found.items() if value is not None}
+        if new:
+            write_text(self.path / _DATA_FILE, to_json({**known, **new}, indent=2) + "\n", private=True)
 
     def write_plan(self, plan: Mapping[str, Any]) -> None:
         write_text(self.plan_file, to_json(plan, indent=2) + "\n")

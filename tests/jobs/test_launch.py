@@ -409,6 +409,7 @@ def test_moved_data_are_no_other_data(slurm: Slurm, tmp_path: Path, capsys: pyte
     """The checkout was moved: finished runs stay finished."""
     for name in ("a", "b"):
         (tmp_path / name / "data").mkdir(parents=True)
+        (tmp_path / name / "data" / "train.csv").write_text("text,label\n")
         (tmp_path / name / "s.yaml").write_text("name: s\nallocations: [1x1]\nbase: {model: bert, dataset: ./data}\n")
         sweep = load_sweep(tmp_path / name / "s.yaml")
         folder = tmp_path / "runs" / "s" / "site"
@@ -417,5 +418,5 @@ def test_moved_data_are_no_other_data(slurm: Slurm, tmp_path: Path, capsys: pyte
         slurm.states.update(dict.fromkeys(slurm.states, State.COMPLETED))
         (tmp_path / name).rename(tmp_path / f"{name}-moved")
     assert len(slurm.submitted) == 1
-    note = f"note: dataset was '{tmp_path}/a/data'; '{tmp_path}/b/data' is taken for the same\n"
+    note = f"note: dataset was '{tmp_path}/a/data'; '{tmp_path}/b/data' has the same files\n"
     assert capsys.readouterr().err == note

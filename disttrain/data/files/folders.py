@@ -172,19 +172,23 @@ def _check_split(split: str, files: Sequence[Path], folder: Path) -> None:
     formats = sorted({str(table_format(file)) for file in files})
     if len(formats) > 1:
         raise _unclear(folder, f"split {split!r} has {', '.join(formats)} files")
+    shards: dict[tuple[Path, str], dict[int, set[int]]] = {}
     by_stem: dict[tuple[Path, str], Path] = {}
     for file in files:
-        other = by_stem.setdefault((file.parent, table_stem(file).lower()), file)
+        stem = table_stem(file)
+        other = by_stem.setdefault((file.parent, stem.lower()), file)
+        match = _SHARD.search(stem)
+        if match is not None:
+            base = (file.parent, stem[: match.start()].lower())
+            shards.setdefault(base, {}).setdefault(int(match[2]), set()).add(int(match[1]))
         if other is not file:
             raise _unclear(folder, f"split {split!r} is in {other.name} and {file.name}")
-    shards: dict[tuple[Path, str, int], set[int]] = {}
-    for file in files:
-        if match := _SHARD.search(table_stem(file)):
-            key = (file.parent, table_stem(file)[: match.start()], int(match[2]))
-            shards.setdefault(key, set()).add(int(match[1]))
-    for (_, _, total), present in shards.items():
-        if len(present) < total:
-            message = f"split {split!r} has {len(present)} of {total} files"
+    for base, by_total in shards.items():
+        if base in by_stem or len(by_total) > 1:
+            raise _unclear(folder, f"split {split!r} is in one file and in parts, or in parts of several numbers")
+        ((total, present),) = by_total.items()
+        if present != set(range(total)):
+            message = f"split {split!r} has {len(present & set(range(total)))} of {total} files"
             raise UserError(message, where=str(folder), hint="copy or download the others")
 
 

@@ -27,6 +27,10 @@ from disttrain.errors import UserError
         ({"model": "bert", "checkpoint": "a/b", "architecture": {}}, "checkpoint 'a/b' and architecture are both set"),
         ({"model": "bert", "per_gpu_batch": 1, "global_batch": 4}, "per_gpu_batch 1 and global_batch 4 are both set"),
         (
+            {"model": "bert", "precision": "tf32", "device": "cpu"},
+            "precision tf32 needs a GPU, but device is cpu (write precision: fp32)",
+        ),
+        (
             {"model": "bert", "lr_scaling": "sqrt", "global_batch": 4},
             "lr_scaling sqrt increases lr with the number of ranks, but global_batch keeps the batch (set per_gpu",
         ),

@@ -23,9 +23,6 @@ def column(*values: Any, kind: str = TEXT, names: tuple[str, ...] | None = None)
         (["10", "9", "1.0", "01"], ("01", "1.0", "9", "10")),
         (["True", "False"], ("False", "True")),
         (["pos", "neg"], ("neg", "pos")),
-        (["-1", "1"], ("-1", "1")),
-        (["-1", "1", "5"], ("-1", "1", "5")),
-        (["-1", "yes"], ("-1", "yes")),
     ],
 )
 def test_names_are_sorted_and_not_changed(values: list[str], names: tuple[str, ...]) -> None:
@@ -61,6 +58,7 @@ MINUS_1 = "; -1 counts as no label: if it is a class, write a word for it"
     [
         (["0", "1", "-1", "1"], ("0", "1"), LEFT_OUT + MINUS_1),
         (["1", "2", "-1", "2"], ("1", "2"), LEFT_OUT + MINUS_1),
+        (["0", "7", "-1", "7"], ("0", "7"), LEFT_OUT + MINUS_1),
         (["0.0", "1.0", "-1.0", "1.0"], ("0.0", "1.0"), LEFT_OUT + MINUS_1),
         (["0", "1", "", "1"], ("0", "1"), LEFT_OUT),
         (["0", "1", None, "1"], ("0", "1"), LEFT_OUT),
@@ -71,6 +69,13 @@ def test_rows_without_a_label_are_left_out(values: list[str | None], names: tupl
     labels = read_labels(column(*values), "label", "train")
     assert (labels.names, labels.rows.tolist(), labels.indices.tolist()) == (names, [0, 1, 3], [0, 1, 1])
     assert labels.notices == (notice,)
+
+
+@pytest.mark.parametrize("values", [["-1", "1"], ["-1", "yes"], ["-1", "-2", "0"]])
+def test_minus_1_may_be_a_class(values: list[str]) -> None:
+    labels = read_labels(column(*values), "label", "train")
+    assert set(labels.names) == set(values)
+    assert labels.notices == ("-1 is a class of 'train', because the other labels are not whole numbers from 0",)
 
 
 @pytest.mark.parametrize("known", [("0", "1"), ("1", "2", "3"), ("no", "yes")])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -14,6 +15,7 @@ import pytest
 from PIL import Image
 
 from disttrain.config.train_config import TrainConfig
+from disttrain.data import array_cache, sources
 from disttrain.data import splits as data
 from disttrain.data.files.columns import dataset_table
 from disttrain.data.pixels import decode_image
@@ -322,6 +324,29 @@ def test_a_read_only_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     assert texts_of(splits) == TEXTS
     notice = f"{shared}/datasets cannot be written: what is made of the data is kept in {tmp_path}"
     assert splits.notices[0].startswith(notice)
+
+
+def test_what_a_read_only_cache_has_is_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A site has prepared a dataset of the hub, which is opened without the hub."""
+    shared, own = tmp_path / "shared", tmp_path / "own"
+    own.mkdir()
+    save_csv(tmp_path / "a.csv", "text,label", "a,x", "b,y")
+    datasets.load_dataset("csv", data_files={"train": str(tmp_path / "a.csv")}, cache_dir=str(shared))
+    (prepared,) = (path.parent for path in shared.glob("csv/*/*/*/dataset_info.json"))
+    target = shared / "me___data" / "default" / "0.0.0" / "abc"
+    target.parent.mkdir(parents=True)
+    prepared.rename(target)
+    (target / "csv-train.arrow").rename(target / "data-train.arrow")
+    info = json.loads((target / "dataset_info.json").read_text())
+    (target / "dataset_info.json").write_text(json.dumps(info | {"dataset_name": "data", "config_name": "default"}))
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(shared))
+    monkeypatch.setattr(tempfile, "tempdir", str(own))
+    for module in (sources, array_cache):
+        monkeypatch.setattr(module, "may_write", lambda path: not path.is_relative_to(shared))
+    before = sorted(shared.rglob("*"))
+    splits = load("me/data", max_eval_examples=0)
+    assert (texts_of(splits), splits.label_names) == (["a", "b"], ("x", "y"))
+    assert sorted(shared.rglob("*")) == before, "nothing is written there"
 
 
 @pytest.mark.parametrize(

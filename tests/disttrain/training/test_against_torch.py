@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +21,7 @@ from disttrain.environment.rank_env import RankEnv
 from disttrain.models.bert import build, encode
 from disttrain.run import run
 from disttrain.training.loop import TrainingLoop
+from disttrain.training.optimizer import make_optimizer
 from disttrain.training.precision import LossScaler
 from tests.disttrain.ranks import ALONE, die_in, saved_often
 
@@ -36,6 +38,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "clipping of sgd": {"optimizer": "sgd", "lr": 0.1, "max_grad_norm": 0.2},
     "smoothing": {"label_smoothing": 0.2},
     "fp16": {"precision": "fp16"},
+    "fp16 and sgd": {"precision": "fp16", "optimizer": "sgd", "lr": 0.05, "momentum": 0.9},
     "fp16 and clipping": {"precision": "fp16", "max_grad_norm": 0.5},
 }
 
@@ -184,3 +187,46 @@ def test_a_scale_is_saved() -> None:
     plain = LossScaler("fp32", torch.device("cpu"))
     plain.load(scaler.state())
     assert plain.state() == {}
+
+
+def test_a_skipped_first_step_leaves_no_momentum() -> None:
+    """torch's fused SGD would take uninitialised memory for the momentum of a first step that was skipped."""
+    model = nn.Linear(1000, 10)
+    optimizer = make_optimizer(model, TrainConfig(model="bert", optimizer="sgd", momentum=0.9, weight_decay=0.0))
+    scaler = LossScaler("fp16", torch.device("cpu"))
+    for value in (torch.inf, 1.0):
+        scaler.scaled(model.weight.sum() * value + model.bias.sum() * value).backward()  # type: ignore[no-untyped-call]
+        scaler.step(optimizer)
+        optimizer.zero_grad()
+    buffers = [optimizer.state[weight]["momentum_buffer"] for weight in model.parameters()]
+    assert all(torch.equal(buffer, torch.ones_like(buffer)) for buffer in buffers)
+
+
+def test_a_gradient_that_comes_later_has_momentum() -> None:
+    """As of a layer that is dropped in the first step."""
+    model = nn.Linear(3, 2)
+    optimizer = make_optimizer(model, TrainConfig(model="bert", optimizer="sgd", momentum=0.9))
+    model.weight.sum().backward()  # type: ignore[no-untyped-call]
+    optimizer.step()
+    model.bias.sum().backward()  # type: ignore[no-untyped-call]
+    optimizer.step()
+    assert optimizer.state[model.bias]["momentum_buffer"].tolist() == [1, 1]
+
+
+@pytest.mark.process
+def test_a_run_of_skipped_steps_alone_fails(bert_config: TrainConfig, run_ranks: RunRanks) -> None:
+    """A loss that is no number at every scale is no matter of the scale."""
+    config = dataclasses.replace(bert_config, precision="fp16", max_eval_examples=0)
+    for steps, overflowing, message in (
+        (4, {1, 2, 3, 4}, "the last 4 steps have no finite loss"),
+        (10, {8, 9, 10}, "the last 3 steps have no finite loss"),
+        (40, set(range(2, 41)), "the last 18 steps up to 19 have no finite loss"),
+    ):
+        finished = run_ranks(
+            dataclasses.replace(config, max_steps=steps), 1, target=functools.partial(overflow_in, overflowing)
+        )
+        assert finished.exit_codes == (1,)
+        failure = json.loads((finished.output_dir / "failure-rank00000.json").read_text())
+        assert failure["message"].startswith(message)
+    ends_well = run_ranks(dataclasses.replace(config, max_steps=6), 1, target=functools.partial(overflow_in, {5, 6}))
+    assert ends_well.exit_codes == (0,)

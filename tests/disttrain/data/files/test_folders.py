@@ -308,6 +308,17 @@ def test_what_is_left_out_is_named(tmp_path: Path) -> None:
         (["TRAIN.csv", "train.csv"], None, r"split 'train' is in TRAIN\.csv and train\.csv \(keep one of them"),
         (["Train/a.csv", "train/b.csv"], None, r"split 'train' is in 2 places: Train, train \(keep one of them"),
         (["train.csv", "data/train.csv"], None, r"split 'train' is in 2 places: \., data \(keep one of them"),
+        (
+            ["train.csv", "train-00000-of-00001.csv"],
+            None,
+            r"split 'train' is in one file and in parts, or in parts of s",
+        ),
+        (
+            ["train-0-of-1.csv", "train-0-of-2.csv", "train-1-of-2.csv"],
+            None,
+            r"or in parts of several numbers \(keep one",
+        ),
+        (["train-00001-of-00002.csv", "train-00003-of-00002.csv"], None, r"split 'train' has 1 of 2 files \(copy or"),
         (["train-00000-of-00003.csv", "train-00002-of-00003.csv"], None, r"split 'train' has 2 of 3 files \(copy or"),
     ],
 )
