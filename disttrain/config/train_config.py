@@ -116,7 +116,7 @@ class TrainConfig:
     ] = True
     trim_last_layer: Annotated[
         bool,
-        doc("compute the last layer of BERT or ViT for the first token only; the classification head reads no other"),
+        doc("compute the last layer of BERT, ViT or DeiT for the first token only; the head reads no other"),
     ] = True
     group_by_length: Annotated[
         bool, doc("put texts of similar length into the same step on all ranks, which reduces padding and waiting")

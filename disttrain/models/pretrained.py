@@ -78,7 +78,7 @@ def from_checkpoint(
     except (SafetensorError, pickle.UnpicklingError, EOFError) as error:
         hint = "its weight file is damaged or incomplete: copy or download it again"
         raise checkpoint_error(checkpoint, error, hint) from error
-    except (OSError, ValueError, RuntimeError, KeyError) as error:
+    except (OSError, ValueError, RuntimeError, KeyError, ImportError) as error:
         raise checkpoint_error(checkpoint, error) from error
     # The keys of mismatched weights are tuples: the name, then both shapes.
     missing = {*loaded["missing_keys"], *(key[0] for key in loaded["mismatched_keys"])}
@@ -114,14 +114,24 @@ def _order_classes(
     if sorted(order) != list(range(len(checkpoint_names))):
         before, now = ", ".join(checkpoint_names), ", ".join(label_names)
         return (f"{checkpoint} has a trained head for the classes {before}: it starts as the head of {now}",)
-    head = [module for module in model.modules() if isinstance(module, nn.Linear)][-1]
+    heads = _heads(model, len(label_names))
     before, now = ", ".join(checkpoint_names), ", ".join(label_names)
-    if head.out_features != len(label_names):
+    if not heads:
         return (f"{checkpoint} has its classes in the order {before}, but the data in the order {now}",)
     with torch.no_grad():
-        for parameter in head.parameters():
+        for parameter in (parameter for head in heads for parameter in head.parameters()):
             parameter.copy_(parameter[order].clone())
     return (f"{checkpoint} has its classes in the order {before}: its head was reordered to that of the data, {now}",)
+
+
+def _heads(model: nn.Module, classes: int) -> list[nn.Linear]:
+    """The layers that compute the class scores; a few models have several, and return the mean of their scores."""
+    heads = [child for child in model.children() if isinstance(child, nn.Linear)]
+    if not heads:  # the head is a module of several layers
+        heads = [module for module in model.modules() if isinstance(module, nn.Linear)][-1:]
+    if any(head.out_features != classes for head in heads):
+        return []
+    return heads
 
 
 def read_config(config_class: Any, checkpoint: str, **options: Any) -> PretrainedConfig:
@@ -132,11 +142,13 @@ def read_config(config_class: Any, checkpoint: str, **options: Any) -> Pretraine
     """
     try:
         config: PretrainedConfig = config_class.from_pretrained(checkpoint, **options)
-    except (OSError, ValueError, KeyError, StrictDataclassError) as error:
+    except (OSError, ValueError, KeyError, StrictDataclassError, ImportError) as error:
         raise checkpoint_error(checkpoint, error) from error
     for name, value in _OUTPUTS.items():
         if hasattr(config, name):
             setattr(config, name, value)
+    if config.architectures is None:
+        config.architectures = []  # transformers iterates over it where a model type has several classes
     return config
 
 
@@ -146,6 +158,8 @@ def checkpoint_error(
     hint: str = "give a folder or a hub id that this host can reach or has in its cache",
 ) -> UserError:
     reason = next(iter(str(error).splitlines()), type(error).__name__)
+    if isinstance(error, ImportError):  # such as timm
+        reason, hint = "its model needs a package that is not installed", reason
     if "trust_remote_code" in str(error):
         reason = "it needs code of its own, which is not run"
         hint = "give a checkpoint of a model that transformers has"

@@ -1,16 +1,20 @@
-"""The ViT family: reads images as pixels of one size, and classifies them with a transformers model."""
+"""The ViT family: reads images as pixels of one size, and classifies them with a transformers model.
+
+Checkpoints may be of any model that AutoModelForImageClassification opens and whose input is pixels.
+"""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import ViTConfig
-from transformers.image_processing_base import ImageProcessingMixin
+from transformers import AutoConfig, AutoModelForImageClassification, ViTConfig
+from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES
+from transformers.models.deit.modeling_deit import DeiTForImageClassification, DeiTLayer
 from transformers.models.vit.modeling_vit import ViTForImageClassification, ViTLayer
 
 from disttrain.config.train_config import TrainConfig
@@ -23,12 +27,12 @@ from disttrain.distributed.group import Group
 from disttrain.errors import UserError
 from disttrain.models.family import BuiltModel, EncodedSplits
 from disttrain.models.first_token_layer import attend_from_first, trim
+from disttrain.models.image_size import fit_image_size
 from disttrain.models.model_change import ModelChange, change_notices, changes_made
+from disttrain.models.normalisation import Normalisation, checkpoint_normalisation
 from disttrain.models.pretrained import from_architecture, from_checkpoint, read_config, silence_transformers
 
 INPUT: InputKind = "image"
-# Scales pixels from [0, 1] to [-1, 1], as in the training of ViT (Dosovitskiy et al. 2021); a checkpoint may differ.
-_HALF = (0.5, 0.5, 0.5)
 
 
 class ImageClassifier(nn.Module):
@@ -37,13 +41,13 @@ class ImageClassifier(nn.Module):
     mean: Tensor
     scale: Tensor
 
-    def __init__(self, model: Any, mean: Sequence[float], std: Sequence[float], size: int | None = None) -> None:
+    def __init__(self, model: Any, normalisation: Normalisation, size: int | None = None) -> None:
         super().__init__()
         self.model = model
         self.size = size  # None: do not resize
         # (pixel / 255 - mean) / std, as one subtraction and one multiplication.
-        self.register_buffer("mean", torch.tensor(mean).view(3, 1, 1) * 255, persistent=False)
-        self.register_buffer("scale", 1 / (torch.tensor(std).view(3, 1, 1) * 255), persistent=False)
+        self.register_buffer("mean", torch.tensor(normalisation.mean).view(3, 1, 1) * 255, persistent=False)
+        self.register_buffer("scale", 1 / (torch.tensor(normalisation.std).view(3, 1, 1) * 255), persistent=False)
 
     def forward(self, batch: Batch) -> Tensor:
         pixels = batch["pixels"]
@@ -54,23 +58,37 @@ class ImageClassifier(nn.Module):
         return logits
 
 
+def _first_token(layer: Any, hidden_states: Tensor, attention_mask: Tensor | None = None, **_: Any) -> Tensor:
+    """The first token only of a layer of ViT or DeiT."""
+    attention, tokens = layer.attention, layer.layernorm_before(hidden_states)
+    attended = attend_from_first(
+        attention.q_proj(tokens[:, :1]),
+        attention.k_proj(tokens),
+        attention.v_proj(tokens),
+        attention_mask,
+        heads=attention.num_attention_heads,
+        dropout=attention.attention_dropout if layer.training else 0.0,
+        scale=attention.scaling,
+    )
+    first = hidden_states[:, :1] + layer.dropout(attention.o_proj(attended))
+    output: Tensor = first + layer.dropout(layer.mlp(layer.layernorm_after(first)))
+    return output
+
+
 class FirstTokenLayer(ViTLayer):  # type: ignore[misc]  # transformers is Any to mypy
     """A ViT layer that returns its first token only."""
 
-    def forward(self, hidden_states: Tensor, attention_mask: Tensor | None = None, **_: Any) -> Tensor:
-        attention, tokens = self.attention, self.layernorm_before(hidden_states)
-        attended = attend_from_first(
-            attention.q_proj(tokens[:, :1]),
-            attention.k_proj(tokens),
-            attention.v_proj(tokens),
-            attention_mask,
-            heads=attention.num_attention_heads,
-            dropout=attention.attention_dropout if self.training else 0.0,
-            scale=attention.scaling,
-        )
-        first = hidden_states[:, :1] + self.dropout(attention.o_proj(attended))
-        output: Tensor = first + self.dropout(self.mlp(self.layernorm_after(first)))
-        return output
+    forward = _first_token
+
+
+class DeiTFirstTokenLayer(DeiTLayer):  # type: ignore[misc]  # transformers is Any to mypy
+    """A DeiT layer that returns its first token only."""
+
+    forward = _first_token
+
+
+# The classifiers whose head reads the first token only, each with its layer that computes no other.
+_FIRST_TOKEN_LAYERS = {ViTForImageClassification: FirstTokenLayer, DeiTForImageClassification: DeiTFirstTokenLayer}
 
 
 def encode(config: TrainConfig, splits: Splits, group: Group, work_dir: Path) -> EncodedSplits:  # noqa: ARG001 - part of Family
@@ -90,26 +108,27 @@ def encode(config: TrainConfig, splits: Splits, group: Group, work_dir: Path) ->
 def build(config: TrainConfig, encoded: EncodedSplits) -> BuiltModel:
     """The classifier, from the checkpoint or from the architecture."""
     silence_transformers()
-    mean: Sequence[float] = _HALF
-    std: Sequence[float] = _HALF
+    normalisation: Normalisation | None = Normalisation()
     if config.checkpoint is None:
         built = _from_architecture(config, encoded)
-        notices = list(built.notices)
     else:
         built = _from_checkpoint(config, config.checkpoint, encoded)
-        notices = list(built.notices)
-        try:
-            mean, std = _normalisation(ImageProcessingMixin.get_image_processor_dict(config.checkpoint)[0])
-        except OSError:
-            default = "pixels normalised by mean and deviation 0.5"
-            notices.append(f"{config.checkpoint} has no preprocessor_config.json: {default}")
+        normalisation = checkpoint_normalisation(config.checkpoint)
+    notices = list(built.notices)
+    if normalisation is None:
+        default = "pixels normalised by mean and deviation 0.5"
+        notices.append(f"{config.checkpoint} has no preprocessor_config.json: {default}")
+        normalisation = Normalisation()
+    model: Any = built.model
     changes: list[ModelChange] = []
-    if config.trim_last_layer:
-        changes.append(trim(built.model, FirstTokenLayer))
+    if config.trim_last_layer and type(model) in _FIRST_TOKEN_LAYERS:
+        changes.append(trim(model, _FIRST_TOKEN_LAYERS[type(model)]))
     notices += change_notices(changes)
-    model = ImageClassifier(built.model, mean, std, config.image_size)
-    save = _saver(built.model, config.image_size, mean, std)
-    return BuiltModel(model, tuple(notices), save, changes_made(changes))
+    classifier = ImageClassifier(model, normalisation, config.image_size)
+    # The first pass shows whether parameters of other models get no gradient, such as a mask token.
+    skips_parameters = False if type(model) is ViTForImageClassification else None
+    save = _saver(model, config.image_size, normalisation)
+    return BuiltModel(classifier, tuple(notices), save, changes_made(changes), skips_parameters)
 
 
 def _from_architecture(config: TrainConfig, encoded: EncodedSplits) -> BuiltModel:
@@ -122,92 +141,58 @@ def _from_architecture(config: TrainConfig, encoded: EncodedSplits) -> BuiltMode
         image_size=config.image_size,
         num_channels=3,
     )
-    patch = architecture.get("patch_size")
+    hf_config: Any = built.model.config
+    patch = hf_config.patch_size
     if isinstance(patch, list):
         raise UserError(f"patch_size is {patch}", where="architecture.patch_size", hint="give an integer")
-    _check_patches(config.image_size, built.model.config)
+    if config.image_size % patch:
+        message = f"image_size {config.image_size} is not a multiple of the patch size {patch}"
+        raise UserError(message, where="image_size")
     return built
 
 
 def _from_checkpoint(config: TrainConfig, checkpoint: str, encoded: EncodedSplits) -> BuiltModel:
     """The checkpoint's model, changed to the run's image size if necessary."""
-    hf_config: Any = read_config(ViTConfig, checkpoint)
-    model_type = ViTConfig.get_config_dict(checkpoint)[0].get("model_type")
-    if model_type != "vit":
-        raise UserError(f"checkpoint {checkpoint!r} is a {model_type} model", hint="model vit takes a vit model")
+    hf_config: Any = read_config(AutoConfig, checkpoint, trust_remote_code=False)
+    if hf_config.model_type not in MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES:
+        raise UserError(
+            f"checkpoint {checkpoint!r} is a {hf_config.model_type} model, which does not classify images",
+            hint="model vit takes what AutoModelForImageClassification opens",
+        )
     _check_input(checkpoint, hf_config)
-    _check_patches(config.image_size, hf_config)
-    built = from_checkpoint(ViTForImageClassification, checkpoint, hf_config, encoded.label_names)
-    if config.image_size == hf_config.image_size:
-        return built
-    sizes = f"{hf_config.image_size} to {config.image_size} pixels"
-    _change_size(built.model, config.image_size)
-    return BuiltModel(built.model, (*built.notices, f"position embeddings of {checkpoint} interpolated from {sizes}"))
+    built = from_checkpoint(
+        AutoModelForImageClassification, checkpoint, hf_config, encoded.label_names, trust_remote_code=False
+    )
+    notices = fit_image_size(built.model, checkpoint, config.image_size)
+    return BuiltModel(built.model, (*built.notices, *notices))
 
 
-def _change_size(model: Any, size: int) -> None:
-    """Changes the image size of a model, including its position embeddings, so that it is saved with this size."""
-    embeddings, patch = model.vit.embeddings, model.config.patch_size
-    patches = (size // patch) ** 2
-    tokens = torch.empty(1, patches + 1, model.config.hidden_size)  # only its shape is read
-    with torch.no_grad():
-        positions = embeddings.interpolate_pos_encoding(tokens, size, size)
-    embeddings.position_embeddings = nn.Parameter(positions.clone())
-    embeddings.image_size = embeddings.patch_embeddings.image_size = (size, size)
-    embeddings.patch_embeddings.num_patches = patches
-    model.config.image_size = size
-
-
-def _saver(model: Any, size: int, mean: Sequence[float], std: Sequence[float]) -> Callable[[Path], None]:
+def _saver(model: Any, size: int, normalisation: Normalisation) -> Callable[[Path], None]:
     def save(folder: Path) -> None:
         model.save_pretrained(folder)
         processor = {
             "image_processor_type": "ViTImageProcessor",
             "size": {"height": size, "width": size},
-            "image_mean": list(mean),
-            "image_std": list(std),
+            "image_mean": list(normalisation.mean),
+            "image_std": list(normalisation.std),
         }
         (folder / "preprocessor_config.json").write_text(json.dumps(processor, indent=2) + "\n", encoding="utf-8")
 
     return save
 
 
-def _normalisation(processor: Mapping[str, Any]) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """The mean and deviation of each channel, for pixels in [0, 1], from a checkpoint's image processor."""
-    factor = processor.get("rescale_factor") or 1 / 255  # for pixels in [0, 255]
-    if not processor.get("do_rescale", True):
-        factor = 1.0
-    mean = _per_channel(processor.get("image_mean") or _HALF)
-    std = _per_channel(processor.get("image_std") or _HALF)
-    if not processor.get("do_normalize", True):
-        mean, std = _per_channel(0.0), _per_channel(1.0)
-    # The processor computes (factor * pixel - mean) / std for pixels in [0, 255].
-    return tuple(value / (factor * 255) for value in mean), tuple(value / (factor * 255) for value in std)
-
-
-def _per_channel(value: Any) -> tuple[float, ...]:
-    """The values of the three channels; a single number applies to all of them."""
-    if isinstance(value, list | tuple):
-        return tuple(value)
-    return (value,) * 3
-
-
 def _check_input(checkpoint: str, hf_config: Any) -> None:
     """Checks that a checkpoint takes square colour images; replaces a size of two equal numbers by one number."""
-    if hf_config.num_channels != 3:
-        channels = f"images of {hf_config.num_channels} channels"
-        raise UserError(f"checkpoint {checkpoint!r} takes {channels}", hint="images are read as RGB, 3 channels")
-    for name in ("image_size", "patch_size"):
-        value = getattr(hf_config, name)
-        if isinstance(value, list | tuple):
-            if len(set(value)) != 1:
-                raise UserError(f"checkpoint {checkpoint!r} has {name} {list(value)}", hint="it must be square")
-            setattr(hf_config, name, value[0])
-        if type(getattr(hf_config, name)) is not int or getattr(hf_config, name) < 1:
-            raise UserError(f"checkpoint {checkpoint!r} has {name} {getattr(hf_config, name)!r}")
-
-
-def _check_patches(image_size: int, hf_config: Any) -> None:
-    patch = hf_config.patch_size
-    if image_size % patch:
-        raise UserError(f"image_size {image_size} is not a multiple of the patch size {patch}", where="image_size")
+    channels = getattr(hf_config, "num_channels", 3)
+    if channels != 3:
+        message = f"checkpoint {checkpoint!r} takes images of {channels} channels"
+        raise UserError(message, hint="images are read as RGB, 3 channels")
+    value = getattr(hf_config, "image_size", None)
+    if value is None:
+        return
+    if isinstance(value, list | tuple):
+        if len(set(value)) != 1:
+            raise UserError(f"checkpoint {checkpoint!r} has image_size {list(value)}", hint="it must be square")
+        value = hf_config.image_size = value[0]
+    if type(value) is not int or value < 1:
+        raise UserError(f"checkpoint {checkpoint!r} has image_size {value!r}")

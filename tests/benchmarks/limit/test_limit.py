@@ -15,6 +15,7 @@ from disttrain.data.batches import Batch, load_batches
 from disttrain.models import bert, vit
 from disttrain.models.family import load_family
 from disttrain.models.first_token_layer import trim
+from disttrain.models.normalisation import Normalisation
 from disttrain.run import run
 from disttrain.training.loop import TrainingLoop
 from tests.benchmarks.limit.only_products import execute, prepare, rank_steps, record, record_pass
@@ -40,7 +41,7 @@ def tiny_vit(*, trimmed: bool) -> nn.Module:
     config._attn_implementation = "sdpa"
     model = ViTForImageClassification(config).train()
     assert not trimmed or trim(model, vit.FirstTokenLayer).obstacle is None
-    return vit.ImageClassifier(model, (0.5,) * 3, (0.5,) * 3)
+    return vit.ImageClassifier(model, Normalisation())
 
 
 def texts(tokens: int) -> Batch:

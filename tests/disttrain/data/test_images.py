@@ -23,6 +23,7 @@ from disttrain.data.images import DecodedImages, ImageFiles, open_images
 from disttrain.data.splits import Split, load_splits
 from disttrain.distributed import group as dist
 from disttrain.environment.rank_env import RankEnv
+from disttrain.models.normalisation import Normalisation
 from disttrain.models.vit import ImageClassifier, build, encode
 from disttrain.run import run
 from tests.disttrain.ranks import ALONE
@@ -72,8 +73,7 @@ def model_input(examples: DecodedImages | ImageFiles, indices: Indices) -> torch
         def forward(self, pixel_values: torch.Tensor, **_: bool) -> Any:
             return type("Output", (), {"logits": pixel_values})
 
-    half = (0.5, 0.5, 0.5)
-    seen: torch.Tensor = ImageClassifier(Echo(), half, half, SIZE)(examples.batch(indices))
+    seen: torch.Tensor = ImageClassifier(Echo(), Normalisation(), SIZE)(examples.batch(indices))
     return seen
 
 

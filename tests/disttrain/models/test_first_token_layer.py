@@ -20,6 +20,7 @@ from disttrain.data.splits import load_splits
 from disttrain.models import bert, vit
 from disttrain.models.first_token_layer import trim
 from disttrain.models.model_change import ModelChange
+from disttrain.models.normalisation import Normalisation
 from tests.disttrain.ranks import ALONE
 
 
@@ -42,7 +43,7 @@ def _bert(**fields: Any) -> tuple[nn.Module, nn.ModuleList, type[nn.Module]]:
 def _vit(**fields: Any) -> tuple[nn.Module, nn.ModuleList, type[nn.Module]]:
     sizes = {"hidden_size": 32, "num_attention_heads": 4, "intermediate_size": 48, "image_size": 32, "patch_size": 8}
     model = ViTForImageClassification(ViTConfig(**{**sizes, "num_hidden_layers": 3, **fields}))
-    return vit.ImageClassifier(model, (0.5,) * 3, (0.5,) * 3), model.vit.layers, vit.FirstTokenLayer
+    return vit.ImageClassifier(model, Normalisation()), model.vit.layers, vit.FirstTokenLayer
 
 
 def _batches(kind: str) -> list[dict[str, torch.Tensor]]:

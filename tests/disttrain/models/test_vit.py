@@ -14,6 +14,7 @@ from disttrain.config.train_config import TrainConfig
 from disttrain.data.splits import load_splits
 from disttrain.errors import UserError
 from disttrain.models.family import EncodedSplits
+from disttrain.models.normalisation import Normalisation
 from disttrain.models.vit import ImageClassifier, build, encode
 from tests.disttrain.ranks import ALONE
 
@@ -37,7 +38,7 @@ def test_pixels_are_normalised_by_mean_and_deviation() -> None:
         def forward(self, pixel_values: torch.Tensor, **_: bool) -> Any:
             return type("Output", (), {"logits": pixel_values})
 
-    model = ImageClassifier(Echo(), [0.5, 0.4, 0.3], [0.5, 0.2, 0.1])
+    model = ImageClassifier(Echo(), Normalisation([0.5, 0.4, 0.3], [0.5, 0.2, 0.1]))
     pixels = torch.tensor([0, 102, 255], dtype=torch.uint8).view(1, 3, 1, 1)
     torch.testing.assert_close(model({"pixels": pixels}).flatten(), torch.tensor([-1.0, 0.0, 7.0]))
     assert model.state_dict() == {}
