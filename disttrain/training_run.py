@@ -25,7 +25,7 @@ from disttrain.data.splits import load_splits
 from disttrain.distributed.device import choose_attention, gpu_uuid
 from disttrain.distributed.group import Group
 from disttrain.distributed.start_record import start_record
-from disttrain.errors import NewerAttempt
+from disttrain.errors import NewerAttempt, UserError
 from disttrain.measure.gather_steps import drop_old_exchanges, gather_figures, gather_measured_steps, gather_startups
 from disttrain.measure.nvml import gpu_settings
 from disttrain.measure.start_check import StartCheck
@@ -38,6 +38,7 @@ from disttrain.records import record_files
 from disttrain.records.record_types import StartRecord, StartupRecord
 from disttrain.records.run_folder import remove_results, save_model
 from disttrain.records.summary_types import Summary
+from disttrain.training.best_model import BestModel
 from disttrain.training.ddp import open_exchange
 from disttrain.training.loop import TrainingLoop
 from disttrain.training.optimizer import make_optimizer
@@ -95,6 +96,9 @@ def prepare(config: TrainConfig, family: Family, startup: Startup, group: Group,
     choose_attention(many_shapes=encoded.train.lengths is not None)
     torch.manual_seed(stream_seed(config.seed, "weights"))
     built = family.build(config, encoded)
+    if config.keep_best_model and built.save is None:
+        message = f"model {config.model!r} cannot be saved, so keep_best_model has no effect"
+        raise UserError(message, hint="drop keep_best_model, or give the model's family a save")
     model = built.model.to(group.device)
     if config.compile:
         compile_model(model, dynamic=encoded.train.lengths is not None)
@@ -152,12 +156,15 @@ def train_and_summarise(
         start = checkpoints.load(prepared.model, prepared.optimizer, data, path)
     if group.is_main:
         remove_results(output_dir, group.env.world_size)
-    _train(config, group, prepared, path, checked, checkpoints, data, start)
+    keeps_best = config.keep_best_model and group.is_main
+    best = BestModel(prepared.model, start.progress.best, keep=keeps_best)
+    _train(config, group, prepared, path, checked, checkpoints, data, start, best)
     summary = _summarise(config, group, prepared.startup, path)
     # srun ends a job two minutes after its first rank has left, and a large model may take longer to save.
     with group.main_first():
         if group.is_main:
-            summary = _save_results(summary, config, prepared.built, output_dir, checkpoints)
+            best.restore()
+            summary = _save_results(summary, config, prepared.built, output_dir, checkpoints, best)
     group.barrier()  # rank 0 holds the store on which the others wait
     if checkpoints is not None:
         checkpoints.clear()
@@ -188,6 +195,7 @@ def _train(
     checkpoints: CheckpointManager | None,
     data: DataState,
     start: ResumePoint,
+    best: BestModel,
 ) -> None:
     """Trains to the last step, and writes this rank's records to `path`."""
     sampler, telemetry_notices = open_sampler(config.telemetry_every_s, gpu_uuid(group.device))
@@ -197,10 +205,12 @@ def _train(
     )  # fmt: skip
     first_step = start.position.step + 1
     scaler = LossScaler(config.precision, group.device)
-    scaler.load(start.scaler)
+    scaler.load(start.progress.scaler)
     with record_files.RecordWriter(path, start.records) as writer:
         started = _start_record(group, prepared, first_step, notices, shared_memory=exchange.shared is not None)
-        writer.write([started, *start.saved, *checked.records])
+        # Without records of earlier steps, that of the best evaluation is in the checkpoint alone.
+        evaluated = [best.record] if best.record is not None and not start.records.size_bytes else []
+        writer.write([started, *evaluated, *start.saved, *checked.records])
         for notice in notices:
             group.say(f"note: {notice}")
         gc.freeze()  # collections during training then scan only the objects that training makes
@@ -212,6 +222,7 @@ def _train(
                 prepared.model,
                 prepared.optimizer,
                 scaler,
+                best,
                 prepared.encoded,
                 writer,
                 shared=exchange.shared,
@@ -253,10 +264,14 @@ def _save_results(
     built: BuiltModel,
     output_dir: Path,
     checkpoints: CheckpointManager | None,
+    best: BestModel,
 ) -> Summary:
     """Writes the trained model, and the summary last: a run with a summary counts as complete."""
     check_owner = checkpoints.check_owner if checkpoints is not None else lambda: None
     if config.save_model and built.save is not None:
+        notice = None
+        if config.keep_best_model:
+            notice = best.notice(summary["steps"])
         try:
             save_model(output_dir, built.save, check_owner)
         except NewerAttempt:
@@ -264,6 +279,7 @@ def _save_results(
         except Exception as error:  # noqa: BLE001 - the measurements must survive a full disk, which raises many kinds
             reason = next(iter(str(error).splitlines()), type(error).__name__)
             notice = f"the trained model could not be saved: {reason}"
+        if notice is not None:
             summary["notices"] = (*summary["notices"], notice)
             print(f"note: {notice}", flush=True)
     check_owner()

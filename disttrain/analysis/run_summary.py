@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from disttrain.analysis.bandwidth import ExchangeSummary, summarise_exchanges
+from disttrain.analysis.best_evaluation import best_evaluation
 from disttrain.analysis.measured_steps import MeasuredStep, split_by_start, steps_after_warmup
 from disttrain.analysis.notices import run_notices, slow_rank_notices
 from disttrain.analysis.straggler import Straggler, find_straggler
@@ -16,6 +17,7 @@ from disttrain.records.figures import summarise_fields
 from disttrain.records.rank_types import RankTelemetry
 from disttrain.records.record_types import (
     CrossCheckRecord,
+    EvalRecord,
     LinkRecord,
     Record,
     StartRecord,
@@ -115,6 +117,7 @@ def summarise(
         notices=notices,
         gpu_energy_j=gpu_energy_j,
         **_throughput(steps_after_warmup(records, warmup_steps), sums, start.world_size),
+        **_best_evaluation(records),
         **_exchange(summarise_exchanges(ranks, CONCURRENT_ALL_REDUCES.get(start.backend or "", 1))),
         **_cross_check(records),
         **_slowest_rank(straggler, hosts),
@@ -154,6 +157,13 @@ def _throughput(steps: Sequence[StepRecord], sums: Sums, world_size: int) -> dic
         "samples_per_s": samples_per_s,
         "samples_per_s_per_gpu": samples_per_s_per_gpu,
     }
+
+
+def _best_evaluation(records: Sequence[Record]) -> dict[str, Any]:
+    best = best_evaluation(record for record in records if isinstance(record, EvalRecord))
+    if best is None:
+        return {}
+    return {"best_eval_step": best.step, "best_eval_loss": best.loss, "best_eval_accuracy": best.accuracy}
 
 
 def rank_telemetry(records: Sequence[Record]) -> RankTelemetry:

@@ -28,24 +28,42 @@ from disttrain.records.versions import STARTING, versions
 
 
 @dataclass(frozen=True)
+class Progress:
+    """How far training has come: what a checkpoint has besides the model, the optimizer and the state of the data.
+
+    Attributes:
+        position: The position in the training data.
+        train_s: The training time of the steps so far.
+        scaler: The state of the scale of losses; empty without one.
+        best: The state of the best evaluation; empty without one.
+    """
+
+    position: Position = BEGINNING
+    train_s: float = 0.0
+    scaler: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    best: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+
+@dataclass(frozen=True)
 class ResumePoint:
     """Where training begins: at the first step, or after the last step of a checkpoint.
 
     Attributes:
-        position: The position in the training data.
+        progress: How far earlier attempts have come.
         records: The part of this rank's record file that belongs to earlier steps.
         saved: The records of checkpoints up to this one, which come after `records` in the file.
-        train_s: The training time of earlier steps.
-        scaler: The state of the scale of losses; empty without one.
         notices: Notices about the checkpoint, such as differences from the run that wrote it.
     """
 
-    position: Position = BEGINNING
+    progress: Progress = dataclasses.field(default_factory=Progress)
     records: RecordPosition = RecordPosition()  # noqa: RUF009 - immutable
     saved: tuple[CheckpointRecord, ...] = ()
-    train_s: float = 0.0
-    scaler: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     notices: tuple[str, ...] = ()
+
+    @property
+    def position(self) -> Position:
+        """The position in the training data."""
+        return self.progress.position
 
 
 class CheckpointManager:
@@ -127,7 +145,12 @@ class CheckpointManager:
         state = files.load(self._folder, manifest)
         _check_recipe(state.get("recipe_version", FIRST_VERSION), self._folder)
         _restore(state, model, optimizer, data)
-        start = ResumePoint(Position(**state["position"]), train_s=state["train_s"], scaler=state.get("scaler", {}))
+        best = state.get("best", {})
+        if not self._group.is_main:
+            best.pop("weights", None)  # rank 0 saves the model
+        start = ResumePoint(
+            Progress(Position(**state["position"]), state["train_s"], state.get("scaler", {}), best),
+        )
         notices = (*notices, *_other_versions(state.get("versions", {}), self._versions))
         notices = (*notices, f"resumes after step {manifest.step}, from attempt {manifest.attempt}")
         return self._restore_rank(start, state["ranks"], manifest, notices, records)
@@ -157,9 +180,16 @@ class CheckpointManager:
         )
         return dataclasses.replace(start, records=written, saved=saved, notices=notices)
 
-    def begin(self, start: Position, model: nn.Module) -> None:
-        """Starts the schedule of saves at the first step of this attempt."""
-        steps, self.saves_at_due = self._schedule.begin(start.step, time.monotonic(), _size_bytes(model))
+    def begin(self, start: Position, model: nn.Module, *, keeps_best: bool) -> None:
+        """Starts the schedule of saves at the first step of this attempt.
+
+        Args:
+            start: The position in the training data before that step.
+            model: The model.
+            keeps_best: Whether checkpoints have the weights of the best evaluation too.
+        """
+        size_bytes = _size_bytes(model, keeps_best=keeps_best)
+        steps, self.saves_at_due = self._schedule.begin(start.step, time.monotonic(), size_bytes)
         self._due = start.step + steps
 
     def is_due(self, step: int) -> bool:
@@ -168,23 +198,19 @@ class CheckpointManager:
 
     def save(
         self,
-        position: Position,
+        progress: Progress,
         model: nn.Module,
         optimizer: torch.optim.Optimizer,
-        scaler: Mapping[str, Any],
         data: DataState,
-        train_s: float,
         writer: RecordWriter,
     ) -> None:
         """Copies the state of the run; a thread of rank 0 writes the copy while training continues.
 
         Args:
-            position: The position in the training data after the last step.
+            progress: How far training has come.
             model: The model itself, not DDP's wrapper.
             optimizer: The optimizer of the model.
-            scaler: The state of the scale of losses; empty without one.
             data: The state of the data.
-            train_s: The training time so far.
             writer: The writer of this rank's records, which has the records of all steps so far.
         """
         began_s = time.perf_counter()
@@ -192,17 +218,18 @@ class CheckpointManager:
         ranks = self._group.gather(_pack(writer.sync(), self._group.device))
         if self._writer is not None:
             state = {
-                "position": dataclasses.asdict(position),
+                "position": dataclasses.asdict(progress.position),
                 "model": model.state_dict(),
                 "optimizer": optimizer.state_dict(),
-                "scaler": dict(scaler),
+                "scaler": progress.scaler,
+                "best": progress.best,
                 "data": dataclasses.asdict(data),
-                "train_s": train_s,
+                "train_s": progress.train_s,
                 "ranks": ranks,
                 "versions": self._versions,
                 "recipe_version": RECIPE_VERSION,
             }
-            self._writer.save(position.step, state, began_s)
+            self._writer.save(progress.position.step, state, began_s)
 
     def decide(self, step: int) -> None:
         """Decides at a due step when the next one is due, and whether to save then."""
@@ -240,10 +267,10 @@ class CheckpointManager:
             files.clear(self._folder, self._attempt)
 
 
-def _size_bytes(model: nn.Module) -> int:
-    """The approximate size of a checkpoint: the model, and AdamW's two moments of each weight."""
+def _size_bytes(model: nn.Module, *, keeps_best: bool) -> int:
+    """The approximate size of a checkpoint: the model, once more if it is kept, and AdamW's two moments per weight."""
     state: int = sum(tensor.numel() * tensor.element_size() for tensor in model.state_dict().values())
-    return state + 2 * sum(weight.numel() * weight.element_size() for weight in model.parameters())
+    return (1 + keeps_best) * state + 2 * sum(weight.numel() * weight.element_size() for weight in model.parameters())
 
 
 def _check_recipe(version: int, folder: Path) -> None:

@@ -215,6 +215,10 @@ class TrainConfig:
     save_model: Annotated[
         bool, doc("save the trained model to output_dir/model, in the format that from_pretrained opens")
     ] = True
+    keep_best_model: Annotated[
+        bool,
+        doc("save the model of the evaluation with the lowest loss, in place of that of the last step"),
+    ] = False
     timing_warmup_steps: Annotated[
         int, Ge(0), Unit("steps"), doc("steps at the start of each attempt that throughput and step times exclude")
     ] = 10
@@ -274,6 +278,12 @@ class TrainConfig:
                 f"lr_scaling {self.lr_scaling} increases lr with the number of ranks, but global_batch keeps the batch",
                 hint="set per_gpu_batch in place of global_batch, or drop lr_scaling",
             )
+        if self.keep_best_model and not self.save_model:
+            message = "keep_best_model is true, but save_model is false"
+            raise FieldsError(("keep_best_model", "save_model"), message, hint="drop one of them")
+        if self.keep_best_model and self.max_eval_examples == 0:
+            message = "keep_best_model needs evaluations, but max_eval_examples is 0"
+            raise FieldsError(("keep_best_model", "max_eval_examples"), message, hint="drop one of them")
         if self.checkpoint_every is not None:
             parse_cadence(self.checkpoint_every)
 

@@ -14,6 +14,7 @@ from disttrain.records.figure_sources import (
     EXCEPTION,
     HOOK,
     LINKS,
+    LOOP,
     NVML,
     PACKAGES,
     PLACE,
@@ -21,6 +22,7 @@ from disttrain.records.figure_sources import (
     STARTS,
     STEPS,
     SYSTEM,
+    TORCH,
     WALL,
 )
 from disttrain.records.figures import Figure, InTable, figures_of, summary_figures_of
@@ -100,6 +102,20 @@ class RunFigures:
         RANKS,
         InTable(4),
     ]
+    best_eval_step: Annotated[
+        int | None,
+        doc("Step of the evaluation with the lowest loss, of equal ones the first; null without a finite loss."),
+        LOOP,
+    ] = None
+    best_eval_loss: Annotated[
+        float | None, Unit("nats"), doc("Mean cross-entropy in the evaluation after best_eval_step."), TORCH
+    ] = None
+    best_eval_accuracy: Annotated[
+        float | None,
+        Unit("share of 1"),
+        doc("Correctly classified examples / eval_examples, in the evaluation after best_eval_step."),
+        TORCH,
+    ] = None
     bucket_count: Annotated[
         int | None, doc("Number of gradient buckets; with one bucket no communication can overlap."), HOOK
     ] = None

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from disttrain.checkpoint.manager import CheckpointManager, ResumePoint
+from disttrain.checkpoint.manager import CheckpointManager, Progress, ResumePoint
 from disttrain.config.train_config import TrainConfig
 from disttrain.data.batches import Batch, GlobalBatches, Indices, RankStep, load_batches
 from disttrain.data.digest import DataState
@@ -24,6 +24,7 @@ from disttrain.measure.startup import Startup
 from disttrain.models.family import EncodedSplits
 from disttrain.records.record_files import RecordWriter
 from disttrain.records.record_types import ClockRecord, EndRecord, Record, TelemetryRecord
+from disttrain.training.best_model import BestModel
 from disttrain.training.comm_cross_check import PAIRS, WARM_UP, cross_check, preserve_training_state
 from disttrain.training.ddp import broadcast_buffers, skip_gradient_sync, wrap_ddp
 from disttrain.training.evaluation import eval_due, evaluate, loss_sum
@@ -41,6 +42,7 @@ class TrainingLoop:
         model: The model on the group's device, with the same weights on every rank.
         optimizer: The optimizer of the model.
         scaler: The scale of its losses.
+        best: The best evaluation so far.
         encoded: The examples, the same on every rank.
         writer: The writer of this rank's records.
         shared: The memory in which the ranks exchange gradients; None for all-reduces of the backend.
@@ -59,6 +61,7 @@ class TrainingLoop:
         model: nn.Module,
         optimizer: torch.optim.Optimizer,
         scaler: LossScaler,
+        best: BestModel,
         encoded: EncodedSplits,
         writer: RecordWriter,
         *,
@@ -75,6 +78,7 @@ class TrainingLoop:
         self._model = model
         self._optimizer = optimizer
         self._scaler = scaler
+        self._best = best
         self._train_examples, self._eval_examples = encoded.train, encoded.eval
         self._classes = len(encoded.label_names)
         self._writer = writer
@@ -139,7 +143,7 @@ class TrainingLoop:
         self._model.train()
         self._settle_buckets()
         if self._checkpoints is not None:
-            self._checkpoints.begin(self._start.position, self._model)
+            self._checkpoints.begin(self._start.position, self._model, keeps_best=self._best.keeps_weights)
         self._note_clock()
         self._cross_check()
 
@@ -197,6 +201,7 @@ class TrainingLoop:
         self._step_writer.flush()
         broadcast_buffers(self._model, self._group)
         record = evaluate(self._model, self._eval_examples, self._classes, step, self._config, self._group)
+        self._best.note(record)
         self._writer.write([record])
         self._group.say(f"step {step}/{self._steps}  eval loss {record.loss:.4f}  accuracy {record.accuracy:.4f}")
         self._model.train()
@@ -207,11 +212,9 @@ class TrainingLoop:
         """Saves a checkpoint if one is due, and gets rank 0's decision on the next one."""
         if checkpoints.saves_at_due:
             self._step_writer.flush()
-            train_s = self._train_s()
+            progress = Progress(step.end, self._train_s(), self._scaler.state(), self._best.state())
             broadcast_buffers(self._model, self._group)
-            checkpoints.save(
-                step.end, self._model, self._optimizer, self._scaler.state(), self._data, train_s, self._writer
-            )
+            checkpoints.save(progress, self._model, self._optimizer, self._data, self._writer)
         checkpoints.decide(step.step)
         self._timer.restart()
 
@@ -228,7 +231,7 @@ class TrainingLoop:
 
     def _train_s(self) -> float:
         """Training time so far without evaluation, that of earlier attempts included."""
-        return self._start.train_s + time.perf_counter() - self._began_s - self._eval_s
+        return self._start.progress.train_s + time.perf_counter() - self._began_s - self._eval_s
 
     def _other_records(self) -> list[Record]:
         """The records, other than those of steps, since the last call."""
