@@ -141,7 +141,7 @@ def _run(config: TrainConfig, env: RankEnv, output_dir: Path) -> Summary:
     else:
         from disttrain.training_run import import_for
 
-        family = import_for(config)
+        family = import_for(config, env.rank)
     startup = end_of_imports()
     torch.set_num_threads(choose_threads(env, os.environ, len(os.sched_getaffinity(0))))
     if config.deterministic:

@@ -18,10 +18,9 @@ from disttrain.checkpoint.manager import CheckpointManager, ResumePoint
 from disttrain.config.cadence import parse_cadence
 from disttrain.config.recipe import RECIPE_VERSION, stream_seed
 from disttrain.config.run_id import run_id
-from disttrain.config.train_config import PATH_FIELDS, TrainConfig
+from disttrain.config.train_config import FAMILIES, PATH_FIELDS, TrainConfig
 from disttrain.data.digest import DataState, data_state
 from disttrain.data.sources import import_readers
-from disttrain.data.splits import load_splits
 from disttrain.distributed.device import choose_attention, gpu_uuid
 from disttrain.distributed.group import Group
 from disttrain.distributed.start_record import start_record
@@ -33,6 +32,7 @@ from disttrain.measure.startup import Startup, startup_record
 from disttrain.measure.telemetry import open_sampler
 from disttrain.models.compact_embedding import left_out_rows
 from disttrain.models.compile import compile_model, why_not_compiled
+from disttrain.models.encoding import encode_splits
 from disttrain.models.family import BuiltModel, EncodedSplits, Family, load_family
 from disttrain.records import record_files
 from disttrain.records.record_types import StartRecord, StartupRecord
@@ -57,11 +57,12 @@ class PreparedRun:
     notices: tuple[str, ...]
 
 
-def import_for(config: TrainConfig) -> Family:
-    """The family of a run, after the imports of all modules that its training needs.
+def import_for(config: TrainConfig, rank: int) -> Family:
+    """The family of a run, after the imports of all modules that its training needs on this rank.
 
     Args:
         config: The resolved config.
+        rank: The rank; of those of BERT and ViT only rank 0 reads the data.
 
     Raises:
         UserError: The family does not exist.
@@ -69,7 +70,8 @@ def import_for(config: TrainConfig) -> Family:
     family = load_family(config.model)
     # After the family: while a model is imported, torch registers operators and searches all modules for each one.
     # That takes 0.2 s longer if pandas, which `datasets` imports, is among them.
-    import_readers(str(config.dataset))
+    if rank == 0 or config.model not in FAMILIES:
+        import_readers(str(config.dataset))
     return family
 
 
@@ -86,13 +88,11 @@ def prepare(config: TrainConfig, family: Family, startup: Startup, group: Group,
     Raises:
         UserError: The config does not fit the data or the checkpoint.
     """
-    with group.main_first():  # rank 0 fills the cache of `datasets`
-        splits = load_splits(config, family.INPUT)
     uncompiled: tuple[str, ...] = ()
     if config.compile:
         uncompiled = why_not_compiled(group)
         config = dataclasses.replace(config, compile=not uncompiled)
-    encoded = family.encode(config, splits, group, output_dir)
+    encoded = encode_splits(config, family, group, output_dir)
     choose_attention(many_shapes=encoded.train.lengths is not None)
     torch.manual_seed(stream_seed(config.seed, "weights"))
     built = family.build(config, encoded)
@@ -104,7 +104,7 @@ def prepare(config: TrainConfig, family: Family, startup: Startup, group: Group,
         compile_model(model, dynamic=encoded.train.lengths is not None)
     optimizer = make_optimizer(model, config)
     torch.manual_seed(stream_seed(config.seed, "dropout", group.env.rank))
-    notices = (*splits.notices, *encoded.notices, *built.notices, *uncompiled)
+    notices = (*encoded.notices, *built.notices, *uncompiled)
     return PreparedRun(model, optimizer, encoded, built, startup, notices)
 
 

@@ -97,6 +97,18 @@ def find_arrays(key: str) -> Arrays | None:
     return _read(cache_folder() / key)
 
 
+def array_place(array: object) -> tuple[str, str] | None:
+    """The key and the name of an array that is mapped from the cache; None for any other object."""
+    mapped = getattr(array, "base", None)
+    if type(array) is not np.ndarray or not isinstance(mapped, np.memmap) or mapped.filename is None:
+        return None
+    is_whole = array.shape == mapped.shape and array.dtype == mapped.dtype and array.ctypes.data == mapped.ctypes.data
+    path = Path(mapped.filename)
+    if not is_whole or path.parent.parent != cache_folder():
+        return None
+    return path.parent.name, path.name
+
+
 def free_bytes() -> int:
     """The free space of the cache's disk; 0 if the cache cannot be written."""
     folder = cache_folder()

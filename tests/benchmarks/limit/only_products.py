@@ -43,7 +43,8 @@ def main() -> None:
     options, flags = parser.parse_known_args()
     work: Work = load(Work, options.work)
     config = parse_flags(work.model, flags).resolved()
-    family, env = import_for(config), RankEnv.from_environ(os.environ)
+    env = RankEnv.from_environ(os.environ)
+    family = import_for(config, env.rank)
     torch.set_num_threads(choose_threads(env, os.environ, len(os.sched_getaffinity(0))))
     with process_group(env, config.device) as group:
         encoded, model = prepare(config, family, group, options.out.parent)

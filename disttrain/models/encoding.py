@@ -1,0 +1,64 @@
+"""Encodes the data of a run once, on rank 0; the other ranks map its arrays from the cache and read no data."""
+
+from __future__ import annotations
+
+import dataclasses
+from contextlib import suppress
+from pathlib import Path
+
+import torch
+
+from disttrain.config.train_config import FAMILIES, TrainConfig
+from disttrain.data.sharing import NotCachedError, pack, unpack
+from disttrain.data.splits import load_splits
+from disttrain.distributed.group import Group
+from disttrain.errors import UserError
+from disttrain.models.family import EncodedSplits, Family
+
+
+def encode_splits(config: TrainConfig, family: Family, group: Group, work_dir: Path) -> EncodedSplits:
+    """The encoded splits of a run, the same on every rank, with all notices about the data.
+
+    Ranks that do not see the cache of rank 0 read the data themselves, and then all ranks do so together. So do the
+    ranks of a family of the user's own, whose `encode` may exchange something between them.
+
+    Args:
+        config: The resolved config.
+        family: The family of the model.
+        group: The ranks; all of them call this function.
+        work_dir: The run's folder.
+
+    Raises:
+        UserError: The config does not fit the data.
+    """
+    if group.backend is not None and config.model in FAMILIES:
+        encoded = _encoded_on_main(config, family, group, work_dir)
+        if encoded is not None:
+            return encoded
+    with group.main_first():  # rank 0 fills the cache
+        splits = load_splits(config, family.INPUT)
+    encoded = family.encode(config, splits, group, work_dir)
+    return dataclasses.replace(encoded, notices=(*splits.notices, *encoded.notices))
+
+
+def _encoded_on_main(config: TrainConfig, family: Family, group: Group, work_dir: Path) -> EncodedSplits | None:
+    """What rank 0 has encoded; None if a rank does not find its arrays."""
+    made: EncodedSplits | UserError | None = None
+    packed = b""
+    with group.main_first():
+        if group.is_main:
+            alone = dataclasses.replace(group, backend=None, store=None)
+            try:
+                made = encode_splits(config, family, alone, work_dir)
+            except UserError as error:
+                made = error  # raised on every rank, so that none reports a lost connection
+            packed = pack(made)
+    packed = group.broadcast_from_main(packed)
+    if not group.is_main:
+        # NotCachedError, or an error of the files of `datasets`, which another host may not see.
+        with suppress(NotCachedError, OSError):
+            made = unpack(packed)
+    if isinstance(made, UserError):
+        raise made
+    missing = torch.tensor([made is None], dtype=torch.int64, device=group.device)
+    return None if int(group.sum(missing)) else made
