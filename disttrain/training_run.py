@@ -71,7 +71,7 @@ def import_for(config: TrainConfig, rank: int) -> Family:
     # After the family: while a model is imported, torch registers operators and searches all modules for each one.
     # That takes 0.2 s longer if pandas, which `datasets` imports, is among them.
     if rank == 0 or config.model not in FAMILIES:
-        import_readers(str(config.dataset))
+        import_readers(str(config.dataset), family.INPUT)
     return family
 
 

@@ -18,6 +18,7 @@ from disttrain.errors import UserError, shorten
 _NO_LABEL = -1  # in many datasets of whole-number labels, such as SNLI and those of GLUE
 _MOST_NAMES = 5
 _ACCEPTED = "use integers or words"
+_CHUNK = 10_000  # rows
 
 
 @dataclass(frozen=True)
@@ -53,15 +54,16 @@ def read_labels(column: Column, name: str, split: str, known: tuple[str, ...] | 
         UserError: The column has no classes; a label is not one of `known`; or more than half of the rows have none.
     """
     written = _names_of(column, name, split)
-    names = [None if text is None else unicodedata.normalize("NFC", text).strip() for text in written]
+    forms = {text: unicodedata.normalize("NFC", text).strip() for text in set(written) if text is not None}
+    names = [None if text is None else forms[text] for text in written]
     names = _without_labels(names, column, known)
     distinct = _distinct(names, column)
     _check_classes(distinct, name, split)
     notices = []
     changed = {str(text) for text, now in zip(written, names, strict=True) if now and text != now}
     if changed:
-        forms = ", ".join(map(_quoted, sorted(changed)[:_MOST_NAMES]))
-        notices.append(f"labels of {split!r} without blanks and in the Unicode form NFC: {forms}")
+        listed = ", ".join(map(_quoted, sorted(changed)[:_MOST_NAMES]))
+        notices.append(f"labels of {split!r} that were changed (blanks at the ends, Unicode form NFC): {listed}")
     if known is None:
         notices += _case_notices(distinct)
         if column.class_names is None and any(_number(text) == _NO_LABEL for text in distinct):
@@ -88,12 +90,18 @@ def read_labels(column: Column, name: str, split: str, known: tuple[str, ...] | 
 
 def _names_of(column: Column, name: str, split: str) -> list[str | None]:
     """The label of each row as text; None for a row without one."""
-    values: list[Any] = column[:]
-    if column.class_names is not None:
-        return [_class_name(value, column.class_names, row, split) for row, value in enumerate(values)]
-    if column.kind not in (TEXT, NUMBERS, "bool values"):
+    if column.class_names is None and column.kind not in (TEXT, NUMBERS, "bool values"):
         raise UserError(f"column {name!r} of split {split!r} has no classes, but {column.kind}", hint=_ACCEPTED)
-    return [_as_name(value, name, split) for value in values]
+    names: list[str | None] = []
+    known: dict[str | None, str | None] = {}  # one string for each class: a million of them take much memory
+    for start in range(0, len(column), _CHUNK):
+        for row, value in enumerate(column[start : start + _CHUNK], start):
+            if column.class_names is None:
+                text = _as_name(value, name, split)
+            else:
+                text = _class_name(value, column.class_names, row, split)
+            names.append(known.setdefault(text, text))
+    return names
 
 
 def _class_name(value: int | None, names: Sequence[str], row: int, split: str) -> str | None:

@@ -95,10 +95,14 @@ def open_source(dataset: str, dataset_config: str | None, kind: InputKind, split
         return _open_hub(dataset, dataset_config)
 
 
-def import_readers(dataset: str) -> None:
-    """Imports `datasets` if opening this dataset will need it: it takes a second, for which other ranks would wait."""
+def import_readers(dataset: str, kind: InputKind) -> None:
+    """Imports `datasets` if opening this dataset will need it: it takes a second, for which other ranks would wait.
+
+    Parquet files of texts need it only if they hold something else too.
+    """
     path = Path(dataset).expanduser()
-    if not path.exists() or _is_saved(path) or path.suffix.lower() == ".parquet" or _has_parquet(path):
+    has_images = kind == "image" and (path.suffix.lower() == ".parquet" or _has_parquet(path))
+    if not path.exists() or _is_saved(path) or has_images:
         importlib.import_module("datasets")
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
+from itertools import chain
 from typing import Any, overload
 
 import numpy as np
@@ -80,6 +81,10 @@ class Texts:
 
     def __len__(self) -> int:
         return len(self.first)
+
+    def __iter__(self) -> Iterator[str]:
+        """Every text: the first ones, then the second ones."""
+        return chain.from_iterable(self.columns)
 
     @property
     def columns(self) -> tuple[Sequence[str], ...]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -106,9 +105,8 @@ def encode(config: TrainConfig, splits: Splits, group: Group, work_dir: Path) ->
     if splits.eval is not None:
         texts["eval"] = _texts(splits.eval, splits, "eval")
     if config.checkpoint is None:
-        columns = texts["train"].columns
-        tokenizer = shared_tokenizer(config, chain(*columns), group, work_dir / "tokenizer" / "tokenizer.json")
-        number = sum(map(len, columns))
+        tokenizer = shared_tokenizer(config, texts["train"], group, work_dir / "tokenizer" / "tokenizer.json")
+        number = sum(map(len, texts["train"].columns))
         notices.append(f"made a tokenizer of {len(tokenizer)} tokens from {number} training texts")
     else:
         tokenizer = checkpoint_tokenizer(config.checkpoint)

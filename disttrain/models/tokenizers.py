@@ -78,7 +78,7 @@ def unknown_notices(tokenizer: Any, tokenized: Mapping[str, TokenizedSplit]) -> 
 
 
 def shared_tokenizer(config: TrainConfig, texts: Iterable[str], group: Group, path: Path) -> Any:
-    """The tokenizer, made by rank 0 and read by the other ranks."""
+    """The tokenizer of some texts, made by rank 0 and read by the other ranks."""
     with group.main_first():
         if group.is_main:
             vocab_size = (config.architecture or {}).get("vocab_size", DEFAULT_VOCAB_SIZE)
@@ -99,11 +99,10 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> Tokenizer:
     """A lower-case WordPiece tokenizer (Schuster and Nakajima 2012), the same in every process.
 
     Args:
-        texts: The texts from which the vocabulary is made.
+        texts: The texts from which the vocabulary is made. They are read twice, so that they need not be in memory.
         vocab_size: The maximum number of tokens. The vocabulary is larger if the characters alone, at the start of a
             word and within words, need more.
     """
-    texts = list(texts)
     tokenizer = _empty_tokenizer(models.WordPiece(unk_token=_UNKNOWN))
     normalise = tokenizer.normalizer.normalize_str
     characters = sorted({char for text in texts for char in normalise(text) if not char.isspace()})

@@ -14,11 +14,11 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from tests.benchmarks import startup as starting
 from tests.benchmarks import store, tables
 from tests.benchmarks.cells import CELLS, CORE, QUICK, BenchmarkError, Cell, parse_cells, run_order
 from tests.benchmarks.contenders import LIMIT, OURS, PEER_NAMES, REFERENCE, Contender, choose
 from tests.benchmarks.running import run_contender
+from tests.benchmarks.start import first_step as starting
 from tests.benchmarks.stats import disagreements, learn_less, that_learn
 from tests.benchmarks.work import Result, Work
 from tests.benchmarks.workdata import make_work

@@ -180,7 +180,7 @@ def parts(measured: Mapping[str, Sequence[Repetition]]) -> tables.Grid:
             call_us = [cost.call_us for cost in costs]
             calls = statistics.median(cost.calls for cost in costs)
             rows.append(
-                (text, costs[0].part, costs[0].call, _spread(call_us, "{:.2f}"), f"{calls:.4g}", _percent(shares))
+                (text, costs[0].part, costs[0].call, tables.spread(call_us, "{:.2f}"), f"{calls:.4g}", _percent(shares))
             )
     note = (
         "The share of the step is cost of a call x calls per step / step time. Each call is measured with nothing else"
@@ -201,11 +201,11 @@ def totals(measured: Mapping[str, Sequence[Repetition]]) -> tables.Grid:
         (
             text,
             str(len(repetitions)),
-            _spread([repetition.off.step_ms for repetition in repetitions], "{:.1f}"),
+            tables.spread([repetition.off.step_ms for repetition in repetitions], "{:.1f}"),
             _percent([repetition.total(probes=False) for repetition in repetitions]),
-            _spread([repetition.on.step_ms for repetition in repetitions], "{:.1f}"),
+            tables.spread([repetition.on.step_ms for repetition in repetitions], "{:.1f}"),
             _percent([repetition.total(probes=True) for repetition in repetitions]),
-            _spread([repetition.on.check_s for repetition in repetitions], "{:.2f}"),
+            tables.spread([repetition.on.check_s for repetition in repetitions], "{:.2f}"),
         )
         for text, repetitions in measured.items()
     ]
@@ -222,13 +222,7 @@ def totals(measured: Mapping[str, Sequence[Repetition]]) -> tables.Grid:
 
 
 def _percent(shares: Sequence[float]) -> str:
-    return _spread([share * 100 for share in shares], "{:.3f}") + " %"
-
-
-def _spread(values: Sequence[float], form: str) -> str:
-    """The median [minimum to maximum]; only the median if there is one value."""
-    median = form.format(statistics.median(values))
-    return median if len(values) < 2 else f"{median} [{form.format(min(values))} to {form.format(max(values))}]"
+    return tables.spread([share * 100 for share in shares], "{:.3f}") + " %"
 
 
 if __name__ == "__main__":

@@ -180,6 +180,12 @@ def startup(measured: Mapping[str, Mapping[str, Sequence[float]]], baseline: str
     return Grid("Start-up", note, ("model", "contender", "seconds", "ratio to the first row"), tuple(rows))
 
 
+def spread(values: Sequence[float], form: str) -> str:
+    """The median [minimum to maximum]; only the median if there is one value."""
+    median = form.format(statistics.median(values))
+    return median if len(values) < 2 else f"{median} [{form.format(min(values))} to {form.format(max(values))}]"
+
+
 def markdown(title: str, facts: Mapping[str, str], grids: Sequence[Grid]) -> str:
     """The Markdown text of a part.
 

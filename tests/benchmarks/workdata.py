@@ -142,7 +142,7 @@ def _write_tsv(path: Path, rows: Rows, count: int) -> None:
 
 
 def _cut_parquet(name: str, count: int, folder: Path) -> None:
-    from pyarrow import parquet  # type: ignore[import-untyped]
+    from pyarrow import parquet
 
     table = parquet.read_table(_DATA / "cifar10" / f"{name}.parquet")
     if table.num_rows < count:

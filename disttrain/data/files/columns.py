@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 if TYPE_CHECKING:
     from datasets import Dataset
 
-TEXT, NUMBERS, IMAGES, BYTES = "text", "numbers", "images", "bytes"
+TEXT, NUMBERS, CLASSES, IMAGES, BYTES = "text", "numbers", "classes", "images", "bytes"
 Rows = slice | Sequence[int]
 
 
@@ -78,8 +78,9 @@ class TextColumn:
         data: The texts in UTF-8, one after the other.
         offsets: Text i is data[offsets[i]:offsets[i + 1]].
         missing: The rows without a value, sorted.
-        kind: text, or numbers if every text is a number.
+        kind: text, or numbers if every text is a number; classes if every text is the index of a class.
         rows: The rows that this column has; None: all.
+        class_names: The names of the classes.
     """
 
     data: NDArray[np.uint8]
@@ -92,7 +93,13 @@ class TextColumn:
     def __len__(self) -> int:
         return len(self.offsets) - 1 if self.rows is None else len(self.rows)
 
-    def __getitem__(self, rows: Rows) -> list[str | None]:
+    def __getitem__(self, rows: Rows) -> list[Any]:
+        values = self._texts(rows)
+        if self.class_names is None:
+            return values
+        return [None if value is None else int(value) for value in values]
+
+    def _texts(self, rows: Rows) -> list[Any]:
         chosen = _numbers(rows, len(self))
         if self.rows is not None:
             chosen = self.rows[np.array(chosen, dtype=np.int64)].tolist()
@@ -104,7 +111,7 @@ class TextColumn:
 
     def select(self, rows: NDArray[np.int64]) -> TextColumn:
         chosen = rows if self.rows is None else self.rows[rows]
-        return TextColumn(self.data, self.offsets, self.missing, self.kind, chosen)
+        return TextColumn(self.data, self.offsets, self.missing, self.kind, chosen, self.class_names)
 
 
 @dataclass(frozen=True)
@@ -197,7 +204,7 @@ def _kind_of(feature: Any) -> str:
     from datasets import ClassLabel, Image, Value
 
     if isinstance(feature, ClassLabel):
-        return "classes"
+        return CLASSES
     if isinstance(feature, Image) or (isinstance(feature, dict) and set(feature) == {"bytes", "path"}):
         return IMAGES  # the second is how other libraries read a file written by `datasets`
     if isinstance(feature, Value):

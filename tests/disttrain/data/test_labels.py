@@ -39,7 +39,7 @@ def test_blanks_and_unicode_forms_make_no_class() -> None:
     assert len(labels.names) == 3
     assert labels.indices.tolist() == [2, 2, 1, 1, 2, 0]
     assert labels.notices == (
-        f"labels of 'train' without blanks and in the Unicode form NFC: ' pos', {decomposed!r}, 'pos '",
+        f"labels of 'train' that were changed (blanks at the ends, Unicode form NFC): ' pos', {decomposed!r}, 'pos '",
     )
 
 

@@ -19,7 +19,6 @@ from disttrain.data.array_cache import Append, cached_arrays
 from disttrain.data.sharing import NotCachedError, pack, unpack
 from disttrain.environment.rank_env import RankEnv
 from disttrain.run import run
-from tests.disttrain.conftest import write_tsv
 
 LIBRARIES = {"datasets", "pandas", "pyarrow"}
 
@@ -84,8 +83,9 @@ def with_teardown(target: Callable[..., None], config: TrainConfig, env: RankEnv
 def large(tmp_path: Path) -> str:
     """A folder of texts that are large enough for the cache."""
     (tmp_path / "large").mkdir()
-    write_tsv(tmp_path / "large" / "train.tsv", 4000, seed=1)
-    write_tsv(tmp_path / "large" / "dev.tsv", 100, seed=2)
+    for name, rows in (("train", 8000), ("dev", 100)):
+        lines = [f"a {('dull', 'bright')[row % 2]} film of {row} words\t{row % 2}" for row in range(rows)]
+        (tmp_path / "large" / f"{name}.tsv").write_text("\n".join(["sentence\tlabel", *lines]) + "\n")
     return str(tmp_path / "large")
 
 
