@@ -90,6 +90,17 @@ def shorten(text: str) -> str:
     return "".join(character if character.isprintable() else repr(character)[1:-1] for character in text)
 
 
+def first_line(error: BaseException) -> str:
+    """The first line of an error's message that is not blank; the name of its class if there is none.
+
+    Example:
+        >>> first_line(ValueError("\\n  no such file\\nTraceback")), first_line(KeyError())
+        ('no such file', 'KeyError')
+    """
+    lines = (line.strip() for line in str(error).splitlines())
+    return next(filter(None, lines), type(error).__name__)
+
+
 def print_every_text() -> None:
     """Makes stdout and stderr print every text: a character that their encoding lacks becomes an escape sequence.
 

@@ -182,6 +182,8 @@ def _data_state(prepared: PreparedRun, group: Group) -> DataState:
             encoded.label_names,
             getattr(encoded.reader, "used", None),
             *left_out_rows(prepared.built.model),
+            # The mean and the deviation of the pixels.
+            *(buffer.cpu().numpy() for buffer in prepared.built.model.buffers(recurse=False)),
         )
     return group.broadcast_from_main(own)
 

@@ -10,6 +10,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, BinaryIO
 
 import torch
@@ -60,7 +61,8 @@ class CheckpointWriter:
 
         Args:
             step: The last step done.
-            state: The state to save: tensors, numbers and texts in mappings and lists.
+            state: The state to save: tensors, numbers and texts in mappings and lists. What is in a MappingProxyType
+                does not change any more, and is not copied.
             began_s: The `time.perf_counter` time at which the loop began to wait for this save.
         """
         # The thread still reads the buffers of the copy. At intervals that keep the cost low, it has long finished.
@@ -106,6 +108,8 @@ class CheckpointWriter:
             events[0].record()
 
         def visit(value: Any, name: str) -> Any:
+            if isinstance(value, MappingProxyType):
+                return dict(value)
             if isinstance(value, Tensor):
                 buffer = self._buffers.get(name)
                 if buffer is None or buffer.shape != value.shape or buffer.dtype != value.dtype:

@@ -103,8 +103,8 @@ def array_place(array: object) -> tuple[str, str] | None:
     if type(array) is not np.ndarray or not isinstance(mapped, np.memmap) or mapped.filename is None:
         return None
     is_whole = array.shape == mapped.shape and array.dtype == mapped.dtype and array.ctypes.data == mapped.ctypes.data
-    path = Path(mapped.filename)
-    if not is_whole or path.parent.parent != cache_folder():
+    path = Path(mapped.filename)  # NumPy has resolved it
+    if not is_whole or path.parent.parent != cache_folder().resolve():
         return None
     return path.parent.name, path.name
 

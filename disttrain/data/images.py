@@ -72,6 +72,7 @@ class ImageFiles:
         Raises:
             UserError: An image cannot be decoded.
         """
+        warnings.filterwarnings("ignore", module="PIL")  # a batch may be made by a process of its own
         rows = [int(index) for index in indices]
         pixels = []
         for row, value in zip(rows, self.split.rows[self.column][rows], strict=True):

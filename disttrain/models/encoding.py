@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import uuid
 from contextlib import suppress
 from pathlib import Path
 
 import torch
 
 from disttrain.config.train_config import FAMILIES, TrainConfig
+from disttrain.data.array_cache import cache_folder
 from disttrain.data.sharing import NotCachedError, pack, unpack
 from disttrain.data.splits import load_splits
 from disttrain.distributed.group import Group
@@ -31,7 +33,7 @@ def encode_splits(config: TrainConfig, family: Family, group: Group, work_dir: P
     Raises:
         UserError: The config does not fit the data.
     """
-    if group.backend is not None and config.model in FAMILIES:
+    if group.backend is not None and config.model in FAMILIES and _see_the_same_cache(group):
         encoded = _encoded_on_main(config, family, group, work_dir)
         if encoded is not None:
             return encoded
@@ -39,6 +41,24 @@ def encode_splits(config: TrainConfig, family: Family, group: Group, work_dir: P
         splits = load_splits(config, family.INPUT)
     encoded = family.encode(config, splits, group, work_dir)
     return dataclasses.replace(encoded, notices=(*splits.notices, *encoded.notices))
+
+
+def _see_the_same_cache(group: Group) -> bool:
+    """Whether all ranks see the cache of rank 0; else it would encode alone for nothing."""
+    folder = cache_folder()
+    probe: Path | None = None
+    if group.is_main:
+        with suppress(OSError):
+            folder.mkdir(parents=True, exist_ok=True)
+            probe = folder / f".seen-{uuid.uuid4().hex}"
+            probe.touch()
+    name = group.broadcast_from_main(None if probe is None else probe.name)
+    seen = name is not None and (folder / name).exists()
+    missing = int(group.sum(torch.tensor([not seen], dtype=torch.int64, device=group.device)))
+    if probe is not None:
+        with suppress(OSError):
+            probe.unlink()
+    return not missing
 
 
 def _encoded_on_main(config: TrainConfig, family: Family, group: Group, work_dir: Path) -> EncodedSplits | None:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from disttrain.errors import UserError
+from disttrain.errors import UserError, first_line
 
 
 def fit_image_size(model: Any, checkpoint: str, size: int) -> tuple[str, ...]:
@@ -36,6 +36,10 @@ def fit_image_size(model: Any, checkpoint: str, size: int) -> tuple[str, ...]:
 def _fit_positions(model: Any, checkpoint: str, size: int) -> tuple[str, ...]:
     own_size = _own_size(model.config)
     images = _test_image(size)
+    patch = _patch_size(model)
+    if patch is not None and size % patch:
+        # Some models would not see the right and the bottom edge.
+        raise UserError(f"image_size {size} is not a multiple of the patch size {patch}", where="image_size")
     try:
         _scores(model, images)
     except Exception as error:
@@ -47,12 +51,9 @@ def _fit_positions(model: Any, checkpoint: str, size: int) -> tuple[str, ...]:
         if own_size in (None, size):
             return ()
         return (f"{checkpoint} was trained on images of {own_size} pixels, this run has {size}",)
-    patch = _patch_size(embeddings)
-    if size % patch:
-        raise UserError(f"image_size {size} is not a multiple of the patch size {patch}", where="image_size")
     try:
         expected = _scores(model, images, interpolate_pos_encoding=True)
-        _interpolate_positions(model, embeddings, size // patch, size)
+        _interpolate_positions(model, embeddings, size // (patch or 1), size)
         actual = _scores(model, images)
     except Exception as error:
         raise _refused(checkpoint, size, own_size, error) from error
@@ -83,6 +84,8 @@ def _check_batch_norm(model: nn.Module, checkpoint: str, size: int) -> None:
     The last batch of an epoch may have one image. The layers would fail there, in the middle of the run.
     """
     norms = [module for module in model.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
+    if not norms:
+        return
     before = [{name: buffer.clone() for name, buffer in norm.named_buffers()} for norm in norms]
     try:
         for norm in norms:
@@ -90,8 +93,9 @@ def _check_batch_norm(model: nn.Module, checkpoint: str, size: int) -> None:
         with torch.no_grad():
             model(pixel_values=_test_image(size))
     except ValueError as error:
-        message = f"image_size {size} is too small for checkpoint {checkpoint!r}: {error}"
-        raise UserError(message, where="image_size", hint="choose a larger image_size") from error
+        message = f"checkpoint {checkpoint!r} cannot train on one image of {size} x {size} pixels: {first_line(error)}"
+        hint = "choose a larger image_size, or a model without batch normalisation"
+        raise UserError(message, where="image_size", hint=hint) from error
     finally:
         for norm, buffers in zip(norms, before, strict=True):
             norm.eval()
@@ -107,16 +111,20 @@ def _embeddings_with_positions(model: nn.Module) -> Any:
     return None
 
 
-def _patch_size(embeddings: Any) -> int:
-    patch = embeddings.patch_embeddings.patch_size
-    if isinstance(patch, list | tuple):
-        patch = patch[0]
-    return int(patch)
+def _patch_size(model: nn.Module) -> int | None:
+    """The size of the patches into which a model cuts images; None if it pads them, or has patches that overlap."""
+    for name, module in model.named_modules():
+        projection = getattr(module, "projection", None)
+        if name.endswith("patch_embeddings") and isinstance(projection, nn.Conv2d) and not hasattr(module, "maybe_pad"):
+            return projection.stride[0] if projection.stride == projection.kernel_size else None
+    return None
 
 
 def _own_size(config: Any) -> int | None:
     """The image size for which a checkpoint was made; None if its config has none."""
     size = getattr(getattr(config, "vision_config", config), "image_size", None)
+    if isinstance(size, list | tuple):
+        size = size[0]
     return size if isinstance(size, int) else None
 
 
@@ -147,8 +155,7 @@ def _scores(model: Any, images: Tensor, **options: bool) -> Tensor:
 
 
 def _refused(checkpoint: str, size: int, own_size: int | None, error: Exception) -> UserError:
-    reason = next(iter(str(error).splitlines()), "") or type(error).__name__
-    message = f"checkpoint {checkpoint!r} does not take images of {size} x {size} pixels: {reason}"
+    message = f"checkpoint {checkpoint!r} cannot classify images of {size} x {size} pixels: {first_line(error)}"
     if own_size in (None, size):
         return UserError(message, hint="choose another image_size or another model")
     return UserError(message, hint=f"it was trained with image_size: {own_size}")

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+from huggingface_hub import hf_hub_download
+from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 from transformers import AutoImageProcessor
 
-from disttrain.errors import UserError
+from disttrain.errors import UserError, first_line
 
 # The height and width of the images that the processor gets, in pixels; a few processors need more than one patch.
 _SIZE = 64
+_PROCESSOR_FILES = ("preprocessor_config.json", "processor_config.json")
 
 
 @dataclass(frozen=True)
@@ -37,9 +41,9 @@ def checkpoint_normalisation(checkpoint: str) -> Normalisation | None:
     """
     try:
         processor = AutoImageProcessor.from_pretrained(checkpoint, trust_remote_code=False)
-    except OSError:
-        return None
-    except (ValueError, ImportError, TypeError, KeyError) as error:
+    except (OSError, ValueError, ImportError, TypeError, KeyError) as error:
+        if isinstance(error, OSError) and _has_no_processor(checkpoint):
+            return None
         raise _not_supported(checkpoint, error) from error
     for name in ("image_mean", "image_std"):
         if getattr(processor, name, None) is None:  # a file may say null for the default of the class
@@ -51,24 +55,42 @@ def checkpoint_normalisation(checkpoint: str) -> Normalisation | None:
         raise _not_supported(checkpoint, error) from error
     if not torch.allclose(red, torch.stack([white[0], black[1], black[2]])):
         reason = "it mixes the channels or exchanges them"
-        raise UserError(f"the image processor of checkpoint {checkpoint!r} is not supported: {reason}")
+        raise UserError(f"the image processor of checkpoint {checkpoint!r} cannot be used: {reason}")
     std = 1 / (white - black)
     if not bool(torch.isfinite(std).all()):
         reason = "white and black images are the same to it"
-        raise UserError(f"the image processor of checkpoint {checkpoint!r} is not supported: {reason}")
+        raise UserError(f"the image processor of checkpoint {checkpoint!r} cannot be used: {reason}")
     return Normalisation((-black * std).tolist(), std.tolist())
+
+
+def _has_no_processor(checkpoint: str) -> bool:
+    """Whether a checkpoint is known to have no image processor: a hub that does not answer may have one."""
+    if os.path.isdir(checkpoint):
+        return not any(os.path.exists(os.path.join(checkpoint, name)) for name in _PROCESSOR_FILES)
+    for name in _PROCESSOR_FILES:
+        try:
+            hf_hub_download(checkpoint, name)
+        except LocalEntryNotFoundError:
+            return False
+        except EntryNotFoundError:
+            continue
+        except (OSError, ValueError):
+            return False
+        return False
+    return True
 
 
 def _processed(processor: Any, colour: tuple[int, int, int]) -> torch.Tensor:
     """The three channels of a processed image of one colour, in float64."""
     pixels = torch.tensor(colour, dtype=torch.uint8).view(3, 1, 1).expand(3, _SIZE, _SIZE).contiguous()
     processed = processor(pixels, do_resize=False, do_center_crop=False, return_tensors="pt")["pixel_values"][0]
-    channels: torch.Tensor = processed.double().flatten(1)[:, 0]
-    if channels.shape != (3,):
+    if processed.dim() != 3 or len(processed) != 3:
         raise ValueError(f"its result has the shape {tuple(processed.shape)}")
+    height, width = processed.shape[1:]
+    channels: torch.Tensor = processed[:, height // 2, width // 2].double()  # some processors add a border
     return channels
 
 
 def _not_supported(checkpoint: str, error: Exception) -> UserError:
-    reason = next(iter(str(error).splitlines()), type(error).__name__)
-    return UserError(f"the image processor of checkpoint {checkpoint!r} is not supported: {reason}")
+    reason = first_line(error)
+    return UserError(f"the image processor of checkpoint {checkpoint!r} cannot be used: {reason}")

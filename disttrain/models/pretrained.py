@@ -17,7 +17,7 @@ from transformers import PretrainedConfig
 from transformers.utils import logging
 
 from disttrain.config.unknown_key import suggest_spelling
-from disttrain.errors import UserError
+from disttrain.errors import UserError, first_line
 from disttrain.models.family import BuiltModel
 
 # The fields of a transformers config that the user cannot set, with the reason.
@@ -32,6 +32,7 @@ _NOT_ARCHITECTURE = {
 }
 # Where a checkpoint's config asks for other outputs, a forward pass fails, or keeps what nothing reads.
 _OUTPUTS = {"return_dict": True, "output_attentions": False, "output_hidden_states": False, "use_cache": False}
+_NO_HEADS = ("pre_classifier", "dense")  # the layers before the head of some models
 _GENERIC_NAME = re.compile(r"LABEL_\d+")  # what transformers writes for classes without names
 
 # The errors that the constructors raise for values that do not fit together.
@@ -78,7 +79,7 @@ def from_checkpoint(
     except (SafetensorError, pickle.UnpicklingError, EOFError) as error:
         hint = "its weight file is damaged or incomplete: copy or download it again"
         raise checkpoint_error(checkpoint, error, hint) from error
-    except (OSError, ValueError, RuntimeError, KeyError, ImportError) as error:
+    except (OSError, *_INVALID_VALUES, ImportError) as error:
         raise checkpoint_error(checkpoint, error) from error
     # The keys of mismatched weights are tuples: the name, then both shapes.
     missing = {*loaded["missing_keys"], *(key[0] for key in loaded["mismatched_keys"])}
@@ -126,12 +127,16 @@ def _order_classes(
 
 def _heads(model: nn.Module, classes: int) -> list[nn.Linear]:
     """The layers that compute the class scores; a few models have several, and return the mean of their scores."""
-    heads = [child for child in model.children() if isinstance(child, nn.Linear)]
-    if not heads:  # the head is a module of several layers
-        heads = [module for module in model.modules() if isinstance(module, nn.Linear)][-1:]
-    if any(head.out_features != classes for head in heads):
-        return []
-    return heads
+    heads = [
+        child
+        for name, child in model.named_children()
+        if isinstance(child, nn.Linear) and child.out_features == classes and name not in _NO_HEADS
+    ]
+    if heads:
+        return heads
+    # The head is a module of several layers.
+    last = [module for module in model.modules() if isinstance(module, nn.Linear)][-1]
+    return [last] if last.out_features == classes else []
 
 
 def read_config(config_class: Any, checkpoint: str, **options: Any) -> PretrainedConfig:
@@ -157,7 +162,7 @@ def checkpoint_error(
     error: Exception,
     hint: str = "give a folder or a hub id that this host can reach or has in its cache",
 ) -> UserError:
-    reason = next(iter(str(error).splitlines()), type(error).__name__)
+    reason = first_line(error)
     if isinstance(error, ImportError):  # such as timm
         reason, hint = "its model needs a package that is not installed", reason
     if "trust_remote_code" in str(error):

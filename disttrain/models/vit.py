@@ -182,7 +182,7 @@ def _saver(model: Any, size: int, normalisation: Normalisation) -> Callable[[Pat
 
 
 def _check_input(checkpoint: str, hf_config: Any) -> None:
-    """Checks that a checkpoint takes square colour images; replaces a size of two equal numbers by one number."""
+    """Checks that a checkpoint takes square colour images."""
     channels = getattr(hf_config, "num_channels", 3)
     if channels != 3:
         message = f"checkpoint {checkpoint!r} takes images of {channels} channels"
@@ -193,6 +193,6 @@ def _check_input(checkpoint: str, hf_config: Any) -> None:
     if isinstance(value, list | tuple):
         if len(set(value)) != 1:
             raise UserError(f"checkpoint {checkpoint!r} has image_size {list(value)}", hint="it must be square")
-        value = hf_config.image_size = value[0]
+        value = value[0]
     if type(value) is not int or value < 1:
         raise UserError(f"checkpoint {checkpoint!r} has image_size {value!r}")

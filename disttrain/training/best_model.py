@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from disttrain.analysis.best_evaluation import is_better
@@ -39,16 +39,16 @@ class BestModel:
             return
         self.record = record
         if self.keeps_weights:
-            for name, value in self._model.state_dict().items():
-                if name not in self._weights:
-                    self._weights[name] = torch.empty_like(value, device="cpu")
-                self._weights[name].copy_(value)  # the evaluation has waited for the GPU already
+            # New tensors: a checkpoint with the ones before may still be written.
+            self._weights = {
+                name: value.detach().to("cpu", copy=True) for name, value in self._model.state_dict().items()
+            }
 
     def state(self) -> dict[str, Any]:
-        """The state for a checkpoint: the record and the weights."""
+        """The state for a checkpoint: the record and the weights, which do not change any more."""
         if self.record is None:
             return {}
-        return {"record": dataclasses.asdict(self.record), "weights": self._weights}
+        return {"record": dataclasses.asdict(self.record), "weights": MappingProxyType(self._weights)}
 
     def restore(self) -> None:
         """Gives the model the weights of the best evaluation, if there was one."""

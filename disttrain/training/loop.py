@@ -201,7 +201,9 @@ class TrainingLoop:
         self._step_writer.flush()
         broadcast_buffers(self._model, self._group)
         record = evaluate(self._model, self._eval_examples, self._classes, step, self._config, self._group)
+        noted_s = time.perf_counter()
         self._best.note(record)
+        self._eval_s += time.perf_counter() - noted_s
         self._writer.write([record])
         self._group.say(f"step {step}/{self._steps}  eval loss {record.loss:.4f}  accuracy {record.accuracy:.4f}")
         self._model.train()

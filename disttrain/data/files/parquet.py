@@ -14,7 +14,7 @@ from disttrain.data.files.column_builder import CHUNK, ColumnBuilder, files_stat
 from disttrain.data.files.columns import CLASSES, NUMBERS, TEXT, Table, dataset_table, silence_datasets
 
 # The version of what this module makes of a file. Increase it with every change.
-VERSION = 1
+VERSION = 2
 _HEADER = "header"
 
 
@@ -71,18 +71,30 @@ def _kind_of(field: Any, schema: Any) -> tuple[Any, list[str] | None]:
     """
     from pyarrow import types
 
-    described = json.loads((schema.metadata or {}).get(b"huggingface", b"{}"))
-    feature = described.get("info", {}).get("features", {}).get(field.name, {})
-    is_text = types.is_string(field.type) or types.is_large_string(field.type) or types.is_string_view(field.type)
-    if feature.get("_type", "Value") not in ("Value", "ClassLabel"):
+    feature: Any = _json_of(schema)
+    for name in ("info", "features", field.name):
+        feature = {} if feature is None else feature
+        if not isinstance(feature, dict):
+            return None, None  # in former releases, a list of mappings was described by a list
+        feature = feature.get(name)
+    feature = {} if feature is None else feature
+    if not isinstance(feature, dict) or feature.get("_type", "Value") not in ("Value", "ClassLabel"):
         return None, None
-    if is_text:
+    if types.is_string(field.type) or types.is_large_string(field.type) or types.is_string_view(field.type):
         return TEXT, None
     if not types.is_integer(field.type):
         return None, None
-    if feature.get("_type") == "ClassLabel":
+    # `datasets` trusts the description only if the file has the type that it writes for it.
+    if feature.get("_type") == "ClassLabel" and types.is_int64(field.type) and field.nullable:
         return CLASSES, feature["names"]
     return NUMBERS, None
+
+
+def _json_of(schema: Any) -> Any:
+    try:
+        return json.loads((schema.metadata or {}).get(b"huggingface", b"{}"))
+    except ValueError:
+        return []
 
 
 def _append_rows(files: Sequence[Path], header: Sequence[tuple[str, str, list[str] | None]], append: Append) -> None:
@@ -96,6 +108,8 @@ def _append_rows(files: Sequence[Path], header: Sequence[tuple[str, str, list[st
                     for value in column.to_pylist():
                         builder.add(value if value is None or isinstance(value, str) else str(value))
                     builder.flush()
+    for builder in builders:
+        builder.flush()  # a file without rows has no batch
     append(_HEADER, np.frombuffer(json.dumps(header).encode(), dtype=np.uint8))
 
 

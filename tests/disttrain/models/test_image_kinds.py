@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 import torch
+from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 from PIL import Image
 from transformers import AutoConfig, AutoImageProcessor, AutoModelForImageClassification
 from transformers.models.deit.modeling_deit import DeiTForImageClassificationWithTeacher
@@ -21,6 +22,7 @@ from transformers.models.deit.modeling_deit import DeiTForImageClassificationWit
 from disttrain.config.train_config import TrainConfig
 from disttrain.data.splits import load_splits
 from disttrain.errors import UserError
+from disttrain.models import normalisation
 from disttrain.models.normalisation import checkpoint_normalisation
 from disttrain.models.vit import ImageClassifier, build, encode
 from disttrain.records.record_files import metrics_name, read_records
@@ -144,15 +146,17 @@ def test_positions_are_interpolated_as_the_model_does_it(vit_config: TrainConfig
     ("kind", "fields", "size", "message"),
     [
         ("bert", {}, SIZE, "is a bert model, which does not classify images"),
-        ("imagegpt", {"n_embd": 32, "n_layer": 1, "n_head": 2}, SIZE, "does not take images of 32 x 32 pixels: .*"),
+        ("imagegpt", {"n_embd": 32, "n_layer": 1, "n_head": 2}, SIZE, "cannot classify images of 32 x 32 pixels: .*"),
         (
             "perceiver",
             {"d_latents": 16, "d_model": 322, "num_latents": 4, "num_blocks": 1},
             SIZE,
-            "does not take images",
+            "cannot classify images",
         ),
         ("deit", _LAYERS, 36, "image_size 36 is not a multiple of the patch size 8"),
-        ("siglip", {}, 48, r"does not take images of 48 x 48 pixels: .* \(it was trained with image_size: 32\)"),
+        ("siglip", {}, 48, r"cannot classify images of 48 x 48 pixels: .* \(it was trained with image_size: 32\)"),
+        ("dinov2", {**_LAYERS, "mlp_ratio": 2}, 36, "image_size 36 is not a multiple of the patch size 8"),
+        ("beit", _LAYERS, 36, "image_size 36 is not a multiple of the patch size 8"),
         ("vit", {**_LAYERS, "num_channels": 1}, SIZE, "takes images of 1 channels"),
     ],
 )
@@ -180,20 +184,20 @@ def test_pixels_are_normalised_as_by_the_class_of_the_processor(
     """The processor of EfficientNet divides by the deviation twice."""
     AutoConfig.for_model(kind).save_pretrained(tmp_path)
     write_processor(tmp_path, image_processor_type=processor, image_mean=[0.5, 0.4, 0.3], image_std=[0.2, 0.3, 0.4])
-    normalisation = checkpoint_normalisation(str(tmp_path))
-    assert normalisation is not None
+    found = checkpoint_normalisation(str(tmp_path))
+    assert found is not None
     pixels = torch.randint(0, 256, (3, 40, 40), dtype=torch.uint8)
     theirs = AutoImageProcessor.from_pretrained(tmp_path)(
         pixels, do_resize=False, do_center_crop=False, return_tensors="pt"
     ).pixel_values
-    ours = ImageClassifier(Echo(), normalisation)({"pixels": pixels[None]})
+    ours = ImageClassifier(Echo(), found)({"pixels": pixels[None]})
     torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
 
 
 def test_a_processor_that_exchanges_channels_is_refused(tmp_path: Path, vit_config: TrainConfig) -> None:
     checkpoint = make_checkpoint("vit", tmp_path)
     write_processor(tmp_path, image_processor_type="MobileViTImageProcessor")
-    with pytest.raises(UserError, match="is not supported: it mixes the channels or exchanges them"):
+    with pytest.raises(UserError, match="cannot be used: it mixes the channels or exchanges them"):
         built_from(vit_config, checkpoint)
 
 
@@ -217,12 +221,48 @@ def test_batch_normalisation_of_one_value_is_refused(vit_config: TrainConfig, tm
     before = AutoModelForImageClassification.from_pretrained(checkpoint).state_dict()
     after = built_from(vit_config, checkpoint).model.model.state_dict()
     assert all(torch.equal(after[name], value) for name, value in before.items())
-    with pytest.raises(UserError, match="image_size: image_size 8 is too small for checkpoint"):
+    with pytest.raises(UserError, match="cannot train on one image of 8 x 8 pixels: Expected more than 1 value"):
         built_from(vit_config, checkpoint, image_size=8)
 
 
 def test_a_model_of_a_package_that_is_not_installed_is_refused(vit_config: TrainConfig, tmp_path: Path) -> None:
     config = {"model_type": "timm_wrapper", "architecture": "resnet18"}
     (tmp_path / "config.json").write_text(json.dumps(config))
-    with pytest.raises(UserError, match="its model needs a package that is not installed"):
+    with pytest.raises(UserError, match=r"its model needs a package that is not installed.*[Tt]imm"):
         built_from(vit_config, str(tmp_path))
+
+
+def test_a_size_of_two_numbers_is_kept_for_models_that_need_it(vit_config: TrainConfig, tmp_path: Path) -> None:
+    config = AutoConfig.for_model(
+        "hiera", embed_dim=8, image_size=[64, 64], depths=[1, 1], num_heads=[1, 2], query_stride=[2, 2],
+        num_query_pool=1, masked_unit_size=[8, 8], masked_unit_attention=[True, True], num_labels=2, architectures=[],
+    )  # fmt: skip
+    AutoModelForImageClassification.from_config(config).save_pretrained(tmp_path)
+    assert built_from(vit_config, str(tmp_path), image_size=64).model.model.config.image_size == [64, 64]
+
+
+def test_a_hub_that_does_not_answer_may_have_a_processor(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without it, the run would train on other pixels."""
+
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError("We couldn't connect to the hub")
+
+    def raising(error: type[Exception]) -> Any:
+        def download(*_: object) -> None:
+            raise error("it is not there")
+
+        return download
+
+    monkeypatch.setattr("transformers.AutoImageProcessor.from_pretrained", refuse)
+    monkeypatch.setattr(normalisation, "hf_hub_download", raising(LocalEntryNotFoundError))
+    with pytest.raises(UserError, match="the image processor of checkpoint 'a/b' cannot be used: We couldn't connect"):
+        checkpoint_normalisation("a/b")
+    monkeypatch.setattr(normalisation, "hf_hub_download", raising(EntryNotFoundError))
+    assert checkpoint_normalisation("a/b") is None
+
+
+def test_a_damaged_processor_is_refused(vit_config: TrainConfig, tmp_path: Path) -> None:
+    checkpoint = make_checkpoint("vit", tmp_path)
+    (tmp_path / "preprocessor_config.json").write_text("{")
+    with pytest.raises(UserError, match=r"the image processor of checkpoint .* cannot be used"):
+        built_from(vit_config, checkpoint)

@@ -16,6 +16,7 @@ import torch
 from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer, PreTrainedTokenizerFast
 
 from disttrain.config.train_config import TrainConfig
+from disttrain.models.pretrained import from_checkpoint
 from disttrain.models.tokenizers import train_tokenizer
 from disttrain.records.record_files import metrics_name, read_records
 from disttrain.records.record_types import EvalRecord, StartRecord
@@ -108,3 +109,18 @@ def test_a_kind_trains_and_is_reopened(
     alone = run_ranks(dataclasses.replace(config, per_gpu_batch=8), 1)
     assert alone.exit_codes == (0,)
     assert alone.losses() == pytest.approx(finished.losses(), rel=1e-3)
+
+
+def test_the_head_behind_another_layer_is_reordered(bert_config: TrainConfig, texts: Path, tmp_path: Path) -> None:
+    """DistilBERT has a layer before its head that is no head."""
+    folder = Path(make_checkpoint("distilbert", tmp_path / "a", [text for text, _ in rows_of(texts / "train.tsv")]))
+    before = AutoModelForSequenceClassification.from_pretrained(folder)
+    built = from_checkpoint(
+        AutoModelForSequenceClassification,
+        str(folder),
+        AutoConfig.from_pretrained(folder, id2label={0: "good", 1: "bad"}, label2id={"good": 0, "bad": 1}),
+        ["bad", "good"],
+    )
+    model: Any = built.model
+    assert torch.equal(model.classifier.weight, before.classifier.weight.flip(0))
+    assert torch.equal(model.pre_classifier.weight, before.pre_classifier.weight)

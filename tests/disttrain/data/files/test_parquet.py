@@ -120,3 +120,34 @@ def test_a_file_that_was_read_before_needs_no_library(tmp_path: Path, cache: Pat
     assert read[0]["text"] == read[1]["text"] == ["a", "", "ü\n", None]
     assert "datasets" not in read[0]["libraries"]
     assert read[1]["libraries"] == []
+
+
+@pytest.mark.parametrize(
+    "described",
+    [
+        {"info": {"features": {"spans": [{"from": {"dtype": "int64", "_type": "Value"}}]}}},  # of a former release
+        {"info": None},
+        {"info": {"features": None}},
+        [],
+    ],
+)
+def test_any_description_of_a_file(described: Any, tmp_path: Path, cache: Path) -> None:
+    table = pyarrow.table({"text": ["a"], "spans": [[{"from": 1}]]})
+    pq.write_table(table.replace_schema_metadata({"huggingface": json.dumps(described)}), tmp_path / "a.parquet")
+    assert parquet._plain_header([tmp_path / "a.parquet"]) is None
+    pq.write_table(table.select(["text"]).replace_schema_metadata({"huggingface": "{"}), tmp_path / "b.parquet")
+    assert parquet._plain_header([tmp_path / "b.parquet"]) is None
+
+
+def test_a_label_of_another_type_is_a_number(tmp_path: Path, cache: Path) -> None:
+    """`datasets` trusts the description of a file only if its types are still those that were described."""
+    described = {"info": {"features": {"label": {"names": ["good", "bad"], "_type": "ClassLabel"}}}}
+    table = pyarrow.table({"label": pyarrow.array([0, 2], pyarrow.int8())})
+    pq.write_table(table.replace_schema_metadata({"huggingface": json.dumps(described)}), tmp_path / "a.parquet")
+    assert read_tables([tmp_path / "a.parquet"])["label"].kind == NUMBERS
+
+
+def test_a_file_without_rows(tmp_path: Path, cache: Path) -> None:
+    table = pyarrow.table({"text": pyarrow.array([], pyarrow.string())})
+    pq.write_table(table, tmp_path / "a.parquet")
+    assert read_tables([tmp_path / "a.parquet"])["text"][:] == []
