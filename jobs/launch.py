@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from functools import partial
+from typing import TextIO
 
 from disttrain.config.train_config import LINK, PATH_FIELDS
 from disttrain.errors import UserError
@@ -19,8 +20,8 @@ from jobs.planning.plan import JobGroup, Plan, count_runs, plan_json, run_json, 
 from jobs.planning.sweep_file import Sweep
 from jobs.results.run_records import is_complete
 from jobs.results.status import States, read_states
-from jobs.slurm.sacct import queued_jobs
 from jobs.slurm.sacct_table import AccountingUnavailable
+from jobs.slurm.squeue import query_squeue
 from jobs.slurm.states import JobPhase, State
 from jobs.slurm.submit import require_slurm, send_to_slurm
 from jobs.storage.dropped_runs import dropped_runs
@@ -113,14 +114,23 @@ def _note_dropped(dropped: Collection[str]) -> None:
         if len(dropped) == 1:
             verb, pronoun = "is", "it"
         note = f"{count_runs(len(dropped))} {verb} no longer in the sweep file; sweep forget removes {pronoun}"
-        print(f"note: {note}", file=sys.stderr)
+        _say(f"note: {note}", sys.stderr)
 
 
 def _on_sent(folder: SweepFolder, group: JobGroup, job_id: str) -> None:
     """Makes the batch script and submitit's files private, also in a folder of logs that others may read."""
     for path in folder.logs.glob(f"{job_id}_*"):
         path.chmod(0o600)
-    print(f"  {group.allocation}: {count_runs(len(group.runs))} as job {job_id}", flush=True)
+    _say(f"  {group.allocation}: {count_runs(len(group.runs))} as job {job_id}")
+
+
+def _say(line: str, stream: TextIO | None = None) -> None:
+    """Prints a line. A reader that has left (| head) and a full disk must not end a submission in its middle."""
+    stream = stream or sys.stdout
+    try:
+        print(line, file=stream, flush=True)
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def _check_same_data(folder: SweepFolder, plan: Plan, ledger: Ledger) -> None:
@@ -145,7 +155,7 @@ def _check_same_data(folder: SweepFolder, plan: Plan, ledger: Ledger) -> None:
                 raise UserError(message, where=str(folder.path), hint=hint)
             moved[field, before, now] = None
     for field, before, now in moved:
-        print(f"note: {field} was {before!r}; {now!r} has the same files", file=sys.stderr)
+        _say(f"note: {field} was {before!r}; {now!r} has the same files", sys.stderr)
 
 
 def _check_interrupted(folder: SweepFolder, ledger: Ledger) -> None:
@@ -153,13 +163,14 @@ def _check_interrupted(folder: SweepFolder, ledger: Ledger) -> None:
     if not (ledger.unconfirmed or ledger.damaged_lines):
         return
     try:
-        queued = queued_jobs(folder.sweep_name, environ=os.environ)
+        queued = query_squeue(folder.sweep_name, user_id=folder.owner_id(), environ=os.environ)
     except AccountingUnavailable as error:
         message = "an earlier submission was interrupted, and squeue cannot say which of its jobs exist"
         if not ledger.unconfirmed:
             message = "the ledger is damaged, and squeue cannot say which jobs exist"
         raise UserError(f"{message}: {error}") from None
-    unknown = sorted(queued - {job.job_id for job in ledger.all_jobs()})
+    in_ledger = {job.job_id for job in ledger.all_jobs()}
+    unknown = sorted(job_id for job_id, job in queued.items() if job_id not in in_ledger and not job.state.is_finished)
     if unknown:
         message = f"an earlier submission was interrupted and left jobs that would run twice: {', '.join(unknown)}"
         if not ledger.unconfirmed:
@@ -182,11 +193,11 @@ def _missing(folder: SweepFolder, plan: Plan, ledger: Ledger) -> frozenset[str]:
     doubtful = [run_id for run_id in planned if run_id in missing and (states.damage or run_id not in ledger.jobs)]
     _check_unfinished(folder, doubtful, states.damage)
     for notice in (*states.damage, *states.notices):
-        print(f"note: {notice}", file=sys.stderr)
+        _say(f"note: {notice}", sys.stderr)
     line = f"{plan.sweep_name} on {plan.cluster_name}: submitting {len(missing)} of {count_runs(len(planned))}"
     if done or active:
         line += f" ({len(done)} done, {len(active)} queued or running)"
-    print(line, flush=True)
+    _say(line)
     return missing
 
 

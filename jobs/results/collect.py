@@ -8,10 +8,11 @@ from typing import Any
 
 from jobs.planning.labels import Variation
 from jobs.results.comparability import with_reasons
+from jobs.results.conclude import Conclusion
 from jobs.results.failure_reason import explain
 from jobs.results.result import Requested, Result, Scheduled
 from jobs.results.run_records import RunRecords
-from jobs.slurm.attempts import AccountingRow
+from jobs.slurm.attempts import AccountingRow, attempts_of
 from jobs.slurm.states import State
 from jobs.storage.ledger import Job, Ledger
 
@@ -21,6 +22,7 @@ def join(
     ledger: Ledger,
     attempts: Mapping[str, Sequence[AccountingRow]],
     records: Mapping[str, RunRecords],
+    conclusions: Mapping[str, Conclusion],
     *,
     local: bool,
 ) -> tuple[Result, ...]:
@@ -31,15 +33,20 @@ def join(
         ledger: The submissions of the sweep.
         attempts: All known attempts by job id, oldest first.
         records: The records by run id; a run without records may be missing.
+        conclusions: The state of each run by its id.
         local: Whether the sweep ran under the local executor: columns that only Slurm can fill then stay empty.
     """
     rows = []
     variation = Variation(planned)
     for run in planned:
         jobs = ledger.jobs.get(run["run_id"], ())
-        attempts_by_job = [_attempts_of(job.job_id, attempts) for job in jobs]
+        conclusion = conclusions[run["run_id"]]
+        # All attempts of earlier jobs, and those of the latest job; the latest may be known from its end alone.
+        of_jobs = [attempt for job in jobs for attempt in attempts_of(job.job_id, attempts)]
+        if conclusion.attempt is not None and conclusion.attempt.key not in {attempt.key for attempt in of_jobs}:
+            of_jobs.append(conclusion.attempt)
         run_records = records.get(run["run_id"], RunRecords())
-        scheduled = _scheduled(jobs, attempts_by_job, run_records, run["world_size"], local)
+        scheduled = _scheduled(conclusion, jobs, of_jobs, run_records, run["world_size"], local)
         rows.append(
             Result(
                 requested=_requested(run, variation.label(run)),
@@ -51,23 +58,6 @@ def join(
             )
         )
     return with_reasons(_with_link_shares(rows))
-
-
-def run_states(
-    run_ids: Sequence[str], ledger: Ledger, attempts: Mapping[str, Sequence[AccountingRow]]
-) -> dict[str, State]:
-    """The state of each run.
-
-    Args:
-        run_ids: The ids of the runs.
-        ledger: The submissions of the sweep.
-        attempts: All known attempts by job id, oldest first.
-    """
-    states = {}
-    for run_id in run_ids:
-        jobs = ledger.jobs.get(run_id, ())
-        states[run_id] = _state(jobs, _latest([_attempts_of(job.job_id, attempts) for job in jobs]))
-    return states
 
 
 def _with_link_shares(rows: Sequence[Result]) -> tuple[Result, ...]:
@@ -86,34 +76,6 @@ def _with_link_shares(rows: Sequence[Result]) -> tuple[Result, ...]:
     return tuple(shared)
 
 
-def _attempts_of(job_id: str, attempts: Mapping[str, Sequence[AccountingRow]]) -> tuple[AccountingRow, ...]:
-    """The attempts of a job; for an array task without any, the attempts of its array that never started."""
-    own_attempts = tuple(attempts.get(job_id, ()))
-    array, _, task = job_id.partition("_")
-    if own_attempts or not task:
-        return own_attempts
-    # If an array is cancelled within a second or two of sbatch, sacct lists only the array's id, and no tasks.
-    return tuple(attempt for attempt in attempts.get(array, ()) if attempt.start_s is None)
-
-
-def _latest(attempts_by_job: Sequence[Sequence[AccountingRow]]) -> AccountingRow | None:
-    """The latest attempt of the latest job, if the accounting has it."""
-    if attempts_by_job and attempts_by_job[-1]:
-        return attempts_by_job[-1][-1]
-    return None
-
-
-def _state(jobs: Sequence[Job], latest: AccountingRow | None) -> State:
-    """The state of a run from its jobs and its latest attempt."""
-    if latest is None and not jobs:
-        return State.NOT_SUBMITTED
-    if latest is None:
-        return State.PENDING  # sacct lists a job only some seconds after sbatch
-    if latest.state is State.FAILED and latest.out_of_memory:
-        return State.OUT_OF_MEMORY  # from Slurm 22.05.4 on, only the step has this state
-    return latest.state
-
-
 def _requested(run: Mapping[str, Any], label: str) -> Requested:
     """The part of a row that the plan decides."""
     return Requested(
@@ -126,17 +88,17 @@ def _requested(run: Mapping[str, Any], label: str) -> Requested:
 
 
 def _scheduled(
+    conclusion: Conclusion,
     jobs: Sequence[Job],
-    attempts_by_job: Sequence[Sequence[AccountingRow]],
+    attempts: Sequence[AccountingRow],
     records: RunRecords,
     planned_gpus: int,
     local: bool,
 ) -> Scheduled:
     """The part of a row that the scheduler reports; under the local executor only the state and the times."""
-    latest = _latest(attempts_by_job)
-    state = _state(jobs, latest)
-    columns: dict[str, Any] = {"state": state.value}
-    if reason := _reason(state, latest, records, planned_gpus):
+    state, latest = conclusion.state, conclusion.attempt
+    columns: dict[str, Any] = {"state": state.value, "state_source": conclusion.source}
+    if reason := _reason(conclusion, records, planned_gpus):
         columns["reason"] = reason
     if latest is not None:
         columns["elapsed_s"] = latest.elapsed_s
@@ -147,7 +109,6 @@ def _scheduled(
         columns["exit_code"] = latest.exit_code
     if local:
         return Scheduled(**columns)
-    attempts = [attempt for job_attempts in attempts_by_job for attempt in job_attempts]
     columns["attempts"] = len(attempts)
     if jobs:
         columns["job_id"] = jobs[-1].job_id
@@ -157,14 +118,16 @@ def _scheduled(
     return Scheduled(**columns)
 
 
-def _reason(state: State, latest: AccountingRow | None, records: RunRecords, world_size: int) -> str | None:
-    """Why a run did not complete, and which of its files are damaged; None for a run without either."""
-    reasons = list(records.damage)
+def _reason(conclusion: Conclusion, records: RunRecords, world_size: int) -> str | None:
+    """Why a run waits or did not complete, and which of its files are damaged; None if there is nothing to say."""
+    state, reasons = conclusion.state, list(records.damage)
     if state.is_finished and not state.is_success:
-        explained = explain(state, latest, records.failures, world_size)
+        explained = conclusion.reason or explain(state, conclusion.attempt, records.failures, world_size)
         # A damaged failure file says that a rank did report an error.
         if state is not State.FAILED or records.failures or not any(text.startswith("failure-") for text in reasons):
             reasons.insert(0, explained)
+    elif conclusion.reason is not None:
+        reasons.insert(0, conclusion.reason)
     return "; ".join(reasons) or None
 
 

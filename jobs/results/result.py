@@ -18,7 +18,8 @@ from jobs.slurm.states import JobPhase, State
 PLAN = Source("the plan")
 SACCT = Source("sacct")
 LEDGER = Source("the ledger")
-FAILURES = Source("sacct and the failure records")
+ANSWERS = Source("sacct, squeue and the run's files")
+FAILURES = Source("sacct, squeue and the failure records")
 LINK_RUN = Source("the summaries of two runs")
 SUMMARIES = Source("the summaries of all runs")
 
@@ -38,10 +39,15 @@ class Requested:
 class Scheduled:
     """What the scheduler reports. Under the local executor, all that only Slurm can report is None."""
 
-    state: Annotated[str, doc("State of the latest attempt, in Slurm's words."), SACCT, InTable(0)]
+    state: Annotated[str, doc("State of the latest attempt, in Slurm's words."), ANSWERS, InTable(0)]
+    state_source: Annotated[
+        str | None,
+        doc("What the state follows from: sacct, squeue, records (the run's own files), ledger or local queue."),
+        ANSWERS,
+    ] = None
     exit_code: Annotated[int | None, doc("Exit code of the latest attempt."), SACCT] = None
     reason: Annotated[
-        str | None, doc("Why the run did not complete, and which of its files are damaged."), FAILURES
+        str | None, doc("Why the run waits or did not complete, and which of its files are damaged."), FAILURES
     ] = None
     job_id: Annotated[str | None, doc("Id of the latest job."), LEDGER] = None
     attempts: Annotated[int | None, doc("Number of attempts of all its jobs."), SACCT, InTable(1)] = None

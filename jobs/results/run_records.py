@@ -12,7 +12,7 @@ from typing import Any
 
 from disttrain.errors import shorten
 from disttrain.records.json_values import DamagedFile, UnreadableFile, damaged, parse_object, type_check
-from disttrain.records.record_files import metrics_name, read_failure, read_run_info, read_summary
+from disttrain.records.record_files import SUMMARY_NAME, metrics_name, read_failure, read_run_info, read_summary
 from disttrain.records.record_types import ExchangeRecord, StepRecord
 from disttrain.records.summary_types import Failure, Summary
 
@@ -39,6 +39,35 @@ class RunRecords:
     failures: tuple[Failure, ...] = ()
     last_step: int | None = None
     damage: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class RunFacts:
+    """What the folder of a run shows of the life of its latest job.
+
+    Attributes:
+        has_summary: Whether the run has a summary: a submission removes the one of an earlier job.
+        failed_s: The time at which a rank last reported a failure, in seconds since 1970; None if none did.
+        wrote_s: The time at which rank 0 last wrote a record; None if it did not.
+    """
+
+    has_summary: bool = False
+    failed_s: float | None = None
+    wrote_s: float | None = None
+
+
+def read_facts(run_dir: Path) -> RunFacts:
+    """What a run's folder shows, without reading the records."""
+    failed_s = max(filter(None, map(_written_s, _failure_files(run_dir))), default=None)
+    has_summary = _written_s(run_dir / SUMMARY_NAME) is not None
+    return RunFacts(has_summary, failed_s, _written_s(run_dir / metrics_name(0)))
+
+
+def _written_s(path: Path) -> float | None:
+    try:
+        return path.stat().st_mtime
+    except OSError:
+        return None
 
 
 def is_complete(run_dir: Path) -> bool:

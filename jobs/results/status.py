@@ -1,4 +1,4 @@
-"""The current status of a sweep: one accounting query, saved in the sweep's folder and joined with the records."""
+"""The current status of a sweep: the answers of Slurm, saved in the sweep's folder and joined with the records."""
 
 from __future__ import annotations
 
@@ -10,20 +10,19 @@ from typing import Any
 
 from disttrain.records.atomic_write import write_text
 from disttrain.records.json_values import to_json
-from disttrain.records.record_files import FAILURE_GLOB, metrics_name
 from jobs.local.local_queue import is_queue_alive
 from jobs.planning.cluster_profile import LOCAL
-from jobs.results.collect import join, run_states
+from jobs.results.collect import join
+from jobs.results.conclude import DELAY_S, MAY_RETURN, Conclusion, Evidence, conclude, conclude_local
 from jobs.results.result import Result
-from jobs.results.run_records import is_complete, read_run
-from jobs.slurm.attempts import AccountingRow, attempts_by_job, merge_history
-from jobs.slurm.sacct import query_sacct, queued_jobs
+from jobs.results.run_records import RunFacts, read_facts, read_run
+from jobs.slurm.attempts import AccountingRow, attempts_by_job, attempts_of, merge_history
+from jobs.slurm.sacct import query_sacct
 from jobs.slurm.sacct_table import AccountingUnavailable
+from jobs.slurm.squeue import QueuedJob, cluster_name, query_squeue
 from jobs.slurm.states import State
-from jobs.storage.ledger import LEDGER_NAME, Ledger, append_lines, read_ledger, read_numbered_lines
+from jobs.storage.ledger import LEDGER_NAME, Ledger, QueueProcess, append_lines, read_ledger, read_numbered_lines
 from jobs.storage.sweep_folder import SweepFolder
-
-_MAX_DELAY_S = 60  # slurmdbd lists a job within seconds
 
 
 @dataclass(frozen=True)
@@ -37,22 +36,24 @@ class Status:
 
 
 def read_status(folder: SweepFolder, environ: Mapping[str, str]) -> Status:
-    """The state of every run, from one sacct call.
+    """The state of every run, from one sacct call and, if a run has not ended, one squeue call.
 
     sacct's answer is saved in accounting.jsonl, if this user owns the folder, because sites purge their accounting.
 
     Args:
         folder: The folder of a submitted sweep.
-        environ: The environment for sacct.
+        environ: The environment for sacct and squeue.
     """
     ledger = read_ledger(folder.path)
-    accounting = _read_accounting(folder, ledger, environ)
     planned = folder.planned_runs()
-    notices = (*accounting.damage, *accounting.notices, *_unsubmitted_notice(planned, ledger))
-    records = {run["run_id"]: read_run(folder.run(run["run_id"])) for run in planned}
+    run_ids = [run["run_id"] for run in planned]
+    answers = _answers(folder, ledger, run_ids, environ)
+    notices = (*answers.damage, *answers.notices, *_unsubmitted_notice(planned, ledger))
+    conclusions = _conclude(folder, run_ids, ledger, answers)
+    records = {run_id: read_run(folder.run(run_id)) for run_id in run_ids}
     local = folder.cluster_name == LOCAL
-    results = join(planned, ledger, attempts_by_job(accounting.rows), records, local=local)
-    return Status(results, notices, accounting.is_current, accounting.is_saved)
+    results = join(planned, ledger, answers.attempts, records, conclusions, local=local)
+    return Status(results, notices, answers.is_current, answers.is_saved)
 
 
 def _unsubmitted_notice(planned: Sequence[Mapping[str, Any]], ledger: Ledger) -> tuple[str, ...]:
@@ -77,48 +78,155 @@ class States:
 
 
 def read_states(folder: SweepFolder, run_ids: Sequence[str], ledger: Ledger, environ: Mapping[str, str]) -> States:
-    """The state of each run, from one sacct call as in `read_status`. plan.json need not have the runs."""
-    accounting = _read_accounting(folder, ledger, environ)
-    states = run_states(run_ids, ledger, attempts_by_job(accounting.rows))
-    return States(states, accounting.notices, accounting.damage)
+    """The state of each run, from the same calls as in `read_status`. plan.json need not have the runs."""
+    answers = _answers(folder, ledger, run_ids, environ)
+    conclusions = _conclude(folder, run_ids, ledger, answers)
+    states = {run_id: conclusion.state for run_id, conclusion in conclusions.items()}
+    return States(states, answers.notices, answers.damage)
 
 
 @dataclass(frozen=True)
-class _Accounting:
-    """The rows of all attempts, and the damage in the files; the other fields are those of `Status`."""
+class _Answers:
+    """What the scheduler has answered, now and before; the last two fields are those of `Status`.
 
-    rows: tuple[AccountingRow, ...]
-    damage: tuple[str, ...]
-    notices: tuple[str, ...]
-    is_current: bool
-    is_saved: bool
+    Attributes:
+        attempts: The attempts of each job by its id, the latest last.
+        damage: The damage in the ledger and in the saved rows, a line for each file.
+        notices: Notices for the user.
+        queue: What squeue lists, by job id; None if it was not asked, or did not answer.
+        here: The name of the cluster that was asked; None if that is not known.
+    """
+
+    attempts: Mapping[str, tuple[AccountingRow, ...]]
+    damage: tuple[str, ...] = ()
+    notices: tuple[str, ...] = ()
+    queue: Mapping[str, QueuedJob] | None = None
+    here: str | None = None
+    is_current: bool = True
+    is_saved: bool = True
 
 
-def _read_accounting(folder: SweepFolder, ledger: Ledger, environ: Mapping[str, str]) -> _Accounting:
-    """The attempts of all jobs in the ledger: from Slurm, or as the local queue has written them."""
-    saved, damaged_rows = _saved_rows(folder.accounting_file)
+def _answers(folder: SweepFolder, ledger: Ledger, run_ids: Sequence[str], environ: Mapping[str, str]) -> _Answers:
+    """What Slurm answers, or what the local queue has written, about all jobs in the ledger."""
+    every_saved, damaged_rows = _saved_rows(folder.accounting_file)
+    saved = _ours(every_saved, folder)
     damage = (
         *_damage_notice(LEDGER_NAME, ledger.damaged_lines, "jobs may be missing"),
         *_damage_notice(folder.accounting_file.name, damaged_rows, "states may be missing"),
     )
-    notices: list[str] = []
-    is_current = is_saved = True
-    if folder.cluster_name == LOCAL:
-        rows: tuple[AccountingRow, ...] = _end_abandoned(saved, ledger, folder)
-    else:
-        try:
-            rows, unsaved = _query_accounting(folder, ledger, saved, environ)
-            notices += unsaved
-            is_saved = not unsaved
-        except AccountingUnavailable as error:
-            notices.append(f"{error}; the states are from the last successful query")
-            rows, is_current = saved, False
+    answers = _Answers(attempts_by_job(saved), damage)
+    if folder.cluster_name != LOCAL:
+        answers = _ask_slurm(folder, ledger, saved, answers, run_ids, environ)
     if ledger.unconfirmed and not ledger.damaged_lines:
-        notices.append(
+        notice = (
             f"a submission of {len(ledger.unconfirmed)} runs was interrupted:"
             f" squeue --name={folder.sweep_name} shows which of its jobs exist"
         )
-    return _Accounting(rows, damage, tuple(notices), is_current, is_saved)
+        answers = replace(answers, notices=(*answers.notices, notice))
+    return answers
+
+
+def _ask_slurm(
+    folder: SweepFolder,
+    ledger: Ledger,
+    saved: Sequence[AccountingRow],
+    known: _Answers,
+    run_ids: Sequence[str],
+    environ: Mapping[str, str],
+) -> _Answers:
+    """The answers of sacct and, if a run has not ended by sacct, of squeue."""
+    here = None
+    if _unfinished(run_ids, ledger, known) and any(job.cluster for job in ledger.all_jobs()):
+        here = cluster_name(environ=environ)
+    jobs = [job for job in ledger.all_jobs() if None in (here, job.cluster) or job.cluster == here]
+    notices: list[str] = []
+    unavailable: AccountingUnavailable | None = None
+    attempts = known.attempts
+    try:
+        since_s = min((job.submitted_s for job in jobs), default=None)
+        rows = query_sacct([job.job_id for job in jobs], environ=environ, since_s=since_s)
+    except AccountingUnavailable as error:
+        unavailable = error
+    else:
+        merged = merge_history(saved, _ours(rows, folder))
+        attempts = attempts_by_job(merged)
+        if folder.is_owner():
+            notices += _save(folder, saved, merged)
+    is_saved = not notices
+    answers = replace(known, attempts=attempts, here=here, is_current=unavailable is None, is_saved=is_saved)
+    if _unfinished(run_ids, ledger, answers):
+        # After sacct: a job that ends between both is then finished by squeue, or not listed and finished next time.
+        try:
+            queue = query_squeue(folder.sweep_name, user_id=folder.owner_id(), environ=environ)
+            answers = replace(answers, queue=queue)
+        except AccountingUnavailable as error:
+            if unavailable is not None:
+                notices.append(str(error))
+    if unavailable is not None:
+        notices.append(f"{unavailable}; {_without_sacct(folder, answers)}")
+    return replace(answers, notices=tuple(notices))
+
+
+def _without_sacct(folder: SweepFolder, answers: _Answers) -> str:
+    """Where the states are from if sacct does not answer."""
+    asked_s = folder.last_query_s()
+    last = "sacct has never answered"
+    if asked_s is not None:
+        last = f"its last answer is {age_text(max(0.0, time.time() - asked_s))} old"
+    if answers.queue is None:
+        return f"the states are the last known ones, and {last}"
+    return f"squeue says what waits and runs, and the runs' own files what has ended; {last}"
+
+
+def _unfinished(run_ids: Sequence[str], ledger: Ledger, answers: _Answers) -> bool:
+    """Whether a run may still wait or run, by what the accounting has answered."""
+    now_s = time.time()
+    for run_id in run_ids:
+        for job in ledger.jobs.get(run_id, ())[-1:]:
+            attempts = attempts_of(job.job_id, answers.attempts)
+            if not attempts or not attempts[-1].state.is_finished:
+                return True
+            if attempts[-1].state in MAY_RETURN and now_s - (attempts[-1].end_s or 0) < DELAY_S:
+                return True
+    return False
+
+
+def _ours(rows: Sequence[AccountingRow], folder: SweepFolder) -> tuple[AccountingRow, ...]:
+    """The rows of the jobs of this sweep: numbers of jobs are used again, and other clusters have them too."""
+    owner_id = folder.owner_id()
+    return tuple(
+        row
+        for row in rows
+        if row.job_name in (None, folder.sweep_name) and (None in (row.user_id, owner_id) or row.user_id == owner_id)
+    )
+
+
+def _conclude(folder: SweepFolder, run_ids: Sequence[str], ledger: Ledger, answers: _Answers) -> dict[str, Conclusion]:
+    """The conclusion on each run. The folder of a run is read only if nothing else says what became of it."""
+    is_owner, now_s = folder.is_owner(), time.time()
+    queue_lives: dict[QueueProcess | None, bool] = {None: True}
+    conclusions = {}
+    for run_id in run_ids:
+        jobs = ledger.jobs.get(run_id, ())
+        attempts = attempts_of(jobs[-1].job_id, answers.attempts) if jobs else ()
+        # The end that the accounting has seen says all, unless it says that the run is done.
+        has_ended = bool(attempts) and attempts[-1].state.is_finished and not attempts[-1].state.is_success
+        facts = RunFacts()
+        if folder.cluster_name == LOCAL:
+            queue = jobs[-1].queue if jobs else None
+            if queue not in queue_lives:
+                queue_lives[queue] = queue is None or is_queue_alive(queue)
+            if jobs and not has_ended:
+                facts = read_facts(folder.run(run_id))
+            conclusions[run_id] = conclude_local(jobs, attempts, facts, queue_lives=queue_lives[queue])
+            continue
+        if jobs and not has_ended and not (answers.queue and jobs[-1].job_id in answers.queue):
+            facts = read_facts(folder.run(run_id))
+        evidence = Evidence(
+            jobs, attempts, answers.queue, facts, now_s, answers.is_current, is_visible=is_owner, here=answers.here
+        )
+        conclusions[run_id] = conclude(evidence)
+    return conclusions
 
 
 def _damage_notice(name: str, numbers: Sequence[int], consequence: str) -> tuple[str, ...]:
@@ -149,25 +257,10 @@ def last_known(folder: SweepFolder) -> LastKnown:
     ledger, (rows, _) = read_ledger(folder.path), _saved_rows(folder.accounting_file)
     known_s = folder.last_query_s()
     if folder.cluster_name == LOCAL:
-        rows, known_s = _end_abandoned(rows, ledger, folder), time.time()  # the queue itself writes the states
+        known_s = time.time()  # the queue itself writes the states
     present = [run["run_id"] for run in folder.planned_runs() if not run.get("dropped", False)]
-    return LastKnown(run_states(present, ledger, attempts_by_job(rows)), known_s)
-
-
-def _query_accounting(
-    folder: SweepFolder, ledger: Ledger, saved: tuple[AccountingRow, ...], environ: Mapping[str, str]
-) -> tuple[tuple[AccountingRow, ...], tuple[str, ...]]:
-    """The rows of all attempts, and notices: saved rows, those of a new sacct call, and what missing ones mean."""
-    jobs = tuple(ledger.all_jobs())
-    since_s = min((job.submitted_s for job in jobs), default=None)
-    rows = query_sacct([job.job_id for job in jobs], environ=environ, since_s=since_s)
-    merged = merge_history(saved, rows)
-    notices: tuple[str, ...] = ()
-    if folder.is_owner():
-        notices = _save(folder, saved, merged)
-    # After the writing: these states are only inferred, and a later answer of sacct must be able to replace them.
-    inferred = (*map(_requeued_if_recent, merged), *_cancelled_while_pending(folder, ledger, merged, environ))
-    return inferred, notices
+    conclusions = _conclude(folder, present, ledger, _Answers(attempts_by_job(rows)))
+    return LastKnown({run_id: conclusion.state for run_id, conclusion in conclusions.items()}, known_s)
 
 
 def _save(folder: SweepFolder, saved: Sequence[AccountingRow], merged: Sequence[AccountingRow]) -> tuple[str, ...]:
@@ -182,52 +275,6 @@ def _save(folder: SweepFolder, saved: Sequence[AccountingRow], merged: Sequence[
     except OSError as error:
         return (f"what was seen could not be saved: {error.filename}: {error.strerror}",)
     return ()
-
-
-def _requeued_if_recent(row: AccountingRow) -> AccountingRow:
-    """The row; REQUEUED if the job was just preempted or lost its node: Slurm may requeue it seconds later."""
-    if row.state in (State.PREEMPTED, State.NODE_FAIL) and row.end_s and time.time() - row.end_s < _MAX_DELAY_S:
-        return replace(row, state=State.REQUEUED)
-    return row
-
-
-def _cancelled_while_pending(
-    folder: SweepFolder, ledger: Ledger, rows: Sequence[AccountingRow], environ: Mapping[str, str]
-) -> list[AccountingRow]:
-    """Rows of jobs that were cancelled while they waited: sacct may never list such array tasks.
-
-    A job counts as cancelled if sacct has not listed it for a minute, squeue does not list it, and no rank has started.
-    A job that ran has records, and sacct may only be late.
-    """
-    now_s = time.time()
-    known = {row.job_id for row in rows}
-    known |= {row.job_id.partition("_")[0] for row in rows if "_" not in row.job_id}
-    unlisted = [
-        jobs[-1]
-        for run_id, jobs in ledger.jobs.items()
-        if not {jobs[-1].job_id, jobs[-1].job_id.partition("_")[0]} & known
-        and now_s - jobs[-1].submitted_s > _MAX_DELAY_S
-        and not _has_records_since(folder.run(run_id) / metrics_name(0), jobs[-1].submitted_s)
-    ]
-    if not unlisted:
-        return []
-    try:
-        queued = queued_jobs(folder.sweep_name, environ=environ)
-    except AccountingUnavailable:
-        return []  # without squeue's answer the jobs may still be queued
-    return [
-        AccountingRow(job.job_id, state=State.CANCELLED, submit_s=int(job.submitted_s), end_s=int(now_s))
-        for job in unlisted
-        if job.job_id not in queued
-    ]
-
-
-def _has_records_since(path: Path, submitted_s: float) -> bool:
-    """Whether a rank has written since then; a resumed run still has the records of an earlier job."""
-    try:
-        return path.stat().st_mtime >= submitted_s
-    except OSError:
-        return False
 
 
 def _without_elapsed(row: AccountingRow) -> AccountingRow:
@@ -250,24 +297,14 @@ def _saved_rows(path: Path) -> tuple[tuple[AccountingRow, ...], list[int]]:
     return merge_history((), rows), damaged
 
 
-def _end_abandoned(rows: tuple[AccountingRow, ...], ledger: Ledger, folder: SweepFolder) -> tuple[AccountingRow, ...]:
-    """The rows, with an end for unfinished local runs whose queue process was killed or lost in a reboot.
+def age_text(age_s: float) -> str:
+    """An age in its largest unit.
 
-    A run with a summary is COMPLETED: the queue, which writes the state, had no time for it, or its line is damaged.
-    Any other run is CANCELLED.
+    Example:
+        >>> age_text(5), age_text(150), age_text(7300), age_text(200000)
+        ('5 s', '2 min', '2 h', '2 days')
     """
-    queues = {job.job_id: job.queue for job in ledger.all_jobs() if job.queue is not None}
-    alive = {queue: is_queue_alive(queue) for queue in set(queues.values())}
-    finished = {row.job_id for row in rows if row.state.is_finished}
-    abandoned = {job_id for job_id, queue in queues.items() if not alive[queue]} - finished
-    if not abandoned:
-        return rows
-    latest = {jobs[-1].job_id: run_id for run_id, jobs in ledger.jobs.items()}
-    ends = dict.fromkeys(abandoned, State.CANCELLED)
-    for job_id in abandoned & set(latest):
-        run_dir = folder.run(latest[job_id])
-        if is_complete(run_dir) and not any(run_dir.glob(FAILURE_GLOB)):
-            ends[job_id] = State.COMPLETED
-    updated = tuple(replace(row, state=ends.get(row.job_id, row.state)) for row in rows)
-    unrecorded = abandoned - {row.job_id for row in rows}
-    return (*updated, *(AccountingRow(job_id, state=ends[job_id]) for job_id in sorted(unrecorded)))
+    for unit, seconds in (("days", 86400), ("h", 3600), ("min", 60)):
+        if age_s >= (2 * seconds if unit == "days" else seconds):
+            return f"{age_s // seconds:.0f} {unit}"
+    return f"{age_s:.0f} s"

@@ -13,7 +13,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from disttrain.errors import UserError
-from jobs.results.status import LastKnown, last_known
+from jobs.results.status import LastKnown, age_text, last_known
 from jobs.results.tables import LOOK
 from jobs.slurm.states import State
 from jobs.storage.sweep_folder import SweepFolder, modified_s
@@ -89,16 +89,3 @@ def list_json(sweeps: Sequence[ListedSweep]) -> list[dict[str, Any]]:
         }
         for sweep in sweeps
     ]
-
-
-def age_text(age_s: float) -> str:
-    """An age in its largest unit.
-
-    Example:
-        >>> age_text(5), age_text(150), age_text(7300), age_text(200000)
-        ('5 s', '2 min', '2 h', '2 days')
-    """
-    for unit, seconds in (("days", 86400), ("h", 3600), ("min", 60)):
-        if age_s >= (2 * seconds if unit == "days" else seconds):
-            return f"{age_s // seconds:.0f} {unit}"
-    return f"{age_s:.0f} s"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
@@ -52,6 +52,7 @@ class AccountingRow:
         failed_node: The node whose failure ended it (from Slurm 23.02).
         out_of_memory: Whether Slurm ended the job or one of its steps for memory; the job's own state may be FAILED.
         job_name: The job's name.
+        user_id: The number of the user whose job it is.
     """
 
     job_id: str
@@ -78,6 +79,7 @@ class AccountingRow:
     failed_node: str | None = None
     out_of_memory: bool = False
     job_name: str | None = None
+    user_id: int | None = None
 
     @property
     def key(self) -> AttemptKey:
@@ -135,6 +137,21 @@ def attempts_by_job(rows: Iterable[AccountingRow]) -> dict[str, tuple[Accounting
     for row in rows:
         jobs.setdefault(row.job_id, []).append(row)
     return {job_id: tuple(sorted(attempts, key=lambda row: row.submit_s or 0)) for job_id, attempts in jobs.items()}
+
+
+def attempts_of(job_id: str, attempts: Mapping[str, Sequence[AccountingRow]]) -> tuple[AccountingRow, ...]:
+    """The attempts of a job; for an array task without any, the attempts of its array that never started.
+
+    Args:
+        job_id: The id of the job.
+        attempts: All known attempts by job id, oldest first.
+    """
+    own_attempts = tuple(attempts.get(job_id, ()))
+    array, _, task = job_id.partition("_")
+    if own_attempts or not task:
+        return own_attempts
+    # If an array is cancelled within a second or two of sbatch, sacct lists only the array's id, and no tasks.
+    return tuple(attempt for attempt in attempts.get(array, ()) if attempt.start_s is None)
 
 
 def merge_history(old_rows: Iterable[AccountingRow], new_rows: Iterable[AccountingRow]) -> tuple[AccountingRow, ...]:

@@ -1,4 +1,4 @@
-"""The queries to Slurm: one sacct call for all jobs of a sweep, and squeue."""
+"""The query to Slurm's accounting: one sacct call for all jobs of a sweep."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from jobs.slurm.sacct_table import SEPARATOR, AccountingUnavailable, parse_sacct
 FIELDS = (
     "JobID", "JobIDRaw", "State", "Submit", "Eligible", "Start", "End", "ElapsedRaw", "TimelimitRaw", "Partition",
     "NNodes", "NodeList", "AllocCPUS", "AllocTRES", "MaxRSS", "ExitCode", "DerivedExitCode", "Restarts", "Reason",
-    "FailedNode", "JobName",
+    "FailedNode", "UID", "JobName",
 )  # fmt: skip
 
 # Epoch seconds do not depend on a time zone or on daylight saving. SLURM_BITSTR_LEN=0 prints array task lists in full.
@@ -62,22 +62,6 @@ def sacct_command(job_ids: Sequence[str], wanted: Sequence[str]) -> list[str]:
     arrays = dict.fromkeys(re.split(r"[_+.]", job_id)[0] for job_id in job_ids)
     delimiter = f"--delimiter={SEPARATOR}"
     return ["sacct", "-D", "-P", "--noconvert", delimiter, "-j", ",".join(arrays), "-o", ",".join(wanted)]
-
-
-def queued_jobs(name: str, *, environ: Mapping[str, str], run: Runner | None = None) -> frozenset[str]:
-    """The ids of all jobs of this name that squeue still lists, with each task of an array separately.
-
-    Raises:
-        AccountingUnavailable: squeue cannot be queried.
-    """
-    command = ["squeue", "--noheader", "--array", f"--name={name}", "--states=all", "--format=%i"]
-    try:
-        done = (run or run_command)(command, environ)
-    except (OSError, subprocess.TimeoutExpired) as error:
-        raise AccountingUnavailable(f"squeue cannot be queried: {error}") from None
-    if done.returncode != 0:
-        raise AccountingUnavailable(f"squeue failed: {' '.join(done.stderr.split())}")
-    return frozenset(done.stdout.split())
 
 
 def run_command(command: Sequence[str], environ: Mapping[str, str]) -> subprocess.CompletedProcess[str]:

@@ -115,6 +115,7 @@ def _attempt(job: Mapping[str, str], steps: Sequence[Mapping[str, str]]) -> Acco
         failed_node=_word(job.get("FailedNode")),
         out_of_memory=any(parse_state(record.get("State", "")) is State.OUT_OF_MEMORY for record in (job, *steps)),
         job_name=job.get("JobName") or None,
+        user_id=_number(job.get("UID")),
     )
     # A waiting attempt, or one cancelled in the queue, shows the requested counts and may have a Start, but no nodes.
     if node_list is None and "NodeList" in job:

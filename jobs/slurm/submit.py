@@ -15,6 +15,7 @@ from jobs.planning.expand import RunSpec
 from jobs.planning.interpreter import compute_python
 from jobs.planning.plan import JobGroup, Plan
 from jobs.planning.sbatch_options import overruled_variables
+from jobs.slurm.squeue import cluster_name
 from jobs.storage import ledger
 from jobs.storage.sweep_folder import SweepFolder
 
@@ -47,6 +48,7 @@ def send_to_slurm(
     Raises:
         UserError: sbatch refused a group; the groups before it are submitted and recorded.
     """
+    cluster = cluster_name(environ=os.environ) if plan.groups else None
     for group in plan.groups:
         run_ids = [run.run_id for run in group.runs]
         ledger.intend(plan.folder, run_ids, clock(), overrides)
@@ -55,7 +57,7 @@ def send_to_slurm(
         except UserError as error:
             ledger.give_up(plan.folder, run_ids, clock(), error.message)
             raise
-        ledger.record(plan.folder, dict(zip(run_ids, job_ids, strict=True)), clock())
+        ledger.record(plan.folder, dict(zip(run_ids, job_ids, strict=True)), clock(), cluster=cluster)
         on_sent(group, job_ids[0].split("_")[0])
 
 

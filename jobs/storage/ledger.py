@@ -44,6 +44,7 @@ class Job:
     queue: QueueProcess | None = None  # only with the local executor
     # The texts of --set, by field name; None if a former release submitted the run, which did not note them.
     overrides: Mapping[str, str] | None = field(default_factory=dict, hash=False)
+    cluster: str | None = None  # the name of the cluster that has the job, by its Slurm; None if that is not known
 
 
 @dataclass(frozen=True)
@@ -114,7 +115,8 @@ def _is_event(event: Mapping[str, Any]) -> bool:
     if kind in ("intend", "give_up", "forget"):
         return _are_run_ids(event.get("run_ids"))
     if kind == "record":
-        return _are_jobs(event.get("jobs")) and _TIME(event.get("time_s")) and _is_queue(event.get("queue"))
+        is_complete = _are_jobs(event.get("jobs")) and _TIME(event.get("time_s")) and _is_queue(event.get("queue"))
+        return is_complete and isinstance(event.get("cluster"), str | None)
     return True
 
 
@@ -145,7 +147,8 @@ def _recorded_jobs(event: Mapping[str, Any], intended: Mapping[str, Mapping[str,
     if event.get("queue"):
         queue = QueueProcess(**event["queue"])
     for run_id, job_id in event["jobs"].items():
-        yield Job(run_id, job_id, event["time_s"], queue, event.get("set", intended.get(run_id)))
+        overrides = event.get("set", intended.get(run_id))
+        yield Job(run_id, job_id, event["time_s"], queue, overrides, event.get("cluster"))
 
 
 def intend(folder: Path, run_ids: Sequence[str], time_s: float, overrides: Mapping[str, str] = _NO_OVERRIDES) -> None:
@@ -166,6 +169,7 @@ def record(
     time_s: float,
     queue: QueueProcess | None = None,
     overrides: Mapping[str, str] = _NO_OVERRIDES,
+    cluster: str | None = None,
 ) -> None:
     """Notes the job id of each run.
 
@@ -175,8 +179,11 @@ def record(
         time_s: The time in seconds since 1970.
         queue: The process of the queue of local runs.
         overrides: The texts of ``--set`` for local runs. They have no intend event: their queue waits for this one.
+        cluster: The name of the cluster by its Slurm.
     """
     event: dict[str, Any] = {"event": "record", "time_s": time_s, "jobs": dict(jobs)}
+    if cluster is not None:
+        event["cluster"] = cluster
     if queue:
         event |= {"queue": asdict(queue), "set": dict(overrides)}
     _append(folder, event)

@@ -28,6 +28,7 @@ _LATEST_S = 10**11  # in the year 5138
 # The space that a submission needs: for the sweep, and for the folder, run.json, pickle and plan of each run. More is
 # not required, because some file systems reserve it slowly.
 _SPACE_BYTES, _RUN_SPACE_BYTES, _MOST_SPACE_BYTES = 2**18, 2**14, 2**24
+_HIDDEN_USER = 65534  # nobody: what NFS and containers show for users that they do not map
 _MOST_NAMES = 10  # the maximum number of sweeps that a message lists
 
 
@@ -176,6 +177,11 @@ class SweepFolder:
         could not save what it saw.
         """
         return self.path.stat().st_uid == os.geteuid()
+
+    def owner_id(self) -> int | None:
+        """The number of the user whose folder, and whose jobs, these are; None if the file system hides it."""
+        user_id = self.path.stat().st_uid
+        return None if user_id == _HIDDEN_USER else user_id
 
 
 def prepare(

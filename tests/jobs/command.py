@@ -33,6 +33,11 @@ Sweep = Callable[..., Output]
 
 
 def note(folder: SweepFolder, *states: State) -> None:
+    """Writes the states of the jobs, and the summary of each run that is done."""
+    run_ids = {jobs[-1].job_id: run_id for run_id, jobs in ledger.read_ledger(folder.path).jobs.items()}
+    for index, state in enumerate(states):
+        if state is State.COMPLETED:
+            (folder.run(run_ids[f"local-1-{index}"]) / "summary.json").write_text('{"steps": 3}')
     rows = [AccountingRow(f"local-1-{index}", state=state, submit_s=1) for index, state in enumerate(states)]
     ledger.append_lines(folder.accounting_file, [json.dumps(row.to_json()) for row in rows])
 

@@ -364,6 +364,8 @@ def test_a_login_node_needs_no_torch(tmp_path: Path) -> None:
     assert "#SBATCH --partition=other\n" in planned  # the user's default, not the job's around it
     own = [line for line in environ_lines if line.startswith(("SLURM_JOB_ID", "SBATCH_"))]
     assert own == ["SBATCH_PARTITION=other"]
+    (done, _) = json.loads((tmp_path / "runs" / "s" / "slurm" / "plan.json").read_text())["runs"]
+    (tmp_path / "runs" / "s" / "slurm" / "runs" / done["run_id"] / "summary.json").write_text('{"steps": 3}')
     assert (
         run("submit", "s.yaml").stdout.splitlines()[0]
         == "s on slurm: submitting 0 of 2 runs (1 done, 1 queued or running)"

@@ -145,6 +145,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> SweepFolder:
     prepare(folder, "name: s\n", {"sweep": "s", "cluster": "site", "runs": [run]}, [run])
     ledger.record(folder.path, {"a": "7"}, 1.0)
     row = AccountingRow("7", state=State.COMPLETED, submit_s=1, start_s=2, end_s=3, elapsed_s=1, exit_code=0)
+    (folder.run("a") / "summary.json").write_text('{"steps": 3}')
     monkeypatch.setattr(status, "query_sacct", lambda *_, **__: (row,))
     return folder
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import socket
+import time
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from jobs.planning.plan import JobGroup, Plan, make_plan
 from jobs.planning.sweep_file import load_sweep, parse_sweep
 from jobs.planning.yaml_file import parse_yaml
 from jobs.slurm.attempts import AccountingRow
+from jobs.slurm.squeue import QueuedJob
 from jobs.slurm.states import State
 from jobs.storage import ledger
 from jobs.storage.sweep_folder import SweepFolder
@@ -45,6 +47,7 @@ class Slurm:
         self.refused = ""
         monkeypatch.setattr(jobs.slurm.submit, "_sbatch", self.sbatch)
         monkeypatch.setattr(jobs.results.status, "query_sacct", self.sacct)
+        monkeypatch.setattr(jobs.results.status, "query_squeue", self.squeue)
         monkeypatch.setattr("shutil.which", lambda program: f"/usr/bin/{program}")
 
     def sbatch(self, _: Plan, group: JobGroup) -> list[str]:
@@ -55,8 +58,12 @@ class Slurm:
         self.states.update(dict.fromkeys(job_ids, State.PENDING))
         return job_ids
 
+    def squeue(self, *_: Any, **__: Any) -> dict[str, QueuedJob]:
+        return {job_id: QueuedJob(job_id, state) for job_id, state in self.states.items()}
+
     def sacct(self, job_ids: list[str], **_: Any) -> tuple[AccountingRow, ...]:
-        return tuple(AccountingRow(job_id, state=self.states[job_id], submit_s=1) for job_id in job_ids)
+        now_s = int(time.time())  # a run that is done has just ended, so its summary may be missing
+        return tuple(AccountingRow(job_id, state=self.states[job_id], submit_s=1, end_s=now_s) for job_id in job_ids)
 
 
 @pytest.fixture
@@ -260,11 +267,13 @@ def test_an_interrupted_submission_is_not_repeated(
     plan = plan_of(tmp_path)
     plan.folder.mkdir(parents=True)
     ledger.intend(plan.folder, [plan.runs[0].run_id], 1.0)
-    monkeypatch.setattr(jobs.launch, "queued_jobs", lambda _, **__: frozenset({"71_0", "71_1"}))
+    queued = {name: QueuedJob(name, State.PENDING) for name in ("71_0", "71_1")}
+    queued["70"] = QueuedJob("70", State.CANCELLED)
+    monkeypatch.setattr(jobs.launch, "query_squeue", lambda _, **__: queued)
     with pytest.raises(UserError, match=r"left jobs that would run twice: 71_0, 71_1 \(scancel 71_0 71_1"):
         launch(plan, LOADED, max_ranks=None)
     assert slurm.submitted == []
-    monkeypatch.setattr(jobs.launch, "queued_jobs", lambda _, **__: frozenset())
+    monkeypatch.setattr(jobs.launch, "query_squeue", lambda _, **__: {})
     launch(plan, LOADED, max_ranks=None)
     assert sum(map(len, slurm.submitted)) == 4
 
@@ -290,7 +299,7 @@ def break_line(path: Path, number: int) -> bytes:
 def test_a_damaged_ledger_repeats_no_finished_run(
     slurm: Slurm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(jobs.launch, "queued_jobs", lambda _, **__: frozenset())
+    monkeypatch.setattr(jobs.launch, "query_squeue", lambda _, **__: {})
     plan = plan_of(tmp_path)
     folder = SweepFolder(plan.folder)
     launch(plan, LOADED, max_ranks=None)
@@ -319,7 +328,7 @@ def test_a_damaged_ledger_repeats_no_finished_run(
 def test_damage_stops_no_run_without_a_summary(
     slurm: Slurm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(jobs.launch, "queued_jobs", lambda _, **__: frozenset())
+    monkeypatch.setattr(jobs.launch, "query_squeue", lambda _, **__: {})
     plan = plan_of(tmp_path)
     launch(plan, LOADED, max_ranks=None)
     finish(SweepFolder(plan.folder))[0].write_text("{}")  # it cannot be read
@@ -369,7 +378,7 @@ def test_a_damaged_ledger_loses_no_run_of_a_trial(
     slurm: Slurm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The runs of a submission with --set stay in the results, although its lines are damaged."""
-    monkeypatch.setattr(jobs.launch, "queued_jobs", lambda _, **__: frozenset())
+    monkeypatch.setattr(jobs.launch, "query_squeue", lambda _, **__: {})
     folder = SweepFolder(tmp_path / "s" / "site")
 
     def submit(overrides: dict[str, str]) -> int:

@@ -29,6 +29,8 @@ def queues(sweep: Sweep, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> lis
         ledger.intend(folder.path, list(jobs), 1.0, overrides)
         ledger.record(folder.path, jobs, 1.0)
         states = [State.COMPLETED if run.config.weight_decay else State.FAILED for run in plan.runs]
+        for run in plan.runs:
+            (folder.run(run.run_id) / "summary.json").write_text('{"steps": 3}')
         rows = [AccountingRow(job, state=state, submit_s=1) for job, state in zip(jobs.values(), states, strict=True)]
         ledger.append_lines(folder.accounting_file, [json.dumps(row.to_json()) for row in rows])
 

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from jobs.planning.labels import value_text
+from jobs.results.collect import join
+from jobs.results.conclude import Evidence, conclude, conclude_local
 from jobs.results.result import Requested, Result, Scheduled
+from jobs.results.run_records import RunFacts, RunRecords
+from jobs.slurm.attempts import AccountingRow, attempts_of
+from jobs.storage.ledger import Ledger
 
 _SCHEDULED = {field.name for field in dataclasses.fields(Scheduled)}
 
@@ -32,3 +37,23 @@ def make_result(
         scheduled=Scheduled(**scheduled),
         figures={name: value for name, value in columns.items() if name not in _SCHEDULED},
     )
+
+
+def joined(
+    planned: Sequence[Mapping[str, Any]],
+    ledger: Ledger,
+    attempts: Mapping[str, Sequence[AccountingRow]],
+    records: Mapping[str, RunRecords],
+    *,
+    local: bool = False,
+) -> tuple[Result, ...]:
+    """The rows of planned runs by the accounting alone: squeue has not answered."""
+    conclusions = {}
+    for run in planned:
+        jobs = ledger.jobs.get(run["run_id"], ())
+        latest = attempts_of(jobs[-1].job_id, attempts) if jobs else ()
+        if local:
+            conclusions[run["run_id"]] = conclude_local(jobs, latest, RunFacts(has_summary=True), queue_lives=True)
+        else:
+            conclusions[run["run_id"]] = conclude(Evidence(jobs, latest, None, RunFacts(has_summary=True), now_s=2e9))
+    return join(planned, ledger, attempts, records, conclusions, local=local)

@@ -16,7 +16,6 @@ from disttrain.errors import UserError
 from disttrain.records.record_files import failure_name, metrics_name, read_records
 from disttrain.records.record_types import KINDS
 from disttrain.records.summary_types import SUMMARY_FIGURES
-from jobs.results.collect import join
 from jobs.results.result import Result
 from jobs.results.run_records import read_run
 from jobs.results.status import last_known, read_status
@@ -28,6 +27,7 @@ from jobs.slurm.sacct import FIELDS
 from jobs.slurm.sacct_table import SEPARATOR, AccountingUnavailable, parse_sacct
 from jobs.storage.ledger import Job, Ledger
 from jobs.storage.sweep_folder import SweepFolder
+from tests.jobs.results.rows import joined
 from tests.jobs.results.test_damaged_files import FAILURE, SUMMARY
 from tests.jobs.results.test_figures import step_of
 from tests.proofs.random_inputs import RANDOM_EXAMPLES
@@ -141,7 +141,7 @@ def test_any_files_of_a_run_give_a_row(summary: bytes, failure: bytes, run: byte
         row = {**ROWS[0], "state": "COMPLETED"}
         text = SEPARATOR.join(["JobID", "State", "Submit"]) + "\n" + SEPARATOR.join(["7_0", str(row["state"]), "1"])
         attempts = attempts_by_job(parse_sacct(text))
-        print_all(join([PLANNED], ledger, attempts, {"1x1-a": read_run(run_dir)}, local=False), folder)
+        print_all(joined([PLANNED], ledger, attempts, {"1x1-a": read_run(run_dir)}), folder)
 
 
 @random_inputs
@@ -207,4 +207,4 @@ def test_any_answer_of_sacct_is_read_or_refused(text: str) -> None:
     ledger = Ledger({"1x1-a": (Job("1x1-a", "7_0", 1.0), Job("1x1-a", "7", 2.0))}, ())
     with sweep_folder() as folder, one_line_errors(AccountingUnavailable):
         rows = parse_sacct(text, since_s=1.0)
-        print_all(join([PLANNED], ledger, attempts_by_job(rows), {}, local=False), folder)
+        print_all(joined([PLANNED], ledger, attempts_by_job(rows), {}), folder)

@@ -12,13 +12,13 @@ import pytest
 
 from disttrain.config.train_config import TrainConfig
 from disttrain.records.summary_types import SUMMARY_FIGURES, Failure, Summary
-from jobs.results.collect import join
 from jobs.results.result import COLUMNS, Result
 from jobs.results.run_records import RunRecords
 from jobs.results.tables import to_csv, to_json
 from jobs.slurm.attempts import AccountingRow
 from jobs.slurm.states import State
 from jobs.storage.ledger import Job, Ledger
+from tests.jobs.results.rows import joined
 
 RUN: dict[str, Any] = {
     "run_id": "2x1-abc", "allocation": "2x1", "nodes": 2, "gpus_per_node": 1, "world_size": 2,
@@ -103,7 +103,7 @@ def row_of(
 ) -> Result:
     ledger = Ledger({"2x1-abc": tuple(Job("2x1-abc", job_id, 1.0) for job_id in jobs)} if jobs else {}, ())
     by_job = {job_id: [row for row in attempts if row.job_id == job_id] for job_id in jobs}
-    (result,) = join([RUN], ledger, by_job, {"2x1-abc": records} if records else {}, local=local)
+    (result,) = joined([RUN], ledger, by_job, {"2x1-abc": records} if records else {}, local=local)
     return result
 
 
@@ -126,7 +126,8 @@ def test_finished_run() -> None:
     }  # fmt: skip
     assert (result.varied, result.config) == ({}, RUN["train"])
     assert outcome(result) == {
-        "state": "COMPLETED", "exit_code": 0, "job_id": "7_0", "attempts": 1, **TIMES, "queue_wait_s": 60,
+        "state": "COMPLETED", "state_source": "sacct",
+        "exit_code": 0, "job_id": "7_0", "attempts": 1, **TIMES, "queue_wait_s": 60,
         "elapsed_s": 3600, "gpu_hours": 2.0, "gpu_hours_from": "sacct", "node_list": "n[1-2]",
         "max_rss_bytes": 4096, **MEASURED, "not_comparable": (),
     }  # fmt: skip
@@ -140,25 +141,26 @@ def test_local_executor_leaves_slurms_columns_empty() -> None:
     row = dataclasses.replace(DONE, job_id="local-1-0", node_list=None, alloc_gpus=None, max_rss_bytes=None)
     result = row_of(row, jobs=("local-1-0",), records=RunRecords(SUMMARY), local=True)
     assert outcome(result) == {
-        "state": "COMPLETED", "exit_code": 0, **TIMES, "elapsed_s": 3600, **MEASURED, "not_comparable": (),
+        "state": "COMPLETED", "state_source": "local queue",
+        "exit_code": 0, **TIMES, "elapsed_s": 3600, **MEASURED, "not_comparable": (),
     }  # fmt: skip
 
 
 def test_job_missing_in_sacct_is_pending() -> None:
-    assert outcome(row_of()) == {"state": "PENDING", "job_id": "7_0", "attempts": 0}
+    assert outcome(row_of()) == {"state": "PENDING", "state_source": "ledger", "job_id": "7_0", "attempts": 0}
 
 
 def test_array_cancelled_before_its_tasks_exist() -> None:
     array = AccountingRow("7", state=State.CANCELLED, submit_s=1700000000, end_s=1700003660)
     ledger = Ledger({"2x1-abc": (Job("2x1-abc", "7_0", 1.0),)}, ())
-    (result,) = join([RUN], ledger, {"7": [array]}, {}, local=False)
+    (result,) = joined([RUN], ledger, {"7": [array]}, {})
     assert (result.state, result.scheduled.reason, result.scheduled.gpu_hours) == ("CANCELLED", "cancelled", 0.0)
-    (running,) = join([RUN], ledger, {"7": [dataclasses.replace(DONE, job_id="7")]}, {}, local=False)
+    (running,) = joined([RUN], ledger, {"7": [dataclasses.replace(DONE, job_id="7")]}, {})
     assert running.state == "PENDING"  # a started job with the id of the array is another job
 
 
 def test_run_never_submitted() -> None:
-    assert outcome(row_of(jobs=())) == {"state": "NOT_SUBMITTED", "attempts": 0}
+    assert outcome(row_of(jobs=())) == {"state": "NOT_SUBMITTED", "state_source": "ledger", "attempts": 0}
 
 
 def test_running_run_has_only_steps() -> None:
@@ -167,7 +169,8 @@ def test_running_run_has_only_steps() -> None:
     )
     result = row_of(running, records=RunRecords(None, (), 40))
     assert outcome(result) == {
-        "state": "RUNNING", "job_id": "7_0", "attempts": 1, "submit_time": TIMES["submit_time"],
+        "state": "RUNNING", "state_source": "sacct",
+        "job_id": "7_0", "attempts": 1, "submit_time": TIMES["submit_time"],
         "start_time": TIMES["start_time"], "queue_wait_s": 60, "elapsed_s": 1800, "gpu_hours": 1.0,
         "gpu_hours_from": "sacct", "node_list": "n[1-2]", "steps": 40,
     }  # fmt: skip
@@ -267,7 +270,7 @@ def linked(*summaries: Summary | None, allocations: tuple[str, ...] = ("2x1", "2
         name: [dataclasses.replace(DONE, job_id=name, state=state)] for name, state in zip("ab", states, strict=True)
     }
     records = {name: RunRecords(summary) for name, summary in zip("ab", summaries, strict=True)}
-    return list(join(planned, ledger, attempts, records, local=False))
+    return list(joined(planned, ledger, attempts, records))
 
 
 def test_share_of_the_link() -> None:
@@ -293,7 +296,7 @@ def varied_rows(*configs: dict[str, Any]) -> tuple[Result, ...]:
     planned = [
         {**RUN, "run_id": f"2x1-{number}", "train": {**RUN["train"], **config}} for number, config in enumerate(configs)
     ]
-    return join(planned, Ledger({}, ()), {}, {}, local=False)
+    return joined(planned, Ledger({}, ()), {}, {})
 
 
 def test_varied_fields_follow_the_run_id() -> None:
@@ -362,5 +365,5 @@ def test_all_columns_add_the_config() -> None:
 
 
 def test_a_dropped_run_is_marked() -> None:
-    (row,) = join([{**RUN, "dropped": True}], Ledger({}, ()), {}, {}, local=False)
+    (row,) = joined([{**RUN, "dropped": True}], Ledger({}, ()), {}, {})
     assert (row.dropped, row.columns()["dropped"]) == (True, True)

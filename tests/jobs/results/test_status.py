@@ -26,6 +26,7 @@ from jobs.results.status import last_known, read_status
 from jobs.results.sweep_list import listed_sweeps
 from jobs.slurm.attempts import AccountingRow
 from jobs.slurm.sacct_table import AccountingUnavailable
+from jobs.slurm.squeue import QueuedJob
 from jobs.slurm.states import State
 from jobs.storage import ledger
 from jobs.storage.sweep_folder import SweepFolder, prepare
@@ -40,7 +41,8 @@ class Sacct:
     def __init__(self) -> None:
         self.answer: Sequence[AccountingRow] | Exception = ()
         self.queries: list[tuple[list[str], float | None]] = []
-        self.queued = ["7_0", "7_1"]  # the answer of squeue
+        self.queued: dict[str, tuple[State, str]] | None = {}  # the answer of squeue; None: it does not answer
+        self.here: str | None = None  # the name of the cluster
 
     def __call__(self, job_ids: Sequence[str], *, since_s: float | None, **_: Any) -> tuple[AccountingRow, ...]:
         self.queries.append((list(job_ids), since_s))
@@ -48,12 +50,21 @@ class Sacct:
             raise self.answer
         return tuple(self.answer)
 
+    def squeue(self, *_: Any, **__: Any) -> dict[str, QueuedJob]:
+        if self.queued is None:
+            raise AccountingUnavailable("squeue failed: no controller")
+        return {job_id: QueuedJob(job_id, *values) for job_id, values in self.queued.items()}
+
+
+WAITS, RUNS = (State.PENDING, "Priority"), (State.RUNNING, "None")
+
 
 @pytest.fixture
 def sacct(monkeypatch: pytest.MonkeyPatch) -> Sacct:
     fake = Sacct()
     monkeypatch.setattr(jobs.results.status, "query_sacct", fake)
-    monkeypatch.setattr(jobs.results.status, "queued_jobs", lambda _, **__: frozenset(fake.queued))
+    monkeypatch.setattr(jobs.results.status, "query_squeue", fake.squeue)
+    monkeypatch.setattr(jobs.results.status, "cluster_name", lambda **_: fake.here)
     return fake
 
 
@@ -72,6 +83,12 @@ def write_sweep(tmp_path: Path) -> Callable[..., SweepFolder]:
     return make
 
 
+def finish(folder: SweepFolder, *run_ids: str) -> None:
+    """Writes the summaries of runs, as their ranks do."""
+    for run_id in run_ids:
+        (folder.run(run_id) / "summary.json").write_text('{"steps": 3}')
+
+
 def states(folder: SweepFolder) -> list[str]:
     return [result.state for result in read_status(folder, {}).results]
 
@@ -82,6 +99,7 @@ def test_one_sacct_call_for_all_jobs(sacct: Sacct, write_sweep: Callable[..., Sw
     ledger.record(folder.path, {"a": "7_0", "b": "7_1"}, 11.5)
     ledger.record(folder.path, {"a": "9"}, 99.0)
     sacct.answer = [DONE, replace(RUNNING, job_id="9", submit_s=100)]
+    sacct.queued = {"9": RUNS, "7_1": WAITS}
     status = read_status(folder, {})
     assert sacct.queries == [(["7_0", "9", "7_1"], 11.5)]
     assert [(row.run_id, row.state, row.scheduled.attempts) for row in status.results] == [
@@ -94,25 +112,39 @@ def test_one_sacct_call_for_all_jobs(sacct: Sacct, write_sweep: Callable[..., Sw
 @pytest.mark.process
 def test_saves_sacct_answers(sacct: Sacct, write_sweep: Callable[..., SweepFolder]) -> None:
     folder = write_sweep()
+    finish(folder, "a")
     ledger.record(folder.path, {"a": "7_0", "b": "7_1"}, 9.0)
     sacct.answer = [DONE, replace(RUNNING, job_id="7_1")]
+    sacct.queued = {"7_1": RUNS}
     before = read_status(folder, {})
     sacct.answer = []
     assert read_status(folder, {}) == before
     sacct.answer = AccountingUnavailable("sacct is not installed here, or not on PATH")
-    notice = "sacct is not installed here, or not on PATH; the states are from the last successful query"
+    missing = "sacct is not installed here, or not on PATH"
+    by_squeue = "squeue says what waits and runs, and the runs' own files what has ended"
+    notice = f"{missing}; {by_squeue}; its last answer is 0 s old"
     assert read_status(folder, {}) == replace(before, notices=(notice,), is_current=False)
+    sacct.queued = None
+    notices = (
+        "squeue failed: no controller",
+        f"{missing}; the states are the last known ones, and its last answer is 0 s old",
+    )
+    after = read_status(folder, {})
+    assert (after.notices, after.is_current) == (notices, False)
+    assert [row.state for row in after.results] == [row.state for row in before.results]
 
 
 @pytest.mark.process
 def test_repeated_query_writes_no_new_rows(sacct: Sacct, write_sweep: Callable[..., SweepFolder]) -> None:
     folder = write_sweep()
+    finish(folder, "a")
     ledger.record(folder.path, {"a": "7_0", "b": "7_1"}, 9.0)
+    sacct.queued = {"7_0": RUNS, "7_1": WAITS}
     for elapsed_s in (5, 6, 7):
         sacct.answer = [replace(RUNNING, elapsed_s=elapsed_s)]
         assert read_status(folder, {}).results[0].scheduled.elapsed_s == elapsed_s
     assert len(ledger.read_lines(folder.accounting_file)) == 1
-    sacct.answer = [DONE]
+    sacct.answer, sacct.queued = [DONE], {"7_1": WAITS}
     assert states(folder) == states(folder) == ["COMPLETED", "PENDING"]
     assert len(ledger.read_lines(folder.accounting_file)) == 2
 
@@ -122,9 +154,11 @@ def test_other_users_write_nothing(
     sacct: Sacct, write_sweep: Callable[..., SweepFolder], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = write_sweep()
+    finish(folder, "a")
     ledger.record(folder.path, {"a": "7_0", "b": "7_1"}, 9.0)
     before = sorted(folder.path.rglob("*"))
     sacct.answer = [DONE]
+    sacct.queued = {"7_1": WAITS}
     monkeypatch.setattr(os, "geteuid", lambda: os.getuid() + 1)
     assert states(folder) == ["COMPLETED", "PENDING"]
     assert sorted(folder.path.rglob("*")) == before
@@ -142,6 +176,48 @@ def test_notices_of_failed_submissions(sacct: Sacct, write_sweep: Callable[..., 
         "a submission of 1 runs was interrupted: squeue --name=s shows which of its jobs exist",
         "1 of 2 runs were never submitted; sweep submit submits them",
     )
+
+
+@pytest.mark.process
+@pytest.mark.parametrize("others", [{"job_name": "other"}, {"job_name": "s", "user_id": os.getuid() + 1}])
+def test_rows_of_other_jobs_are_not_ours(
+    others: dict[str, Any], sacct: Sacct, write_sweep: Callable[..., SweepFolder]
+) -> None:
+    """Numbers of jobs are used again, and other clusters have them too."""
+    folder = write_sweep()
+    finish(folder, "b")
+    ledger.record(folder.path, {"a": "7_0", "b": "7_1"}, 1.0)
+    sacct.answer = [replace(DONE, **others), replace(DONE, job_id="7_1", job_name="s", user_id=os.getuid())]
+    sacct.queued = {"7_0": WAITS}
+    assert states(folder) == ["PENDING", "COMPLETED"]
+    assert [row["job_id"] for row in ledger.read_lines(folder.accounting_file)] == ["7_1"]
+    ledger.append_lines(folder.accounting_file, [json.dumps(replace(DONE, **others).to_json())])
+    assert states(folder) == ["PENDING", "COMPLETED"], "a former release has saved such a row"
+
+
+@pytest.mark.process
+def test_jobs_of_another_cluster_are_not_asked_for(sacct: Sacct, write_sweep: Callable[..., SweepFolder]) -> None:
+    folder = write_sweep()
+    finish(folder, "b")
+    ledger.record(folder.path, {"a": "7_0"}, 1.0, cluster="large")
+    ledger.record(folder.path, {"b": "9"}, 1.0, cluster="small")
+    sacct.here = "small"
+    sacct.answer = [replace(DONE, job_id="9")]
+    (first, second) = read_status(folder, {}).results
+    assert (first.state, second.state) == ("UNKNOWN", "COMPLETED")
+    assert first.scheduled.reason == "job 7_0 is on cluster large; the Slurm of this host is small"
+    assert sacct.queries == [(["9"], 1.0)]
+
+
+@pytest.mark.process
+def test_a_reader_sees_that_jobs_are_hidden(
+    sacct: Sacct, write_sweep: Callable[..., SweepFolder], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = write_sweep()
+    ledger.record(folder.path, {"a": "7_0"}, 1.0)
+    monkeypatch.setattr(os, "geteuid", lambda: os.getuid() + 1)
+    (first, _) = read_status(folder, {}).results
+    assert (first.state, first.scheduled.reason) == ("UNKNOWN", "its job is not visible to you")
 
 
 def queue_of(process: psutil.Process, *, host: str | None = None, earlier_s: float = 0.0) -> ledger.QueueProcess:
@@ -188,20 +264,39 @@ def test_queue_on_another_host_counts_as_living(write_sweep: Callable[..., Sweep
 @pytest.mark.process
 def test_unlisted_task_is_cancelled(sacct: Sacct, write_sweep: Callable[..., SweepFolder]) -> None:
     folder = write_sweep()
+    finish(folder, "a")
     ledger.record(folder.path, {"a": "7_0", "b": "7_1"}, 1.0)
     sacct.answer = [DONE]
+    sacct.queued = {"7_1": WAITS}
     assert states(folder) == ["COMPLETED", "PENDING"], "squeue still lists it"
-    sacct.queued = []
+    sacct.queued = {}
     assert states(folder) == ["COMPLETED", "CANCELLED"]
+
+
+@pytest.mark.process
+def test_a_run_without_a_summary_is_not_done(sacct: Sacct, write_sweep: Callable[..., SweepFolder]) -> None:
+    folder = write_sweep()
+    ledger.record(folder.path, {"a": "7_0"}, 1.0)
+    sacct.answer = [DONE]
+    (first, _) = read_status(folder, {}).results
+    assert (first.state, first.scheduled.state_source) == ("FAILED", "records")
+    assert first.scheduled.reason == "its job ended with status 0, but the run has no summary, so it is not done"
+    finish(folder, "a")
+    assert states(folder)[0] == "COMPLETED"
 
 
 @pytest.mark.process
 def test_job_with_records_is_not_cancelled(sacct: Sacct, write_sweep: Callable[..., SweepFolder]) -> None:
     folder = write_sweep()
     ledger.record(folder.path, {"a": "7_0"}, 1.0)
-    (folder.run("a") / "metrics-rank00000.jsonl").touch()
-    sacct.queued = []
-    assert states(folder)[0] == "PENDING"
+    records = folder.run("a") / "metrics-rank00000.jsonl"
+    records.touch()
+    sacct.queued = {}
+    assert states(folder)[0] == "PENDING", "sacct may be late"
+    os.utime(records, (time.time() - 1000, time.time() - 1000))
+    (first, _) = read_status(folder, {}).results
+    assert (first.state, first.scheduled.state_source) == ("FAILED", "squeue")
+    assert first.scheduled.reason == "its job has ended without a result, and Slurm's accounting does not say why"
 
 
 @pytest.mark.process
@@ -211,7 +306,7 @@ def test_records_of_an_earlier_job(sacct: Sacct, write_sweep: Callable[..., Swee
     records.touch()
     os.utime(records, (1.0, 1.0))
     ledger.record(folder.path, {"a": "7_0"}, 2.0)
-    sacct.queued = []
+    sacct.queued = {}
     assert states(folder)[0] == "CANCELLED"
 
 
@@ -219,7 +314,7 @@ def test_records_of_an_earlier_job(sacct: Sacct, write_sweep: Callable[..., Swee
 def test_new_unlisted_job_is_pending(sacct: Sacct, write_sweep: Callable[..., SweepFolder]) -> None:
     folder = write_sweep()
     ledger.record(folder.path, {"a": "7_0"}, time.time())
-    sacct.queued = []
+    sacct.queued = {}
     assert states(folder)[0] == "PENDING"
 
 
@@ -244,7 +339,7 @@ def test_a_run_that_was_just_sent_again_is_pending(sacct: Sacct, write_sweep: Ca
     ledger.record(folder.path, {"a": "7_0"}, 1.0)
     ledger.record(folder.path, {"a": "9"}, time.time())
     sacct.answer = [replace(DONE, state=State.FAILED)]
-    sacct.queued = []
+    sacct.queued = {}
     assert states(folder)[0] == "PENDING"
 
 
@@ -252,7 +347,7 @@ def test_a_run_that_was_just_sent_again_is_pending(sacct: Sacct, write_sweep: Ca
 def test_late_sacct_row_replaces_inferred_state(sacct: Sacct, write_sweep: Callable[..., SweepFolder]) -> None:
     folder = write_sweep()
     ledger.record(folder.path, {"a": "7_0"}, 1.0)
-    sacct.queued = []
+    sacct.queued = {}
     assert states(folder)[0] == "CANCELLED"
     sacct.answer = [replace(DONE, state=State.FAILED, exit_code=1)]
     assert states(folder)[0] == "FAILED"
@@ -263,10 +358,12 @@ def test_late_sacct_row_replaces_inferred_state(sacct: Sacct, write_sweep: Calla
 @pytest.mark.process
 def test_last_known_states_need_no_answer(sacct: Sacct, write_sweep: Callable[..., SweepFolder]) -> None:
     folder = write_sweep()
+    finish(folder, "a")
     ledger.record(folder.path, {"a": "7_0", "b": "7_1"}, time.time())
     known = last_known(folder)
     assert (known.states, known.known_s) == ({"a": State.PENDING, "b": State.PENDING}, None)
     sacct.answer = [DONE]
+    sacct.queued = {"7_1": WAITS}
     before_s = time.time()
     read_status(folder, {})
     sacct.answer = RuntimeError("sweep list asks nothing")

@@ -1,4 +1,4 @@
-"""The queries to sacct and squeue: the command lines, the environment, and the errors."""
+"""The query to sacct: the command lines, the environment, and the errors."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from jobs.slurm.attempts import AccountingRow
-from jobs.slurm.sacct import FIELDS, available_fields, query_sacct, queued_jobs, sacct_command
+from jobs.slurm.sacct import FIELDS, available_fields, query_sacct, sacct_command
 from jobs.slurm.sacct_table import AccountingUnavailable
 from jobs.slurm.states import State
 
@@ -32,7 +32,7 @@ def test_the_command() -> None:
         "12,15,9",
         "-o",
         "JobID,JobIDRaw,State,Submit,Eligible,Start,End,ElapsedRaw,TimelimitRaw,Partition,NNodes,NodeList,AllocCPUS,"
-        "AllocTRES,MaxRSS,ExitCode,DerivedExitCode,Restarts,Reason,FailedNode,JobName",
+        "AllocTRES,MaxRSS,ExitCode,DerivedExitCode,Restarts,Reason,FailedNode,UID,JobName",
     ]
 
 
@@ -150,18 +150,3 @@ def test_real_runner_with_a_sacct_script(tmp_path: Path) -> None:
     script.chmod(0o755)
     rows = query_sacct(["9"], environ={"PATH": f"{tmp_path}:/usr/bin:/bin"})
     assert rows == (AccountingRow(job_id="9", job_name="UTC"),)
-
-
-@pytest.mark.parametrize(
-    ("run", "line"),
-    [
-        (raising(FileNotFoundError("squeue")), "squeue cannot be queried: squeue"),
-        (Sacct("", returncode=1, stderr="squeue: error:\n  refused\n"), "squeue failed: squeue: error: refused"),
-    ],
-)
-def test_unavailable_squeue_is_one_line(
-    run: Callable[[Sequence[str], Mapping[str, str]], subprocess.CompletedProcess[str]], line: str
-) -> None:
-    with pytest.raises(AccountingUnavailable) as caught:
-        queued_jobs("s", environ={}, run=run)
-    assert str(caught.value) == line

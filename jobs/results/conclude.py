@@ -1,0 +1,204 @@
+"""The one place that decides the state of a run, from all that is known of its latest job. It reads nothing itself."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from jobs.results.run_records import RunFacts
+from jobs.slurm.attempts import AccountingRow
+from jobs.slurm.squeue import QueuedJob
+from jobs.slurm.states import State
+from jobs.storage.ledger import Job
+
+# sacct and squeue list a job some seconds after sbatch, and a requeued one some seconds after its end.
+DELAY_S = 60
+# After this time without a sign of life, a job that the controller does not have is no longer running, whatever the
+# accounting says: slurmdbd may have missed its end.
+SILENT_S = 600
+
+# After these ends Slurm may requeue a job by itself.
+MAY_RETURN = frozenset({State.PREEMPTED, State.NODE_FAIL})
+
+_NO_SUMMARY = "its job ended with status 0, but the run has no summary, so it is not done"
+
+Source = Literal["ledger", "sacct", "squeue", "records", "local queue"]
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What is known of one run.
+
+    Attributes:
+        jobs: Its jobs by the ledger, the latest last.
+        attempts: The attempts of the latest job by the accounting, the latest last.
+        queue: What the controller lists, by job id; None if it did not answer.
+        facts: What the folder of the run shows.
+        now_s: The time now, in seconds since 1970.
+        has_accounting: Whether the accounting has answered now; else `attempts` are from earlier answers.
+        is_visible: Whether jobs that are not listed do not exist: sites may hide the jobs of other users.
+        here: The cluster that was asked; None if that is not known.
+    """
+
+    jobs: Sequence[Job]
+    attempts: Sequence[AccountingRow]
+    queue: Mapping[str, QueuedJob] | None
+    facts: RunFacts
+    now_s: float
+    has_accounting: bool = True
+    is_visible: bool = True
+    here: str | None = None
+
+
+@dataclass(frozen=True)
+class Conclusion:
+    """The state of a run.
+
+    Attributes:
+        state: The state.
+        source: What it follows from.
+        attempt: The latest attempt; None if the job has none that is known.
+        reason: Why the run waits, or why its state is not certain; None if there is nothing to say.
+    """
+
+    state: State
+    source: Source
+    attempt: AccountingRow | None = None
+    reason: str | None = None
+
+
+def conclude(evidence: Evidence) -> Conclusion:
+    """The state of a run.
+
+    An end that the accounting has seen is final, unless the controller lists the job again after a requeue; but a run
+    without a summary is not done. Otherwise the controller knows best what waits and runs. A job that it does not list
+    has ended, and the run's own files say how; without any, it was cancelled while it waited.
+    """
+    if not evidence.jobs:
+        return Conclusion(State.NOT_SUBMITTED, "ledger")
+    latest = evidence.attempts[-1] if evidence.attempts else None
+    listed = _listed(evidence)
+    if latest is not None and latest.state.is_finished:
+        return _ended(latest, listed, evidence)
+    elsewhere = evidence.jobs[-1].cluster
+    if evidence.here is not None and elsewhere not in (None, evidence.here):
+        reason = f"job {evidence.jobs[-1].job_id} is on cluster {elsewhere}; the Slurm of this host is {evidence.here}"
+        return Conclusion(State.UNKNOWN, "ledger", latest, reason)
+    if listed is not None:
+        return _by_controller(listed, latest, evidence)
+    if evidence.queue is None or _is_new(evidence, latest):
+        return _by_accounting(latest)
+    return _unlisted(evidence, latest)
+
+
+def _listed(evidence: Evidence) -> QueuedJob | None:
+    """What the controller lists of the latest job; an array that was cancelled as a whole is listed by its own id."""
+    job_id = evidence.jobs[-1].job_id
+    queue = evidence.queue or {}
+    array = queue.get(job_id.partition("_")[0])
+    if job_id not in queue and array is not None and array.state.is_finished:
+        return array
+    return queue.get(job_id)
+
+
+def _ended(latest: AccountingRow, listed: QueuedJob | None, evidence: Evidence) -> Conclusion:
+    if listed is not None and (listed.state.is_pending or listed.state in (State.RUNNING, State.CONFIGURING)):
+        return Conclusion(listed.state, "squeue", latest, listed.explanation)  # it was requeued
+    ended_before_s = evidence.now_s - (latest.end_s or 0)
+    if latest.state in MAY_RETURN and ended_before_s < DELAY_S:
+        return Conclusion(State.REQUEUED, "sacct", replace(latest, state=State.REQUEUED))
+    if latest.state is State.FAILED and latest.out_of_memory:
+        return Conclusion(State.OUT_OF_MEMORY, "sacct", latest)  # from Slurm 22.05.4 on, only the step has this state
+    # A shared file system may show the summary some seconds late.
+    if latest.state.is_success and not evidence.facts.has_summary and ended_before_s > DELAY_S:
+        return Conclusion(State.FAILED, "records", replace(latest, state=State.FAILED), _NO_SUMMARY)
+    return Conclusion(latest.state, "sacct", latest)
+
+
+def _by_controller(listed: QueuedJob, latest: AccountingRow | None, evidence: Evidence) -> Conclusion:
+    """squeue was asked after sacct: a run that waits although sacct has its start was requeued."""
+    if listed.state is State.UNKNOWN:
+        return _by_accounting(latest)
+    if not listed.state.is_finished:
+        return Conclusion(listed.state, "squeue", latest, listed.explanation)
+    has_started = latest is not None and latest.start_s is not None
+    if evidence.has_accounting and (has_started or listed.state is not State.CANCELLED):
+        return Conclusion(State.COMPLETING, "squeue", latest)  # sacct will have the end, with its figures
+    return Conclusion(listed.state, "squeue", replace(latest or AccountingRow(listed.job_id), state=listed.state))
+
+
+def _is_new(evidence: Evidence, latest: AccountingRow | None) -> bool:
+    """Whether the latest job may be too new to be listed."""
+    submitted_s = max(evidence.jobs[-1].submitted_s, (latest and latest.submit_s) or 0)
+    return evidence.now_s - submitted_s <= DELAY_S
+
+
+def _by_accounting(latest: AccountingRow | None) -> Conclusion:
+    if latest is None:
+        return Conclusion(State.PENDING, "ledger")  # sacct lists a job only some seconds after sbatch
+    return Conclusion(latest.state, "sacct", latest)
+
+
+def _unlisted(evidence: Evidence, latest: AccountingRow | None) -> Conclusion:
+    """The state of a job that neither waits nor runs by the controller, and whose end no accounting has seen."""
+    job, facts = evidence.jobs[-1], evidence.facts
+    failed_s, wrote_s = (_since(job, time_s) for time_s in (facts.failed_s, facts.wrote_s))
+    started_s = latest.start_s if latest is not None else None
+    signs_s = [time_s for time_s in (started_s, failed_s, wrote_s) if time_s is not None]
+    alive_s: float | None = max(signs_s, default=None)
+    was_alive = alive_s is not None and evidence.now_s - alive_s <= SILENT_S
+    has_started = started_s is not None
+    if evidence.has_accounting and evidence.is_visible and has_started and was_alive:
+        return _by_accounting(latest)  # sacct will have the end, with its figures
+    if facts.has_summary:
+        return _end(State.COMPLETED, "records", job, latest, wrote_s or evidence.now_s)
+    if failed_s is not None:
+        return _end(State.FAILED, "records", job, latest, failed_s)
+    if not evidence.is_visible:
+        return Conclusion(State.UNKNOWN, "squeue", latest, "its job is not visible to you")
+    if alive_s is None:
+        return _end(State.CANCELLED, "squeue", job, latest, evidence.now_s)
+    if was_alive:
+        return _by_accounting(latest)  # it may still run, on a node that the controller has lost
+    reason = "its job has ended without a result, and Slurm's accounting does not say why"
+    return replace(_end(State.FAILED, "squeue", job, latest, alive_s), reason=reason)
+
+
+def _since(job: Job, time_s: float | None) -> float | None:
+    """The time, unless it is before the job: a run that is sent again still has the records of an earlier one."""
+    return time_s if time_s is not None and time_s >= job.submitted_s else None
+
+
+def _end(state: State, source: Source, job: Job, latest: AccountingRow | None, end_s: float) -> Conclusion:
+    """A conclusion with an attempt that ended, although no accounting has seen the end."""
+    attempt = latest or AccountingRow(job.job_id, submit_s=int(job.submitted_s))
+    attempt = replace(attempt, state=state, end_s=int(end_s))
+    return Conclusion(state, source, attempt)
+
+
+def conclude_local(
+    jobs: Sequence[Job], attempts: Sequence[AccountingRow], facts: RunFacts, *, queue_lives: bool
+) -> Conclusion:
+    """The state of a run of the local executor.
+
+    The queue writes the states itself. A run that had not ended when its queue was killed, or lost in a reboot, has
+    ended with it.
+
+    Args:
+        jobs: Its jobs by the ledger, the latest last.
+        attempts: The attempts of the latest job, as the queue has written them.
+        facts: What the folder of the run shows.
+        queue_lives: Whether the process of the queue still runs.
+    """
+    if not jobs:
+        return Conclusion(State.NOT_SUBMITTED, "ledger")
+    latest = attempts[-1] if attempts else None
+    if latest is not None and latest.state.is_success and not facts.has_summary:
+        return Conclusion(State.FAILED, "records", replace(latest, state=State.FAILED), _NO_SUMMARY)
+    if latest is not None and latest.state.is_finished:
+        return Conclusion(latest.state, "local queue", latest)
+    if queue_lives:
+        return Conclusion(latest.state if latest else State.PENDING, "local queue", latest)
+    state = State.COMPLETED if facts.has_summary and facts.failed_s is None else State.CANCELLED
+    return Conclusion(state, "records", replace(latest or AccountingRow(jobs[-1].job_id), state=state))

@@ -1,0 +1,99 @@
+"""What the controller knows of the jobs: squeue's list, and the name of the cluster."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from jobs.slurm.sacct import Runner, run_command
+from jobs.slurm.sacct_table import AccountingUnavailable
+from jobs.slurm.states import State, parse_state
+
+_CLUSTER_NAME = re.compile(r"^ClusterName\s*=\s*(\S+)", re.MULTILINE)
+# The reasons of a job that waits as every job does.
+_USUAL = frozenset({"", "None", "Priority", "Resources", "BeginTime", "Cleaning"})
+_ADVICE = {
+    "JobHeldUser": "it is held; scontrol release {job} starts it",
+    "JobHeldAdmin": "an administrator holds it",
+    "PartitionTimeLimit": "it will never start, because its time limit is over that of its partition",
+    "PartitionConfig": "it will never start, because its partition has no such nodes",
+    "BadConstraints": "it will never start, because no node fits its constraints",
+    "DependencyNeverSatisfied": "it will never start, because the job that it depends on has failed",
+    "launch failed requeued held": "it is held after a failed launch; scontrol release {job} starts it",
+}
+
+
+@dataclass(frozen=True)
+class QueuedJob:
+    """A job, or a task of an array, that squeue lists: it waits, runs, or has ended a short time ago.
+
+    Attributes:
+        job_id: The id: ``123``, or ``123_4`` for a task of an array.
+        state: Its state.
+        reason: Slurm's word for why it waits.
+    """
+
+    job_id: str
+    state: State
+    reason: str = ""
+
+    @property
+    def explanation(self) -> str | None:
+        """Why it waits, in one line; None if it runs or only waits for its turn.
+
+        Example:
+            >>> QueuedJob("7_1", State.PENDING, "JobHeldUser").explanation
+            'waits (JobHeldUser): it is held; scontrol release 7_1 starts it'
+        """
+        if not self.state.is_pending or self.reason in _USUAL:
+            return None
+        if self.reason not in _ADVICE:
+            return f"waits ({self.reason})"
+        return f"waits ({self.reason}): {_ADVICE[self.reason].format(job=self.job_id)}"
+
+
+def query_squeue(
+    name: str, *, user_id: int | None, environ: Mapping[str, str], run: Runner = run_command
+) -> dict[str, QueuedJob]:
+    """The jobs of this name that squeue lists, by id, with each task of an array separately.
+
+    Args:
+        name: The name of the jobs.
+        user_id: The user whose jobs they are; None for all users.
+        environ: The environment. SQUEUE_* variables, which change the output, are not passed on.
+        run: A function that runs a command in an environment.
+
+    Raises:
+        AccountingUnavailable: squeue cannot be queried.
+    """
+    command = ["squeue", "--noheader", "--array", f"--name={name}", "--states=all", "--format=%i|%T|%r"]
+    if user_id is not None:
+        command.append(f"--user={user_id}")
+    jobs = {}
+    for line in _output(command, environ, run).splitlines():
+        job_id, *values = line.strip().split("|")
+        if len(values) == 2:  # with several clusters, each list has a title
+            jobs[job_id] = QueuedJob(job_id, parse_state(values[0]), values[1])
+    return jobs
+
+
+def cluster_name(*, environ: Mapping[str, str], run: Runner = run_command) -> str | None:
+    """The name of the cluster on which this host submits; None if the controller does not say it."""
+    try:
+        match = _CLUSTER_NAME.search(_output(["scontrol", "show", "config"], environ, run))
+    except AccountingUnavailable:
+        return None
+    return match[1] if match else None
+
+
+def _output(command: Sequence[str], environ: Mapping[str, str], run: Runner) -> str:
+    clean = {name: value for name, value in environ.items() if not name.startswith("SQUEUE_")}
+    try:
+        done = run(command, clean)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise AccountingUnavailable(f"{command[0]} cannot be queried: {error}") from None
+    if done.returncode != 0:
+        raise AccountingUnavailable(f"{command[0]} failed: {' '.join(done.stderr.split())}")
+    return done.stdout
