@@ -20,12 +20,13 @@ from jobs.planning.plan import JobGroup, Plan, count_runs, plan_json, run_json, 
 from jobs.planning.sweep_file import Sweep
 from jobs.results.run_records import is_complete
 from jobs.results.status import States, read_states
+from jobs.slurm.control import release
 from jobs.slurm.sacct_table import AccountingUnavailable
 from jobs.slurm.squeue import query_squeue
 from jobs.slurm.states import JobPhase, State
-from jobs.slurm.submit import require_slurm, send_to_slurm
+from jobs.slurm.submit import cancel_orphans, require_slurm, send_to_slurm
 from jobs.storage.dropped_runs import dropped_runs
-from jobs.storage.ledger import LEDGER_NAME, Ledger, read_ledger, submission_lock
+from jobs.storage.ledger import LEDGER_NAME, Ledger, give_up, read_ledger, released, submission_lock
 from jobs.storage.name_links import link_names_or_warn
 from jobs.storage.run_lookup import list_names
 from jobs.storage.same_data import is_same_data
@@ -56,7 +57,7 @@ def launch(plan: Plan, sweep: Sweep, *, max_ranks: int | None, on_poll: Callable
         ledger = read_ledger(folder.path)
         _check_same_data(folder, plan, ledger)
         if plan.cluster_name != LOCAL:
-            _check_interrupted(folder, ledger)
+            ledger = _finish_interrupted(folder, ledger)
         missing = with_runs(plan, _missing(folder, plan, ledger))
         with _write_errors(folder, "nothing was sent; free some space, then submit again"):
             _prepare(folder, sweep, plan, missing, _submitted(folder, ledger))
@@ -156,6 +157,44 @@ def _check_same_data(folder: SweepFolder, plan: Plan, ledger: Ledger) -> None:
             moved[field, before, now] = None
     for field, before, now in moved:
         _say(f"note: {field} was {before!r}; {now!r} has the same files", sys.stderr)
+
+
+def _finish_interrupted(folder: SweepFolder, ledger: Ledger) -> Ledger:
+    """Releases the jobs that earlier submissions have recorded, and cancels those that they have not.
+
+    Jobs are submitted on hold, so what is in no ledger has not started; its runs are sent again.
+    """
+    if ledger.open_tokens and not ledger.damaged_lines:  # a damaged line may be the record of jobs that run
+        try:
+            orphans = cancel_orphans(
+                folder.sweep_name, ledger.open_tokens, user_id=folder.owner_id(), environ=os.environ
+            )
+        except AccountingUnavailable as error:
+            if ledger.unconfirmed:
+                message = "an earlier submission was interrupted, and squeue cannot say which of its jobs exist"
+                raise UserError(f"{message}: {error}") from None
+            orphans = []
+        if orphans:
+            note = f"cancelled what an interrupted submission has left on hold: {', '.join(orphans)}"
+            _say(f"note: {note}", sys.stderr)
+        if ledger.unconfirmed:
+            give_up(folder.path, ledger.unconfirmed, time.time(), "the submission was interrupted")
+    if ledger.held and not ledger.damaged_lines:
+        _release_left(folder, ledger)
+    ledger = read_ledger(folder.path)
+    _check_interrupted(folder, ledger)
+    return ledger
+
+
+def _release_left(folder: SweepFolder, ledger: Ledger) -> None:
+    """Releases jobs that are recorded, and whose submission ended before it released them."""
+    queued = query_squeue(folder.sweep_name, user_id=folder.owner_id(), environ=os.environ)
+    waiting = {job_id.partition("_")[0] for job_id, job in queued.items() if job.is_held}
+    left = [job_id for job_id in ledger.held if job_id in waiting]
+    if left:
+        release(left, environ=os.environ)
+        _say(f"note: released what an interrupted submission has left on hold: {', '.join(left)}", sys.stderr)
+    released(folder.path, ledger.held, time.time())
 
 
 def _check_interrupted(folder: SweepFolder, ledger: Ledger) -> None:

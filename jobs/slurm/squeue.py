@@ -12,6 +12,7 @@ from jobs.slurm.sacct_table import AccountingUnavailable
 from jobs.slurm.states import State, parse_state
 
 _CLUSTER_NAME = re.compile(r"^ClusterName\s*=\s*(\S+)", re.MULTILINE)
+_TOKEN = re.compile(r"\bsweep:([0-9a-f]{16})\b")
 # The reasons of a job that waits as every job does.
 _USUAL = frozenset({"", "None", "Priority", "Resources", "BeginTime", "Cleaning"})
 _ADVICE = {
@@ -33,11 +34,18 @@ class QueuedJob:
         job_id: The id: ``123``, or ``123_4`` for a task of an array.
         state: Its state.
         reason: Slurm's word for why it waits.
+        token: The token of the submission that sent it; None if it has none.
     """
 
     job_id: str
     state: State
     reason: str = ""
+    token: str | None = None
+
+    @property
+    def is_held(self) -> bool:
+        """Whether it is on hold, as the user or the submission wanted it."""
+        return self.state.is_pending and self.reason == "JobHeldUser"
 
     @property
     def explanation(self) -> str | None:
@@ -68,15 +76,26 @@ def query_squeue(
     Raises:
         AccountingUnavailable: squeue cannot be queried.
     """
-    command = ["squeue", "--noheader", "--array", f"--name={name}", "--states=all", "--format=%i|%T|%r"]
+    command = ["squeue", "--noheader", "--array", f"--name={name}", "--states=all", "--format=%i|%T|%r|%k"]
     if user_id is not None:
         command.append(f"--user={user_id}")
     jobs = {}
     for line in _output(command, environ, run).splitlines():
-        job_id, *values = line.strip().split("|")
-        if len(values) == 2:  # with several clusters, each list has a title
-            jobs[job_id] = QueuedJob(job_id, parse_state(values[0]), values[1])
+        job_id, *values = line.strip().split("|", 3)  # the comment is last: it may have any character
+        if len(values) == 3:  # with several clusters, each list has a title
+            token = _TOKEN.search(values[2])
+            jobs[job_id] = QueuedJob(job_id, parse_state(values[0]), values[1], token and token[1])
     return jobs
+
+
+def comment_of(token: str) -> str:
+    """The text in the comment of a job by which it is found again.
+
+    Example:
+        >>> comment_of("0123456789abcdef")
+        'sweep:0123456789abcdef'
+    """
+    return f"sweep:{token}"
 
 
 def cluster_name(*, environ: Mapping[str, str], run: Runner = run_command) -> str | None:

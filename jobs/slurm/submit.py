@@ -5,8 +5,11 @@ from __future__ import annotations
 import contextlib
 import io
 import os
+import re
+import secrets
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from typing import Any, NoReturn
 
 from disttrain.errors import UserError
 from jobs.entry import RankTask
@@ -15,9 +18,17 @@ from jobs.planning.expand import RunSpec
 from jobs.planning.interpreter import compute_python
 from jobs.planning.plan import JobGroup, Plan
 from jobs.planning.sbatch_options import overruled_variables
-from jobs.slurm.squeue import cluster_name
+from jobs.slurm.control import cancel, release
+from jobs.slurm.sacct_table import AccountingUnavailable
+from jobs.slurm.squeue import cluster_name, comment_of, query_squeue
 from jobs.storage import ledger
 from jobs.storage.sweep_folder import SweepFolder
+
+# Errors after which the controller may have the job: its answer was lost.
+_UNCLEAR = re.compile(
+    r"no clear answer|timed? ?out|unable to contact|connection|communication|zero bytes|transport endpoint|shut down",
+    re.IGNORECASE,
+)
 
 
 def require_slurm(cluster_name: str) -> None:
@@ -37,7 +48,9 @@ def require_slurm(cluster_name: str) -> None:
 def send_to_slurm(
     plan: Plan, overrides: Mapping[str, str], clock: Callable[[], float], on_sent: Callable[[JobGroup, str], None]
 ) -> None:
-    """Submits every group of the plan and records each in the ledger. Call `require_slurm` before.
+    """Submits every group of the plan on hold, records it in the ledger, and releases it. Call `require_slurm` before.
+
+    So no job starts that is not recorded. The jobs carry a token, by which those of a broken submission are found.
 
     Args:
         plan: The plan of the runs to submit; their folders are prepared.
@@ -46,22 +59,86 @@ def send_to_slurm(
         on_sent: A function that is called after each group, with the id of its job or job array.
 
     Raises:
-        UserError: sbatch refused a group; the groups before it are submitted and recorded.
+        UserError: sbatch refused a group, or gave no clear answer; the groups before it are submitted and recorded. Or
+            a job could not be released.
     """
     cluster = cluster_name(environ=os.environ) if plan.groups else None
+    not_released: dict[str, UserError] = {}
     for group in plan.groups:
         run_ids = [run.run_id for run in group.runs]
-        ledger.intend(plan.folder, run_ids, clock(), overrides)
+        token = secrets.token_hex(8)
+        ledger.intend(plan.folder, run_ids, clock(), overrides, token)
         try:
-            job_ids = _sbatch(plan, group)
+            job_ids = _sbatch(plan, group, token)
         except UserError as error:
-            ledger.give_up(plan.folder, run_ids, clock(), error.message)
-            raise
-        ledger.record(plan.folder, dict(zip(run_ids, job_ids, strict=True)), clock(), cluster=cluster)
-        on_sent(group, job_ids[0].split("_")[0])
+            _undo(plan, token, run_ids, clock(), error)
+        # The user may want them on hold.
+        stays_held = bool((group.parameters.get("additional_parameters") or {}).get("hold"))
+        jobs = dict(zip(run_ids, job_ids, strict=True))
+        ledger.record(plan.folder, jobs, clock(), cluster=cluster, token=token, held=not stays_held)
+        job_id = job_ids[0].split("_")[0]
+        try:
+            if not stays_held:
+                release([job_id], environ=os.environ)
+                ledger.released(plan.folder, [job_id], clock())
+        except UserError as error:
+            not_released[job_id] = error
+        on_sent(group, job_id)
+    if not_released:
+        first = next(iter(not_released.values()))
+        message = f"{first.message}; on hold: {', '.join(not_released)}"
+        raise UserError(message, hint="submit again: it releases what is on hold")
 
 
-def _sbatch(plan: Plan, group: JobGroup) -> list[str]:
+def _undo(plan: Plan, token: str, run_ids: Sequence[str], time_s: float, error: UserError) -> NoReturn:
+    """Ends what sbatch may have accepted before its error. Without an answer, a later submission does it.
+
+    Raises:
+        UserError: The error of sbatch, and what became of its jobs.
+    """
+    jobs: list[str] | None = None
+    with contextlib.suppress(AccountingUnavailable, UserError):
+        jobs = cancel_orphans(plan.sweep_name, {token}, user_id=os.geteuid(), environ=os.environ)
+    is_refusal = not _UNCLEAR.search(error.message)
+    if jobs or (is_refusal and jobs is not None):
+        ledger.give_up(plan.folder, run_ids, time_s, error.message)
+    if jobs:
+        message = f"{error.message}; the job that it had accepted, {', '.join(jobs)}, was on hold and is cancelled"
+        raise UserError(message, where=error.where, hint="submit again")
+    if is_refusal:
+        raise error
+    hint = "submit again: what it may have accepted is on hold, and is cancelled first"
+    raise UserError(error.message, where=error.where, hint=hint)
+
+
+def cancel_orphans(name: str, tokens: Collection[str], *, user_id: int | None, environ: Mapping[str, str]) -> list[str]:
+    """Cancels the jobs on hold that carry one of these tokens.
+
+    Args:
+        name: The name of the jobs.
+        tokens: The tokens of submissions whose jobs are in no ledger.
+        user_id: The user whose jobs they are.
+        environ: The environment of Slurm's commands.
+
+    Returns:
+        The ids of the jobs and arrays.
+
+    Raises:
+        AccountingUnavailable: squeue does not answer.
+        UserError: They could not be cancelled, or one of them is no longer on hold.
+    """
+    queued = query_squeue(name, user_id=user_id, environ=environ).values()
+    left = [job for job in queued if job.token in tokens and not job.state.is_finished]
+    if freed := sorted(job.job_id for job in left if not job.is_held):
+        message = f"jobs of an interrupted submission are no longer on hold: {', '.join(freed)}"
+        raise UserError(message, hint=f"scancel {' '.join(freed)}, or wait until they end; then submit again")
+    job_ids = list(dict.fromkeys(job.job_id.partition("_")[0] for job in left))
+    if job_ids:
+        cancel(job_ids, environ=environ)
+    return job_ids
+
+
+def _sbatch(plan: Plan, group: JobGroup, token: str) -> list[str]:
     from submitit import SlurmExecutor
     from submitit.core.utils import FailedJobError, FailedSubmissionError
 
@@ -71,7 +148,11 @@ def _sbatch(plan: Plan, group: JobGroup) -> list[str]:
     # submitit prints the output of sbatch after a refusal; our one-line error already has it.
     options = plan.cluster.sbatch if plan.cluster else ()
     overruled = overruled_variables(os.environ, plan.script(group), options)
-    with clean_environ(other_node=True, overruled=overruled), contextlib.redirect_stderr(io.StringIO()):
+    with (
+        clean_environ(other_node=True, overruled=overruled),
+        contextlib.redirect_stderr(io.StringIO()),
+        _on_hold(SlurmExecutor, token, group.parameters),
+    ):
         try:
             # submitit makes an array of several tasks, and a plain job of one.
             return [str(job.job_id) for job in executor.submit_array(tasks)]
@@ -81,6 +162,44 @@ def _sbatch(plan: Plan, group: JobGroup) -> list[str]:
                 where=f"cluster {plan.cluster_name!r}",
                 hint="sweep plan --scripts shows what was submitted",
             ) from None
+
+
+@contextlib.contextmanager
+def _on_hold(executor: Any, token: str, parameters: Mapping[str, Any]) -> Iterator[None]:
+    """Lets submitit call sbatch with a hold and the token, and read the job's number as wrappers of sbatch print it.
+
+    An array is sent by another executor that submitit makes itself, so the class is changed.
+    """
+    comment = comment_of(token)
+    if own := (parameters.get("additional_parameters") or {}).get("comment"):
+        comment = f"{own} {comment}"
+    before = executor._make_submission_command, executor.__dict__["_get_job_id_from_submission_command"]
+    executor._make_submission_command = lambda _, path: ["sbatch", "--hold", f"--comment={comment}", str(path)]
+    executor._get_job_id_from_submission_command = staticmethod(_job_id_in)
+    try:
+        yield
+    finally:
+        executor._make_submission_command, executor._get_job_id_from_submission_command = before
+
+
+def _job_id_in(output: str | bytes) -> str:
+    """The number of the job in the last line of sbatch: in a sentence, or alone as with --parsable.
+
+    Raises:
+        FailedSubmissionError: There is none.
+
+    Example:
+        >>> _job_id_in("Welcome\\nSubmitted batch job 12 on cluster a\\n"), _job_id_in("12;a\\n"), _job_id_in(b"12")
+        ('12', '12', '12')
+    """
+    from submitit.core.utils import FailedSubmissionError
+
+    text = output.decode(errors="replace") if isinstance(output, bytes) else output
+    last = next((line for line in reversed(text.splitlines()) if line.strip()), "")
+    match = re.search(r"\bjob (\d+)", last) or re.fullmatch(r"\s*(\d+)(?:;\S*)?\s*", last)
+    if match is None:
+        raise FailedSubmissionError(f"no clear answer: {' '.join(text.split()) or 'nothing'}")
+    return match[1]
 
 
 def _reason(error: Exception) -> str:

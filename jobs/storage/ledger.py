@@ -6,7 +6,7 @@ import errno
 import itertools
 import os
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -55,6 +55,8 @@ class Ledger:
     unconfirmed: tuple[str, ...]  # the runs whose last submission has an intend event and no result
     intended: Mapping[str, Mapping[str, str] | None] = field(default_factory=dict)  # overrides of the unconfirmed runs
     damaged_lines: tuple[int, ...] = ()  # the numbers of the lines that cannot be used; jobs may be missing then
+    open_tokens: frozenset[str] = frozenset()  # of submissions whose jobs were not recorded: none of them may run
+    held: tuple[str, ...] = ()  # jobs that were recorded and, as far as is known, not released
 
     def all_jobs(self) -> Iterator[Job]:
         """Every job that was ever submitted, and not forgotten."""
@@ -84,25 +86,65 @@ def replay(events: Iterable[Mapping[str, Any]]) -> Ledger:
         ...         {"event": "record", "jobs": {"a": "7"}, "time_s": 2.0}]).jobs["a"][-1].job_id
         '7'
     """
-    jobs: dict[str, tuple[Job, ...]] = {}
-    intended: dict[str, Mapping[str, str] | None] = {}
+    replaying = _Replaying()
     for event in events:
-        if event["event"] == "intend":
-            intended.update(dict.fromkeys(event["run_ids"], event.get("set")))
-        elif event["event"] == "record":
-            for job in _recorded_jobs(event, intended):
-                jobs[job.run_id] = (*jobs.get(job.run_id, ()), job)
-                intended.pop(job.run_id, None)
-        elif event["event"] == "give_up":
-            for run_id in event["run_ids"]:
-                intended.pop(run_id, None)
-        elif event["event"] == "forget":
-            for run_id in event["run_ids"]:
-                jobs.pop(run_id, None)
-                intended.pop(run_id, None)
-    return Ledger(jobs, tuple(intended), intended)
+        apply = _APPLIED.get(event["event"])  # None for an event of a newer version
+        if apply is not None:
+            apply(replaying, event)
+    return replaying.ledger()
 
 
+class _Replaying:
+    """A ledger while its events are replayed."""
+
+    def __init__(self) -> None:
+        self._jobs: dict[str, tuple[Job, ...]] = {}
+        self._intended: dict[str, Mapping[str, str] | None] = {}
+        self._open_tokens: set[str] = set()
+        self._held: dict[str, None] = {}
+
+    def intend(self, event: Mapping[str, Any]) -> None:
+        self._open_tokens.update(filter(None, [event.get("token")]))
+        self._intended.update(dict.fromkeys(event["run_ids"], event.get("set")))
+
+    def record(self, event: Mapping[str, Any]) -> None:
+        self._open_tokens.discard(event.get("token", ""))
+        if event.get("held"):
+            self._held |= dict.fromkeys(job_id.partition("_")[0] for job_id in event["jobs"].values())
+        for job in _recorded_jobs(event, self._intended):
+            self._jobs[job.run_id] = (*self._jobs.get(job.run_id, ()), job)
+            self._intended.pop(job.run_id, None)
+
+    def give_up(self, event: Mapping[str, Any]) -> None:
+        for run_id in event["run_ids"]:
+            self._intended.pop(run_id, None)
+
+    def release(self, event: Mapping[str, Any]) -> None:
+        for job_id in event["job_ids"]:
+            self._held.pop(job_id, None)
+
+    def forget(self, event: Mapping[str, Any]) -> None:
+        for run_id in event["run_ids"]:
+            self._jobs.pop(run_id, None)
+            self._intended.pop(run_id, None)
+
+    def ledger(self) -> Ledger:
+        return Ledger(
+            self._jobs,
+            tuple(self._intended),
+            self._intended,
+            open_tokens=frozenset(self._open_tokens),
+            held=tuple(self._held),
+        )
+
+
+_APPLIED: dict[str, Callable[[_Replaying, Mapping[str, Any]], None]] = {
+    "intend": _Replaying.intend,
+    "record": _Replaying.record,
+    "give_up": _Replaying.give_up,
+    "release": _Replaying.release,
+    "forget": _Replaying.forget,
+}
 _ARE_TEXTS, _TEXTS, _TIME = type_check(tuple[str, ...]), type_check(dict[str, str]), type_check(float)
 _JOB_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_+.-]*")  # it is part of file names, and of sacct's command
 
@@ -112,6 +154,10 @@ def _is_event(event: Mapping[str, Any]) -> bool:
     kind, overrides = event.get("event"), event.get("set")
     if not isinstance(kind, str) or not (overrides is None or _TEXTS(overrides)):
         return False
+    if kind in ("intend", "record") and not isinstance(event.get("token"), str | None):
+        return False
+    if kind == "release":
+        return _ARE_TEXTS(event.get("job_ids")) and all(map(_JOB_ID.fullmatch, event["job_ids"]))
     if kind in ("intend", "give_up", "forget"):
         return _are_run_ids(event.get("run_ids"))
     if kind == "record":
@@ -151,7 +197,13 @@ def _recorded_jobs(event: Mapping[str, Any], intended: Mapping[str, Mapping[str,
         yield Job(run_id, job_id, event["time_s"], queue, overrides, event.get("cluster"))
 
 
-def intend(folder: Path, run_ids: Sequence[str], time_s: float, overrides: Mapping[str, str] = _NO_OVERRIDES) -> None:
+def intend(
+    folder: Path,
+    run_ids: Sequence[str],
+    time_s: float,
+    overrides: Mapping[str, str] = _NO_OVERRIDES,
+    token: str | None = None,
+) -> None:
     """Notes that these runs are about to be submitted. It is written first, so that a crash leaves a trace.
 
     Args:
@@ -159,8 +211,12 @@ def intend(folder: Path, run_ids: Sequence[str], time_s: float, overrides: Mappi
         run_ids: The runs.
         time_s: The time in seconds since 1970.
         overrides: The texts of ``--set`` by field name. Only with them the sweep file yields these runs.
+        token: What the jobs of this submission will carry; None for local runs.
     """
-    _append(folder, {"event": "intend", "time_s": time_s, "run_ids": list(run_ids), "set": dict(overrides)})
+    event: dict[str, Any] = {"event": "intend", "time_s": time_s, "run_ids": list(run_ids), "set": dict(overrides)}
+    if token is not None:
+        event["token"] = token
+    _append(folder, event)
 
 
 def record(
@@ -170,6 +226,9 @@ def record(
     queue: QueueProcess | None = None,
     overrides: Mapping[str, str] = _NO_OVERRIDES,
     cluster: str | None = None,
+    token: str | None = None,
+    *,
+    held: bool = False,
 ) -> None:
     """Notes the job id of each run.
 
@@ -180,10 +239,14 @@ def record(
         queue: The process of the queue of local runs.
         overrides: The texts of ``--set`` for local runs. They have no intend event: their queue waits for this one.
         cluster: The name of the cluster by its Slurm.
+        token: What the jobs carry, as in `intend`.
+        held: Whether they were submitted on hold, to be released after this.
     """
     event: dict[str, Any] = {"event": "record", "time_s": time_s, "jobs": dict(jobs)}
     if cluster is not None:
         event["cluster"] = cluster
+    if token is not None:
+        event |= {"token": token, "held": held}
     if queue:
         event |= {"queue": asdict(queue), "set": dict(overrides)}
     _append(folder, event)
@@ -192,6 +255,11 @@ def record(
 def give_up(folder: Path, run_ids: Sequence[str], time_s: float, reason: str) -> None:
     """Notes that the scheduler refused these runs."""
     _append(folder, {"event": "give_up", "time_s": time_s, "run_ids": list(run_ids), "reason": reason})
+
+
+def released(folder: Path, job_ids: Sequence[str], time_s: float) -> None:
+    """Notes that these jobs, or arrays, were released."""
+    _append(folder, {"event": "release", "time_s": time_s, "job_ids": list(job_ids)})
 
 
 def forget(folder: Path, run_ids: Sequence[str], time_s: float) -> None:

@@ -13,6 +13,8 @@ from typing import Any, TypeVar
 
 import yaml
 
+from jobs.slurm.states import State
+
 T = TypeVar("T")
 
 DATA = Path(__file__).resolve().parents[2] / "sweeps" / "data"
@@ -73,9 +75,7 @@ class Sweeping:
         assert completed.returncode in (0, 1), completed.stderr
         rows: list[dict[str, Any]] = json.loads(completed.stdout)["runs"]
         failed = any(
-            row["state"] not in ("NOT_SUBMITTED", "PENDING", "REQUEUED", "RUNNING", "COMPLETED")
-            for row in rows
-            if not row["dropped"]
+            not State(row["state"]).is_success and State(row["state"]).is_finished for row in rows if not row["dropped"]
         )
         assert completed.returncode == int(failed)
         return rows

@@ -331,9 +331,12 @@ def test_a_login_node_needs_no_torch(tmp_path: Path) -> None:
     (tmp_path / "blocked" / "sitecustomize.py").write_text(BLOCK)
     program(tmp_path / "bin" / "srun", "")
     program(tmp_path / "bin" / "sacct", SACCT)
+    program(tmp_path / "bin" / "scontrol", "")
+    program(tmp_path / "bin" / "squeue", "echo '8|PENDING|Priority|(null)'")
     program(
         tmp_path / "bin" / "sbatch",
-        f'env > {tmp_path}/env\ncp "$1" {tmp_path}/scripts/$(ls {tmp_path}/scripts | wc -l)\n'
+        f"env > {tmp_path}/env\nfor script; do :; done\n"
+        f'cp "$script" {tmp_path}/scripts/$(ls {tmp_path}/scripts | wc -l)\n'
         f"echo Submitted batch job $((6 + $(ls {tmp_path}/scripts | wc -l)))",
     )
     environ = environ_of(

@@ -6,6 +6,7 @@ import json
 import os
 import socket
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -42,24 +43,52 @@ class Slurm:
     """Accepts submissions like sbatch, and reports states like sacct."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.is_shown = True  # whether squeue lists the jobs
         self.states: dict[str, State] = {}
         self.submitted: list[list[str]] = []  # the run ids of each group
         self.refused = ""
+        self.error: BaseException | None = None  # what sbatch raises after it has accepted a job
+        self.tokens: dict[str, str] = {}  # by job id
+        self.held: set[str] = set()
+        self.release_error: BaseException | None = None
         monkeypatch.setattr(jobs.slurm.submit, "_sbatch", self.sbatch)
+        for module in (jobs.slurm.submit, jobs.launch):
+            monkeypatch.setattr(module, "query_squeue", self.squeue)
+            monkeypatch.setattr(module, "release", self.release)
+        monkeypatch.setattr(jobs.slurm.submit, "cancel", self.cancel)
+        monkeypatch.setattr(jobs.slurm.submit, "cluster_name", lambda **_: "site")
         monkeypatch.setattr(jobs.results.status, "query_sacct", self.sacct)
         monkeypatch.setattr(jobs.results.status, "query_squeue", self.squeue)
         monkeypatch.setattr("shutil.which", lambda program: f"/usr/bin/{program}")
 
-    def sbatch(self, _: Plan, group: JobGroup) -> list[str]:
+    def sbatch(self, _: Plan, group: JobGroup, token: str) -> list[str]:
         if str(group.allocation) == self.refused:
             raise UserError("sbatch refused it")
         self.submitted.append([run.run_id for run in group.runs])
         job_ids = [f"{len(self.submitted)}_{index}" for index in range(len(group.runs))]
         self.states.update(dict.fromkeys(job_ids, State.PENDING))
+        self.tokens.update(dict.fromkeys(job_ids, token))
+        self.held.update(job_ids)
+        if self.error is not None:
+            raise self.error
         return job_ids
 
+    def release(self, job_ids: Sequence[str], **_: Any) -> None:
+        if self.release_error is not None:
+            raise self.release_error
+        self.held = {task for task in self.held if task.partition("_")[0] not in job_ids}
+
+    def cancel(self, job_ids: Sequence[str], **_: Any) -> None:
+        for task in self.states:
+            if task.partition("_")[0] in job_ids:
+                self.states[task] = State.CANCELLED
+
     def squeue(self, *_: Any, **__: Any) -> dict[str, QueuedJob]:
-        return {job_id: QueuedJob(job_id, state) for job_id, state in self.states.items()}
+        return {
+            job_id: QueuedJob(job_id, state, "JobHeldUser" if job_id in self.held else "None", self.tokens.get(job_id))
+            for job_id, state in self.states.items()
+            if self.is_shown
+        }
 
     def sacct(self, job_ids: list[str], **_: Any) -> tuple[AccountingRow, ...]:
         now_s = int(time.time())  # a run that is done has just ended, so its summary may be missing
@@ -276,6 +305,83 @@ def test_an_interrupted_submission_is_not_repeated(
     monkeypatch.setattr(jobs.launch, "query_squeue", lambda _, **__: {})
     launch(plan, LOADED, max_ranks=None)
     assert sum(map(len, slurm.submitted)) == 4
+
+
+def started_once(slurm: Slurm, plan: Plan) -> None:
+    """Checks that each run has one job that can start, and that nothing else can."""
+    live = {job_id for job_id, state in slurm.states.items() if state is not State.CANCELLED}
+    latest = {jobs_of[-1].job_id for jobs_of in ledger.read_ledger(plan.folder).jobs.values()}
+    assert (live, len(live), slurm.held & live) == (latest, len(plan.runs), set())
+
+
+@pytest.mark.process
+def test_a_job_is_released_when_it_is_recorded(slurm: Slurm, tmp_path: Path) -> None:
+    plan = plan_of(tmp_path)
+    launch(plan, LOADED, max_ranks=None)
+    events = ledger.read_lines(plan.folder / ledger.LEDGER_NAME)
+    assert [event["event"] for event in events] == ["intend", "record", "release"] * 2
+    assert [event.get("held") for event in events] == [None, True, None] * 2
+    assert {event["token"] for event in events[:2]} == {slurm.tokens["1_0"]}
+    assert events[1]["cluster"] == "site"
+    assert (ledger.read_ledger(plan.folder).open_tokens, ledger.read_ledger(plan.folder).held) == (frozenset(), ())
+    started_once(slurm, plan)
+
+
+@pytest.mark.process
+def test_a_submission_killed_after_sbatch(slurm: Slurm, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    plan = plan_of(tmp_path)
+    slurm.error = KeyboardInterrupt()
+    with pytest.raises(KeyboardInterrupt):
+        launch(plan, LOADED, max_ranks=None)
+    slurm.error = None
+    launch(plan, LOADED, max_ranks=None)
+    assert "note: cancelled what an interrupted submission has left on hold: 1\n" in capsys.readouterr().err
+    started_once(slurm, plan)
+    launch(plan, LOADED, max_ranks=None)
+    started_once(slurm, plan)
+
+
+@pytest.mark.process
+def test_a_submission_killed_before_the_release(
+    slurm: Slurm, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plan = plan_of(tmp_path)
+    slurm.release_error = KeyboardInterrupt()
+    with pytest.raises(KeyboardInterrupt):
+        launch(plan, LOADED, max_ranks=None)
+    slurm.release_error = None
+    launch(plan, LOADED, max_ranks=None)
+    assert "note: released what an interrupted submission has left on hold: 1\n" in capsys.readouterr().err
+    started_once(slurm, plan)
+    assert len(slurm.submitted) == 2
+
+
+@pytest.mark.process
+@pytest.mark.parametrize("arrives", ["at once", "later", "never"])
+def test_a_lost_answer_of_sbatch(slurm: Slurm, tmp_path: Path, arrives: str) -> None:
+    """The commonest fault of a busy controller: the job may exist, also some time later."""
+    plan = plan_of(tmp_path)
+    slurm.error = UserError("sbatch refused 2 runs of 1x1: Socket timed out on send/recv operation")
+    slurm.is_shown = arrives == "at once"
+    hint = "it had accepted, 1, was on hold" if arrives == "at once" else "what it may have accepted is on hold"
+    with pytest.raises(UserError, match=hint):
+        launch(plan, LOADED, max_ranks=None)
+    slurm.error, slurm.is_shown = None, True
+    if arrives == "never":
+        slurm.states.clear()
+    launch(plan, LOADED, max_ranks=None)
+    started_once(slurm, plan)
+
+
+@pytest.mark.process
+def test_a_hold_of_the_user_stays(slurm: Slurm, tmp_path: Path) -> None:
+    runs = expand(parse_sweep(parse_yaml(SWEEP, "s.yaml"), "/nowhere"))
+    profile = ClusterProfile.model_validate({"sbatch": {"hold": True}})
+    plan = make_plan("s", runs, "site", profile, tmp_path / "s" / "site")
+    for _ in range(2):
+        launch(plan, LOADED, max_ranks=None)
+        assert slurm.held == {"1_0", "1_1", "2_0", "2_1"}
+    assert len(slurm.submitted) == 2
 
 
 def finish(folder: SweepFolder) -> list[Path]:

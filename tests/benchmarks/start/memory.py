@@ -171,15 +171,14 @@ def grid(starts: Sequence[Start]) -> tables.Grid:
         for (count, cache, version), group in sorted(groups.items())
     ]
     note = (
-        "A BERT of 2 layers of 32 on a csv file, two ranks on one host, from the start of torchrun to the end of a run"
-        " of two steps. Own is the largest memory of a rank that no file backs (RssAnon, read every"
-        f" {_POLL_S * 1000:g} ms). Peak is its largest resident memory (VmHWM), with mapped files, which the ranks of a"
-        " host share. Cold: nothing is cached. Warm: the same run once more. The page cache of the system is warm in"
-        " both. Median over the repetitions [minimum to maximum]."
+        "A BERT of 2 layers of 32 on a csv file, two ranks on one host. Own is the largest memory of a rank that no"
+        f" file backs (RssAnon, read every {_POLL_S * 1000:g} ms). Peak is its largest resident memory (VmHWM), with"
+        " mapped files, which the ranks of a host share. Cold: nothing is cached. Warm: the same run once more. The"
+        " page cache of the system is warm in both. Median over the repetitions [minimum to maximum]."
     )
     header = (
         *("rows", "cache", "version", "repetitions", "rank 0 own, MB", "rank 0 peak, MB"),
-        *("rank 1 own, MB", "rank 1 peak, MB", "whole run, s"),
+        *("rank 1 own, MB", "rank 1 peak, MB"),
     )
     return tables.Grid("Peak memory", note, header, tuple(rows))
 
@@ -192,7 +191,6 @@ def _cells(group: Sequence[Start]) -> list[str]:
     }
     return [
         *(tables.spread(values, "{:.0f}") for values in figures.values()),
-        tables.spread([s.seconds for s in group], "{:.1f}"),
     ]
 
 

@@ -17,7 +17,6 @@ def test_the_table_has_a_row_for_each_state() -> None:
     made = grid(starts)
     assert made.rows[0] == (
         "1,000", "cold", "now", "2", "300 [300 to 300]", "500 [500 to 500]", "200 [200 to 200]", "400 [400 to 400]",
-        "8.5 [8.0 to 9.0]",
     )  # fmt: skip
     assert made.rows[1][1:4] == ("warm", "now", "1")
 

@@ -120,7 +120,12 @@ def fake_slurm(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (folder / "scripts").mkdir()
     for program, text in (
         ("srun", "#!/bin/sh\n"),
-        ("sbatch", f'#!/bin/sh\ncd {folder}/scripts\ncp "$1" $(ls | wc -l)\necho Submitted batch job 7\n'),
+        ("scontrol", "#!/bin/sh\n"),
+        (
+            "sbatch",
+            f'#!/bin/sh\nfor script; do :; done\ncd {folder}/scripts\ncp "$script" $(ls | wc -l)\n'
+            "echo Submitted batch job 7\n",
+        ),
     ):
         path = folder / "bin" / program
         path.write_text(text)

@@ -11,11 +11,11 @@ from jobs.slurm.sacct_table import AccountingUnavailable
 from jobs.slurm.squeue import QueuedJob, cluster_name, query_squeue
 from jobs.slurm.states import State
 
-LIST = """7_0|RUNNING|None
-7_1|PENDING|JobArrayTaskLimit
-8|CANCELLED|None
+LIST = """7_0|RUNNING|None|mine|sweep:0123456789abcdef
+7_1|PENDING|JobArrayTaskLimit|sweep:0123456789abcdefx
+8|CANCELLED|None|(null)
 CLUSTER: other
-9|HIBERNATING|None
+9|HIBERNATING|None|
 """
 
 
@@ -36,13 +36,13 @@ def test_jobs_by_id() -> None:
     slurm = Slurm(LIST)
     jobs = query_squeue("s", user_id=1000, environ={"SQUEUE_FORMAT": "%A", "SLURM_CONF": "c"}, run=slurm)
     assert jobs == {
-        "7_0": QueuedJob("7_0", State.RUNNING, "None"),
+        "7_0": QueuedJob("7_0", State.RUNNING, "None", "0123456789abcdef"),
         "7_1": QueuedJob("7_1", State.PENDING, "JobArrayTaskLimit"),
         "8": QueuedJob("8", State.CANCELLED, "None"),
         "9": QueuedJob("9", State.UNKNOWN, "None"),
     }
     assert slurm.command == [
-        "squeue", "--noheader", "--array", "--name=s", "--states=all", "--format=%i|%T|%r", "--user=1000"
+        "squeue", "--noheader", "--array", "--name=s", "--states=all", "--format=%i|%T|%r|%k", "--user=1000"
     ]  # fmt: skip
     assert slurm.environ == {"SLURM_CONF": "c"}
     query_squeue("s", user_id=None, environ={}, run=slurm)
