@@ -193,7 +193,8 @@ def _release_left(folder: SweepFolder, ledger: Ledger) -> None:
     left = [job_id for job_id in ledger.held if job_id in waiting]
     if left:
         release(left, environ=os.environ)
-        _say(f"note: released what an interrupted submission has left on hold: {', '.join(left)}", sys.stderr)
+        note = f"released what an interrupted submission has left on hold: {', '.join(left)}"
+        _say(f"note: {note}", sys.stderr)
     released(folder.path, ledger.held, time.time())
 
 
