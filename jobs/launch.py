@@ -22,7 +22,7 @@ from jobs.results.run_records import is_complete
 from jobs.results.status import States, read_states
 from jobs.slurm.control import release
 from jobs.slurm.sacct_table import AccountingUnavailable
-from jobs.slurm.squeue import query_squeue
+from jobs.slurm.squeue import cluster_name, query_squeue
 from jobs.slurm.states import JobPhase, State
 from jobs.slurm.submit import cancel_orphans, require_slurm, send_to_slurm
 from jobs.storage.dropped_runs import dropped_runs
@@ -52,6 +52,9 @@ def launch(plan: Plan, sweep: Sweep, *, max_ranks: int | None, on_poll: Callable
     if plan.cluster_name != LOCAL:
         require_slurm(plan.cluster_name)
     folder.create()
+    if not folder.is_owner():
+        hint = "choose another folder, with --root or $SWEEP_ROOT"
+        raise UserError(f"{str(folder.path)!r} belongs to another user, whose jobs these are", hint=hint)
     with submission_lock(folder.path):
         folder.require_space(len(plan.runs))
         ledger = read_ledger(folder.path)
@@ -167,7 +170,7 @@ def _finish_interrupted(folder: SweepFolder, ledger: Ledger) -> Ledger:
     if ledger.open_tokens and not ledger.damaged_lines:  # a damaged line may be the record of jobs that run
         try:
             orphans = cancel_orphans(
-                folder.sweep_name, ledger.open_tokens, user_id=folder.owner_id(), environ=os.environ
+                folder.job_name(), ledger.open_tokens, user_id=folder.owner_id(), environ=os.environ
             )
         except AccountingUnavailable as error:
             if ledger.unconfirmed:
@@ -179,7 +182,7 @@ def _finish_interrupted(folder: SweepFolder, ledger: Ledger) -> Ledger:
             _say(f"note: {note}", sys.stderr)
         if ledger.unconfirmed:
             give_up(folder.path, ledger.unconfirmed, time.time(), "the submission was interrupted")
-    if ledger.held and not ledger.damaged_lines:
+    if ledger.held:
         _release_left(folder, ledger)
     ledger = read_ledger(folder.path)
     _check_interrupted(folder, ledger)
@@ -188,14 +191,22 @@ def _finish_interrupted(folder: SweepFolder, ledger: Ledger) -> Ledger:
 
 def _release_left(folder: SweepFolder, ledger: Ledger) -> None:
     """Releases jobs that are recorded, and whose submission ended before it released them."""
-    queued = query_squeue(folder.sweep_name, user_id=folder.owner_id(), environ=os.environ)
-    waiting = {job_id.partition("_")[0] for job_id, job in queued.items() if job.is_held}
-    left = [job_id for job_id in ledger.held if job_id in waiting]
+    here = cluster_name(environ=os.environ)
+    clusters = {job.job_id.partition("_")[0]: job.cluster for job in ledger.all_jobs()}
+    try:
+        queued = query_squeue(folder.job_name(), user_id=folder.owner_id(), environ=os.environ)
+    except AccountingUnavailable as error:
+        _say(f"note: {error}; jobs may still be on hold: {', '.join(ledger.held)}", sys.stderr)
+        return
+    # A job that waits for a time or for another job does not say that it is on hold too.
+    waiting = {job_id.partition("_")[0] for job_id, job in queued.items() if job.state.is_pending}
+    known = [job_id for job_id in ledger.held if None in (here, clusters.get(job_id)) or clusters[job_id] == here]
+    left = [job_id for job_id in known if job_id in waiting]
     if left:
         release(left, environ=os.environ)
         note = f"released what an interrupted submission has left on hold: {', '.join(left)}"
         _say(f"note: {note}", sys.stderr)
-    released(folder.path, ledger.held, time.time())
+    released(folder.path, known, time.time())
 
 
 def _check_interrupted(folder: SweepFolder, ledger: Ledger) -> None:
@@ -203,7 +214,7 @@ def _check_interrupted(folder: SweepFolder, ledger: Ledger) -> None:
     if not (ledger.unconfirmed or ledger.damaged_lines):
         return
     try:
-        queued = query_squeue(folder.sweep_name, user_id=folder.owner_id(), environ=os.environ)
+        queued = query_squeue(folder.job_name(), user_id=folder.owner_id(), environ=os.environ)
     except AccountingUnavailable as error:
         message = "an earlier submission was interrupted, and squeue cannot say which of its jobs exist"
         if not ledger.unconfirmed:

@@ -83,10 +83,14 @@ def conclude(evidence: Evidence) -> Conclusion:
         return _ended(latest, listed, evidence)
     elsewhere = evidence.jobs[-1].cluster
     if evidence.here is not None and elsewhere not in (None, evidence.here):
+        if evidence.facts.has_summary:
+            return _end(State.COMPLETED, "records", evidence.jobs[-1], latest, evidence.now_s)
         reason = f"job {evidence.jobs[-1].job_id} is on cluster {elsewhere}; the Slurm of this host is {evidence.here}"
         return Conclusion(State.UNKNOWN, "ledger", latest, reason)
     if listed is not None:
         return _by_controller(listed, latest, evidence)
+    if evidence.queue is None and not evidence.has_accounting and evidence.facts.has_summary:
+        return _end(State.COMPLETED, "records", evidence.jobs[-1], latest, evidence.now_s)
     if evidence.queue is None or _is_new(evidence, latest):
         return _by_accounting(latest)
     return _unlisted(evidence, latest)
@@ -105,13 +109,16 @@ def _listed(evidence: Evidence) -> QueuedJob | None:
 def _ended(latest: AccountingRow, listed: QueuedJob | None, evidence: Evidence) -> Conclusion:
     if listed is not None and (listed.state.is_pending or listed.state in (State.RUNNING, State.CONFIGURING)):
         return Conclusion(listed.state, "squeue", latest, listed.explanation)  # it was requeued
+    if latest.state in MAY_RETURN and listed is not None and not listed.state.is_finished:
+        return Conclusion(State.COMPLETING, "squeue", latest)  # its nodes are cleaned; then it may be requeued
     ended_before_s = evidence.now_s - (latest.end_s or 0)
     if latest.state in MAY_RETURN and ended_before_s < DELAY_S:
         return Conclusion(State.REQUEUED, "sacct", replace(latest, state=State.REQUEUED))
     if latest.state is State.FAILED and latest.out_of_memory:
         return Conclusion(State.OUT_OF_MEMORY, "sacct", latest)  # from Slurm 22.05.4 on, only the step has this state
-    # A shared file system may show the summary some seconds late.
-    if latest.state.is_success and not evidence.facts.has_summary and ended_before_s > DELAY_S:
+    if latest.state.is_success and not evidence.facts.has_summary:
+        if ended_before_s <= DELAY_S:
+            return Conclusion(State.COMPLETING, "records", latest)  # a shared file system may show it some seconds late
         return Conclusion(State.FAILED, "records", replace(latest, state=State.FAILED), _NO_SUMMARY)
     return Conclusion(latest.state, "sacct", latest)
 
@@ -125,6 +132,8 @@ def _by_controller(listed: QueuedJob, latest: AccountingRow | None, evidence: Ev
     has_started = latest is not None and latest.start_s is not None
     if evidence.has_accounting and (has_started or listed.state is not State.CANCELLED):
         return Conclusion(State.COMPLETING, "squeue", latest)  # sacct will have the end, with its figures
+    if listed.state.is_success and not evidence.facts.has_summary:
+        return Conclusion(State.COMPLETING, "squeue", latest)  # squeue forgets it soon, and then the files decide
     return Conclusion(listed.state, "squeue", replace(latest or AccountingRow(listed.job_id), state=listed.state))
 
 

@@ -59,8 +59,18 @@ class RunFacts:
 def read_facts(run_dir: Path) -> RunFacts:
     """What a run's folder shows, without reading the records."""
     failed_s = max(filter(None, map(_written_s, _failure_files(run_dir))), default=None)
-    has_summary = _written_s(run_dir / SUMMARY_NAME) is not None
-    return RunFacts(has_summary, failed_s, _written_s(run_dir / metrics_name(0)))
+    return RunFacts(has_summary(run_dir), failed_s, _written_s(run_dir / metrics_name(0)))
+
+
+def has_summary(run_dir: Path) -> bool:
+    """Whether a run has a summary; also if a folder cannot be read: a run is not repeated because a disk is away."""
+    try:
+        (run_dir / SUMMARY_NAME).stat()
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except OSError:
+        return True
+    return True
 
 
 def _written_s(path: Path) -> float | None:

@@ -13,9 +13,9 @@ from disttrain.records.json_values import to_json
 from jobs.local.local_queue import is_queue_alive
 from jobs.planning.cluster_profile import LOCAL
 from jobs.results.collect import join
-from jobs.results.conclude import DELAY_S, MAY_RETURN, Conclusion, Evidence, conclude, conclude_local
+from jobs.results.conclude import MAY_RETURN, Conclusion, Evidence, conclude, conclude_local
 from jobs.results.result import Result
-from jobs.results.run_records import RunFacts, read_facts, read_run
+from jobs.results.run_records import RunFacts, has_summary, read_facts, read_run
 from jobs.slurm.attempts import AccountingRow, attempts_by_job, attempts_of, merge_history
 from jobs.slurm.sacct import query_sacct
 from jobs.slurm.sacct_table import AccountingUnavailable
@@ -109,7 +109,7 @@ class _Answers:
 def _answers(folder: SweepFolder, ledger: Ledger, run_ids: Sequence[str], environ: Mapping[str, str]) -> _Answers:
     """What Slurm answers, or what the local queue has written, about all jobs in the ledger."""
     every_saved, damaged_rows = _saved_rows(folder.accounting_file)
-    saved = _ours(every_saved, folder)
+    saved = tuple(row for row in every_saved if row.job_name in (None, folder.job_name()))
     damage = (
         *_damage_notice(LEDGER_NAME, ledger.damaged_lines, "jobs may be missing"),
         *_damage_notice(folder.accounting_file.name, damaged_rows, "states may be missing"),
@@ -157,7 +157,7 @@ def _ask_slurm(
     if _unfinished(run_ids, ledger, answers):
         # After sacct: a job that ends between both is then finished by squeue, or not listed and finished next time.
         try:
-            queue = query_squeue(folder.sweep_name, user_id=folder.owner_id(), environ=environ)
+            queue = query_squeue(folder.job_name(), user_id=folder.owner_id(), environ=environ)
             answers = replace(answers, queue=queue)
         except AccountingUnavailable as error:
             if unavailable is not None:
@@ -180,24 +180,23 @@ def _without_sacct(folder: SweepFolder, answers: _Answers) -> str:
 
 def _unfinished(run_ids: Sequence[str], ledger: Ledger, answers: _Answers) -> bool:
     """Whether a run may still wait or run, by what the accounting has answered."""
-    now_s = time.time()
     for run_id in run_ids:
         for job in ledger.jobs.get(run_id, ())[-1:]:
             attempts = attempts_of(job.job_id, answers.attempts)
             if not attempts or not attempts[-1].state.is_finished:
                 return True
-            if attempts[-1].state in MAY_RETURN and now_s - (attempts[-1].end_s or 0) < DELAY_S:
+            if attempts[-1].state in MAY_RETURN:
                 return True
     return False
 
 
 def _ours(rows: Sequence[AccountingRow], folder: SweepFolder) -> tuple[AccountingRow, ...]:
     """The rows of the jobs of this sweep: numbers of jobs are used again, and other clusters have them too."""
-    owner_id = folder.owner_id()
+    owner_id, job_name = folder.owner_id(), folder.job_name()
     return tuple(
         row
         for row in rows
-        if row.job_name in (None, folder.sweep_name) and (None in (row.user_id, owner_id) or row.user_id == owner_id)
+        if row.job_name in (None, job_name) and (None in (row.user_id, owner_id) or row.user_id == owner_id)
     )
 
 
@@ -209,24 +208,27 @@ def _conclude(folder: SweepFolder, run_ids: Sequence[str], ledger: Ledger, answe
     for run_id in run_ids:
         jobs = ledger.jobs.get(run_id, ())
         attempts = attempts_of(jobs[-1].job_id, answers.attempts) if jobs else ()
-        # The end that the accounting has seen says all, unless it says that the run is done.
-        has_ended = bool(attempts) and attempts[-1].state.is_finished and not attempts[-1].state.is_success
-        facts = RunFacts()
+        facts = _facts(folder.run(run_id), attempts) if jobs else RunFacts()
         if folder.cluster_name == LOCAL:
             queue = jobs[-1].queue if jobs else None
             if queue not in queue_lives:
                 queue_lives[queue] = queue is None or is_queue_alive(queue)
-            if jobs and not has_ended:
-                facts = read_facts(folder.run(run_id))
             conclusions[run_id] = conclude_local(jobs, attempts, facts, queue_lives=queue_lives[queue])
             continue
-        if jobs and not has_ended and not (answers.queue and jobs[-1].job_id in answers.queue):
-            facts = read_facts(folder.run(run_id))
         evidence = Evidence(
             jobs, attempts, answers.queue, facts, now_s, answers.is_current, is_visible=is_owner, here=answers.here
         )
         conclusions[run_id] = conclude(evidence)
     return conclusions
+
+
+def _facts(run_dir: Path, attempts: Sequence[AccountingRow]) -> RunFacts:
+    """What is needed of a run's folder: nothing, if the accounting has seen a failure."""
+    if not attempts or not attempts[-1].state.is_finished:
+        return read_facts(run_dir)
+    if attempts[-1].state.is_success:
+        return RunFacts(has_summary(run_dir))
+    return RunFacts()
 
 
 def _damage_notice(name: str, numbers: Sequence[int], consequence: str) -> tuple[str, ...]:

@@ -6,7 +6,7 @@ import subprocess
 from collections.abc import Mapping, Sequence
 
 from disttrain.errors import UserError
-from jobs.slurm.sacct import Runner, run_command
+from jobs.slurm.sacct import Runner, query_environ, run_command
 
 
 def release(job_ids: Sequence[str], *, environ: Mapping[str, str], run: Runner = run_command) -> None:
@@ -29,7 +29,7 @@ def cancel(job_ids: Sequence[str], *, environ: Mapping[str, str], run: Runner = 
 
 def _control(command: Sequence[str], environ: Mapping[str, str], run: Runner) -> None:
     try:
-        done = run(command, environ)
+        done = run(command, query_environ(environ))
     except (OSError, subprocess.TimeoutExpired) as error:
         raise UserError(f"{command[0]} cannot be run: {error}") from None
     if done.returncode != 0:

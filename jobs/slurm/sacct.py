@@ -64,6 +64,15 @@ def sacct_command(job_ids: Sequence[str], wanted: Sequence[str]) -> list[str]:
     return ["sacct", "-D", "-P", "--noconvert", delimiter, "-j", ",".join(arrays), "-o", ",".join(wanted)]
 
 
+def query_environ(environ: Mapping[str, str]) -> dict[str, str]:
+    """The environment of Slurm's commands, without variables that change what they print, or which cluster they ask.
+
+    sbatch gets no SLURM_CLUSTERS either, so the jobs are on the cluster of this host.
+    """
+    hidden = ("SACCT_", "SQUEUE_", "SCANCEL_", "SLURM_CLUSTER")
+    return {name: value for name, value in environ.items() if not name.startswith(hidden)}
+
+
 def run_command(command: Sequence[str], environ: Mapping[str, str]) -> subprocess.CompletedProcess[str]:
     """Runs a command to its end with captured output, for at most TIMEOUT_S."""
     return subprocess.run(
@@ -91,7 +100,7 @@ def query_sacct(
     """
     if not job_ids:
         return ()
-    clean = {name: value for name, value in environ.items() if not name.startswith("SACCT_")} | SACCT_ENVIRON
+    clean = query_environ(environ) | SACCT_ENVIRON
     wanted = available_fields(_query(["sacct", "--helpformat"], clean, run))
     return parse_sacct(_query(sacct_command(job_ids, wanted), clean, run), since_s=since_s)
 

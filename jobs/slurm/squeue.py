@@ -7,7 +7,7 @@ import subprocess
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from jobs.slurm.sacct import Runner, run_command
+from jobs.slurm.sacct import Runner, query_environ, run_command
 from jobs.slurm.sacct_table import AccountingUnavailable
 from jobs.slurm.states import State, parse_state
 
@@ -43,11 +43,6 @@ class QueuedJob:
     token: str | None = None
 
     @property
-    def is_held(self) -> bool:
-        """Whether it is on hold, as the user or the submission wanted it."""
-        return self.state.is_pending and self.reason == "JobHeldUser"
-
-    @property
     def explanation(self) -> str | None:
         """Why it waits, in one line; None if it runs or only waits for its turn.
 
@@ -76,7 +71,7 @@ def query_squeue(
     Raises:
         AccountingUnavailable: squeue cannot be queried.
     """
-    command = ["squeue", "--noheader", "--array", f"--name={name}", "--states=all", "--format=%i|%T|%r|%k"]
+    command = ["squeue", "--noheader", "--all", "--array", f"--name={name}", "--states=all", "--format=%i|%T|%r|%k"]
     if user_id is not None:
         command.append(f"--user={user_id}")
     jobs = {}
@@ -108,9 +103,8 @@ def cluster_name(*, environ: Mapping[str, str], run: Runner = run_command) -> st
 
 
 def _output(command: Sequence[str], environ: Mapping[str, str], run: Runner) -> str:
-    clean = {name: value for name, value in environ.items() if not name.startswith("SQUEUE_")}
     try:
-        done = run(command, clean)
+        done = run(command, query_environ(environ))
     except (OSError, subprocess.TimeoutExpired) as error:
         raise AccountingUnavailable(f"{command[0]} cannot be queried: {error}") from None
     if done.returncode != 0:

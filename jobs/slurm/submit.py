@@ -37,7 +37,7 @@ def require_slurm(cluster_name: str) -> None:
     Raises:
         UserError: sbatch or srun is missing.
     """
-    for program in ("sbatch", "srun"):
+    for program in ("sbatch", "srun", "squeue", "scontrol", "scancel"):
         if shutil.which(program) is None:
             raise UserError(
                 f"cluster {cluster_name!r} needs Slurm, and {program} is not on PATH",
@@ -75,6 +75,10 @@ def send_to_slurm(
         # The user may want them on hold.
         stays_held = bool((group.parameters.get("additional_parameters") or {}).get("hold"))
         jobs = dict(zip(run_ids, job_ids, strict=True))
+        if set(run_ids) - set(ledger.read_ledger(plan.folder).unconfirmed):
+            # The lock does not hold between hosts on some file systems.
+            cancel([job_ids[0].split("_")[0]], environ=os.environ)
+            raise UserError("another sweep submit has taken over these runs", hint="sweep status shows what was sent")
         ledger.record(plan.folder, jobs, clock(), cluster=cluster, token=token, held=not stays_held)
         job_id = job_ids[0].split("_")[0]
         try:
@@ -112,7 +116,7 @@ def _undo(plan: Plan, token: str, run_ids: Sequence[str], time_s: float, error: 
 
 
 def cancel_orphans(name: str, tokens: Collection[str], *, user_id: int | None, environ: Mapping[str, str]) -> list[str]:
-    """Cancels the jobs on hold that carry one of these tokens.
+    """Cancels the waiting jobs that carry one of these tokens.
 
     Args:
         name: The name of the jobs.
@@ -125,12 +129,12 @@ def cancel_orphans(name: str, tokens: Collection[str], *, user_id: int | None, e
 
     Raises:
         AccountingUnavailable: squeue does not answer.
-        UserError: They could not be cancelled, or one of them is no longer on hold.
+        UserError: They could not be cancelled, or someone has released one of them, and it has started.
     """
     queued = query_squeue(name, user_id=user_id, environ=environ).values()
     left = [job for job in queued if job.token in tokens and not job.state.is_finished]
-    if freed := sorted(job.job_id for job in left if not job.is_held):
-        message = f"jobs of an interrupted submission are no longer on hold: {', '.join(freed)}"
+    if freed := sorted(job.job_id for job in left if not job.state.is_pending):
+        message = f"jobs of an interrupted submission have started: {', '.join(freed)}"
         raise UserError(message, hint=f"scancel {' '.join(freed)}, or wait until they end; then submit again")
     job_ids = list(dict.fromkeys(job.job_id.partition("_")[0] for job in left))
     if job_ids:
@@ -183,23 +187,22 @@ def _on_hold(executor: Any, token: str, parameters: Mapping[str, Any]) -> Iterat
 
 
 def _job_id_in(output: str | bytes) -> str:
-    """The number of the job in the last line of sbatch: in a sentence, or alone as with --parsable.
+    """The number of the job in what sbatch, or a wrapper of it, has printed: in a sentence, or alone in a line.
 
     Raises:
         FailedSubmissionError: There is none.
 
     Example:
-        >>> _job_id_in("Welcome\\nSubmitted batch job 12 on cluster a\\n"), _job_id_in("12;a\\n"), _job_id_in(b"12")
+        >>> _job_id_in("Submitted batch job 12\\nCharged to 7\\n"), _job_id_in("12;a\\n"), _job_id_in(b"Hello\\n12")
         ('12', '12', '12')
     """
     from submitit.core.utils import FailedSubmissionError
 
     text = output.decode(errors="replace") if isinstance(output, bytes) else output
-    last = next((line for line in reversed(text.splitlines()) if line.strip()), "")
-    match = re.search(r"\bjob (\d+)", last) or re.fullmatch(r"\s*(\d+)(?:;\S*)?\s*", last)
-    if match is None:
-        raise FailedSubmissionError(f"no clear answer: {' '.join(text.split()) or 'nothing'}")
-    return match[1]
+    for pattern in (r"\bSubmitted batch job (\d+)", r"^\s*(\d+)(?:;\S*)?\s*$"):
+        if found := re.findall(pattern, text, re.MULTILINE):
+            return str(found[-1])
+    raise FailedSubmissionError(f"no clear answer: {' '.join(text.split()) or 'nothing'}")
 
 
 def _reason(error: Exception) -> str:

@@ -116,6 +116,14 @@ class SweepFolder:
     def run(self, run_id: str) -> Path:
         return self.path / "runs" / run_id
 
+    def job_name(self) -> str:
+        """The name of the sweep's jobs, also if the folder was moved or copied."""
+        try:
+            name: str = self._plan().get("sweep", self.sweep_name)
+        except DamagedFile:
+            return self.sweep_name
+        return name
+
     def planned_runs(self) -> list[dict[str, Any]]:
         """The runs of plan.json, in order, as `plan.run_json` wrote them; a dropped run also has `dropped`.
 

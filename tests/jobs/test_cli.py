@@ -331,7 +331,8 @@ def test_a_login_node_needs_no_torch(tmp_path: Path) -> None:
     (tmp_path / "blocked" / "sitecustomize.py").write_text(BLOCK)
     program(tmp_path / "bin" / "srun", "")
     program(tmp_path / "bin" / "sacct", SACCT)
-    program(tmp_path / "bin" / "scontrol", "")
+    for name in ("scontrol", "scancel"):
+        program(tmp_path / "bin" / name, "")
     program(tmp_path / "bin" / "squeue", "echo '8|PENDING|Priority|(null)'")
     program(
         tmp_path / "bin" / "sbatch",

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import socket
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -50,6 +49,7 @@ class Slurm:
         self.error: BaseException | None = None  # what sbatch raises after it has accepted a job
         self.tokens: dict[str, str] = {}  # by job id
         self.held: set[str] = set()
+        self.run_dirs: dict[str, Path] = {}  # by job id
         self.release_error: BaseException | None = None
         monkeypatch.setattr(jobs.slurm.submit, "_sbatch", self.sbatch)
         for module in (jobs.slurm.submit, jobs.launch):
@@ -61,13 +61,15 @@ class Slurm:
         monkeypatch.setattr(jobs.results.status, "query_squeue", self.squeue)
         monkeypatch.setattr("shutil.which", lambda program: f"/usr/bin/{program}")
 
-    def sbatch(self, _: Plan, group: JobGroup, token: str) -> list[str]:
+    def sbatch(self, plan: Plan, group: JobGroup, token: str) -> list[str]:
         if str(group.allocation) == self.refused:
             raise UserError("sbatch refused it")
         self.submitted.append([run.run_id for run in group.runs])
         job_ids = [f"{len(self.submitted)}_{index}" for index in range(len(group.runs))]
         self.states.update(dict.fromkeys(job_ids, State.PENDING))
         self.tokens.update(dict.fromkeys(job_ids, token))
+        folder = SweepFolder(plan.folder)
+        self.run_dirs |= {job: folder.run(run.run_id) for job, run in zip(job_ids, group.runs, strict=True)}
         self.held.update(job_ids)
         if self.error is not None:
             raise self.error
@@ -91,8 +93,10 @@ class Slurm:
         }
 
     def sacct(self, job_ids: list[str], **_: Any) -> tuple[AccountingRow, ...]:
-        now_s = int(time.time())  # a run that is done has just ended, so its summary may be missing
-        return tuple(AccountingRow(job_id, state=self.states[job_id], submit_s=1, end_s=now_s) for job_id in job_ids)
+        for job_id in job_ids:
+            if self.states[job_id] is State.COMPLETED:
+                (self.run_dirs[job_id] / "summary.json").write_text('{"steps": 3}')
+        return tuple(AccountingRow(job_id, state=self.states[job_id], submit_s=1, end_s=2) for job_id in job_ids)
 
 
 @pytest.fixture
@@ -371,6 +375,46 @@ def test_a_lost_answer_of_sbatch(slurm: Slurm, tmp_path: Path, arrives: str) -> 
         slurm.states.clear()
     launch(plan, LOADED, max_ranks=None)
     started_once(slurm, plan)
+
+
+@pytest.mark.process
+def test_another_host_takes_a_submission_over(slurm: Slurm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On some file systems the lock of one host does not stop another."""
+    plan = plan_of(tmp_path)
+    sbatch = slurm.sbatch
+
+    def overtaken(own: Plan, group: JobGroup, token: str) -> list[str]:
+        job_ids = sbatch(own, group, token)
+        ledger.give_up(own.folder, [run.run_id for run in group.runs], 1.0, "the submission was interrupted")
+        return job_ids
+
+    monkeypatch.setattr(jobs.slurm.submit, "_sbatch", overtaken)
+    with pytest.raises(UserError, match="another sweep submit has taken over these runs"):
+        launch(plan, LOADED, max_ranks=None)
+    assert set(slurm.states.values()) == {State.CANCELLED}
+    assert not ledger.read_ledger(plan.folder).jobs
+
+
+@pytest.mark.process
+def test_a_job_that_cannot_be_released_stays_known(slurm: Slurm, tmp_path: Path) -> None:
+    plan = plan_of(tmp_path)
+    slurm.release_error = UserError("scontrol release 1 failed: busy")
+    with pytest.raises(UserError, match=r"scontrol release 1 failed: busy; on hold: 1, 2 \(submit again"):
+        launch(plan, LOADED, max_ranks=None)
+    assert len(slurm.submitted) == 2
+    slurm.release_error = None
+    launch(plan, LOADED, max_ranks=None)
+    started_once(slurm, plan)
+    assert len(slurm.submitted) == 2
+
+
+@pytest.mark.process
+def test_a_folder_of_another_user_is_refused(slurm: Slurm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    plan = plan_of(tmp_path)
+    monkeypatch.setattr(os, "geteuid", lambda: os.getuid() + 1)
+    with pytest.raises(UserError, match="belongs to another user, whose jobs these are"):
+        launch(plan, LOADED, max_ranks=None)
+    assert not slurm.submitted
 
 
 @pytest.mark.process

@@ -72,7 +72,7 @@ CASES = {
     "done": Case((DONE,), EMPTY, SUMMARY, State.COMPLETED, "sacct"),
     "done, squeue not asked": Case((DONE,), None, SUMMARY, State.COMPLETED, "sacct"),
     "done, the summary is not there yet": Case(
-        (replace(DONE, end_s=int(NOW_S) - 5),), EMPTY, NOTHING, State.COMPLETED, "sacct"
+        (replace(DONE, end_s=int(NOW_S) - 5),), EMPTY, NOTHING, State.COMPLETING, "records"
     ),
     "status 0 without a summary": Case((DONE,), EMPTY, WROTE, State.FAILED, "records", NO_SUMMARY),
     "done, squeue says so too": Case((DONE,), lists(State.COMPLETED), SUMMARY, State.COMPLETED, "sacct"),
@@ -92,6 +92,12 @@ CASES = {
     "preempted a moment ago": Case((PREEMPTED,), EMPTY, NOTHING, State.REQUEUED, "sacct"),
     "preempted, and it waits again": Case((PREEMPTED,), WAITS, NOTHING, State.PENDING, "squeue"),
     "preempted, and it runs again": Case((PREEMPTED,), RUNS, WROTE, State.RUNNING, "squeue"),
+    "preempted, its nodes are cleaned": Case(
+        (replace(PREEMPTED, end_s=int(NOW_S) - 900),), lists(State.COMPLETING), NOTHING, State.COMPLETING, "squeue"
+    ),
+    "preempted for good, still listed": Case(
+        (replace(PREEMPTED, end_s=int(NOW_S) - DELAY_S),), lists(State.PREEMPTED), NOTHING, State.PREEMPTED, "sacct"
+    ),
     "preempted for good": Case(
         (replace(PREEMPTED, end_s=int(NOW_S) - DELAY_S),), EMPTY, NOTHING, State.PREEMPTED, "sacct"
     ),
@@ -130,6 +136,9 @@ CASES = {
     "ended by squeue, not in sacct yet": Case((), lists(State.COMPLETED), SUMMARY, State.COMPLETING, "squeue"),
     "ended by squeue, never any sacct": Case(
         (), lists(State.COMPLETED), SUMMARY, State.COMPLETED, "squeue", has_accounting=False
+    ),
+    "ended by squeue with status 0, no sacct and no summary": Case(
+        (), lists(State.COMPLETED), NOTHING, State.COMPLETING, "squeue", has_accounting=False
     ),
     "a running task is cancelled": Case((RUNNING,), lists(State.CANCELLED), WROTE, State.COMPLETING, "squeue"),
     "a cancelled task in squeue": Case((WAITING,), lists(State.CANCELLED), NOTHING, State.CANCELLED, "squeue"),
@@ -173,6 +182,9 @@ CASES = {
     ),
     # Nothing answers
     "neither answers": Case((), None, NOTHING, State.PENDING, "ledger"),
+    "neither answers, and there is a summary": Case(
+        (WAITING,), None, SUMMARY, State.COMPLETED, "records", has_accounting=False
+    ),
     "neither answers, it waited": Case((WAITING,), None, NOTHING, State.PENDING, "sacct"),
     "neither answers, it ran": Case((RUNNING,), None, SUMMARY, State.RUNNING, "sacct"),
     # Another user
@@ -194,6 +206,7 @@ CASES = {
         (WAITING,), RUNS, NOTHING, State.UNKNOWN, "ledger",
         "job 7_0 is on cluster large; the Slurm of this host is small", jobs=OTHERS, here="small",
     ),
+    "a summary on another cluster": Case((), EMPTY, SUMMARY, State.COMPLETED, "records", jobs=OTHERS, here="small"),
     "done on another cluster": Case((DONE,), EMPTY, SUMMARY, State.COMPLETED, "sacct", jobs=OTHERS, here="small"),
     "on this cluster": Case((RUNNING,), RUNS, WROTE, State.RUNNING, "squeue", jobs=OTHERS, here="large"),
     "a cluster without a name": Case((RUNNING,), RUNS, WROTE, State.RUNNING, "squeue", jobs=OTHERS),

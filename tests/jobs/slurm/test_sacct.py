@@ -55,6 +55,7 @@ class Sacct:
 def test_one_call_for_a_sweep() -> None:
     sacct = Sacct("JobID^|^State^|^JobName\n9_0^|^COMPLETED^|^bert\n")
     environ = {"PATH": "/bin", "SLURM_CONF": "/etc/s.conf", "SACCT_FORMAT": "User", "SLURM_TIME_FORMAT": "relative"}
+    environ |= {"SLURM_CLUSTERS": "all"}  # sbatch does not get it either
     rows = query_sacct(["9_0", "9_1"], environ=environ, run=sacct)
     assert rows == (AccountingRow(job_id="9_0", state=State.COMPLETED, job_name="bert"),)
     assert sacct.commands == [["sacct", "--helpformat"], sacct_command(["9"], ["JobID", "State", "JobName"])]

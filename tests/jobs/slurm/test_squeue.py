@@ -34,7 +34,9 @@ class Slurm:
 
 def test_jobs_by_id() -> None:
     slurm = Slurm(LIST)
-    jobs = query_squeue("s", user_id=1000, environ={"SQUEUE_FORMAT": "%A", "SLURM_CONF": "c"}, run=slurm)
+    jobs = query_squeue(
+        "s", user_id=1000, environ={"SQUEUE_FORMAT": "%A", "SLURM_CLUSTERS": "all", "SLURM_CONF": "c"}, run=slurm
+    )
     assert jobs == {
         "7_0": QueuedJob("7_0", State.RUNNING, "None", "0123456789abcdef"),
         "7_1": QueuedJob("7_1", State.PENDING, "JobArrayTaskLimit"),
@@ -42,7 +44,7 @@ def test_jobs_by_id() -> None:
         "9": QueuedJob("9", State.UNKNOWN, "None"),
     }
     assert slurm.command == [
-        "squeue", "--noheader", "--array", "--name=s", "--states=all", "--format=%i|%T|%r|%k", "--user=1000"
+        "squeue", "--noheader", "--all", "--array", "--name=s", "--states=all", "--format=%i|%T|%r|%k", "--user=1000"
     ]  # fmt: skip
     assert slurm.environ == {"SLURM_CONF": "c"}
     query_squeue("s", user_id=None, environ={}, run=slurm)
