@@ -109,7 +109,8 @@ class _Answers:
 def _answers(folder: SweepFolder, ledger: Ledger, run_ids: Sequence[str], environ: Mapping[str, str]) -> _Answers:
     """What Slurm answers, or what the local queue has written, about all jobs in the ledger."""
     every_saved, damaged_rows = _saved_rows(folder.accounting_file)
-    saved = tuple(row for row in every_saved if row.job_name in (None, folder.job_name()))
+    names = (None, folder.job_name())
+    saved = tuple(row for row in every_saved if row.job_name in names)
     damage = (
         *_damage_notice(LEDGER_NAME, ledger.damaged_lines, "jobs may be missing"),
         *_damage_notice(folder.accounting_file.name, damaged_rows, "states may be missing"),

@@ -18,6 +18,7 @@ from transformers import (
     RobertaForSequenceClassification,
     T5Config,
     T5ForSequenceClassification,
+    ViTForImageClassification,
 )
 
 from disttrain.config.train_config import TrainConfig
@@ -148,7 +149,7 @@ def test_a_vit(trim: bool, pretrained: bool, vit_config: TrainConfig, tmp_path: 
 
 def test_an_unsupported_last_layer(vit_config: TrainConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     # Stands in for a version of transformers whose ViT has layers of another class.
-    monkeypatch.setattr(vit, "FirstTokenLayer", bert.FirstTokenLayer)
+    monkeypatch.setitem(vit._FIRST_TOKEN_LAYERS, ViTForImageClassification, bert.FirstTokenLayer)
     built = built_vit(vit_config)
     assert built.model_changes == () == found_in(built)
     assert no_effect(built) == ["trim_last_layer has no effect: the model has no layer of a supported class"]
