@@ -24,7 +24,7 @@ from disttrain.data.sources import import_readers
 from disttrain.distributed.device import choose_attention, gpu_uuid
 from disttrain.distributed.group import Group
 from disttrain.distributed.start_record import start_record
-from disttrain.errors import NewerAttempt, UserError
+from disttrain.errors import NewerAttempt, UserError, first_line
 from disttrain.measure.gather_steps import drop_old_exchanges, gather_figures, gather_measured_steps, gather_startups
 from disttrain.measure.nvml import gpu_settings
 from disttrain.measure.start_check import StartCheck
@@ -279,7 +279,7 @@ def _save_results(
         except NewerAttempt:
             raise
         except Exception as error:  # noqa: BLE001 - the measurements must survive a full disk, which raises many kinds
-            reason = next(iter(str(error).splitlines()), type(error).__name__)
+            reason = first_line(error)
             notice = f"the trained model could not be saved: {reason}"
         if notice is not None:
             summary["notices"] = (*summary["notices"], notice)

@@ -20,13 +20,11 @@ from jobs.planning.plan import JobGroup, Plan, count_runs, plan_json, run_json, 
 from jobs.planning.sweep_file import Sweep
 from jobs.results.run_records import is_complete
 from jobs.results.status import States, read_states
-from jobs.slurm.control import release
-from jobs.slurm.sacct_table import AccountingUnavailable
-from jobs.slurm.squeue import cluster_name, query_squeue
+from jobs.slurm.interrupted import finish_interrupted
 from jobs.slurm.states import JobPhase, State
-from jobs.slurm.submit import cancel_orphans, require_slurm, send_to_slurm
+from jobs.slurm.submit import require_slurm, send_to_slurm
 from jobs.storage.dropped_runs import dropped_runs
-from jobs.storage.ledger import LEDGER_NAME, Ledger, give_up, read_ledger, released, submission_lock
+from jobs.storage.ledger import LEDGER_NAME, Ledger, read_ledger, submission_lock
 from jobs.storage.name_links import link_names_or_warn
 from jobs.storage.run_lookup import list_names
 from jobs.storage.same_data import is_same_data
@@ -60,7 +58,7 @@ def launch(plan: Plan, sweep: Sweep, *, max_ranks: int | None, on_poll: Callable
         ledger = read_ledger(folder.path)
         _check_same_data(folder, plan, ledger)
         if plan.cluster_name != LOCAL:
-            ledger = _finish_interrupted(folder, ledger)
+            ledger = finish_interrupted(folder, ledger, os.environ, _note)
         missing = with_runs(plan, _missing(folder, plan, ledger))
         with _write_errors(folder, "nothing was sent; free some space, then submit again"):
             _prepare(folder, sweep, plan, missing, _submitted(folder, ledger))
@@ -118,7 +116,7 @@ def _note_dropped(dropped: Collection[str]) -> None:
         if len(dropped) == 1:
             verb, pronoun = "is", "it"
         note = f"{count_runs(len(dropped))} {verb} no longer in the sweep file; sweep forget removes {pronoun}"
-        _say(f"note: {note}", sys.stderr)
+        _note(note)
 
 
 def _on_sent(folder: SweepFolder, group: JobGroup, job_id: str) -> None:
@@ -135,6 +133,10 @@ def _say(line: str, stream: TextIO | None = None) -> None:
         print(line, file=stream, flush=True)
     except OSError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+
+
+def _note(text: str) -> None:
+    _say(f"note: {text}", sys.stderr)
 
 
 def _check_same_data(folder: SweepFolder, plan: Plan, ledger: Ledger) -> None:
@@ -159,75 +161,7 @@ def _check_same_data(folder: SweepFolder, plan: Plan, ledger: Ledger) -> None:
                 raise UserError(message, where=str(folder.path), hint=hint)
             moved[field, before, now] = None
     for field, before, now in moved:
-        _say(f"note: {field} was {before!r}; {now!r} has the same files", sys.stderr)
-
-
-def _finish_interrupted(folder: SweepFolder, ledger: Ledger) -> Ledger:
-    """Releases the jobs that earlier submissions have recorded, and cancels those that they have not.
-
-    Jobs are submitted on hold, so what is in no ledger has not started; its runs are sent again.
-    """
-    if ledger.open_tokens and not ledger.damaged_lines:  # a damaged line may be the record of jobs that run
-        try:
-            orphans = cancel_orphans(
-                folder.job_name(), ledger.open_tokens, user_id=folder.owner_id(), environ=os.environ
-            )
-        except AccountingUnavailable as error:
-            if ledger.unconfirmed:
-                message = "an earlier submission was interrupted, and squeue cannot say which of its jobs exist"
-                raise UserError(f"{message}: {error}") from None
-            orphans = []
-        if orphans:
-            note = f"cancelled what an interrupted submission has left on hold: {', '.join(orphans)}"
-            _say(f"note: {note}", sys.stderr)
-        if ledger.unconfirmed:
-            give_up(folder.path, ledger.unconfirmed, time.time(), "the submission was interrupted")
-    if ledger.held:
-        _release_left(folder, ledger)
-    ledger = read_ledger(folder.path)
-    _check_interrupted(folder, ledger)
-    return ledger
-
-
-def _release_left(folder: SweepFolder, ledger: Ledger) -> None:
-    """Releases jobs that are recorded, and whose submission ended before it released them."""
-    here = cluster_name(environ=os.environ)
-    clusters = {job.job_id.partition("_")[0]: job.cluster for job in ledger.all_jobs()}
-    try:
-        queued = query_squeue(folder.job_name(), user_id=folder.owner_id(), environ=os.environ)
-    except AccountingUnavailable as error:
-        _say(f"note: {error}; jobs may still be on hold: {', '.join(ledger.held)}", sys.stderr)
-        return
-    # A job that waits for a time or for another job does not say that it is on hold too.
-    waiting = {job_id.partition("_")[0] for job_id, job in queued.items() if job.state.is_pending}
-    known = [job_id for job_id in ledger.held if None in (here, clusters.get(job_id)) or clusters[job_id] == here]
-    left = [job_id for job_id in known if job_id in waiting]
-    if left:
-        release(left, environ=os.environ)
-        note = f"released what an interrupted submission has left on hold: {', '.join(left)}"
-        _say(f"note: {note}", sys.stderr)
-    released(folder.path, known, time.time())
-
-
-def _check_interrupted(folder: SweepFolder, ledger: Ledger) -> None:
-    """Checks that no interrupted submission, and no damaged line, hides jobs that are not in the ledger."""
-    if not (ledger.unconfirmed or ledger.damaged_lines):
-        return
-    try:
-        queued = query_squeue(folder.job_name(), user_id=folder.owner_id(), environ=os.environ)
-    except AccountingUnavailable as error:
-        message = "an earlier submission was interrupted, and squeue cannot say which of its jobs exist"
-        if not ledger.unconfirmed:
-            message = "the ledger is damaged, and squeue cannot say which jobs exist"
-        raise UserError(f"{message}: {error}") from None
-    in_ledger = {job.job_id for job in ledger.all_jobs()}
-    unknown = sorted(job_id for job_id, job in queued.items() if job_id not in in_ledger and not job.state.is_finished)
-    if unknown:
-        message = f"an earlier submission was interrupted and left jobs that would run twice: {', '.join(unknown)}"
-        if not ledger.unconfirmed:
-            message = f"the ledger is damaged, and lacks jobs that would run twice: {', '.join(unknown)}"
-        hint = f"scancel {' '.join(unknown)}, or wait until they end; then submit again"
-        raise UserError(message, where=str(folder.path), hint=hint)
+        _note(f"{field} was {before!r}; {now!r} has the same files")
 
 
 def _missing(folder: SweepFolder, plan: Plan, ledger: Ledger) -> frozenset[str]:
@@ -244,7 +178,7 @@ def _missing(folder: SweepFolder, plan: Plan, ledger: Ledger) -> frozenset[str]:
     doubtful = [run_id for run_id in planned if run_id in missing and (states.damage or run_id not in ledger.jobs)]
     _check_unfinished(folder, doubtful, states.damage)
     for notice in (*states.damage, *states.notices):
-        _say(f"note: {notice}", sys.stderr)
+        _note(notice)
     line = f"{plan.sweep_name} on {plan.cluster_name}: submitting {len(missing)} of {count_runs(len(planned))}"
     if done or active:
         line += f" ({len(done)} done, {len(active)} queued or running)"

@@ -169,8 +169,7 @@ class CheckpointManager:
             return dataclasses.replace(start, notices=(*notices, lost))
         written = _unpack(ranks[env.rank], self._group.device)
         # Either all ranks continue their records or none does, so that the records cover the same steps on every rank.
-        broken = torch.tensor([not is_intact(records, written)], dtype=torch.int64, device=self._group.device)
-        if int(self._group.sum(broken)):
+        if self._group.any(not is_intact(records, written)):
             gone = "the records of earlier steps are incomplete or have changed: they are dropped"
             return dataclasses.replace(start, notices=(*notices, gone))
         saved = tuple(

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from disttrain.checkpoint.files import MAX_CHECKPOINTS, Claim, Manifest, list_manifests, remove
-from disttrain.errors import NewerAttempt
+from disttrain.errors import NewerAttempt, first_line
 from disttrain.records.atomic_write import atomic_write
 
 _CopyEvents = tuple[torch.cuda.Event, torch.cuda.Event]  # before and after the copies from a GPU
@@ -139,7 +139,7 @@ class CheckpointWriter:
             self._done.put(newer)
             return
         except Exception as failure:  # noqa: BLE001 - torch turns a full disk, for example, into its own errors
-            error = next(iter(str(failure).splitlines()), type(failure).__name__)
+            error = first_line(failure)
         self._done.put(CheckpointOutcome(step, waited_ms + copy_ms, time.perf_counter() - start, size, error))
 
     def _write_files(self, step: int, state: Any) -> int:

@@ -14,7 +14,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 from torchvision.transforms.v2 import functional
 
-from disttrain.errors import UserError
+from disttrain.errors import UserError, first_line
 
 # An image of an undecoded column: the `bytes` of its file, or the `path` of the file; None if the row has no image.
 Value = Mapping[str, Any] | None
@@ -63,7 +63,7 @@ def decode_image(value: Value) -> Image.Image:
     except Exception as error:
         # For damaged bytes, Pillow's readers of about forty formats raise many kinds of errors: OSError, SyntaxError,
         # ValueError, struct.error, zlib.error, DecompressionBombError...
-        reason = next(iter(str(error).splitlines()), "") or type(error).__name__
+        reason = first_line(error)
         raise BrokenImageError(reason, path) from error
 
 

@@ -76,6 +76,10 @@ class Group:
             dist.all_reduce(values)
         return values
 
+    def any(self, flag: bool) -> bool:
+        """Whether it is true on any rank, on every rank."""
+        return bool(self.sum(torch.tensor([flag], dtype=torch.int64, device=self.device)))
+
     def barrier(self) -> None:
         """Waits until every rank is at the barrier."""
         if self.backend is not None:

@@ -8,6 +8,7 @@ from torch._dynamo import config as dynamo
 from torch._inductor import config as inductor
 
 from disttrain.distributed.group import Group
+from disttrain.errors import first_line
 
 RECOMPILE_LIMIT = 32
 
@@ -42,5 +43,5 @@ def _problem(device: torch.device) -> str | None:
         with inductor.patch(force_disable_caches=True):
             torch.compile(lambda values: values * 2 + 1)(torch.ones(8, device=device))
     except Exception as error:  # noqa: BLE001 - torch, triton and the compiler raise errors of many classes
-        return next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+        return first_line(error)
     return None

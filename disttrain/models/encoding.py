@@ -7,8 +7,6 @@ import uuid
 from contextlib import suppress
 from pathlib import Path
 
-import torch
-
 from disttrain.config.train_config import FAMILIES, TrainConfig
 from disttrain.data.array_cache import cache_folder
 from disttrain.data.sharing import NotCachedError, pack, unpack
@@ -54,7 +52,7 @@ def _see_the_same_cache(group: Group) -> bool:
             probe.touch()
     name = group.broadcast_from_main(None if probe is None else probe.name)
     seen = name is not None and (folder / name).exists()
-    missing = int(group.sum(torch.tensor([not seen], dtype=torch.int64, device=group.device)))
+    missing = group.any(not seen)
     if probe is not None:
         with suppress(OSError):
             probe.unlink()
@@ -80,5 +78,4 @@ def _encoded_on_main(config: TrainConfig, family: Family, group: Group, work_dir
             made = unpack(packed)
     if isinstance(made, UserError):
         raise made
-    missing = torch.tensor([made is None], dtype=torch.int64, device=group.device)
-    return None if int(group.sum(missing)) else made
+    return None if group.any(made is None) else made

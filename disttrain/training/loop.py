@@ -255,7 +255,7 @@ class TrainingLoop:
         with self._pass_without_effect(np.arange(1)):
             trained = (parameter for parameter in self._model.parameters() if parameter.requires_grad)
             skipped = any(parameter.grad is None for parameter in trained)
-        return bool(self._group.sum(torch.tensor([skipped], dtype=torch.int64, device=self._group.device)))
+        return self._group.any(skipped)
 
     def _settle_buckets(self) -> None:
         """Does one forward and backward pass that does not change the model.

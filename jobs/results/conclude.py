@@ -10,7 +10,7 @@ from jobs.results.run_records import RunFacts
 from jobs.slurm.attempts import AccountingRow
 from jobs.slurm.squeue import QueuedJob
 from jobs.slurm.states import State
-from jobs.storage.ledger import Job
+from jobs.storage.ledger import Job, array_of
 
 # sacct and squeue list a job some seconds after sbatch, and a requeued one some seconds after its end.
 DELAY_S = 60
@@ -100,7 +100,7 @@ def _listed(evidence: Evidence) -> QueuedJob | None:
     """What the controller lists of the latest job; an array that was cancelled as a whole is listed by its own id."""
     job_id = evidence.jobs[-1].job_id
     queue = evidence.queue or {}
-    array = queue.get(job_id.partition("_")[0])
+    array = queue.get(array_of(job_id))
     if job_id not in queue and array is not None and array.state.is_finished:
         return array
     return queue.get(job_id)

@@ -109,15 +109,15 @@ class _Answers:
 def _answers(folder: SweepFolder, ledger: Ledger, run_ids: Sequence[str], environ: Mapping[str, str]) -> _Answers:
     """What Slurm answers, or what the local queue has written, about all jobs in the ledger."""
     every_saved, damaged_rows = _saved_rows(folder.accounting_file)
-    names = (None, folder.job_name())
-    saved = tuple(row for row in every_saved if row.job_name in names)
+    job_name = folder.job_name()
+    saved = _named(every_saved, job_name)
     damage = (
         *_damage_notice(LEDGER_NAME, ledger.damaged_lines, "jobs may be missing"),
         *_damage_notice(folder.accounting_file.name, damaged_rows, "states may be missing"),
     )
     answers = _Answers(attempts_by_job(saved), damage)
     if folder.cluster_name != LOCAL:
-        answers = _ask_slurm(folder, ledger, saved, answers, run_ids, environ)
+        answers = _ask_slurm(folder, job_name, ledger, saved, answers, run_ids, environ)
     if ledger.unconfirmed and not ledger.damaged_lines:
         notice = (
             f"a submission of {len(ledger.unconfirmed)} runs was interrupted:"
@@ -129,6 +129,7 @@ def _answers(folder: SweepFolder, ledger: Ledger, run_ids: Sequence[str], enviro
 
 def _ask_slurm(
     folder: SweepFolder,
+    job_name: str,
     ledger: Ledger,
     saved: Sequence[AccountingRow],
     known: _Answers,
@@ -140,16 +141,17 @@ def _ask_slurm(
     if _unfinished(run_ids, ledger, known) and any(job.cluster for job in ledger.all_jobs()):
         here = cluster_name(environ=environ)
     jobs = [job for job in ledger.all_jobs() if None in (here, job.cluster) or job.cluster == here]
+    user_id = folder.owner_id()
     notices: list[str] = []
     unavailable: AccountingUnavailable | None = None
     attempts = known.attempts
     try:
         since_s = min((job.submitted_s for job in jobs), default=None)
-        rows = query_sacct([job.job_id for job in jobs], environ=environ, since_s=since_s)
+        rows = _named(query_sacct([job.job_id for job in jobs], environ=environ, since_s=since_s), job_name)
     except AccountingUnavailable as error:
         unavailable = error
     else:
-        merged = merge_history(saved, _ours(rows, folder))
+        merged = merge_history(saved, [row for row in rows if None in (row.user_id, user_id) or row.user_id == user_id])
         attempts = attempts_by_job(merged)
         if folder.is_owner():
             notices += _save(folder, saved, merged)
@@ -158,7 +160,7 @@ def _ask_slurm(
     if _unfinished(run_ids, ledger, answers):
         # After sacct: a job that ends between both is then finished by squeue, or not listed and finished next time.
         try:
-            queue = query_squeue(folder.job_name(), user_id=folder.owner_id(), environ=environ)
+            queue = query_squeue(job_name, user_id=user_id, environ=environ)
             answers = replace(answers, queue=queue)
         except AccountingUnavailable as error:
             if unavailable is not None:
@@ -191,14 +193,9 @@ def _unfinished(run_ids: Sequence[str], ledger: Ledger, answers: _Answers) -> bo
     return False
 
 
-def _ours(rows: Sequence[AccountingRow], folder: SweepFolder) -> tuple[AccountingRow, ...]:
-    """The rows of the jobs of this sweep: numbers of jobs are used again, and other clusters have them too."""
-    owner_id, job_name = folder.owner_id(), folder.job_name()
-    return tuple(
-        row
-        for row in rows
-        if row.job_name in (None, job_name) and (None in (row.user_id, owner_id) or row.user_id == owner_id)
-    )
+def _named(rows: Sequence[AccountingRow], job_name: str) -> tuple[AccountingRow, ...]:
+    """The rows of jobs of this name: numbers of jobs are used again, and other clusters have them too."""
+    return tuple(row for row in rows if row.job_name in (None, job_name))
 
 
 def _conclude(folder: SweepFolder, run_ids: Sequence[str], ledger: Ledger, answers: _Answers) -> dict[str, Conclusion]:
@@ -212,8 +209,8 @@ def _conclude(folder: SweepFolder, run_ids: Sequence[str], ledger: Ledger, answe
         facts = _facts(folder.run(run_id), attempts) if jobs else RunFacts()
         if folder.cluster_name == LOCAL:
             queue = jobs[-1].queue if jobs else None
-            if queue not in queue_lives:
-                queue_lives[queue] = queue is None or is_queue_alive(queue)
+            if queue is not None and queue not in queue_lives:
+                queue_lives[queue] = is_queue_alive(queue)
             conclusions[run_id] = conclude_local(jobs, attempts, facts, queue_lives=queue_lives[queue])
             continue
         evidence = Evidence(

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import subprocess
 from collections.abc import Mapping, Sequence
 
 from disttrain.errors import UserError
-from jobs.slurm.sacct import Runner, query_environ, run_command
+from jobs.slurm.sacct import Runner, run_command
+from jobs.slurm.sacct_table import AccountingUnavailable
+from jobs.slurm.squeue import ask_controller
 
 
 def release(job_ids: Sequence[str], *, environ: Mapping[str, str], run: Runner = run_command) -> None:
@@ -29,8 +30,6 @@ def cancel(job_ids: Sequence[str], *, environ: Mapping[str, str], run: Runner = 
 
 def _control(command: Sequence[str], environ: Mapping[str, str], run: Runner) -> None:
     try:
-        done = run(command, query_environ(environ))
-    except (OSError, subprocess.TimeoutExpired) as error:
-        raise UserError(f"{command[0]} cannot be run: {error}") from None
-    if done.returncode != 0:
-        raise UserError(f"{' '.join(command)} failed: {' '.join(done.stderr.split())}")
+        ask_controller(command, environ, run)
+    except AccountingUnavailable as error:
+        raise UserError(f"{' '.join(command)}: {error}") from None

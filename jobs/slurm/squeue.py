@@ -75,7 +75,7 @@ def query_squeue(
     if user_id is not None:
         command.append(f"--user={user_id}")
     jobs = {}
-    for line in _output(command, environ, run).splitlines():
+    for line in ask_controller(command, environ, run).splitlines():
         job_id, *values = line.strip().split("|", 3)  # the comment is last: it may have any character
         if len(values) == 3:  # with several clusters, each list has a title
             token = _TOKEN.search(values[2])
@@ -96,13 +96,18 @@ def comment_of(token: str) -> str:
 def cluster_name(*, environ: Mapping[str, str], run: Runner = run_command) -> str | None:
     """The name of the cluster on which this host submits; None if the controller does not say it."""
     try:
-        match = _CLUSTER_NAME.search(_output(["scontrol", "show", "config"], environ, run))
+        match = _CLUSTER_NAME.search(ask_controller(["scontrol", "show", "config"], environ, run))
     except AccountingUnavailable:
         return None
     return match[1] if match else None
 
 
-def _output(command: Sequence[str], environ: Mapping[str, str], run: Runner) -> str:
+def ask_controller(command: Sequence[str], environ: Mapping[str, str], run: Runner) -> str:
+    """The output of a command to the controller.
+
+    Raises:
+        AccountingUnavailable: It cannot be started, does not answer in time, or fails.
+    """
     try:
         done = run(command, query_environ(environ))
     except (OSError, subprocess.TimeoutExpired) as error:

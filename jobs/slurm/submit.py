@@ -8,7 +8,7 @@ import os
 import re
 import secrets
 import shutil
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NoReturn
 
 from disttrain.errors import UserError
@@ -19,6 +19,7 @@ from jobs.planning.interpreter import compute_python
 from jobs.planning.plan import JobGroup, Plan
 from jobs.planning.sbatch_options import overruled_variables
 from jobs.slurm.control import cancel, release
+from jobs.slurm.interrupted import cancel_orphans
 from jobs.slurm.sacct_table import AccountingUnavailable
 from jobs.slurm.squeue import cluster_name, comment_of, query_squeue
 from jobs.storage import ledger
@@ -74,13 +75,12 @@ def send_to_slurm(
             _undo(plan, token, run_ids, clock(), error)
         # The user may want them on hold.
         stays_held = bool((group.parameters.get("additional_parameters") or {}).get("hold"))
-        jobs = dict(zip(run_ids, job_ids, strict=True))
+        jobs, job_id = dict(zip(run_ids, job_ids, strict=True)), ledger.array_of(job_ids[0])
         if set(run_ids) - set(ledger.read_ledger(plan.folder).unconfirmed):
             # The lock does not hold between hosts on some file systems.
-            cancel([job_ids[0].split("_")[0]], environ=os.environ)
+            cancel([job_id], environ=os.environ)
             raise UserError("another sweep submit has taken over these runs", hint="sweep status shows what was sent")
         ledger.record(plan.folder, jobs, clock(), cluster=cluster, token=token, held=not stays_held)
-        job_id = job_ids[0].split("_")[0]
         try:
             if not stays_held:
                 release([job_id], environ=os.environ)
@@ -102,7 +102,8 @@ def _undo(plan: Plan, token: str, run_ids: Sequence[str], time_s: float, error: 
     """
     jobs: list[str] | None = None
     with contextlib.suppress(AccountingUnavailable, UserError):
-        jobs = cancel_orphans(plan.sweep_name, {token}, user_id=os.geteuid(), environ=os.environ)
+        queued = query_squeue(plan.sweep_name, user_id=os.geteuid(), environ=os.environ)
+        jobs = cancel_orphans(queued.values(), {token}, environ=os.environ)
     is_refusal = not _UNCLEAR.search(error.message)
     if jobs or (is_refusal and jobs is not None):
         ledger.give_up(plan.folder, run_ids, time_s, error.message)
@@ -113,33 +114,6 @@ def _undo(plan: Plan, token: str, run_ids: Sequence[str], time_s: float, error: 
         raise error
     hint = "submit again: what it may have accepted is on hold, and is cancelled first"
     raise UserError(error.message, where=error.where, hint=hint)
-
-
-def cancel_orphans(name: str, tokens: Collection[str], *, user_id: int | None, environ: Mapping[str, str]) -> list[str]:
-    """Cancels the waiting jobs that carry one of these tokens.
-
-    Args:
-        name: The name of the jobs.
-        tokens: The tokens of submissions whose jobs are in no ledger.
-        user_id: The user whose jobs they are.
-        environ: The environment of Slurm's commands.
-
-    Returns:
-        The ids of the jobs and arrays.
-
-    Raises:
-        AccountingUnavailable: squeue does not answer.
-        UserError: They could not be cancelled, or someone has released one of them, and it has started.
-    """
-    queued = query_squeue(name, user_id=user_id, environ=environ).values()
-    left = [job for job in queued if job.token in tokens and not job.state.is_finished]
-    if freed := sorted(job.job_id for job in left if not job.state.is_pending):
-        message = f"jobs of an interrupted submission have started: {', '.join(freed)}"
-        raise UserError(message, hint=f"scancel {' '.join(freed)}, or wait until they end; then submit again")
-    job_ids = list(dict.fromkeys(job.job_id.partition("_")[0] for job in left))
-    if job_ids:
-        cancel(job_ids, environ=environ)
-    return job_ids
 
 
 def _sbatch(plan: Plan, group: JobGroup, token: str) -> list[str]:

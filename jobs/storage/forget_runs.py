@@ -10,7 +10,7 @@ from typing import Any
 from disttrain.errors import UserError
 from jobs.planning.labels import Variation
 from jobs.storage import ledger
-from jobs.storage.ledger import Ledger
+from jobs.storage.ledger import Ledger, array_of
 from jobs.storage.run_lookup import find_runs, list_names
 from jobs.storage.sweep_folder import SweepFolder
 
@@ -64,12 +64,8 @@ def _remove_files(folder: SweepFolder, run_ids: Collection[str], jobs: Ledger) -
         for path in (folder.logs / job_id, *folder.logs.glob(f"{job_id}_*")):
             _remove(path)
     remaining = {job.job_id for job in jobs.all_jobs()} - forgotten
-    for array in set(map(_array_of, forgotten)) - set(map(_array_of, remaining)):
+    for array in set(map(array_of, forgotten)) - set(map(array_of, remaining)):
         _remove_script(folder.logs, array)
-
-
-def _array_of(job_id: str) -> str:
-    return job_id.partition("_")[0]
 
 
 def _remove_script(logs: Path, array: str) -> None:

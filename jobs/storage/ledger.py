@@ -34,6 +34,16 @@ class QueueProcess:
     created_s: float  # pids are reused; (pid, start time) is not
 
 
+def array_of(job_id: str) -> str:
+    """The number of the array of a task; a plain job has its own.
+
+    Example:
+        >>> array_of("123_4"), array_of("123")
+        ('123', '123')
+    """
+    return job_id.partition("_")[0]
+
+
 @dataclass(frozen=True)
 class Job:
     """One submission of one run."""
@@ -110,7 +120,7 @@ class _Replaying:
     def record(self, event: Mapping[str, Any]) -> None:
         self._open_tokens.discard(event.get("token", ""))
         if event.get("held"):
-            self._held |= dict.fromkeys(job_id.partition("_")[0] for job_id in event["jobs"].values())
+            self._held |= dict.fromkeys(map(array_of, event["jobs"].values()))
         for job in _recorded_jobs(event, self._intended):
             self._jobs[job.run_id] = (*self._jobs.get(job.run_id, ()), job)
             self._intended.pop(job.run_id, None)

@@ -13,6 +13,7 @@ import pytest
 
 import jobs.launch
 import jobs.results.status
+import jobs.slurm.interrupted
 import jobs.slurm.submit
 from disttrain.errors import UserError
 from jobs.launch import debug, launch
@@ -52,11 +53,11 @@ class Slurm:
         self.run_dirs: dict[str, Path] = {}  # by job id
         self.release_error: BaseException | None = None
         monkeypatch.setattr(jobs.slurm.submit, "_sbatch", self.sbatch)
-        for module in (jobs.slurm.submit, jobs.launch):
+        for module in (jobs.slurm.submit, jobs.slurm.interrupted):
             monkeypatch.setattr(module, "query_squeue", self.squeue)
             monkeypatch.setattr(module, "release", self.release)
-        monkeypatch.setattr(jobs.slurm.submit, "cancel", self.cancel)
-        monkeypatch.setattr(jobs.slurm.submit, "cluster_name", lambda **_: "site")
+            monkeypatch.setattr(module, "cancel", self.cancel)
+            monkeypatch.setattr(module, "cluster_name", lambda **_: "site")
         monkeypatch.setattr(jobs.results.status, "query_sacct", self.sacct)
         monkeypatch.setattr(jobs.results.status, "query_squeue", self.squeue)
         monkeypatch.setattr("shutil.which", lambda program: f"/usr/bin/{program}")
@@ -302,11 +303,11 @@ def test_an_interrupted_submission_is_not_repeated(
     ledger.intend(plan.folder, [plan.runs[0].run_id], 1.0)
     queued = {name: QueuedJob(name, State.PENDING) for name in ("71_0", "71_1")}
     queued["70"] = QueuedJob("70", State.CANCELLED)
-    monkeypatch.setattr(jobs.launch, "query_squeue", lambda _, **__: queued)
+    monkeypatch.setattr(jobs.slurm.interrupted, "query_squeue", lambda _, **__: queued)
     with pytest.raises(UserError, match=r"left jobs that would run twice: 71_0, 71_1 \(scancel 71_0 71_1"):
         launch(plan, LOADED, max_ranks=None)
     assert slurm.submitted == []
-    monkeypatch.setattr(jobs.launch, "query_squeue", lambda _, **__: {})
+    monkeypatch.setattr(jobs.slurm.interrupted, "query_squeue", lambda _, **__: {})
     launch(plan, LOADED, max_ranks=None)
     assert sum(map(len, slurm.submitted)) == 4
 
@@ -449,7 +450,7 @@ def break_line(path: Path, number: int) -> bytes:
 def test_a_damaged_ledger_repeats_no_finished_run(
     slurm: Slurm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(jobs.launch, "query_squeue", lambda _, **__: {})
+    monkeypatch.setattr(jobs.slurm.interrupted, "query_squeue", lambda _, **__: {})
     plan = plan_of(tmp_path)
     folder = SweepFolder(plan.folder)
     launch(plan, LOADED, max_ranks=None)
@@ -478,7 +479,7 @@ def test_a_damaged_ledger_repeats_no_finished_run(
 def test_damage_stops_no_run_without_a_summary(
     slurm: Slurm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(jobs.launch, "query_squeue", lambda _, **__: {})
+    monkeypatch.setattr(jobs.slurm.interrupted, "query_squeue", lambda _, **__: {})
     plan = plan_of(tmp_path)
     launch(plan, LOADED, max_ranks=None)
     finish(SweepFolder(plan.folder))[0].write_text("{}")  # it cannot be read
@@ -528,7 +529,7 @@ def test_a_damaged_ledger_loses_no_run_of_a_trial(
     slurm: Slurm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The runs of a submission with --set stay in the results, although its lines are damaged."""
-    monkeypatch.setattr(jobs.launch, "query_squeue", lambda _, **__: {})
+    monkeypatch.setattr(jobs.slurm.interrupted, "query_squeue", lambda _, **__: {})
     folder = SweepFolder(tmp_path / "s" / "site")
 
     def submit(overrides: dict[str, str]) -> int:

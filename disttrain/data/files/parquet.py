@@ -16,6 +16,8 @@ from disttrain.data.files.columns import CLASSES, NUMBERS, TEXT, Table, dataset_
 # The version of what this module makes of a file. Increase it with every change.
 VERSION = 2
 _HEADER = "header"
+# The name, the kind and the class names of each column.
+Header = list[tuple[str, str, list[str] | None]]
 
 
 def read_parquet(files: Sequence[Path]) -> Table:
@@ -34,7 +36,7 @@ def read_parquet(files: Sequence[Path]) -> Table:
 
 
 def _table(arrays: Arrays, folder: Path) -> Table:
-    header: list[tuple[str, str, list[str] | None]] = json.loads(arrays[_HEADER].tobytes())
+    header: Header = json.loads(arrays[_HEADER].tobytes())
     columns = {}
     for number, (name, kind, names) in enumerate(header):
         class_names = None if names is None else tuple(names)
@@ -42,8 +44,8 @@ def _table(arrays: Arrays, folder: Path) -> Table:
     return Table(columns, folder)
 
 
-def _plain_header(files: Sequence[Path]) -> list[tuple[str, str, list[str] | None]] | None:
-    """The name, the kind and the class names of each column; None if `datasets` must read the files.
+def _plain_header(files: Sequence[Path]) -> Header | None:
+    """The columns of some files; None if `datasets` must read them.
 
     It also reads files that are damaged or differ in their columns: its errors say what is wrong.
     """
@@ -97,7 +99,7 @@ def _json_of(schema: Any) -> Any:
         return []
 
 
-def _append_rows(files: Sequence[Path], header: Sequence[tuple[str, str, list[str] | None]], append: Append) -> None:
+def _append_rows(files: Sequence[Path], header: Header, append: Append) -> None:
     from pyarrow import parquet
 
     builders = [ColumnBuilder(number, append) for number in range(len(header))]

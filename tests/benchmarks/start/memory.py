@@ -49,7 +49,6 @@ class Start:
     rows: int
     cache: str  # cold or warm
     peaks: tuple[Peak, ...]  # by rank
-    seconds: float
 
 
 def benchmark(
@@ -97,15 +96,15 @@ def _cold_and_warm(version: str, checkout: Path, rows: int, root: Path) -> list[
     write_table(data, rows)
     starts = []
     for cache in ("cold", "warm"):
-        peaks, seconds = _measure(checkout, data, root, cache)
-        starts.append(Start(version, rows, cache, peaks, seconds))
+        peaks = _measure(checkout, data, root, cache)
+        starts.append(Start(version, rows, cache, peaks))
         own = ", ".join(f"{peak.own_mb:.0f}" for peak in peaks)
-        print(f"{version}, {rows} rows, {cache}: {seconds:.1f} s, own MB {own}", file=sys.stderr, flush=True)
+        print(f"{version}, {rows} rows, {cache}: own MB {own}", file=sys.stderr, flush=True)
     shutil.rmtree(root)
     return starts
 
 
-def _measure(checkout: Path, data: Path, root: Path, cache: str) -> tuple[tuple[Peak, ...], float]:
+def _measure(checkout: Path, data: Path, root: Path, cache: str) -> tuple[Peak, ...]:
     flags = {
         "dataset": data,
         "architecture": json.dumps(_TINY),
@@ -124,15 +123,14 @@ def _measure(checkout: Path, data: Path, root: Path, cache: str) -> tuple[tuple[
     ]
     environ = {**environment(RANKS, root), "PYTHONPATH": str(checkout)}
     with (root / f"{cache}.txt").open("w", encoding="utf-8") as log:
-        began_s = time.perf_counter()
         process = subprocess.Popen(words, env=environ, cwd=checkout, stdout=log, stderr=log, start_new_session=True)
         try:
-            peaks = _peaks(process, began_s + TIMEOUT_S)
+            peaks = _peaks(process, time.perf_counter() + TIMEOUT_S)
         finally:
             end_all(process)
     if process.returncode or len(peaks) < RANKS:
         raise BenchmarkError(f"a run failed: see {root / f'{cache}.txt'}")
-    return peaks, time.perf_counter() - began_s
+    return peaks
 
 
 def _peaks(process: subprocess.Popen[bytes], deadline_s: float) -> tuple[Peak, ...]:

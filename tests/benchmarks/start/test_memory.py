@@ -12,8 +12,8 @@ from tests.benchmarks.start.memory import Peak, Start, _cold_and_warm, grid
 
 def test_the_table_has_a_row_for_each_state() -> None:
     peaks = (Peak(300.0, 500.0), Peak(200.0, 400.0))
-    starts = [Start("now", 1000, "cold", peaks, 8.0), Start("now", 1000, "cold", peaks, 9.0)]
-    starts.append(Start("now", 1000, "warm", peaks, 5.0))
+    starts = [Start("now", 1000, "cold", peaks), Start("now", 1000, "cold", peaks)]
+    starts.append(Start("now", 1000, "warm", peaks))
     made = grid(starts)
     assert made.rows[0] == (
         "1,000", "cold", "now", "2", "300 [300 to 300]", "500 [500 to 500]", "200 [200 to 200]", "400 [400 to 400]",
