@@ -119,10 +119,10 @@ def _answers(folder: SweepFolder, ledger: Ledger, run_ids: Sequence[str], enviro
     if folder.cluster_name != LOCAL:
         answers = _ask_slurm(folder, job_name, ledger, saved, answers, run_ids, environ)
     if ledger.unconfirmed and not ledger.damaged_lines:
-        notice = (
-            f"a submission of {len(ledger.unconfirmed)} runs was interrupted:"
-            f" squeue --name={folder.sweep_name} shows which of its jobs exist"
-        )
+        what_next = f"squeue --name={job_name} shows which of its jobs exist"
+        if ledger.open_tokens:
+            what_next = "its jobs are on hold; sweep submit sends its runs again"
+        notice = f"a submission of {len(ledger.unconfirmed)} runs was interrupted: {what_next}"
         answers = replace(answers, notices=(*answers.notices, notice))
     return answers
 

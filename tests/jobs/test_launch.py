@@ -476,6 +476,17 @@ def test_a_damaged_ledger_repeats_no_finished_run(
 
 
 @pytest.mark.process
+def test_a_damaged_record_cancels_no_job(slurm: Slurm, tmp_path: Path) -> None:
+    """Without its record, the token of a submission looks like that of an interrupted one."""
+    plan = plan_of(tmp_path)
+    launch(plan, LOADED, max_ranks=None)
+    break_line(plan.folder / ledger.LEDGER_NAME, 1)
+    with pytest.raises(UserError, match="left jobs that would run twice: 1_0, 1_1"):
+        launch(plan, LOADED, max_ranks=None)
+    assert set(slurm.states.values()) == {State.PENDING}
+
+
+@pytest.mark.process
 def test_damage_stops_no_run_without_a_summary(
     slurm: Slurm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -221,6 +221,16 @@ def test_a_reader_sees_that_jobs_are_hidden(
     assert (first.state, first.scheduled.reason) == ("UNKNOWN", "its job is not visible to you")
 
 
+@pytest.mark.process
+def test_the_notice_of_an_interrupted_submission_says_what_next(
+    sacct: Sacct, write_sweep: Callable[..., SweepFolder]
+) -> None:
+    folder = write_sweep()
+    ledger.intend(folder.path, ["a", "b"], 1.0, token="0123456789abcdef")
+    expected = "a submission of 2 runs was interrupted: its jobs are on hold; sweep submit sends its runs again"
+    assert expected in read_status(folder, {}).notices
+
+
 def queue_of(process: psutil.Process, *, host: str | None = None, earlier_s: float = 0.0) -> ledger.QueueProcess:
     return ledger.QueueProcess(host or socket.gethostname(), process.pid, process.create_time() - earlier_s)
 
