@@ -37,4 +37,4 @@ def test_example_has_its_number_of_runs(example: str, tmp_path: Path) -> None:
     count = re.match(r"# (\d+) runs\n", example)
     assert count
     assert len(expand(sweep)) == int(count[1])
-    override(load_profile(REPOSITORY / "slurm_templates" / "slurm.yaml"), sweep.slurm, sweep.where)
+    override(load_profile(REPOSITORY / "slurm_templates" / "slurm.yaml"), sweep.slurm.for_all, sweep.where)

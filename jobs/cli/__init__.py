@@ -12,12 +12,15 @@ import typer
 
 from disttrain.errors import UserError, print_every_text
 from jobs import __version__
+from jobs.cli.cancel_command import cancel
 from jobs.cli.forget_command import forget
 from jobs.cli.list_command import list_sweeps
 from jobs.cli.plan_command import plan
+from jobs.cli.resend_commands import rerun, retry
 from jobs.cli.result_commands import collect, figures, status
 from jobs.cli.submit_command import submit
 from jobs.cli.usage_errors import Command, UsageError, usage_message
+from jobs.cli.wait_command import wait
 
 app = typer.Typer(
     name="sweep",
@@ -25,7 +28,7 @@ app = typer.Typer(
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
-for command in (plan, submit, status, forget, collect, figures):
+for command in (plan, submit, status, wait, cancel, retry, rerun, forget, collect, figures):
     app.command(cls=Command)(command)
 app.command("list", cls=Command)(list_sweeps)
 

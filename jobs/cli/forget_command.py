@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import sys
 import time
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
 import typer
 
 from disttrain.errors import UserError
-from jobs.cli.options import OfCluster, OfSweep, Root, RunNames
+from jobs.cli.options import OfCluster, OfSweep, Root, RunNames, Yes
 from jobs.cli.results_output import read_status
 from jobs.cli.shared import sweeps_root
 
@@ -17,8 +17,6 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from jobs.storage.sweep_folder import SweepFolder
-
-Yes = Annotated[bool, typer.Option("--yes", help="Do not ask.")]
 
 
 def forget(

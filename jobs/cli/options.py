@@ -39,5 +39,15 @@ Overrides = Annotated[
 Assignments = Annotated[
     list[str] | None, typer.Argument(metavar="KEY=VALUE", help="Fields under base to set, like --set KEY=VALUE.")
 ]
+Poll = Annotated[
+    float | None,
+    typer.Option(
+        "--poll",
+        min=0.1,
+        metavar="SECONDS",
+        help="Seconds between two status checks while it waits. Default: 30, or 1 with --cluster local.",
+    ),
+]
+Yes = Annotated[bool, typer.Option("--yes", help="Do not ask.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Check = Annotated[bool, typer.Option("--check", help="Exit with status 1 if a run ended without success.")]

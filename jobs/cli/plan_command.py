@@ -32,8 +32,8 @@ def plan(
     if json_:
         print_json(plan_json(sweep_plan))
     elif scripts:
-        if sweep_plan.cluster is None:
-            message = f"cluster {sweep_plan.cluster_name!r} has no batch scripts"
+        if sweep_plan.cluster.kind != "slurm":
+            message = f"cluster {sweep_plan.cluster.name!r} has no batch scripts"
             raise UserError(message, hint="choose a Slurm profile with --cluster")
         print("\n".join(sweep_plan.script(group) for group in sweep_plan.groups), end="")
     else:

@@ -29,20 +29,14 @@ def sweeps_root(option: Path | None) -> Path:
 
 def plan_sweep(file: Path, cluster: str | None, assignments: Sequence[str], root: Path | None) -> tuple[Sweep, Plan]:
     """Reads a sweep file and makes its plan, from the options of the command line."""
-    from jobs.planning.cluster_profile import ClusterProfile, find_profile, override
+    from jobs.planning.cluster import find_cluster, with_changes
     from jobs.planning.expand import expand
     from jobs.planning.plan import make_plan
     from jobs.planning.sweep_file import load_sweep
 
     sweep = load_sweep(file, _read_overrides(assignments))
-    name, profile = find_profile(cluster, os.environ, Path.cwd())
-    # Also checked for the local executor: a local test then finds the mistakes that would stop a submission to Slurm.
-    overridden = override(
-        profile or ClusterProfile.model_validate({}), sweep.slurm, lambda key: sweep.where("slurm", key)
-    )
-    if profile:
-        profile = overridden
-    return sweep, make_plan(sweep.name, expand(sweep), name, profile, sweeps_root(root) / sweep.name / name)
+    found = with_changes(find_cluster(cluster, os.environ, Path.cwd()), sweep)
+    return sweep, make_plan(sweep.name, expand(sweep), found, sweeps_root(root) / sweep.name / found.name)
 
 
 def all_assignments(arguments: Sequence[str] | None, options: Sequence[str] | None) -> list[str]:

@@ -1,4 +1,4 @@
-"""`sweep submit`: submits the runs that are not done, queued or running."""
+"""`sweep submit`: submits the runs that are not done, queued, running or cancelled."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from disttrain.errors import UserError
-from jobs.cli.options import Assignments, ClusterName, Overrides, Root, SweepFile
+from jobs.cli.options import Assignments, ClusterName, Overrides, Poll, Root, SweepFile
 from jobs.cli.plan_command import plan as show_plan
 from jobs.cli.results_output import exit_if_failed, print_results, read_status
 from jobs.cli.shared import all_assignments, plan_sweep, stderr_console
@@ -29,17 +29,13 @@ MaxParallel = Annotated[
         help="With --cluster local: ranks that run at the same time. Default: the number of GPUs, or of cores.",
     ),
 ]
-Poll = Annotated[
-    float | None,
+Replace = Annotated[
+    bool,
     typer.Option(
-        "--poll",
-        min=0.1,
-        metavar="SECONDS",
-        help="With --wait: seconds between two status checks. Default: 30, or 1 with --cluster local.",
+        "--replace",
+        help="Cancel and send again the runs that wait with another request (time, partition, ...) than the sweep's.",
     ),
 ]
-
-
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Show the plan and submit nothing, like sweep plan.")]
 
 
@@ -50,18 +46,18 @@ def submit(
     set_: Overrides = None,
     root: Root = None,
     dry_run: DryRun = False,
+    replace: Replace = False,
     wait: Wait = False,
     max_parallel: MaxParallel = None,
     poll: Poll = None,
     json_: Annotated[bool, typer.Option("--json", help="With --wait or --dry-run: print JSON.")] = False,
 ) -> None:
-    """Submit the runs that are not done, queued or running.
+    """Submit the runs that are not done, queued, running or cancelled.
 
     A second submit submits only failed and new runs. With --wait, the exit status is 1 if one of these runs has
     ended without success.
     """
-    from jobs.launch import debug, launch
-    from jobs.planning.cluster_profile import DEBUG, LOCAL
+    from jobs.submission.launch import debug, launch
 
     if dry_run and wait:
         raise UserError("--dry-run and --wait are both given", hint="choose one")
@@ -73,36 +69,39 @@ def submit(
     if poll is not None and not wait:
         raise UserError(f"--poll {poll:g} needs --wait", hint="add --wait, or leave out --poll")
     sweep, plan = plan_sweep(file, cluster, all_assignments(assignments, set_), root)
-    if max_parallel is not None and plan.cluster_name != LOCAL:
+    if max_parallel is not None and plan.cluster.kind != "local":
         hint = "for Slurm, set max_running in the cluster profile"
         raise UserError(f"--max-parallel {max_parallel} needs --cluster local", hint=hint)
-    if plan.cluster_name == DEBUG:
+    if plan.cluster.kind == "debug":
         if json_:
             raise UserError("--json has no results of --cluster debug", hint="choose another cluster")
         debug(plan, sweep)
     elif wait:
-        _submit_and_wait(plan, sweep, max_parallel, poll, json_)
+        _submit_and_wait(plan, sweep, max_parallel, poll, json_, replace)
     else:
-        launch(plan, sweep, max_ranks=max_parallel)
+        launch(plan, sweep, max_ranks=max_parallel, replace=replace)
         print(f"sweep status {sweep.name}    shows the progress")
 
 
-def _submit_and_wait(plan: Plan, sweep: Sweep, max_parallel: int | None, poll_s: float | None, as_json: bool) -> None:
-    from jobs.launch import launch
-    from jobs.planning.cluster_profile import LOCAL
+def _submit_and_wait(
+    plan: Plan, sweep: Sweep, max_parallel: int | None, poll_s: float | None, as_json: bool, replace: bool
+) -> None:
     from jobs.results.watch import Watch
+    from jobs.schedulers.states import scheduler_for
     from jobs.storage.sweep_folder import SweepFolder
+    from jobs.submission.launch import launch
 
     folder = SweepFolder(plan.folder)
-    default_poll_s = 30.0
-    if plan.cluster_name == LOCAL:
-        default_poll_s = 1.0
+    poll_s = poll_s or scheduler_for(plan.cluster.kind, os.environ).poll_s
     # With --json, stdout has nothing but the results.
     progress = contextlib.redirect_stdout(sys.stderr if as_json else sys.stdout)
     run_ids = {run.run_id for run in plan.runs}
-    with progress, Watch(folder, run_ids, stderr_console(), os.environ, poll_s or default_poll_s) as watch:
-        launch(plan, sweep, max_ranks=max_parallel, on_poll=watch.tick)
+    with progress, Watch(folder, run_ids, stderr_console(), os.environ, poll_s) as watch:
+        unsent = launch(plan, sweep, max_ranks=max_parallel, on_poll=watch.tick, replace=replace)
         try:
+            while unsent:
+                watch.wait_for_room(unsent)
+                unsent = launch(plan, sweep, max_ranks=max_parallel, on_poll=watch.tick)
             watch.wait()
         except KeyboardInterrupt:
             watch.say(f"the jobs continue; sweep status {sweep.name} shows the progress")

@@ -63,6 +63,7 @@ class LocalQueue:
         self._running: list[LocalRun] = []
         self._max_ranks = max_ranks
         self._submit_s = submit_s
+        self._ledger_bytes = 0
         self._machine = this_machine(os.environ)
         folder.logs.mkdir(parents=True, exist_ok=True)
 
@@ -81,6 +82,7 @@ class LocalQueue:
                     # killed, and it must not write to the same files as the runs that start now.
                     end_processes(self._folder.logs)
                     while self._waiting or self._running:
+                        self._cancel_requested()
                         self._start_fitting_runs()
                         tick()
                         time.sleep(_POLL_S)
@@ -95,6 +97,24 @@ class LocalQueue:
             running.kill()
             self._record(running.run, State.CANCELLED, running.start_s)
         for run in self._waiting:
+            self._record(run, State.CANCELLED)
+
+    def _cancel_requested(self) -> None:
+        """Ends the runs that `sweep cancel` has noted in the ledger since the last look."""
+        try:
+            size_bytes = (self._folder.path / ledger.LEDGER_NAME).stat().st_size
+        except OSError:
+            return  # a shared disk that is away for a moment
+        if size_bytes == self._ledger_bytes:
+            return
+        self._ledger_bytes = size_bytes
+        cancelled = ledger.read_ledger(self._folder.path).cancelled
+        for running in [running for running in self._running if running.run.run_id in cancelled]:
+            running.kill()
+            self._running.remove(running)
+            self._record(running.run, State.CANCELLED, running.start_s)
+        for run in [run for run in self._waiting if run.run_id in cancelled]:
+            self._waiting.remove(run)
             self._record(run, State.CANCELLED)
 
     def _start_fitting_runs(self) -> None:

@@ -11,6 +11,16 @@ from disttrain.errors import UserError
 _ALLOCATION = re.compile(r"([1-9][0-9]{0,5})[x_]([1-9][0-9]{0,5})")
 
 
+def is_allocation(text: str) -> bool:
+    """Whether a text is an allocation.
+
+    Example:
+        >>> is_allocation("2x2"), is_allocation("time")
+        (True, False)
+    """
+    return _ALLOCATION.fullmatch(text) is not None
+
+
 @dataclass(frozen=True, order=True)
 class Allocation:
     """Nodes times GPUs per node, with one rank on each GPU. Sorts by nodes, then by GPUs per node."""
@@ -36,8 +46,9 @@ class Allocation:
             >>> Allocation.parse("2x1"), str(Allocation.parse("1_4"))
             (Allocation(nodes=2, gpus_per_node=1), '1x4')
         """
-        if isinstance(text, str) and (match := _ALLOCATION.fullmatch(text)):
-            return cls(int(match[1]), int(match[2]))
+        if isinstance(text, str) and is_allocation(text):
+            nodes, gpus_per_node = re.split("[x_]", text)
+            return cls(int(nodes), int(gpus_per_node))
         hint = "write <nodes>x<GPUs per node>, both at least 1, for example 1x4 or 2x2"
         raise UserError(f"{text!r} is not an allocation", where=where, hint=hint)
 

@@ -1,12 +1,9 @@
-"""The cluster profile: its keys, how `--cluster` finds it, and how a sweep's `slurm` section overrides it."""
+"""The cluster profile: its keys, and how a sweep's `slurm` section overrides it."""
 
 from __future__ import annotations
 
-import os
 import re
-import shutil
-from collections.abc import Callable, Mapping, Sequence
-from importlib.util import find_spec
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -20,12 +17,8 @@ from disttrain.config.unknown_key import suggest_key
 from disttrain.config.value_errors import describe_value_error
 from disttrain.config.yaml_nodes import dotted
 from disttrain.errors import UserError, shorten
-from jobs.planning.sbatch_options import PLANNED_OPTIONS, USER_DEFAULTS
+from jobs.planning.sbatch_options import PLANNED_OPTIONS
 from jobs.planning.yaml_file import Document, load_yaml
-
-LOCAL = "local"
-DEBUG = "debug"
-GENERIC = "slurm"  # the profile in slurm_templates for any Slurm cluster
 
 # The top-level keys of a sweep file. They are here because a profile answers one that is written under slurm.
 SECTIONS = ("name", "allocations", "base", "axes", "zip", "exclude", "include", "seeds", "measure_link", "slurm")
@@ -109,15 +102,20 @@ def load_profile(path: Path) -> ClusterProfile:
     return ClusterProfile.model_validate(check_section(document))
 
 
-def check_section(document: Document, *keys: str) -> dict[str, Any]:
+def check_section(document: Document, *keys: str, without: Collection[str] = ()) -> dict[str, Any]:
     """The keys and values of a profile in a YAML file: of a complete one, or of the `slurm` section of a sweep.
 
     A number among sbatch's options stays the text that was written: 0123 names another reservation than 123.
 
+    Args:
+        document: The file.
+        keys: The place of the mapping.
+        without: Keys of the mapping that are not the profile's.
+
     Raises:
         UserError: A profile does not have a key, or does not accept its value; the error names the line.
     """
-    values = {**document.get_mapping(*keys)}
+    values = {key: value for key, value in document.get_mapping(*keys).items() if key not in without}
     options = values.get("sbatch")
     if isinstance(options, dict):
         values["sbatch"] = {
@@ -221,80 +219,12 @@ def _check_sbatch_options(cluster: ClusterProfile, where: Callable[[str], str]) 
             raise UserError(message, where=where("sbatch"), hint="write it without the leading dashes")
         if not _OPTION.fullmatch(option):
             raise UserError(message, where=where("sbatch"), hint="write the name of an option: {mail-type: END}")
+        if option in ("clusters", "cluster", "M"):
+            # The numbers of jobs are those of one cluster: all later commands ask the cluster of this host.
+            hint = "submit from a login node of that cluster"
+            raise UserError(f"{message}, but jobs go to the cluster of this host", where=where("sbatch"), hint=hint)
         if option.replace("_", "-") in PLANNED_OPTIONS:
             hint = "the profile has its own key for it: write it outside sbatch"
             if option.replace("-", "_") not in ClusterProfile.model_fields:
                 hint = synonym_hint(option, Place.SLURM)
             raise UserError(message, where=where("sbatch"), hint=hint)
-
-
-def find_profile(
-    name: str | None,
-    environ: Mapping[str, str],
-    working_dir: Path,
-    which: Callable[[str], str | None] = shutil.which,
-) -> tuple[str, ClusterProfile | None]:
-    """The cluster that ``--cluster`` names.
-
-    Args:
-        name: `local`, `debug`, the path of a profile, or the name of a profile. The default is ``$SWEEP_CLUSTER``, then
-            the generic Slurm profile if sbatch is on PATH, then `local`.
-        environ: The environment.
-        working_dir: The folder whose ``clusters/`` is searched first.
-        which: A function that finds a program on PATH.
-
-    Returns:
-        (name, profile); the profile is None for `local` and `debug`. Keys that it lacks have the user's SBATCH_
-        variables, so that the plan shows what is submitted.
-
-    Raises:
-        UserError: The profile does not exist; the error names the folders that were searched.
-    """
-    wanted = name or environ.get("SWEEP_CLUSTER") or _default_cluster(which)
-    if wanted in (LOCAL, DEBUG):
-        return wanted, None
-    if wanted.endswith((".yaml", ".yml")) or "/" in wanted:
-        path = (working_dir / os.path.expanduser(wanted)).resolve()
-        if path.stem in (LOCAL, DEBUG):
-            raise UserError(f"the profile {wanted!r} has the reserved name {path.stem!r}", hint="rename the file")
-        return path.stem, _with_user_defaults(load_profile(path), environ)
-    folders = profile_folders(environ, working_dir)
-    for folder in folders:
-        path = folder / f"{wanted}.yaml"
-        if path.is_file():
-            return wanted, _with_user_defaults(load_profile(path), environ)
-    known = sorted({path.stem for folder in folders for path in folder.glob("*.yaml")})
-    raise UserError(
-        f"no cluster profile {wanted!r} in {', '.join(map(str, folders))}",
-        where="--cluster" if name else "$SWEEP_CLUSTER",
-        hint=f"known: {', '.join([LOCAL, DEBUG, *known])}",
-    )
-
-
-def _with_user_defaults(cluster: ClusterProfile, environ: Mapping[str, str]) -> ClusterProfile:
-    """The profile with the SBATCH_ variables of the user, for the keys that it does not have."""
-    defaults = {
-        key: environ[variable]
-        for key, variable in USER_DEFAULTS.items()
-        if key not in cluster.model_fields_set and environ.get(variable)
-    }
-    if not defaults:
-        return cluster
-    return _validate(cluster.model_dump() | defaults, lambda key: f"${USER_DEFAULTS.get(key, key)}")
-
-
-def _default_cluster(which: Callable[[str], str | None]) -> str:
-    if which("sbatch"):
-        return GENERIC
-    return LOCAL
-
-
-def profile_folders(environ: Mapping[str, str], working_dir: Path) -> Sequence[Path]:
-    """The folders searched for a profile: ./clusters, the user's own, then the one installed with this package."""
-    config = environ.get("XDG_CONFIG_HOME") or os.path.expanduser("~/.config")
-    folders = [working_dir / "clusters", Path(config) / "sweep" / "clusters"]
-    # A namespace package: the same lookup works in a wheel, an editable install and a checkout.
-    spec = find_spec("slurm_templates")
-    if spec:
-        folders += [Path(folder) for folder in spec.submodule_search_locations or () if os.path.isdir(folder)]
-    return folders

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import math
 import shlex
 from collections.abc import Collection, Mapping, Sequence
@@ -13,6 +14,7 @@ from typing import Any
 from disttrain.config.train_config import LINK
 from disttrain.errors import UserError
 from jobs.planning.allocation import Allocation
+from jobs.planning.cluster import Cluster
 from jobs.planning.cluster_profile import ClusterProfile
 from jobs.planning.expand import RunSpec
 from jobs.planning.interpreter import compute_python, imports_elsewhere
@@ -33,7 +35,12 @@ class JobGroup:
     allocation: Allocation
     runs: tuple[RunSpec, ...]
     parameters: dict[str, Any]  # the parameters of submitit's SlurmExecutor; empty without Slurm
-    time_min: int | None  # the time limit of a run, None for no limit
+    profile: ClusterProfile | None  # what the jobs request; None without Slurm
+
+    @property
+    def time_min(self) -> int | None:
+        """The time limit of a run; None for no limit."""
+        return self.profile.time_min if self.profile else None
 
     @property
     def requests_gpus(self) -> bool:
@@ -53,9 +60,8 @@ class Plan:
     """All runs of a sweep on one cluster."""
 
     sweep_name: str
-    cluster_name: str
+    cluster: Cluster
     folder: Path  # the folder of the sweep on this cluster; submitit writes to its logs/
-    cluster: ClusterProfile | None  # None for local and debug
     groups: tuple[JobGroup, ...]
 
     @property
@@ -72,7 +78,7 @@ class Plan:
         # submitit. A test compares this text with the submitted script, so a new release cannot change one only.
         from submitit.slurm.slurm import _make_sbatch_string
 
-        command = f"{compute_python(self.cluster)} -u -m submitit.core._submit"
+        command = f"{compute_python(group.profile)} -u -m submitit.core._submit"
         array = {}
         if len(group.runs) > 1:
             array["map_count"] = len(group.runs)
@@ -85,38 +91,41 @@ class Plan:
         return text
 
 
-def make_plan(
-    sweep_name: str, runs: Sequence[RunSpec], cluster_name: str, cluster: ClusterProfile | None, folder: Path
-) -> Plan:
+def make_plan(sweep_name: str, runs: Sequence[RunSpec], cluster: Cluster, folder: Path) -> Plan:
     """Groups runs by allocation, in the order of their first runs, and splits groups at the array limit.
 
     Args:
         sweep_name: The name of the sweep and of its jobs.
         runs: The expanded runs.
-        cluster_name: `local`, `debug` or the profile's name.
-        cluster: The profile with the sweep's overrides; None for `local` and `debug`.
+        cluster: Where the runs go, with the sweep's changes.
         folder: The absolute path of the sweep's folder on this cluster.
 
     Raises:
         UserError: The logs cannot be in this folder, or a model of the user's own does not exist.
     """
-    _check_folder(folder, on_slurm=cluster is not None)
+    _check_folder(folder, on_slurm=cluster.kind == "slurm")
     for run in runs:
-        if run.import_error and not (cluster and imports_elsewhere(cluster)):
+        profile = cluster.profile_for(run.allocation)
+        if run.import_error and not (profile and imports_elsewhere(profile)):
             raise run.import_error
     by_allocation: dict[Allocation, list[RunSpec]] = {}
     for run in runs:
         by_allocation.setdefault(run.allocation, []).append(run)
     groups: list[JobGroup] = []
     for allocation, members in by_allocation.items():
-        if cluster is None:
+        profile = cluster.profile_for(allocation)
+        if profile is None:
             groups.append(JobGroup(allocation, tuple(members), {}, None))
             continue
-        parameters = slurm_parameters(sweep_name, allocation, cluster)
-        for first in range(0, len(members), cluster.max_array_size):
-            chunk = tuple(members[first : first + cluster.max_array_size])
-            groups.append(JobGroup(allocation, chunk, parameters, cluster.time_min))
-    return Plan(sweep_name, cluster_name, folder, cluster, tuple(groups))
+        group = JobGroup(allocation, tuple(members), slurm_parameters(sweep_name, allocation, profile), profile)
+        groups += split_group(group, profile.max_array_size)
+    return Plan(sweep_name, cluster, folder, tuple(groups))
+
+
+def split_group(group: JobGroup, most_runs: int) -> list[JobGroup]:
+    """The group as arrays of at most this many runs."""
+    starts = range(0, len(group.runs), most_runs)
+    return [dataclasses.replace(group, runs=group.runs[first : first + most_runs]) for first in starts]
 
 
 def _check_folder(folder: Path, *, on_slurm: bool) -> None:
@@ -176,6 +185,18 @@ def slurm_parameters(name: str, allocation: Allocation, cluster: ClusterProfile)
     return {key: value for key, value in parameters.items() if value is not None or key == "wckey"}
 
 
+def request_of(group: JobGroup) -> dict[str, Any]:
+    """What is requested for each run of a group, to compare it with a later plan. Lines of `setup` are a digest only.
+
+    The limit of tasks that run at the same time is not part of it.
+    """
+    left_out = ("job_name", "wckey", "srun_args", "array_parallelism")
+    request = {name: value for name, value in group.parameters.items() if name not in left_out}
+    if "setup" in request:
+        request["setup"] = hashlib.sha256("\n".join(request["setup"]).encode()).hexdigest()[:12]
+    return request
+
+
 def _gpu_parameters(cluster: ClusterProfile, gpus: int) -> dict[str, Any]:
     request: int | str = gpus
     if cluster.gpu_type:
@@ -201,7 +222,8 @@ def plan_json(plan: Plan) -> dict[str, Any]:
     """The plan as JSON, for `sweep plan --json` and plan.json."""
     return {
         "sweep": plan.sweep_name,
-        "cluster": plan.cluster_name,
+        "cluster": plan.cluster.name,
+        "kind": plan.cluster.kind,
         "runs": [run_json(run) for run in plan.runs],
     }
 

@@ -15,6 +15,7 @@ from disttrain.errors import UserError
 from jobs.planning.allocation import Allocation
 from jobs.planning.sweep_sections import (
     Pattern,
+    SlurmSection,
     check_sections,
     format_override,
     read_allocations,
@@ -43,7 +44,7 @@ class Sweep:
         zip: The values by field name: lists of equal length, which vary together.
         seeds: The seeds; None if the file has no such list.
         measure_link: Whether each allocation also gets a run of model `link`.
-        slurm: The overrides of the cluster profile, each checked alone.
+        slurm: The changes to the cluster profile, each checked alone.
         overrides: The texts of ``--set`` by field name, as on the command line. `base` includes their values.
     """
 
@@ -58,7 +59,7 @@ class Sweep:
     include: tuple[Pattern, ...]
     seeds: tuple[int, ...] | None
     measure_link: bool
-    slurm: Mapping[str, Any]
+    slurm: SlurmSection
     overrides: Mapping[str, str]
 
     @property

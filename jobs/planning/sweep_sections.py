@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from disttrain.config.flags import read_value
@@ -15,7 +15,7 @@ from disttrain.config.unknown_key import suggest_key
 from disttrain.config.validation import validate
 from disttrain.config.yaml_nodes import KeyPath
 from disttrain.errors import FieldsError, UserError, shorten
-from jobs.planning.allocation import Allocation
+from jobs.planning.allocation import Allocation, is_allocation
 from jobs.planning.cluster_profile import SECTIONS as SECTIONS
 from jobs.planning.cluster_profile import ClusterProfile, check_section
 from jobs.planning.yaml_file import Document
@@ -248,15 +248,35 @@ def read_measure_link(document: Document) -> bool:
     return value
 
 
-def read_slurm(document: Document) -> dict[str, Any]:
-    """The mapping `slurm`, with keys and values that a cluster profile accepts.
+@dataclass(frozen=True)
+class SlurmSection:
+    """The section `slurm`: changes to the cluster profile, for all jobs and for those of one allocation."""
+
+    for_all: Mapping[str, Any] = field(default_factory=dict)
+    by_allocation: Mapping[Allocation, Mapping[str, Any]] = field(default_factory=dict)
+
+
+def read_slurm(document: Document) -> SlurmSection:
+    """The mapping `slurm`, with keys and values that a cluster profile accepts, also below the name of an allocation.
 
     Raises:
-        UserError: It is not a mapping, or a key or value is wrong.
+        UserError: It is not a mapping, a key or value is wrong, or the sweep lacks the allocation.
     """
     if "slurm" not in document.value:
-        return {}
-    return check_section(document, "slurm")
+        return SlurmSection()
+    names = [key for key in document.get_mapping("slurm") if is_allocation(key)]
+    known = {
+        *read_allocations(document, "allocations"),
+        *(allocation for entry in read_patterns(document, "include") for allocation in entry.allocations or ()),
+    }
+    by_allocation = {}
+    for name in names:
+        allocation = Allocation.parse(name)
+        if allocation not in known:
+            hint = f"its allocations: {', '.join(map(str, sorted(known)))}"
+            raise document.error(("slurm", name), f"the sweep has no allocation {name}", hint=hint)
+        by_allocation[allocation] = check_section(document, "slurm", name)
+    return SlurmSection(check_section(document, "slurm", without=names), by_allocation)
 
 
 def read_patterns(document: Document, section: str) -> tuple[Pattern, ...]:

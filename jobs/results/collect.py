@@ -8,10 +8,10 @@ from typing import Any
 
 from jobs.planning.labels import Variation
 from jobs.results.comparability import with_reasons
-from jobs.results.conclude import Conclusion
 from jobs.results.failure_reason import explain
 from jobs.results.result import Requested, Result, Scheduled
 from jobs.results.run_records import RunRecords
+from jobs.schedulers.conclude import Conclusion
 from jobs.slurm.attempts import AccountingRow, attempts_of
 from jobs.slurm.states import State
 from jobs.storage.ledger import Job, Ledger
@@ -24,7 +24,7 @@ def join(
     records: Mapping[str, RunRecords],
     conclusions: Mapping[str, Conclusion],
     *,
-    local: bool,
+    has_accounting: bool,
 ) -> tuple[Result, ...]:
     """One row for each planned run.
 
@@ -34,7 +34,7 @@ def join(
         attempts: All known attempts by job id, oldest first.
         records: The records by run id; a run without records may be missing.
         conclusions: The state of each run by its id.
-        local: Whether the sweep ran under the local executor: columns that only Slurm can fill then stay empty.
+        has_accounting: Whether the scheduler accounts jobs; else the columns that only Slurm can fill stay empty.
     """
     rows = []
     variation = Variation(planned)
@@ -46,7 +46,7 @@ def join(
         if conclusion.attempt is not None and conclusion.attempt.key not in {attempt.key for attempt in of_jobs}:
             of_jobs.append(conclusion.attempt)
         run_records = records.get(run["run_id"], RunRecords())
-        scheduled = _scheduled(conclusion, jobs, of_jobs, run_records, run["world_size"], local)
+        scheduled = _scheduled(conclusion, jobs, of_jobs, run_records, run["world_size"], has_accounting)
         rows.append(
             Result(
                 requested=_requested(run, variation.label(run)),
@@ -93,9 +93,9 @@ def _scheduled(
     attempts: Sequence[AccountingRow],
     records: RunRecords,
     planned_gpus: int,
-    local: bool,
+    has_accounting: bool,
 ) -> Scheduled:
-    """The part of a row that the scheduler reports; under the local executor only the state and the times."""
+    """The part of a row that the scheduler reports; without accounting only the state and the times."""
     state, latest = conclusion.state, conclusion.attempt
     columns: dict[str, Any] = {"state": state.value, "state_source": conclusion.source}
     if reason := _reason(conclusion, records, planned_gpus):
@@ -107,7 +107,7 @@ def _scheduled(
         columns["end_time"] = _iso(latest.end_s)
     if latest is not None and state.is_finished:
         columns["exit_code"] = latest.exit_code
-    if local:
+    if not has_accounting:
         return Scheduled(**columns)
     columns["attempts"] = len(attempts)
     if jobs:

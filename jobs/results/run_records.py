@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,16 +11,16 @@ from typing import Any
 
 from disttrain.errors import shorten
 from disttrain.records.json_values import DamagedFile, UnreadableFile, damaged, parse_object, type_check
-from disttrain.records.record_files import SUMMARY_NAME, metrics_name, read_failure, read_run_info, read_summary
+from disttrain.records.record_files import metrics_name, read_failure, read_run_info, read_summary
 from disttrain.records.record_types import ExchangeRecord, StepRecord
 from disttrain.records.summary_types import Failure, Summary
+from jobs.storage.run_facts import failure_files
 
 # The number of bytes at the end of a file that are searched for a step, one size after the other.
 _TAIL_SIZES_BYTES = (2**12, 2**16, 2**20, 2**24)
 # A checkpoint record has a step too, but a checkpoint is written during the loop, and its step is an earlier one.
 _KINDS_WITH_LAST_STEP = (StepRecord.kind, ExchangeRecord.kind)
 _is_integer = type_check(int)
-_FAILURE_NAME = re.compile(r"failure-rank\d+\.json")
 
 
 @dataclass(frozen=True)
@@ -41,45 +40,6 @@ class RunRecords:
     damage: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True)
-class RunFacts:
-    """What the folder of a run shows of the life of its latest job.
-
-    Attributes:
-        has_summary: Whether the run has a summary: a submission removes the one of an earlier job.
-        failed_s: The time at which a rank last reported a failure, in seconds since 1970; None if none did.
-        wrote_s: The time at which rank 0 last wrote a record; None if it did not.
-    """
-
-    has_summary: bool = False
-    failed_s: float | None = None
-    wrote_s: float | None = None
-
-
-def read_facts(run_dir: Path) -> RunFacts:
-    """What a run's folder shows, without reading the records."""
-    failed_s = max(filter(None, map(_written_s, _failure_files(run_dir))), default=None)
-    return RunFacts(has_summary(run_dir), failed_s, _written_s(run_dir / metrics_name(0)))
-
-
-def has_summary(run_dir: Path) -> bool:
-    """Whether a run has a summary; also if a folder cannot be read: a run is not repeated because a disk is away."""
-    try:
-        (run_dir / SUMMARY_NAME).stat()
-    except (FileNotFoundError, NotADirectoryError):
-        return False
-    except OSError:
-        return True
-    return True
-
-
-def _written_s(path: Path) -> float | None:
-    try:
-        return path.stat().st_mtime
-    except OSError:
-        return None
-
-
 def is_complete(run_dir: Path) -> bool:
     """Whether a run's folder has a summary that can be read."""
     try:
@@ -95,7 +55,7 @@ def read_run(run_dir: Path) -> RunRecords:
     """
     damage: list[str] = []
     failures: list[Failure] = []
-    for path in _failure_files(run_dir):
+    for path in failure_files(run_dir):
         with _noting(damage):
             if failure := read_failure(path):
                 failures.append(failure)
@@ -122,15 +82,6 @@ def _noting(damage: list[str]) -> Iterator[None]:
         yield
     except DamagedFile as error:
         damage.append(error.message)
-
-
-def _failure_files(run_dir: Path) -> list[Path]:
-    """The failure files in a run's folder, by rank. A folder that has disappeared has none."""
-    try:
-        names = os.listdir(run_dir)
-    except OSError:
-        return []
-    return [run_dir / name for name in sorted(names) if _FAILURE_NAME.fullmatch(name)]
 
 
 def _last_step(path: Path) -> tuple[int | None, str | None]:

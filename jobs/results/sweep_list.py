@@ -13,8 +13,9 @@ from rich.markup import escape
 from rich.table import Table
 
 from disttrain.errors import UserError
-from jobs.results.status import LastKnown, age_text, last_known
+from jobs.results.status import LastKnown, last_known
 from jobs.results.tables import LOOK
+from jobs.schedulers.answers import age_text
 from jobs.slurm.states import State
 from jobs.storage.sweep_folder import SweepFolder, modified_s
 

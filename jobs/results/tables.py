@@ -18,7 +18,6 @@ from rich.table import Table
 
 from disttrain.records.json_values import to_json as to_json_text
 from disttrain.records.record_files import failure_name
-from jobs.planning.cluster_profile import DEBUG
 from jobs.planning.labels import Variation, value_text
 from jobs.planning.plan import Plan, count_runs, run_json
 from jobs.results.comparability import ONE_HOST, SHARED_GPU
@@ -39,8 +38,8 @@ _STATE_STYLE = {State.COMPLETED: "green", State.RUNNING: "cyan", State.PENDING: 
 
 def plan_table(plan: Plan) -> Table:
     """Every run below its allocation, with the resources that the allocation requests."""
-    title = f"{plan.sweep_name} on {plan.cluster_name}: {count_runs(len(plan.runs))}"
-    if plan.cluster_name == DEBUG:
+    title = f"{plan.sweep_name} on {plan.cluster.name}: {count_runs(len(plan.runs))}"
+    if plan.cluster.kind == "debug":
         title += ", each as one rank in this process"
     table = Table(title=title, title_justify="left", **LOOK)
     table.add_column("allocation, runs", no_wrap=True)

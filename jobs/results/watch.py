@@ -93,6 +93,24 @@ class Watch(AbstractContextManager["Watch"]):
         now = "  ".join(f"{result.label} step {result.figures.get('steps') or 0}" for result in running[:3])
         self._progress.update(self._bar, total=len(self._awaited), completed=done, now=now)
 
+    def wait_for_room(self, unsent: Collection[str], sleep: Callable[[float], None] = time.sleep) -> None:
+        """Queries the status until a tenth of the sent runs that had not ended have ended: others can then be sent.
+
+        Args:
+            unsent: The ids of the runs that were not sent.
+            sleep: A function that waits for some seconds.
+        """
+        self._last_query_s = float("-inf")
+        self.tick()
+        before = self._count_active(unsent)
+        while self._count_active(unsent) > before * 9 // 10:
+            sleep(min(self._poll_s, 0.5))
+            self.tick()
+
+    def _count_active(self, unsent: Collection[str]) -> int:
+        """The number of runs that were sent and have not ended."""
+        return sum(result.phase is not JobPhase.FINISHED and result.run_id not in unsent for result in self._awaited)
+
     def wait(self, sleep: Callable[[float], None] = time.sleep) -> None:
         """Queries the status until every run has ended."""
         while True:

@@ -12,6 +12,7 @@ from jobs.slurm.sacct_table import AccountingUnavailable
 from jobs.slurm.states import State, parse_state
 
 _CLUSTER_NAME = re.compile(r"^ClusterName\s*=\s*(\S+)", re.MULTILINE)
+_MAX_ARRAY_SIZE = re.compile(r"^MaxArraySize\s*=\s*(\d+)", re.MULTILINE)
 _TOKEN = re.compile(r"\bsweep:([0-9a-f]{16})\b")
 # The reasons of a job that waits as every job does.
 _USUAL = frozenset({"", "None", "Priority", "Resources", "BeginTime", "Cleaning"})
@@ -93,13 +94,33 @@ def comment_of(token: str) -> str:
     return f"sweep:{token}"
 
 
+@dataclass(frozen=True)
+class ClusterConfig:
+    """What the controller says of the cluster on which this host submits; None where it does not say it.
+
+    Attributes:
+        name: Its name.
+        max_array_size: The largest number of tasks of an array. Slurm limits the index, which begins with 0.
+    """
+
+    name: str | None = None
+    max_array_size: int | None = None
+
+
+def cluster_config(*, environ: Mapping[str, str], run: Runner = run_command) -> ClusterConfig:
+    """Asks the controller for its configuration."""
+    try:
+        text = ask_controller(["scontrol", "show", "config"], environ, run)
+    except AccountingUnavailable:
+        return ClusterConfig()
+    name, size = _CLUSTER_NAME.search(text), _MAX_ARRAY_SIZE.search(text)
+    # 1 turns arrays off: a job array of one run is sent as a plain job.
+    return ClusterConfig(name[1] if name else None, max(1, int(size[1])) if size else None)
+
+
 def cluster_name(*, environ: Mapping[str, str], run: Runner = run_command) -> str | None:
     """The name of the cluster on which this host submits; None if the controller does not say it."""
-    try:
-        match = _CLUSTER_NAME.search(ask_controller(["scontrol", "show", "config"], environ, run))
-    except AccountingUnavailable:
-        return None
-    return match[1] if match else None
+    return cluster_config(environ=environ, run=run).name
 
 
 def ask_controller(command: Sequence[str], environ: Mapping[str, str], run: Runner) -> str:

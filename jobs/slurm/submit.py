@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import io
 import os
 import re
@@ -16,12 +17,12 @@ from jobs.entry import RankTask
 from jobs.environ import clean_environ
 from jobs.planning.expand import RunSpec
 from jobs.planning.interpreter import compute_python
-from jobs.planning.plan import JobGroup, Plan
+from jobs.planning.plan import JobGroup, Plan, request_of
 from jobs.planning.sbatch_options import overruled_variables
 from jobs.slurm.control import cancel, release
 from jobs.slurm.interrupted import cancel_orphans
 from jobs.slurm.sacct_table import AccountingUnavailable
-from jobs.slurm.squeue import cluster_name, comment_of, query_squeue
+from jobs.slurm.squeue import ClusterConfig, cluster_config, comment_of, query_squeue
 from jobs.storage import ledger
 from jobs.storage.sweep_folder import SweepFolder
 
@@ -30,6 +31,8 @@ _UNCLEAR = re.compile(
     r"no clear answer|timed? ?out|unable to contact|connection|communication|zero bytes|transport endpoint|shut down",
     re.IGNORECASE,
 )
+# The limits of the jobs that a user may have at the same time: AssocMaxSubmitJobLimit, QOSMaxSubmitJobPerUserLimit, ...
+_LIMIT = re.compile(r"\b(?:Assoc|QOS)\w*Submit\w*|Slurm temporarily unable to accept job")
 
 
 def require_slurm(cluster_name: str) -> None:
@@ -48,10 +51,12 @@ def require_slurm(cluster_name: str) -> None:
 
 def send_to_slurm(
     plan: Plan, overrides: Mapping[str, str], clock: Callable[[], float], on_sent: Callable[[JobGroup, str], None]
-) -> None:
+) -> tuple[list[str], str]:
     """Submits every group of the plan on hold, records it in the ledger, and releases it. Call `require_slurm` before.
 
     So no job starts that is not recorded. The jobs carry a token, by which those of a broken submission are found.
+    Arrays are not larger than the cluster accepts. If the user has as many jobs as Slurm accepts, a smaller array is
+    tried, and what does not fit is left.
 
     Args:
         plan: The plan of the runs to submit; their folders are prepared.
@@ -59,39 +64,124 @@ def send_to_slurm(
         clock: A function that returns the seconds since 1970.
         on_sent: A function that is called after each group, with the id of its job or job array.
 
+    Returns:
+        The ids of the runs that did not fit, and Slurm's word for the limit.
+
     Raises:
         UserError: sbatch refused a group, or gave no clear answer; the groups before it are submitted and recorded. Or
             a job could not be released.
     """
-    cluster = cluster_name(environ=os.environ) if plan.groups else None
-    not_released: dict[str, UserError] = {}
+    if not plan.groups:
+        return [], ""
+    cluster = cluster_config(environ=os.environ)
+    _check_cluster(cluster, os.environ)
+    submission = _Submission(plan, overrides, clock, cluster.name)
+    unsent: list[str] = []
+    limit = ""
     for group in plan.groups:
+        waiting = list(group.runs)
+        largest = cluster.max_array_size or len(waiting)
+        while waiting:
+            chunk = dataclasses.replace(group, runs=tuple(waiting[:largest]))
+            try:
+                job_id = submission.send(chunk)
+            except _Full as full:
+                limit = full.limit
+                if len(chunk.runs) == 1:
+                    unsent += [run.run_id for run in waiting]
+                    break
+                largest = len(chunk.runs) // 2
+                continue
+            del waiting[: len(chunk.runs)]
+            on_sent(chunk, job_id)
+    submission.check_released()
+    return unsent, limit
+
+
+class _Full(Exception):
+    """Slurm accepts no more jobs of this user at present."""
+
+    def __init__(self, limit: str) -> None:
+        super().__init__(limit)
+        self.limit = limit
+
+
+def _check_cluster(cluster: ClusterConfig, environ: Mapping[str, str]) -> None:
+    """Checks that the jobs go to the cluster that the user's variables name: all commands ask that of this host.
+
+    Raises:
+        UserError: SLURM_CLUSTERS or SBATCH_CLUSTERS names another one.
+    """
+    for variable in ("SBATCH_CLUSTERS", "SLURM_CLUSTERS"):
+        wanted = environ.get(variable)
+        if wanted and cluster.name and not {cluster.name, "all"} & set(wanted.split(",")):
+            message = f"{variable} is {wanted!r}, but this host submits to cluster {cluster.name!r}"
+            raise UserError(message, hint=f"submit from a login node of {wanted}, or unset {variable}")
+
+
+class _Submission:
+    """Sends arrays one after the other.
+
+    Args:
+        plan: The plan.
+        overrides: The texts of ``--set``.
+        clock: A function that returns the seconds since 1970.
+        cluster: The name of the cluster.
+    """
+
+    def __init__(
+        self, plan: Plan, overrides: Mapping[str, str], clock: Callable[[], float], cluster: str | None
+    ) -> None:
+        self._plan = plan
+        self._overrides = overrides
+        self._clock = clock
+        self._cluster = cluster
+        self._not_released: dict[str, UserError] = {}
+
+    def send(self, group: JobGroup) -> str:
+        """Submits a group as one array, or as a plain job, and returns its id.
+
+        Raises:
+            _Full: The user has as many jobs as Slurm accepts.
+            UserError: As in `send_to_slurm`.
+        """
+        folder = self._plan.folder
         run_ids = [run.run_id for run in group.runs]
         token = secrets.token_hex(8)
-        ledger.intend(plan.folder, run_ids, clock(), overrides, token)
+        ledger.intend(folder, run_ids, self._clock(), self._overrides, token, request_of(group))
         try:
-            job_ids = _sbatch(plan, group, token)
+            job_ids = _sbatch(self._plan, group, token)
         except UserError as error:
-            _undo(plan, token, run_ids, clock(), error)
+            if (full := _LIMIT.search(error.message)) and not _UNCLEAR.search(error.message):
+                ledger.give_up(folder, run_ids, self._clock(), error.message)
+                raise _Full(full[0]) from None
+            _undo(self._plan, token, run_ids, self._clock(), error)
         # The user may want them on hold.
         stays_held = bool((group.parameters.get("additional_parameters") or {}).get("hold"))
         jobs, job_id = dict(zip(run_ids, job_ids, strict=True)), ledger.array_of(job_ids[0])
-        if set(run_ids) - set(ledger.read_ledger(plan.folder).unconfirmed):
+        if set(run_ids) - set(ledger.read_ledger(folder).unconfirmed):
             # The lock does not hold between hosts on some file systems.
             cancel([job_id], environ=os.environ)
             raise UserError("another sweep submit has taken over these runs", hint="sweep status shows what was sent")
-        ledger.record(plan.folder, jobs, clock(), cluster=cluster, token=token, held=not stays_held)
+        ledger.record(folder, jobs, self._clock(), cluster=self._cluster, token=token, held=not stays_held)
         try:
             if not stays_held:
                 release([job_id], environ=os.environ)
-                ledger.released(plan.folder, [job_id], clock())
+                ledger.released(folder, [job_id], self._clock())
         except UserError as error:
-            not_released[job_id] = error
-        on_sent(group, job_id)
-    if not_released:
-        first = next(iter(not_released.values()))
-        message = f"{first.message}; on hold: {', '.join(not_released)}"
-        raise UserError(message, hint="submit again: it releases what is on hold")
+            self._not_released[job_id] = error
+        return job_id
+
+    def check_released(self) -> None:
+        """Checks that every job was released.
+
+        Raises:
+            UserError: Some were not.
+        """
+        if self._not_released:
+            first = next(iter(self._not_released.values()))
+            message = f"{first.message}; on hold: {', '.join(self._not_released)}"
+            raise UserError(message, hint="submit again: it releases what is on hold")
 
 
 def _undo(plan: Plan, token: str, run_ids: Sequence[str], time_s: float, error: UserError) -> NoReturn:
@@ -120,11 +210,11 @@ def _sbatch(plan: Plan, group: JobGroup, token: str) -> list[str]:
     from submitit import SlurmExecutor
     from submitit.core.utils import FailedJobError, FailedSubmissionError
 
-    executor = SlurmExecutor(folder=plan.log_folder, python=compute_python(plan.cluster))
+    executor = SlurmExecutor(folder=plan.log_folder, python=compute_python(group.profile))
     executor.update_parameters(**group.parameters)
     tasks = [rank_task(plan, run) for run in group.runs]
     # submitit prints the output of sbatch after a refusal; our one-line error already has it.
-    options = plan.cluster.sbatch if plan.cluster else ()
+    options = group.profile.sbatch if group.profile else ()
     overruled = overruled_variables(os.environ, plan.script(group), options)
     with (
         clean_environ(other_node=True, overruled=overruled),
@@ -137,7 +227,7 @@ def _sbatch(plan: Plan, group: JobGroup, token: str) -> list[str]:
         except (FailedJobError, FailedSubmissionError) as error:
             raise UserError(
                 f"sbatch refused {len(tasks)} runs of {group.allocation}: {_reason(error)}",
-                where=f"cluster {plan.cluster_name!r}",
+                where=f"cluster {plan.cluster.name!r}",
                 hint="sweep plan --scripts shows what was submitted",
             ) from None
 

@@ -35,7 +35,7 @@ def runs_to_forget(
     unfinished = [f"{variation.name(run)} {active[run['run_id']]}" for run in chosen if run["run_id"] in active]
     if unfinished:
         message = f"runs that have not ended cannot be removed: {list_names(unfinished)}"
-        raise UserError(message, hint="wait until they end, or cancel their jobs; nothing was removed")
+        raise UserError(message, hint="wait until they end, or end them with sweep cancel; nothing was removed")
     return chosen
 
 

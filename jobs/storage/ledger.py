@@ -55,6 +55,8 @@ class Job:
     # The texts of --set, by field name; None if a former release submitted the run, which did not note them.
     overrides: Mapping[str, str] | None = field(default_factory=dict, hash=False)
     cluster: str | None = None  # the name of the cluster that has the job, by its Slurm; None if that is not known
+    # What was requested for it, by the names of submitit's parameters; None if that was not noted.
+    request: Mapping[str, Any] | None = field(default=None, hash=False)
 
 
 @dataclass(frozen=True)
@@ -67,6 +69,7 @@ class Ledger:
     damaged_lines: tuple[int, ...] = ()  # the numbers of the lines that cannot be used; jobs may be missing then
     open_tokens: frozenset[str] = frozenset()  # of submissions whose jobs were not recorded: none of them may run
     held: tuple[str, ...] = ()  # jobs that were recorded and, as far as is known, not released
+    cancelled: frozenset[str] = frozenset()  # runs that sweep cancel has cancelled, and that were not sent again
 
     def all_jobs(self) -> Iterator[Job]:
         """Every job that was ever submitted, and not forgotten."""
@@ -112,22 +115,31 @@ class _Replaying:
         self._intended: dict[str, Mapping[str, str] | None] = {}
         self._open_tokens: set[str] = set()
         self._held: dict[str, None] = {}
+        self._requests: dict[str, Mapping[str, Any] | None] = {}  # of the unconfirmed runs
+        self._cancelled: set[str] = set()
 
     def intend(self, event: Mapping[str, Any]) -> None:
         self._open_tokens.update(filter(None, [event.get("token")]))
         self._intended.update(dict.fromkeys(event["run_ids"], event.get("set")))
+        self._requests.update(dict.fromkeys(event["run_ids"], event.get("request")))
+        self._cancelled.difference_update(event["run_ids"])
 
     def record(self, event: Mapping[str, Any]) -> None:
         self._open_tokens.discard(event.get("token", ""))
         if event.get("held"):
             self._held |= dict.fromkeys(map(array_of, event["jobs"].values()))
+        self._cancelled.difference_update(event["jobs"])
         for job in _recorded_jobs(event, self._intended):
+            job = replace(job, request=self._requests.pop(job.run_id, None))
             self._jobs[job.run_id] = (*self._jobs.get(job.run_id, ()), job)
             self._intended.pop(job.run_id, None)
 
     def give_up(self, event: Mapping[str, Any]) -> None:
         for run_id in event["run_ids"]:
             self._intended.pop(run_id, None)
+
+    def cancel(self, event: Mapping[str, Any]) -> None:
+        self._cancelled.update(event["run_ids"])
 
     def release(self, event: Mapping[str, Any]) -> None:
         for job_id in event["job_ids"]:
@@ -137,6 +149,7 @@ class _Replaying:
         for run_id in event["run_ids"]:
             self._jobs.pop(run_id, None)
             self._intended.pop(run_id, None)
+        self._cancelled.difference_update(event["run_ids"])
 
     def ledger(self) -> Ledger:
         return Ledger(
@@ -145,6 +158,7 @@ class _Replaying:
             self._intended,
             open_tokens=frozenset(self._open_tokens),
             held=tuple(self._held),
+            cancelled=frozenset(self._cancelled),
         )
 
 
@@ -154,6 +168,7 @@ _APPLIED: dict[str, Callable[[_Replaying, Mapping[str, Any]], None]] = {
     "give_up": _Replaying.give_up,
     "release": _Replaying.release,
     "forget": _Replaying.forget,
+    "cancel": _Replaying.cancel,
 }
 _ARE_TEXTS, _TEXTS, _TIME = type_check(tuple[str, ...]), type_check(dict[str, str]), type_check(float)
 _JOB_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_+.-]*")  # it is part of file names, and of sacct's command
@@ -168,7 +183,9 @@ def _is_event(event: Mapping[str, Any]) -> bool:
         return False
     if kind == "release":
         return _ARE_TEXTS(event.get("job_ids")) and all(map(_JOB_ID.fullmatch, event["job_ids"]))
-    if kind in ("intend", "give_up", "forget"):
+    if kind == "intend" and not isinstance(event.get("request"), Mapping | None):
+        return False
+    if kind in ("intend", "give_up", "forget", "cancel"):
         return _are_run_ids(event.get("run_ids"))
     if kind == "record":
         is_complete = _are_jobs(event.get("jobs")) and _TIME(event.get("time_s")) and _is_queue(event.get("queue"))
@@ -213,6 +230,7 @@ def intend(
     time_s: float,
     overrides: Mapping[str, str] = _NO_OVERRIDES,
     token: str | None = None,
+    request: Mapping[str, Any] | None = None,
 ) -> None:
     """Notes that these runs are about to be submitted. It is written first, so that a crash leaves a trace.
 
@@ -222,10 +240,13 @@ def intend(
         time_s: The time in seconds since 1970.
         overrides: The texts of ``--set`` by field name. Only with them the sweep file yields these runs.
         token: What the jobs of this submission will carry; None for local runs.
+        request: What is requested for each of them.
     """
     event: dict[str, Any] = {"event": "intend", "time_s": time_s, "run_ids": list(run_ids), "set": dict(overrides)}
     if token is not None:
         event["token"] = token
+    if request is not None:
+        event["request"] = dict(request)
     _append(folder, event)
 
 
@@ -270,6 +291,11 @@ def give_up(folder: Path, run_ids: Sequence[str], time_s: float, reason: str) ->
 def released(folder: Path, job_ids: Sequence[str], time_s: float) -> None:
     """Notes that these jobs, or arrays, were released."""
     _append(folder, {"event": "release", "time_s": time_s, "job_ids": list(job_ids)})
+
+
+def cancel(folder: Path, run_ids: Sequence[str], time_s: float) -> None:
+    """Notes that the user cancelled these runs. They are not sent again before the user asks for it."""
+    _append(folder, {"event": "cancel", "time_s": time_s, "run_ids": list(run_ids)})
 
 
 def forget(folder: Path, run_ids: Sequence[str], time_s: float) -> None:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, get_args
 
 from disttrain.errors import UserError, shorten
 from disttrain.records.json_values import check_fields
 from jobs.planning.allocation import Allocation
+from jobs.planning.cluster import Kind
 
 RUN_ID = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]*")  # it is a folder's name
 _MOST_RANKS = 10**6
@@ -28,12 +29,30 @@ class PlannedRun:
     dropped: bool = False
 
 
+@dataclass(frozen=True)
+class StoredPlan:
+    """The content of a plan.json.
+
+    Attributes:
+        sweep: The name of the sweep and of its jobs.
+        cluster: The name of the cluster.
+        kind: The kind of the cluster.
+        runs: The runs, in order, as `plan.run_json` wrote them; a dropped run also has `dropped`.
+    """
+
+    sweep: str
+    cluster: str
+    kind: Kind
+    runs: list[dict[str, Any]]
+
+
 def check_plan(plan: Mapping[str, Any]) -> None:
     """Checks the content of a plan.json.
 
     Raises:
         ValueError: It cannot be used. The message is the reason, in one line.
     """
+    _check_names(plan)
     runs = plan.get("runs")
     if not isinstance(runs, list):
         raise ValueError("it has no list 'runs'")
@@ -53,6 +72,15 @@ def check_plan(plan: Mapping[str, Any]) -> None:
             raise ValueError(f"{where}: world_size is {run['world_size']}")
         if not isinstance(run["train"].get("model"), str):
             raise ValueError(f"{where}: train.model is {shorten(repr(run['train'].get('model')))}")
+
+
+def _check_names(plan: Mapping[str, Any]) -> None:
+    """Checks what stands above the runs. A former release did not write all of it."""
+    for name in ("sweep", "cluster", "kind"):
+        if not isinstance(plan.get(name), str | None):
+            raise ValueError(f"{name} is {shorten(repr(plan[name]))}")
+    if plan.get("kind") not in (None, *get_args(Kind)):
+        raise ValueError(f"kind is {shorten(repr(plan['kind']))}")
 
 
 def _is_allocation(text: str) -> bool:

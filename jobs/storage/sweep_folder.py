@@ -14,10 +14,12 @@ from typing import Any
 from disttrain.errors import UserError, shorten, suggest_name
 from disttrain.records.atomic_write import write_text
 from disttrain.records.json_values import DamagedFile, damaged, read_object, to_json
-from disttrain.records.record_files import CHECKPOINTS_NAME, SUMMARY_NAME, failure_name, metrics_name
+from disttrain.records.record_files import SUMMARY_NAME, failure_name, metrics_name
 from disttrain.records.versions import versions
+from jobs.planning.cluster import DEBUG, LOCAL, Cluster, Kind
 from jobs.storage.code_state import git_state
-from jobs.storage.plan_check import check_plan
+from jobs.storage.plan_check import StoredPlan, check_plan
+from jobs.storage.run_facts import has_checkpoint
 from jobs.storage.same_data import fingerprint
 
 _LAST = ".last"  # a file in the root that names the sweep submitted last, the default of `sweep status` and others
@@ -56,6 +58,10 @@ class SweepFolder:
     @property
     def plan_file(self) -> Path:
         return self.path / "plan.json"
+
+    @property
+    def request_file(self) -> Path:
+        return self.path / "request.json"
 
     @property
     def accounting_file(self) -> Path:
@@ -119,19 +125,25 @@ class SweepFolder:
     def job_name(self) -> str:
         """The name of the sweep's jobs, also if the folder was moved or copied."""
         try:
-            name: str = self._plan().get("sweep", self.sweep_name)
+            return self.plan().sweep
         except DamagedFile:
             return self.sweep_name
-        return name
 
-    def planned_runs(self) -> list[dict[str, Any]]:
-        """The runs of plan.json, in order, as `plan.run_json` wrote them; a dropped run also has `dropped`.
+    def plan(self) -> StoredPlan:
+        """The content of plan.json. What a former release did not write there has the name of the folder.
 
         Raises:
             DamagedFile: plan.json cannot be used.
         """
-        runs: list[dict[str, Any]] = self._plan()["runs"]
-        return runs
+        plan = self._plan()
+        cluster = plan.get("cluster", self.cluster_name)
+        kinds: dict[str, Kind] = {LOCAL: "local", DEBUG: "debug"}
+        kind = plan.get("kind") or kinds.get(cluster, "slurm")
+        return StoredPlan(plan.get("sweep", self.sweep_name), cluster, kind, plan["runs"])
+
+    def planned_runs(self) -> list[dict[str, Any]]:
+        """The runs of `plan`."""
+        return self.plan().runs
 
     def _plan(self) -> dict[str, Any]:
         hint = "restore it, or remove it: sweep submit writes it again, and does not repeat what is done"
@@ -178,6 +190,26 @@ class SweepFolder:
     def write_plan(self, plan: Mapping[str, Any]) -> None:
         write_text(self.plan_file, to_json(plan, indent=2) + "\n")
 
+    def write_request(self, cluster: Cluster, import_path: Sequence[str]) -> None:
+        """Writes what the jobs of the latest submission request. It is private: lines of `setup` may have secrets."""
+        request = {"cluster": cluster.to_json(), "import_path": list(import_path)}
+        write_text(self.request_file, to_json(request, indent=2) + "\n", private=True)
+
+    def read_request(self) -> tuple[Cluster, list[str]]:
+        """The cluster of the latest submission, and the folders in which its ranks search for the user's own model.
+
+        Raises:
+            UserError: The file is missing, as after a former release, or damaged.
+        """
+        hint = "sweep submit writes it"
+        request = read_object(self.request_file, hint)
+        if request is None:
+            raise UserError(f"{str(self.request_file)!r} is missing", hint=hint)
+        try:
+            return Cluster.from_json(request["cluster"]), [str(folder) for folder in request["import_path"]]
+        except (ValueError, KeyError, TypeError) as error:
+            raise damaged(self.request_file, error, hint) from None
+
     def is_owner(self) -> bool:
         """Whether this user owns the folder. Other users only read it, even if the group or root could write.
 
@@ -185,6 +217,16 @@ class SweepFolder:
         could not save what it saw.
         """
         return self.path.stat().st_uid == os.geteuid()
+
+    def require_owner(self) -> None:
+        """Checks that this user owns the folder, and so the jobs.
+
+        Raises:
+            UserError: Another user does.
+        """
+        if not self.is_owner():
+            hint = "choose another folder, with --root or $SWEEP_ROOT"
+            raise UserError(f"{str(self.path)!r} belongs to another user, whose jobs these are", hint=hint)
 
     def owner_id(self) -> int | None:
         """The number of the user whose folder, and whose jobs, these are; None if the file system hides it."""
@@ -196,43 +238,51 @@ def prepare(
     folder: SweepFolder,
     sweep_text: str,
     plan: Mapping[str, Any],
-    runs: Sequence[Mapping[str, Any]],
+    missing_ids: Collection[str],
     submitted_ids: Collection[str] = (),
     dropped_ids: Collection[str] = (),
-    import_path: Sequence[str] = (),
 ) -> None:
-    """Writes the files that the ranks and later commands read. It runs before the submission.
+    """Writes the files of the sweep that later commands read. It runs before the submission.
 
     Args:
         folder: The folder of the sweep; created if it does not exist.
         sweep_text: The text of the submitted sweep file.
         plan: The complete plan as JSON.
-        runs: The runs that are about to be submitted, as in the plan. The summary and failure files of their earlier
-            attempts are removed; otherwise the new attempt would look finished.
+        missing_ids: The ids of the runs that are about to be submitted.
         submitted_ids: The ids of all runs of earlier submissions. plan.json keeps those that the plan no longer has,
             after the runs of the plan. It also keeps the config with which a run was submitted, if it is not submitted
             again: fields that are not part of the id may differ. It loses a run that was planned and never submitted.
         dropped_ids: The ids of those that the sweep file no longer yields. plan.json marks them.
-        import_path: The folders in which the ranks search for the user's own model family.
     """
     folder.create()
-    kept_ids = set(submitted_ids) - {run["run_id"] for run in runs}
+    kept_ids = set(submitted_ids) - set(missing_ids)
     kept = {run["run_id"]: _marked(run, dropped_ids) for run in folder.planned_runs() if run["run_id"] in kept_ids}
     planned = [kept.pop(run["run_id"], run) for run in plan["runs"]]
     write_text(folder.sweep_file, sweep_text, private=True)
     folder.write_plan({**plan, "runs": [*planned, *kept.values()]})
+    write_text(folder.path.parent.parent / _LAST, f"{folder.sweep_name}/{folder.cluster_name}\n")
+
+
+def prepare_runs(folder: SweepFolder, runs: Sequence[Mapping[str, Any]], import_path: Sequence[str] = ()) -> None:
+    """Writes the files that the ranks read. It runs before the submission.
+
+    Args:
+        folder: The folder of the sweep.
+        runs: The runs that are about to be submitted, as in the plan. The summary and failure files of their earlier
+            attempts are removed; otherwise the new attempt would look finished.
+        import_path: The folders in which the ranks search for the user's own model family.
+    """
     facts = {"versions": versions(), "git": git_state(Path.cwd()), "import_path": list(import_path)}
     for run in runs:
         run_dir = folder.run(run["run_id"])
         run_dir.mkdir(parents=True, exist_ok=True)
         (run_dir / SUMMARY_NAME).unlink(missing_ok=True)
-        resumes = any((run_dir / CHECKPOINTS_NAME).glob("*.json"))
+        resumes = has_checkpoint(run_dir)
         for rank in range(run["world_size"]):
             (run_dir / failure_name(rank)).unlink(missing_ok=True)
             if not resumes:  # a run with a checkpoint needs the records of the steps before it
                 (run_dir / metrics_name(rank)).unlink(missing_ok=True)
         write_text(run_dir / "run.json", to_json({**run, **facts}, indent=2) + "\n", private=True)
-    write_text(folder.path.parent.parent / _LAST, f"{folder.sweep_name}/{folder.cluster_name}\n")
 
 
 def _marked(run: Mapping[str, Any], dropped_ids: Collection[str]) -> dict[str, Any]:

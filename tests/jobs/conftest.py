@@ -39,7 +39,7 @@ def sweep(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Captur
 @pytest.fixture
 def submitted(sweep: Sweep, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> SweepFolder:
     """The folder of s after `sweep submit s.yaml --cluster local`, with a queue that has started no run."""
-    monkeypatch.setattr("jobs.launch.send_to_local", lambda *_, **__: None)
+    monkeypatch.setattr("jobs.schedulers.local_scheduler.send_to_local", lambda *_, **__: None)
     assert sweep("submit", "s.yaml", "--cluster", "local").exit_code == 0
     folder = SweepFolder(tmp_path / "runs" / "s" / "local")
     runs = [run["run_id"] for run in folder.planned_runs()]
@@ -54,7 +54,10 @@ def dropped(sweep: Sweep, submitted: SweepFolder, tmp_path: Path) -> str:
     note(submitted, State.COMPLETED, State.RUNNING)
     (tmp_path / "s.yaml").write_text(SWEEP.replace("1x1, 2x1", "1x1"))
     output = sweep("submit", "s.yaml", "--cluster", "local")
-    assert output.err == "note: 1 run is no longer in the sweep file; sweep forget removes it\n"
     _, run_id = (run["run_id"] for run in submitted.planned_runs())
     assert isinstance(run_id, str)
+    assert output.err.splitlines() == [
+        "note: 1 run is no longer in the sweep file; sweep forget removes it",
+        f"note: 1 of the dropped runs still waits or runs; sweep cancel --dropped ends it: {run_id}",
+    ]
     return run_id

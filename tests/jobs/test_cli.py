@@ -96,6 +96,10 @@ def test_no_command_prints_the_help(sweep: Sweep) -> None:
         "plan",
         "submit",
         "status",
+        "wait",
+        "cancel",
+        "retry",
+        "rerun",
         "forget",
         "collect",
         "figures",
@@ -290,8 +294,9 @@ def test_help_loads_only_typer(tmp_path: Path) -> None:
     helped = modules(main_of("--help", then=PRINT_MODULES), tmp_path)
     more = {name for name in helped - typer if not name.startswith("typer.")}
     assert "typer" in typer
-    names = ("plan_command", "submit_command", "forget_command", "result_commands", "list_command", "results_output")
-    commands = {f"jobs.cli.{name}" for name in names}
+    names = ("cancel", "forget", "list", "plan", "submit", "wait")
+    commands = {f"jobs.cli.{name}_command" for name in names}
+    commands |= {"jobs.cli.resend_commands", "jobs.cli.result_commands", "jobs.cli.results_output"}
     shared = {"jobs.cli", "jobs.cli.options", "jobs.cli.shared", "jobs.cli.usage_errors"}
     assert more == {"disttrain", "disttrain.errors", "jobs", *shared, *commands}
 

@@ -15,18 +15,20 @@ import pytest
 
 from disttrain.config.train_config import TrainConfig
 from disttrain.errors import UserError
-from jobs import cli, launch
+from jobs import cli
 from jobs.planning.allocation import Allocation
+from jobs.planning.cluster import Cluster
 from jobs.planning.cluster_profile import ClusterProfile
 from jobs.planning.expand import RunSpec
 from jobs.planning.plan import make_plan
-from jobs.results import status
 from jobs.results.status import read_status
+from jobs.schedulers import slurm_scheduler
 from jobs.slurm.attempts import AccountingRow
 from jobs.slurm.states import State
 from jobs.storage import ledger
 from jobs.storage.ledger import append_lines, submission_lock
-from jobs.storage.sweep_folder import SweepFolder, prepare
+from jobs.storage.sweep_folder import SweepFolder, prepare, prepare_runs
+from jobs.submission.launch import _on_sent
 from tests.disks import mounted
 
 SWEEP = "name: s\nallocations: [1x1, 2x1]\nbase: {model: bert, max_steps: 3}\n"
@@ -63,7 +65,7 @@ def sweep(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Captur
     (tmp_path / "s.yaml").write_text(SWEEP)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("SWEEP_ROOT", str(tmp_path / "disk"))
-    monkeypatch.setattr("jobs.launch.send_to_local", lambda *_, **__: None)
+    monkeypatch.setattr("jobs.schedulers.local_scheduler.send_to_local", lambda *_, **__: None)
 
     def run(*arguments: str) -> tuple[int, str, str]:
         monkeypatch.setattr(sys, "argv", ["sweep", *arguments])
@@ -124,8 +126,11 @@ def refuse_write(*_: Any, **__: Any) -> None:
 @pytest.mark.parametrize(
     ("place", "hint"),
     [
-        ("jobs.launch.prepare", "nothing was sent; free some space, then submit again"),
-        ("jobs.launch.send_to_local", "sweep status shows what was sent; free some space, then submit again"),
+        ("jobs.submission.launch.prepare", "nothing was sent; free some space, then submit again"),
+        (
+            "jobs.schedulers.local_scheduler.send_to_local",
+            "sweep status shows what was sent; free some space, then submit again",
+        ),
     ],
 )
 def test_a_disk_that_fills_during_a_submission(
@@ -142,11 +147,12 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> SweepFolder:
     """A sweep of one run on Slurm, of which sacct reports the end."""
     folder = SweepFolder(tmp_path / "s" / "site")
     run = {"run_id": "a", "allocation": "1x1", "world_size": 1, "point": {}, "train": {"model": "bert"}}
-    prepare(folder, "name: s\n", {"sweep": "s", "cluster": "site", "runs": [run]}, [run])
+    prepare(folder, "name: s\n", {"sweep": "s", "cluster": "site", "runs": [run]}, {"a"})
+    prepare_runs(folder, [run])
     ledger.record(folder.path, {"a": "7"}, 1.0)
     row = AccountingRow("7", state=State.COMPLETED, submit_s=1, start_s=2, end_s=3, elapsed_s=1, exit_code=0)
     (folder.run("a") / "summary.json").write_text('{"steps": 3}')
-    monkeypatch.setattr(status, "query_sacct", lambda *_, **__: (row,))
+    monkeypatch.setattr(slurm_scheduler, "query_sacct", lambda *_, **__: (row,))
     return folder
 
 
@@ -219,8 +225,8 @@ def test_batch_scripts_are_private_in_open_logs(tmp_path: Path, capsys: pytest.C
     folder.logs.chmod(0o755)
     for name in ("7_submission.sh", "7_0_submitted.pkl", "70_submission.sh"):
         (folder.logs / name).touch(0o644)
-    (group,) = make_plan("s", [RUN], "site", ClusterProfile.model_validate({}), folder.path).groups
-    launch._on_sent(folder, group, "7")
+    (group,) = make_plan("s", [RUN], Cluster("site", "slurm", ClusterProfile.model_validate({})), folder.path).groups
+    _on_sent(folder, group, "7")
     modes = {path.name: oct(path.stat().st_mode & 0o777) for path in folder.logs.iterdir()}
     assert modes == {"7_submission.sh": "0o600", "7_0_submitted.pkl": "0o600", "70_submission.sh": "0o644"}
     assert capsys.readouterr().out == "  1x1: 1 run as job 7\n"

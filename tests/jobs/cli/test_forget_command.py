@@ -21,7 +21,7 @@ def test_forget_removes_a_dropped_run(sweep: Sweep, submitted: SweepFolder, drop
     logs = submitted.logs / "local-1-1"
     logs.mkdir()
     message = "runs that have not ended cannot be removed"
-    hint = "wait until they end, or cancel their jobs; nothing was removed"
+    hint = "wait until they end, or end them with sweep cancel; nothing was removed"
     for command in (["forget", "--yes"], ["forget", "2x1", "--yes", "--sweep", "s.yaml"]):
         assert sweep(*command) == Output(2, "", f"error: {message}: {dropped} (2x1) RUNNING ({hint})\n")
     note(submitted, State.COMPLETED, State.FAILED)
@@ -99,11 +99,11 @@ def test_a_run_submitted_during_the_question_stays(
 def test_without_slurms_answer_nothing_is_forgotten(sweep: Sweep, submitted: SweepFolder, dropped: str) -> None:
     """The last answer of sacct says FAILED, but the run may have been sent again from another folder."""
     note(submitted, State.COMPLETED, State.FAILED)
-    on_slurm = SweepFolder(submitted.path.rename(submitted.path.with_name("site")))
+    submitted.write_plan({**json.loads(submitted.plan_file.read_text()), "kind": "slurm"})
     output = sweep("forget", dropped, "--yes", "--sweep", "s")
     error = "error: without an answer of sacct, jobs may still be running; nothing was removed (try again)\n"
     assert (output.exit_code, output.err.endswith(error)) == (2, True)
-    assert on_slurm.run(dropped).exists()
+    assert submitted.run(dropped).exists()
 
 
 def test_another_user_forgets_nothing(

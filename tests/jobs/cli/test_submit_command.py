@@ -34,7 +34,7 @@ def queues(sweep: Sweep, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> lis
         rows = [AccountingRow(job, state=state, submit_s=1) for job, state in zip(jobs.values(), states, strict=True)]
         ledger.append_lines(folder.accounting_file, [json.dumps(row.to_json()) for row in rows])
 
-    monkeypatch.setattr("jobs.launch.send_to_local", send)
+    monkeypatch.setattr("jobs.schedulers.local_scheduler.send_to_local", send)
     return sent
 
 

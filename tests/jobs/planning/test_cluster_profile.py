@@ -12,7 +12,6 @@ import pytest
 from disttrain.errors import UserError
 from jobs.planning.cluster_profile import (
     ClusterProfile,
-    find_profile,
     load_profile,
     override,
     parse_time_s,
@@ -181,7 +180,7 @@ def test_rounds_time_up_to_minutes() -> None:
 def overridden(slurm: str, cluster: Mapping[str, Any]) -> ClusterProfile:
     text = f"name: s\nallocations: [1x1]\nbase: {{model: bert}}\nslurm:\n{slurm}"
     sweep = parse_sweep(parse_yaml(text, "s.yaml"), "/nowhere")
-    return override(ClusterProfile.model_validate(cluster), sweep.slurm, lambda key: sweep.where("slurm", key))
+    return override(ClusterProfile.model_validate(cluster), sweep.slurm.for_all, lambda key: sweep.where("slurm", key))
 
 
 def test_a_sweep_overrides_the_profile() -> None:
@@ -232,71 +231,6 @@ def test_odd_time_limit_is_one_short_line(text: str) -> None:
     with pytest.raises(UserError) as caught:
         parse_time_s(text)
     assert len(str(caught.value)) < 400
-
-
-def test_user_defaults_fill_missing_keys(tmp_path: Path) -> None:
-    """Sites advise export SBATCH_ACCOUNT=project: it holds where profile and sweep say nothing."""
-    (tmp_path / "site.yaml").write_text("partition: gpu\nqos: null\n")
-    environ = {
-        "SBATCH_ACCOUNT": "proj-a", "SBATCH_PARTITION": "debug", "SBATCH_QOS": "high", "SBATCH_CONSTRAINT": "",
-        "SBATCH_TIMELIMIT": "2-12",
-    }  # fmt: skip
-    _, cluster = find_profile("./site.yaml", environ, tmp_path)
-    assert cluster
-    assert (cluster.account, cluster.partition, cluster.qos, cluster.constraint) == ("proj-a", "gpu", None, None)
-    assert cluster.time_min == 3600
-    assert override(cluster, {"account": "proj-b"}, str).account == "proj-b"
-    with pytest.raises(UserError, match=r"^\$SBATCH_TIMELIMIT: time is 'UNLIMITED', not a time limit"):
-        find_profile("./site.yaml", {"SBATCH_TIMELIMIT": "UNLIMITED"}, tmp_path)
-
-
-def no_program(name: str) -> None:
-    return None
-
-
-def test_profile_folders_are_searched_in_order(tmp_path: Path) -> None:
-    """./clusters is searched before the user's folder, and that before the folder of the package."""
-    environ = {"XDG_CONFIG_HOME": str(tmp_path / "config")}
-    packaged = find_profile("slurm", environ, tmp_path)
-    for folder, partition in ((tmp_path / "config/sweep/clusters", "user"), (tmp_path / "clusters", "working_dir")):
-        folder.mkdir(parents=True)
-        (folder / "slurm.yaml").write_text(f"partition: {partition}\n")
-        name, cluster = find_profile("slurm", environ, tmp_path)
-        assert (name, cluster and cluster.partition) == ("slurm", partition)
-    assert packaged == ("slurm", ClusterProfile.model_validate({}))
-
-
-def test_the_default_cluster(tmp_path: Path) -> None:
-    """It is $SWEEP_CLUSTER, or slurm if sbatch is on PATH, or local."""
-    (tmp_path / "site.yaml").write_text("partition: gpu\n")
-    named = {"SWEEP_CLUSTER": "./site.yaml"}
-    assert find_profile(None, named, tmp_path, no_program) == (
-        "site",
-        ClusterProfile.model_validate({"partition": "gpu"}),
-    )
-    assert find_profile("local", named, tmp_path, no_program) == ("local", None)
-    assert find_profile("debug", named, tmp_path, no_program) == ("debug", None)
-    assert find_profile(None, {}, tmp_path, lambda name: f"/usr/bin/{name}")[0] == "slurm"
-    assert find_profile(None, {"SWEEP_CLUSTER": ""}, tmp_path, no_program) == ("local", None)
-
-
-def test_an_unknown_name_lists_folders_and_profiles(tmp_path: Path) -> None:
-    (tmp_path / "clusters").mkdir()
-    (tmp_path / "clusters" / "mine.yaml").touch()
-    environ = {"XDG_CONFIG_HOME": str(tmp_path / "config"), "SWEEP_CLUSTER": "theirs"}
-    for name, where in (("theirs", "--cluster"), (None, "$SWEEP_CLUSTER")):
-        with pytest.raises(UserError) as caught:
-            find_profile(name, environ, tmp_path)
-        start = f"{where}: no cluster profile 'theirs' in {tmp_path}/clusters, {tmp_path}/config/sweep/clusters, "
-        assert str(caught.value).startswith(start)
-        assert str(caught.value).endswith("slurm_templates (known: local, debug, mine, slurm)")
-
-
-def test_a_profile_cannot_have_an_executors_name(tmp_path: Path) -> None:
-    (tmp_path / "local.yaml").write_text("partition: gpu\n")
-    with pytest.raises(UserError) as caught:
-        find_profile("./local.yaml", {}, tmp_path)
-    assert str(caught.value) == "the profile './local.yaml' has the reserved name 'local' (rename the file)"
 
 
 def test_the_python_of_the_compute_nodes(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -254,7 +254,7 @@ def test_the_grids_of_the_study(
     sweep = load_sweep(ROOT / "sweeps" / f"{model}_{experiment}.yaml")
     runs = expand(sweep)
     assert sweep.name == f"{model}-{experiment}".replace("_", "-")
-    assert set(sweep.slurm) == {"time"}
+    assert set(sweep.slurm.for_all) == {"time"}
     assert [(str(run.allocation), run.point) for run in runs] == grid
     fixed |= {"model": model, "checkpoint": FAMILY_CHECKPOINT[model], "dataset": FAMILY_DATASET[model]}
     for run in runs:

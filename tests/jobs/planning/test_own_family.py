@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from disttrain.errors import UserError
+from jobs.planning.cluster import Cluster
 from jobs.planning.cluster_profile import ClusterProfile
 from jobs.planning.expand import expand
 from jobs.planning.own_family import check_family
@@ -85,7 +86,12 @@ def test_an_installed_package_wins(folder: Path) -> None:
 def plan_of(model: str, folder: Path, cluster: dict[str, Any] | None) -> Plan:
     text = f"name: s\nallocations: [1x1, 2x1]\nbase: {{dataset: imdb}}\naxes: {{model: [bert, {model}]}}\n"
     profile = None if cluster is None else ClusterProfile.model_validate(cluster)
-    return make_plan("s", expand(parse_sweep(parse_yaml(text, "s.yaml"), str(folder))), "site", profile, Path("/runs"))
+    return make_plan(
+        "s",
+        expand(parse_sweep(parse_yaml(text, "s.yaml"), str(folder))),
+        Cluster("site", "slurm", profile),
+        Path("/runs"),
+    )
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,7 @@ import pytest
 
 from disttrain.config.train_config import TrainConfig
 from disttrain.errors import UserError
+from jobs.planning.cluster import Cluster
 from jobs.planning.cluster_profile import ClusterProfile
 from jobs.planning.expand import expand
 from jobs.planning.plan import Plan, has_bucket_times, make_plan, plan_json, run_json, with_runs
@@ -47,8 +48,8 @@ PROFILES: dict[str, dict[str, Any]] = {
 
 
 def plan_of(cluster: ClusterProfile | None, folder: Path = Path("/sweeps/my runs/s/site"), text: str = SWEEP) -> Plan:
-    name = "site" if cluster else "local"
-    return make_plan("s", expand(parse_sweep(parse_yaml(text, "s.yaml"), "/nowhere")), name, cluster, folder)
+    where = Cluster("site", "slurm", cluster) if cluster else Cluster("local", "local")
+    return make_plan("s", expand(parse_sweep(parse_yaml(text, "s.yaml"), "/nowhere")), where, folder)
 
 
 def profile(**values: Any) -> ClusterProfile:
@@ -169,6 +170,7 @@ def test_the_json_of_a_plan() -> None:
     assert plan_json(plan) == {
         "sweep": "s",
         "cluster": "local",
+        "kind": "local",
         "runs": [
             {
                 "run_id": plan.runs[0].run_id,

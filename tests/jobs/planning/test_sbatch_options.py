@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from jobs.planning.cluster_profile import find_profile
+from jobs.planning.cluster import find_cluster
 from jobs.planning.expand import expand
 from jobs.planning.plan import make_plan
 from jobs.planning.sbatch_options import USER_DEFAULTS, overruled_variables
@@ -68,9 +68,9 @@ def test_what_the_script_shows_is_sent(profile: str, key: str, tmp_path: Path) -
         profile = profile.replace("null", '"30"').replace("theirs", '"30"')
     (tmp_path / "site.yaml").write_text(profile.format(key) + "\n")
     environ = {USER_DEFAULTS[key]: "60"}
-    _, cluster = find_profile("./site.yaml", environ, tmp_path)
+    cluster = find_cluster("./site.yaml", environ, tmp_path)
     runs = expand(parse_sweep(parse_yaml("name: s\nallocations: [1x1]\nbase: {model: bert}\n", "s.yaml"), "/nowhere"))
-    plan = make_plan("s", runs, "site", cluster, Path("/runs"))
+    plan = make_plan("s", runs, cluster, Path("/runs"))
     script = plan.script(plan.groups[0])
     shows_default = f"#SBATCH --{key}=60\n" in script
     assert shows_default == (profile == "gpu_request: none")

@@ -16,11 +16,12 @@ from disttrain.config.run_id import NOT_IDENTITY
 from disttrain.config.train_config import field_names
 from disttrain.errors import UserError
 from jobs.planning.allocation import Allocation
+from jobs.planning.cluster import Cluster
 from jobs.planning.cluster_profile import SECTIONS, ClusterProfile, override
 from jobs.planning.expand import expand
 from jobs.planning.plan import make_plan
 from jobs.planning.sweep_file import load_sweep, parse_sweep
-from jobs.planning.sweep_sections import Pattern
+from jobs.planning.sweep_sections import Pattern, SlurmSection
 from jobs.planning.yaml_file import parse_yaml
 from tests.proofs.random_inputs import RANDOM_EXAMPLES
 
@@ -52,7 +53,7 @@ def test_reads_every_section() -> None:
         Pattern({"model": "bert", "seed": 1, "lr": 2e-5}, (Allocation(2, 2), Allocation(1, 1))),
     )
     assert sweep.include[0] == Pattern({"model": "vit", "precision": "bf16"}, (Allocation(1, 8),))
-    assert sweep.slurm == {"time": "00:30:00"}
+    assert sweep.slurm == SlurmSection({"time": "00:30:00"})
 
 
 def test_values_have_the_type_of_their_field() -> None:
@@ -132,7 +133,7 @@ def test_any_values_give_a_sweep_or_an_error(top: dict[str, str], base: dict[str
     sections |= {"base": flow_mapping({"model": "bert"} | base)} | top
     try:
         sweep = parse_sweep(parse_yaml(flow_mapping(sections), "s.yaml"), "/nowhere")
-        cluster = override(ClusterProfile.model_validate({}), sweep.slurm, sweep.where)
-        make_plan(sweep.name, expand(sweep), "site", cluster, Path("/runs"))
+        cluster = override(ClusterProfile.model_validate({}), sweep.slurm.for_all, sweep.where)
+        make_plan(sweep.name, expand(sweep), Cluster("site", "slurm", cluster), Path("/runs"))
     except UserError:
         return

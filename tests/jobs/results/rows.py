@@ -8,11 +8,12 @@ from typing import Any
 
 from jobs.planning.labels import value_text
 from jobs.results.collect import join
-from jobs.results.conclude import Evidence, conclude, conclude_local
 from jobs.results.result import Requested, Result, Scheduled
-from jobs.results.run_records import RunFacts, RunRecords
+from jobs.results.run_records import RunRecords
+from jobs.schedulers.conclude import Evidence, conclude, conclude_local
 from jobs.slurm.attempts import AccountingRow, attempts_of
 from jobs.storage.ledger import Ledger
+from jobs.storage.run_facts import RunFacts
 
 _SCHEDULED = {field.name for field in dataclasses.fields(Scheduled)}
 
@@ -56,4 +57,4 @@ def joined(
             conclusions[run["run_id"]] = conclude_local(jobs, latest, RunFacts(has_summary=True), queue_lives=True)
         else:
             conclusions[run["run_id"]] = conclude(Evidence(jobs, latest, None, RunFacts(has_summary=True), now_s=2e9))
-    return join(planned, ledger, attempts, records, conclusions, local=local)
+    return join(planned, ledger, attempts, records, conclusions, has_accounting=not local)

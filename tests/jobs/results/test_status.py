@@ -16,9 +16,10 @@ from typing import Any
 import psutil
 import pytest
 
-import jobs.results.status
+import jobs.schedulers.slurm_scheduler
 from disttrain.config.train_config import TrainConfig
 from jobs.planning.allocation import Allocation
+from jobs.planning.cluster import Cluster
 from jobs.planning.cluster_profile import ClusterProfile
 from jobs.planning.expand import RunSpec
 from jobs.planning.plan import make_plan, plan_json, run_json
@@ -29,7 +30,7 @@ from jobs.slurm.sacct_table import AccountingUnavailable
 from jobs.slurm.squeue import QueuedJob
 from jobs.slurm.states import State
 from jobs.storage import ledger
-from jobs.storage.sweep_folder import SweepFolder, prepare
+from jobs.storage.sweep_folder import SweepFolder, prepare, prepare_runs
 
 RUNNING = AccountingRow("7_0", state=State.RUNNING, submit_s=10, start_s=20, elapsed_s=5, alloc_gpus=1)
 DONE = replace(RUNNING, state=State.COMPLETED, end_s=50, elapsed_s=30, exit_code=0)
@@ -62,9 +63,9 @@ WAITS, RUNS = (State.PENDING, "Priority"), (State.RUNNING, "None")
 @pytest.fixture
 def sacct(monkeypatch: pytest.MonkeyPatch) -> Sacct:
     fake = Sacct()
-    monkeypatch.setattr(jobs.results.status, "query_sacct", fake)
-    monkeypatch.setattr(jobs.results.status, "query_squeue", fake.squeue)
-    monkeypatch.setattr(jobs.results.status, "cluster_name", lambda **_: fake.here)
+    monkeypatch.setattr(jobs.schedulers.slurm_scheduler, "query_sacct", fake)
+    monkeypatch.setattr(jobs.schedulers.slurm_scheduler, "query_squeue", fake.squeue)
+    monkeypatch.setattr(jobs.schedulers.slurm_scheduler, "cluster_name", lambda **_: fake.here)
     return fake
 
 
@@ -75,9 +76,12 @@ def write_sweep(tmp_path: Path) -> Callable[..., SweepFolder]:
     def make(cluster: str = "site") -> SweepFolder:
         folder = SweepFolder(tmp_path / "s" / cluster)
         runs = [RunSpec(name, Allocation(1, 1), TrainConfig(model="bert").resolved(), {}, {}, 0) for name in "ab"]
-        profile = None if cluster == "local" else ClusterProfile.model_validate({})
-        plan = make_plan("s", runs, cluster, profile, folder.path)
-        prepare(folder, "name: s\n", plan_json(plan), [run_json(run) for run in runs])
+        where = Cluster(cluster, "slurm", ClusterProfile.model_validate({}))
+        if cluster == "local":
+            where = Cluster(cluster, "local")
+        plan = make_plan("s", runs, where, folder.path)
+        prepare(folder, "name: s\n", plan_json(plan), {run.run_id for run in runs})
+        prepare_runs(folder, [run_json(run) for run in runs])
         return folder
 
     return make

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from jobs.results.status import age_text
 from jobs.results.sweep_list import list_json, listed_sweeps
+from jobs.schedulers.answers import age_text
 from jobs.storage.sweep_folder import SweepFolder
 
 

@@ -13,6 +13,7 @@ from rich.console import Console, RenderableType
 
 from disttrain.records.record_files import failure_name, write_json
 from disttrain.records.summary_types import Failure
+from jobs.planning.cluster import Cluster
 from jobs.planning.cluster_profile import ClusterProfile
 from jobs.planning.expand import expand
 from jobs.planning.plan import Plan, make_plan
@@ -44,7 +45,8 @@ def rendered(table: RenderableType, width: int) -> str:
 def plan_of(cluster: ClusterProfile | None, folder: Path) -> Plan:
     (folder / "my" / "data[red]").mkdir(parents=True, exist_ok=True)
     runs = expand(parse_sweep(parse_yaml(SWEEP, "s.yaml"), str(folder)))
-    return make_plan("s", runs, "site" if cluster else "local", cluster, Path("/sweeps/s/site"))
+    where = Cluster("site", "slurm", cluster) if cluster else Cluster("local", "local")
+    return make_plan("s", runs, where, Path("/sweeps/s/site"))
 
 
 def report(rows: Sequence[Result], width: int | None) -> str:

@@ -52,13 +52,13 @@ def test_without_dropped_runs_there_is_nothing_to_forget() -> None:
             [],
             {"2x1-c": "PENDING", "2x1-d": "RUNNING"},
             "runs that have not ended cannot be removed: 2x1-c (2x1 lr=2) PENDING, 2x1-d (2x1 lr=3) RUNNING"
-            " (wait until they end, or cancel their jobs; nothing was removed)",
+            " (wait until they end, or end them with sweep cancel; nothing was removed)",
         ),
         (
             ["2x1-d"],
             {"2x1-d": "RUNNING"},
             "runs that have not ended cannot be removed: 2x1-d (2x1 lr=3) RUNNING"
-            " (wait until they end, or cancel their jobs; nothing was removed)",
+            " (wait until they end, or end them with sweep cancel; nothing was removed)",
         ),
         (["1x1"], {}, "'1x1' is the start of the id of 2 runs (write one of their ids in full: 1x1-a, 1x1-b)"),
     ],

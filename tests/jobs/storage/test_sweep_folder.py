@@ -14,7 +14,7 @@ from disttrain.errors import UserError
 from disttrain.records.atomic_write import atomic_write, write_text
 from disttrain.records.record_files import CHECKPOINTS_NAME
 from disttrain.records.versions import versions
-from jobs.storage.sweep_folder import SweepFolder, find_folder, prepare
+from jobs.storage.sweep_folder import SweepFolder, find_folder, prepare, prepare_runs
 
 
 def run(run_id: str, world_size: int = 2) -> dict[str, Any]:
@@ -23,10 +23,11 @@ def run(run_id: str, world_size: int = 2) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def prepare_runs(root: Path, sweep: str = "s", cluster: str = "site", runs: tuple[str, ...] = ("a",)) -> SweepFolder:
+def submit_runs(root: Path, sweep: str = "s", cluster: str = "site", runs: tuple[str, ...] = ("a",)) -> SweepFolder:
     folder = SweepFolder(root / sweep / cluster)
     planned = [run(name) for name in runs]
-    prepare(folder, "name: s\n", {"sweep": sweep, "cluster": cluster, "runs": planned}, planned)
+    prepare(folder, "name: s\n", {"sweep": sweep, "cluster": cluster, "runs": planned}, runs)
+    prepare_runs(folder, planned)
     return folder
 
 
@@ -36,7 +37,7 @@ def files(folder: SweepFolder) -> list[str]:
 
 @pytest.mark.process
 def test_the_files_of_a_submission(tmp_path: Path) -> None:
-    folder = prepare_runs(tmp_path)
+    folder = submit_runs(tmp_path)
     assert (folder.sweep_name, folder.cluster_name) == ("s", "site")
     assert files(folder) == ["plan.json", "runs/a/run.json", "sweep.yaml"]
     assert folder.logs.is_dir()
@@ -51,7 +52,7 @@ def test_the_files_of_a_submission(tmp_path: Path) -> None:
 @pytest.mark.process
 def test_a_new_attempt_removes_old_records(tmp_path: Path) -> None:
     """The records of runs that are not submitted again stay."""
-    folder = prepare_runs(tmp_path, runs=("a", "b"))
+    folder = submit_runs(tmp_path, runs=("a", "b"))
     names = ["failure-rank00001.json", "metrics-rank00000.jsonl", "metrics-rank00001.jsonl", "summary.json"]
     for name in ("a", "b"):
         for file in names:
@@ -61,9 +62,10 @@ def test_a_new_attempt_removes_old_records(tmp_path: Path) -> None:
         folder,
         "name: s\n# again\n",
         {"sweep": "s", "cluster": "site", "runs": planned},
-        planned,
+        {"a", "c"},
         submitted_ids={"a", "b"},
     )
+    prepare_runs(folder, planned)
     assert files(folder) == [
         "plan.json",
         "runs/a/run.json",
@@ -78,13 +80,13 @@ def test_a_new_attempt_removes_old_records(tmp_path: Path) -> None:
 @pytest.mark.process
 def test_a_run_with_a_checkpoint_keeps_its_records(tmp_path: Path) -> None:
     """The new attempt resumes, and its records begin at the step of the checkpoint."""
-    folder = prepare_runs(tmp_path)
+    folder = submit_runs(tmp_path)
     for name in ("failure-rank00000.json", "metrics-rank00000.jsonl", "metrics-rank00001.jsonl", "summary.json"):
         (folder.run("a") / name).touch()
     checkpoint = folder.run("a") / CHECKPOINTS_NAME / "attempt-00001-step-000000005.json"
     checkpoint.parent.mkdir()
     checkpoint.touch()
-    prepare_runs(tmp_path)
+    submit_runs(tmp_path)
     kept = [f"{CHECKPOINTS_NAME}/{checkpoint.name}", "metrics-rank00000.jsonl", "metrics-rank00001.jsonl", "run.json"]
     assert files(folder) == ["plan.json", *(f"runs/a/{name}" for name in kept), "sweep.yaml"]
 
@@ -92,23 +94,23 @@ def test_a_run_with_a_checkpoint_keeps_its_records(tmp_path: Path) -> None:
 @pytest.mark.process
 def test_the_plan_has_the_config_of_each_submission(tmp_path: Path) -> None:
     """b is sent again with another number of workers, a is done: it has the number with which it ran."""
-    folder = prepare_runs(tmp_path, runs=("a", "b"))
+    folder = submit_runs(tmp_path, runs=("a", "b"))
     changed = [{**run(name), "train": {"model": "bert", "num_workers": 0}} for name in ("a", "b")]
-    prepare(folder, "name: s\n", {"sweep": "s", "cluster": "site", "runs": changed}, changed[1:], {"a", "b"})
+    prepare(folder, "name: s\n", {"sweep": "s", "cluster": "site", "runs": changed}, {"b"}, {"a", "b"})
     assert folder.planned_runs() == [run("a"), changed[1]]
 
 
 @pytest.mark.process
 def test_a_run_never_submitted_leaves_the_plan(tmp_path: Path) -> None:
-    folder = prepare_runs(tmp_path, runs=("a", "b"))
+    folder = submit_runs(tmp_path, runs=("a", "b"))
     planned = [run("c")]
-    prepare(folder, "name: s\n", {"sweep": "s", "cluster": "site", "runs": planned}, planned, submitted_ids={"a"})
+    prepare(folder, "name: s\n", {"sweep": "s", "cluster": "site", "runs": planned}, {"c"}, submitted_ids={"a"})
     assert [planned["run_id"] for planned in folder.planned_runs()] == ["c", "a"]
 
 
 @pytest.mark.process
 def test_the_plan_marks_dropped_runs(tmp_path: Path) -> None:
-    folder = prepare_runs(tmp_path, runs=("a", "b", "c"))
+    folder = submit_runs(tmp_path, runs=("a", "b", "c"))
 
     def submit(*names: str, dropped: set[str]) -> dict[str, bool | None]:
         plan = {"sweep": "s", "cluster": "site", "runs": [run(name) for name in names]}
@@ -122,8 +124,8 @@ def test_the_plan_marks_dropped_runs(tmp_path: Path) -> None:
 @pytest.mark.process
 def test_finds_a_folder_by_each_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     root = tmp_path / "runs"
-    first, second = prepare_runs(root, cluster="local"), prepare_runs(root, cluster="site")
-    other = prepare_runs(root, sweep="other")
+    first, second = submit_runs(root, cluster="local"), submit_runs(root, cluster="site")
+    other = submit_runs(root, sweep="other")
     os.utime(first.plan_file, (1, 1))
     yaml = tmp_path / "file.yaml"
     yaml.write_text("name: s\nallocations: [1x1]\nbase: {model: bert}\n")
@@ -141,7 +143,7 @@ def test_finds_a_folder_by_each_name(tmp_path: Path, monkeypatch: pytest.MonkeyP
 @pytest.mark.process
 def test_the_last_submission_names_its_cluster(tmp_path: Path) -> None:
     """sweep forget writes the plan of another cluster later."""
-    local, site = prepare_runs(tmp_path, cluster="local"), prepare_runs(tmp_path, cluster="site")
+    local, site = submit_runs(tmp_path, cluster="local"), submit_runs(tmp_path, cluster="site")
     os.utime(site.plan_file, (1, 1))
     assert find_folder(tmp_path, None, None) == site
     assert find_folder(tmp_path, None, "local") == local
@@ -149,7 +151,7 @@ def test_the_last_submission_names_its_cluster(tmp_path: Path) -> None:
 
 @pytest.mark.process
 def test_ignores_a_folder_without_plans(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    folder = prepare_runs(tmp_path / "runs")
+    folder = submit_runs(tmp_path / "runs")
     (tmp_path / "s").mkdir()
     monkeypatch.chdir(tmp_path)
     assert find_folder(tmp_path / "runs", "s", None) == folder
@@ -178,7 +180,7 @@ def test_ignores_a_folder_without_plans(tmp_path: Path, monkeypatch: pytest.Monk
     ],
 )
 def test_a_missing_sweep_is_an_error(sweep: str | None, cluster: str | None, error: str, tmp_path: Path) -> None:
-    prepare_runs(tmp_path)
+    submit_runs(tmp_path)
     with pytest.raises(UserError) as caught:
         find_folder(tmp_path, sweep and sweep.replace("<root>", str(tmp_path)), cluster)
     assert str(caught.value) == error.replace("<root>", str(tmp_path))
@@ -187,7 +189,7 @@ def test_a_missing_sweep_is_an_error(sweep: str | None, cluster: str | None, err
 @pytest.mark.process
 def test_an_unknown_name_lists_the_sweeps(tmp_path: Path) -> None:
     for number in range(11):
-        prepare_runs(tmp_path, sweep=f"bert-{number:02}")
+        submit_runs(tmp_path, sweep=f"bert-{number:02}")
     hint = "submit it with sweep submit, or give the --root of its submission"
     listed = ", ".join(f"bert-{number:02}" for number in range(10))
     with pytest.raises(UserError) as caught:
@@ -215,14 +217,14 @@ def test_what_may_hold_secrets_is_private(tmp_path: Path) -> None:
     """sweep.yaml has setup lines, logs/ has batch scripts and pickles; what results need is readable."""
     before = os.umask(0o022)
     try:
-        folder = prepare_runs(tmp_path)
+        folder = submit_runs(tmp_path)
         assert modes(folder) == {
             ".": "0o700", "logs": "0o700", "plan.json": "0o644", "runs": "0o755", "runs/a": "0o755",
             "runs/a/run.json": "0o600", "sweep.yaml": "0o600",
         }  # fmt: skip
         folder.path.chmod(0o755)
         folder.logs.chmod(0o750)
-        prepare_runs(tmp_path)
+        submit_runs(tmp_path)
         assert (modes(folder)["."], modes(folder)["logs"]) == ("0o755", "0o750"), "the user's choice stays"
     finally:
         os.umask(before)
@@ -230,7 +232,7 @@ def test_what_may_hold_secrets_is_private(tmp_path: Path) -> None:
 
 @pytest.mark.process
 def test_a_moved_folder_works(tmp_path: Path) -> None:
-    folder = prepare_runs(tmp_path / "old")
+    folder = submit_runs(tmp_path / "old")
     shutil.move(tmp_path / "old", tmp_path / "new")
     moved = find_folder(tmp_path / "new", "s", None)
     assert moved.path == tmp_path / "new" / "s" / "site"
@@ -242,7 +244,7 @@ def test_a_moved_folder_works(tmp_path: Path) -> None:
 
 @pytest.mark.process
 def test_only_the_owner_writes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    folder = prepare_runs(tmp_path)
+    folder = submit_runs(tmp_path)
     assert folder.is_owner()
     folder.path.chmod(0o777)
     monkeypatch.setattr(os, "geteuid", lambda: os.getuid() + 1)

@@ -6,11 +6,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from jobs.results.run_records import RunFacts
 from jobs.slurm.attempts import AccountingRow
 from jobs.slurm.squeue import QueuedJob
 from jobs.slurm.states import State
 from jobs.storage.ledger import Job, array_of
+from jobs.storage.run_facts import RunFacts
 
 # sacct and squeue list a job some seconds after sbatch, and a requeued one some seconds after its end.
 DELAY_S = 60
@@ -39,6 +39,7 @@ class Evidence:
         has_accounting: Whether the accounting has answered now; else `attempts` are from earlier answers.
         is_visible: Whether jobs that are not listed do not exist: sites may hide the jobs of other users.
         here: The cluster that was asked; None if that is not known.
+        is_cancelled: Whether `sweep cancel` has cancelled the run since its latest job was sent.
     """
 
     jobs: Sequence[Job]
@@ -49,6 +50,7 @@ class Evidence:
     has_accounting: bool = True
     is_visible: bool = True
     here: str | None = None
+    is_cancelled: bool = False
 
 
 @dataclass(frozen=True)
@@ -76,7 +78,7 @@ def conclude(evidence: Evidence) -> Conclusion:
     has ended, and the run's own files say how; without any, it was cancelled while it waited.
     """
     if not evidence.jobs:
-        return Conclusion(State.NOT_SUBMITTED, "ledger")
+        return _not_submitted(evidence.is_cancelled)
     latest = evidence.attempts[-1] if evidence.attempts else None
     listed = _listed(evidence)
     if latest is not None and latest.state.is_finished:
@@ -94,6 +96,11 @@ def conclude(evidence: Evidence) -> Conclusion:
     if evidence.queue is None or _is_new(evidence, latest):
         return _by_accounting(latest)
     return _unlisted(evidence, latest)
+
+
+def _not_submitted(is_cancelled: bool) -> Conclusion:
+    """The conclusion on a run without a job; `sweep submit` does not send one that was cancelled."""
+    return Conclusion(State.CANCELLED if is_cancelled else State.NOT_SUBMITTED, "ledger")
 
 
 def _listed(evidence: Evidence) -> QueuedJob | None:
@@ -138,7 +145,9 @@ def _by_controller(listed: QueuedJob, latest: AccountingRow | None, evidence: Ev
 
 
 def _is_new(evidence: Evidence, latest: AccountingRow | None) -> bool:
-    """Whether the latest job may be too new to be listed."""
+    """Whether the latest job may be too new to be listed. One that was cancelled has been listed."""
+    if evidence.is_cancelled:
+        return False
     submitted_s = max(evidence.jobs[-1].submitted_s, (latest and latest.submit_s) or 0)
     return evidence.now_s - submitted_s <= DELAY_S
 
@@ -187,7 +196,12 @@ def _end(state: State, source: Source, job: Job, latest: AccountingRow | None, e
 
 
 def conclude_local(
-    jobs: Sequence[Job], attempts: Sequence[AccountingRow], facts: RunFacts, *, queue_lives: bool
+    jobs: Sequence[Job],
+    attempts: Sequence[AccountingRow],
+    facts: RunFacts,
+    *,
+    queue_lives: bool,
+    is_cancelled: bool = False,
 ) -> Conclusion:
     """The state of a run of the local executor.
 
@@ -199,9 +213,10 @@ def conclude_local(
         attempts: The attempts of the latest job, as the queue has written them.
         facts: What the folder of the run shows.
         queue_lives: Whether the process of the queue still runs.
+        is_cancelled: Whether `sweep cancel` has cancelled the run.
     """
     if not jobs:
-        return Conclusion(State.NOT_SUBMITTED, "ledger")
+        return _not_submitted(is_cancelled)
     latest = attempts[-1] if attempts else None
     if latest is not None and latest.state.is_success and not facts.has_summary:
         return Conclusion(State.FAILED, "records", replace(latest, state=State.FAILED), _NO_SUMMARY)

@@ -6,12 +6,12 @@ from dataclasses import dataclass, replace
 
 import pytest
 
-from jobs.results.conclude import DELAY_S, SILENT_S, Evidence, conclude, conclude_local
-from jobs.results.run_records import RunFacts
+from jobs.schedulers.conclude import DELAY_S, SILENT_S, Evidence, conclude, conclude_local
 from jobs.slurm.attempts import AccountingRow
 from jobs.slurm.squeue import QueuedJob
 from jobs.slurm.states import State
 from jobs.storage.ledger import Job
+from jobs.storage.run_facts import RunFacts
 
 SENT_S = 1_000_000.0  # the submission of the job
 NOW_S = SENT_S + 7200

@@ -5,18 +5,17 @@ from __future__ import annotations
 import json
 import os
 import socket
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-import jobs.launch
-import jobs.results.status
+import jobs.schedulers.slurm_scheduler
 import jobs.slurm.interrupted
 import jobs.slurm.submit
+import jobs.submission.launch
 from disttrain.errors import UserError
-from jobs.launch import debug, launch
+from jobs.planning.cluster import Cluster
 from jobs.planning.cluster_profile import ClusterProfile
 from jobs.planning.expand import expand
 from jobs.planning.plan import JobGroup, Plan, make_plan
@@ -27,82 +26,8 @@ from jobs.slurm.squeue import QueuedJob
 from jobs.slurm.states import State
 from jobs.storage import ledger
 from jobs.storage.sweep_folder import SweepFolder
-
-SWEEP = "name: s\nallocations: [1x1, 2x1]\nbase: {model: bert, max_steps: 3}\nseeds: [0, 1]\n"
-
-LOADED = parse_sweep(parse_yaml(SWEEP, "s.yaml"), "/sweeps")
-
-
-def plan_of(root: Path, cluster: str = "site", text: str = SWEEP) -> Plan:
-    runs = expand(parse_sweep(parse_yaml(text, "s.yaml"), "/nowhere"))
-    profile = None if cluster in ("local", "debug") else ClusterProfile.model_validate({})
-    return make_plan("s", runs, cluster, profile, root / "s" / cluster)
-
-
-class Slurm:
-    """Accepts submissions like sbatch, and reports states like sacct."""
-
-    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.is_shown = True  # whether squeue lists the jobs
-        self.states: dict[str, State] = {}
-        self.submitted: list[list[str]] = []  # the run ids of each group
-        self.refused = ""
-        self.error: BaseException | None = None  # what sbatch raises after it has accepted a job
-        self.tokens: dict[str, str] = {}  # by job id
-        self.held: set[str] = set()
-        self.run_dirs: dict[str, Path] = {}  # by job id
-        self.release_error: BaseException | None = None
-        monkeypatch.setattr(jobs.slurm.submit, "_sbatch", self.sbatch)
-        for module in (jobs.slurm.submit, jobs.slurm.interrupted):
-            monkeypatch.setattr(module, "query_squeue", self.squeue)
-            monkeypatch.setattr(module, "release", self.release)
-            monkeypatch.setattr(module, "cancel", self.cancel)
-            monkeypatch.setattr(module, "cluster_name", lambda **_: "site")
-        monkeypatch.setattr(jobs.results.status, "query_sacct", self.sacct)
-        monkeypatch.setattr(jobs.results.status, "query_squeue", self.squeue)
-        monkeypatch.setattr("shutil.which", lambda program: f"/usr/bin/{program}")
-
-    def sbatch(self, plan: Plan, group: JobGroup, token: str) -> list[str]:
-        if str(group.allocation) == self.refused:
-            raise UserError("sbatch refused it")
-        self.submitted.append([run.run_id for run in group.runs])
-        job_ids = [f"{len(self.submitted)}_{index}" for index in range(len(group.runs))]
-        self.states.update(dict.fromkeys(job_ids, State.PENDING))
-        self.tokens.update(dict.fromkeys(job_ids, token))
-        folder = SweepFolder(plan.folder)
-        self.run_dirs |= {job: folder.run(run.run_id) for job, run in zip(job_ids, group.runs, strict=True)}
-        self.held.update(job_ids)
-        if self.error is not None:
-            raise self.error
-        return job_ids
-
-    def release(self, job_ids: Sequence[str], **_: Any) -> None:
-        if self.release_error is not None:
-            raise self.release_error
-        self.held = {task for task in self.held if task.partition("_")[0] not in job_ids}
-
-    def cancel(self, job_ids: Sequence[str], **_: Any) -> None:
-        for task in self.states:
-            if task.partition("_")[0] in job_ids:
-                self.states[task] = State.CANCELLED
-
-    def squeue(self, *_: Any, **__: Any) -> dict[str, QueuedJob]:
-        return {
-            job_id: QueuedJob(job_id, state, "JobHeldUser" if job_id in self.held else "None", self.tokens.get(job_id))
-            for job_id, state in self.states.items()
-            if self.is_shown
-        }
-
-    def sacct(self, job_ids: list[str], **_: Any) -> tuple[AccountingRow, ...]:
-        for job_id in job_ids:
-            if self.states[job_id] is State.COMPLETED:
-                (self.run_dirs[job_id] / "summary.json").write_text('{"steps": 3}')
-        return tuple(AccountingRow(job_id, state=self.states[job_id], submit_s=1, end_s=2) for job_id in job_ids)
-
-
-@pytest.fixture
-def slurm(monkeypatch: pytest.MonkeyPatch) -> Slurm:
-    return Slurm(monkeypatch)
+from jobs.submission.launch import debug, launch
+from tests.jobs.submission.fake_slurm import LOADED, SWEEP, Slurm, plan_of
 
 
 @pytest.mark.process
@@ -155,15 +80,18 @@ def test_runs_of_other_overrides_stay(slurm: Slurm, tmp_path: Path, capsys: pyte
     def submit(text: str, overrides: dict[str, str]) -> tuple[list[bool | None], str]:
         """The marks of the runs in plan.json, and the notes of the command."""
         sweep = parse_sweep(parse_yaml(text, "s.yaml"), "/nowhere", overrides)
-        plan = make_plan("s", expand(sweep), "site", ClusterProfile.model_validate({}), tmp_path / "s" / "site")
+        plan = make_plan(
+            "s", expand(sweep), Cluster("site", "slurm", ClusterProfile.model_validate({})), tmp_path / "s" / "site"
+        )
         launch(plan, sweep, max_ranks=None)
-        return [run.get("dropped") for run in SweepFolder(plan.folder).planned_runs()], capsys.readouterr().err
+        marks = [run.get("dropped") for run in SweepFolder(plan.folder).planned_runs()]
+        return marks, capsys.readouterr().err.partition("\n")[0]
 
     decay = {"weight_decay": "0.1"}
     shorter, twice = SWEEP.replace("[0, 1]", "[0]"), "note: 4 runs are no longer in the sweep file; sweep forget"
     assert submit(SWEEP, {}) == ([None] * 4, "")
     assert submit(SWEEP, decay) == ([None] * 8, "")
-    assert submit(shorter, {}) == ([None, None, None, True, None, True, True, True], f"{twice} removes them\n")
+    assert submit(shorter, {}) == ([None, None, None, True, None, True, True, True], f"{twice} removes them")
     assert len(slurm.submitted) == 4
     assert submit(SWEEP.replace("[0, 1]", "[1]"), decay)[0].count(True) == 4
     assert submit(SWEEP, {}) == ([None] * 8, "")
@@ -177,7 +105,9 @@ def test_a_run_keeps_the_config_of_its_submission(slurm: Slurm, tmp_path: Path) 
     def submit(seeds: str, overrides: dict[str, str]) -> list[tuple[int, int, int]]:
         text = f"name: s\nallocations: [1x1]\nbase: {{model: bert}}\nseeds: {seeds}\n"
         sweep = parse_sweep(parse_yaml(text, "s.yaml"), "/nowhere", overrides)
-        plan = make_plan("s", expand(sweep), "site", ClusterProfile.model_validate({}), tmp_path / "s" / "site")
+        plan = make_plan(
+            "s", expand(sweep), Cluster("site", "slurm", ClusterProfile.model_validate({})), tmp_path / "s" / "site"
+        )
         launch(plan, sweep, max_ranks=None)
         runs = SweepFolder(plan.folder).planned_runs()
         written = [
@@ -216,7 +146,8 @@ def test_notes_one_dropped_run(slurm: Slurm, tmp_path: Path, capsys: pytest.Capt
     launch(plan_of(tmp_path, text=text), LOADED, max_ranks=None)
     launch(plan_of(tmp_path, text=text.replace("[0, 1]", "[0]")), LOADED, max_ranks=None)
     note = "note: 1 run is no longer in the sweep file; sweep forget removes it\n"
-    assert capsys.readouterr().err == note
+    active = "note: 1 of the dropped runs still waits or runs; sweep cancel --dropped ends it: 1x1-"
+    assert capsys.readouterr().err.startswith(note + active)
     assert len(slurm.submitted) == 1
 
 
@@ -422,7 +353,7 @@ def test_a_folder_of_another_user_is_refused(slurm: Slurm, tmp_path: Path, monke
 def test_a_hold_of_the_user_stays(slurm: Slurm, tmp_path: Path) -> None:
     runs = expand(parse_sweep(parse_yaml(SWEEP, "s.yaml"), "/nowhere"))
     profile = ClusterProfile.model_validate({"sbatch": {"hold": True}})
-    plan = make_plan("s", runs, "site", profile, tmp_path / "s" / "site")
+    plan = make_plan("s", runs, Cluster("site", "slurm", profile), tmp_path / "s" / "site")
     for _ in range(2):
         launch(plan, LOADED, max_ranks=None)
         assert slurm.held == {"1_0", "1_1", "2_0", "2_1"}
@@ -476,6 +407,24 @@ def test_a_damaged_ledger_repeats_no_finished_run(
 
 
 @pytest.mark.process
+def test_a_damaged_second_record_repeats_no_finished_run(
+    slurm: Slurm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The ledger then has only the first job, which failed."""
+    monkeypatch.setattr(jobs.slurm.interrupted, "query_squeue", lambda _, **__: {})
+    text = "name: s\nallocations: [1x1]\nbase: {model: bert}\n"
+    plan = plan_of(tmp_path, text=text)
+    launch(plan, LOADED, max_ranks=None)
+    slurm.states["1_0"] = State.FAILED
+    launch(plan, LOADED, max_ranks=None)
+    finish(SweepFolder(plan.folder))
+    break_line(plan.folder / ledger.LEDGER_NAME, 4)  # the record of the second job
+    with pytest.raises(UserError, match=r"line 5 of ledger\.jsonl .* 1 run with a summary would be repeated"):
+        launch(plan, LOADED, max_ranks=None)
+    assert len(slurm.submitted) == 2
+
+
+@pytest.mark.process
 def test_a_damaged_record_cancels_no_job(slurm: Slurm, tmp_path: Path) -> None:
     """Without its record, the token of a submission looks like that of an interrupted one."""
     plan = plan_of(tmp_path)
@@ -512,7 +461,9 @@ def test_a_damaged_accounting_repeats_no_finished_run(
     plan = plan_of(tmp_path, "local")
     folder = SweepFolder(plan.folder)
     sent: list[int] = []
-    monkeypatch.setattr("jobs.launch.send_to_local", lambda missing, *_, **__: sent.append(len(missing.runs)))
+    monkeypatch.setattr(
+        "jobs.schedulers.local_scheduler.send_to_local", lambda missing, *_, **__: sent.append(len(missing.runs))
+    )
     launch(plan, LOADED, max_ranks=None)
     dead = ledger.QueueProcess(socket.gethostname(), os.getpid(), 1.0)
     ledger.record(folder.path, {run.run_id: f"local-1-{index}" for index, run in enumerate(plan.runs)}, 1.0, dead)
@@ -545,7 +496,7 @@ def test_a_damaged_ledger_loses_no_run_of_a_trial(
 
     def submit(overrides: dict[str, str]) -> int:
         sweep = parse_sweep(parse_yaml(SWEEP, "s.yaml"), "/nowhere", overrides)
-        plan = make_plan("s", expand(sweep), "site", ClusterProfile.model_validate({}), folder.path)
+        plan = make_plan("s", expand(sweep), Cluster("site", "slurm", ClusterProfile.model_validate({})), folder.path)
         launch(plan, sweep, max_ranks=None)
         planned = folder.planned_runs()
         assert not any(run.get("dropped") for run in planned)
@@ -568,7 +519,7 @@ def test_two_sweeps_of_one_name_are_refused(slurm: Slurm, tmp_path: Path) -> Non
         (tmp_path / name / "s.yaml").write_text("name: s\nallocations: [1x1]\nbase: {model: bert, dataset: ./data}\n")
         sweep = load_sweep(tmp_path / name / "s.yaml")
         folder = tmp_path / "runs" / "s" / "site"
-        plans.append(make_plan("s", expand(sweep), "site", ClusterProfile.model_validate({}), folder))
+        plans.append(make_plan("s", expand(sweep), Cluster("site", "slurm", ClusterProfile.model_validate({})), folder))
     assert plans[0].runs[0].run_id == plans[1].runs[0].run_id
     launch(plans[0], LOADED, max_ranks=None)
     with pytest.raises(UserError, match=r"'s' was submitted with dataset '.*/a/data', but now has '.*/b/data'"):
@@ -584,7 +535,7 @@ def test_moved_data_are_no_other_data(slurm: Slurm, tmp_path: Path, capsys: pyte
         (tmp_path / name / "s.yaml").write_text("name: s\nallocations: [1x1]\nbase: {model: bert, dataset: ./data}\n")
         sweep = load_sweep(tmp_path / name / "s.yaml")
         folder = tmp_path / "runs" / "s" / "site"
-        plan = make_plan("s", expand(sweep), "site", ClusterProfile.model_validate({}), folder)
+        plan = make_plan("s", expand(sweep), Cluster("site", "slurm", ClusterProfile.model_validate({})), folder)
         launch(plan, LOADED, max_ranks=None)
         slurm.states.update(dict.fromkeys(slurm.states, State.COMPLETED))
         (tmp_path / name).rename(tmp_path / f"{name}-moved")

@@ -1,0 +1,38 @@
+"""`sweep wait`: waits until every submitted run of a sweep has ended."""
+
+from __future__ import annotations
+
+import os
+
+from jobs.cli.options import Json, OfCluster, Poll, Root, SubmittedSweep
+from jobs.cli.results_output import exit_if_failed, print_results, read_status
+from jobs.cli.shared import stderr_console, sweeps_root
+
+
+def wait(
+    sweep: SubmittedSweep = None,
+    cluster: OfCluster = None,
+    root: Root = None,
+    poll: Poll = None,
+    json_: Json = False,
+) -> None:
+    """Wait until every submitted run has ended, then print the results. Nothing is submitted.
+
+    The exit status is 1 if one of these runs has ended without success.
+    """
+    from jobs.results.watch import Watch
+    from jobs.schedulers.states import scheduler_for
+    from jobs.storage.ledger import read_ledger
+    from jobs.storage.sweep_folder import find_folder
+
+    folder = find_folder(sweeps_root(root), sweep, cluster)
+    plan = folder.plan()
+    submitted = read_ledger(folder.path).jobs
+    run_ids = {run["run_id"] for run in plan.runs if run["run_id"] in submitted}
+    poll_s = poll or scheduler_for(plan.kind, os.environ).poll_s
+    if run_ids:
+        with Watch(folder, run_ids, stderr_console(), os.environ, poll_s) as watch:
+            watch.wait()
+    results = read_status(folder).results
+    print_results(results, folder, as_json=json_)
+    exit_if_failed([row for row in results if row.run_id in run_ids])

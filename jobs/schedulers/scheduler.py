@@ -1,0 +1,101 @@
+"""What every scheduler does: it sends runs, cancels them, and says what became of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from jobs.planning.plan import JobGroup, Plan
+from jobs.schedulers.answers import Answers
+from jobs.schedulers.conclude import Conclusion
+from jobs.slurm.attempts import AccountingRow
+from jobs.storage.ledger import Job, Ledger
+from jobs.storage.sweep_folder import SweepFolder
+
+Note = Callable[[str], None]
+OnSent = Callable[[JobGroup, str], None]  # called after each group, with the id of its job or job array
+# Works through a queue in this process, and calls the function again and again.
+Work = Callable[[Callable[[], None]], None]
+
+
+@dataclass(frozen=True)
+class Sent:
+    """What became of runs that were to be sent.
+
+    Attributes:
+        work: What the caller still has to do, after it has released its lock; None if there is nothing.
+        unsent: The ids of the runs that were not sent: Slurm accepts no more jobs of this user at present.
+        reason: Slurm's word for that limit.
+    """
+
+    work: Work | None = None
+    unsent: frozenset[str] = frozenset()
+    reason: str = ""
+
+
+class Scheduler(Protocol):
+    """Where the runs of one kind of cluster go."""
+
+    poll_s: float  # the interval between two questions while a command waits
+    has_accounting: bool  # whether it accounts jobs: their ids, nodes, waits and GPU-hours
+
+    def require(self, cluster_name: str) -> None:
+        """Checks, before any file is written, that this machine can send runs.
+
+        Raises:
+            UserError: A program is missing.
+        """
+
+    def finish_interrupted(self, folder: SweepFolder, ledger: Ledger, note: Note) -> Ledger:
+        """Finishes what interrupted submissions have left, and returns the ledger as it is then."""
+
+    def send(self, plan: Plan, overrides: Mapping[str, str], on_sent: OnSent) -> Sent:
+        """Sends every run of the plan; their folders are prepared.
+
+        Args:
+            plan: The plan of the runs.
+            overrides: The texts of ``--set``, for the ledger.
+            on_sent: A function that is called after each group.
+
+        Raises:
+            UserError: A group was refused. The groups before it are sent and recorded.
+        """
+
+    def cancel(self, folder: SweepFolder, jobs: Sequence[Job], *, only_pending: bool = False) -> None:
+        """Ends jobs, waiting or running.
+
+        Args:
+            folder: The folder of the sweep.
+            jobs: The jobs.
+            only_pending: Whether those that have started continue.
+
+        Raises:
+            UserError: They could not be ended.
+        """
+
+    def ask(
+        self,
+        folder: SweepFolder,
+        job_name: str,
+        ledger: Ledger,
+        run_ids: Sequence[str],
+        saved: Sequence[AccountingRow],
+    ) -> Answers:
+        """What is known now of all jobs in the ledger.
+
+        Args:
+            folder: The folder of the sweep.
+            job_name: The name of its jobs.
+            ledger: Its ledger.
+            run_ids: The runs whose states are needed.
+            saved: The rows of earlier answers.
+        """
+
+    def conclude(
+        self, folder: SweepFolder, run_ids: Sequence[str], ledger: Ledger, answers: Answers
+    ) -> dict[str, Conclusion]:
+        """The conclusion on each run. The folder of a run is read only if nothing else says what became of it."""
+
+    def known_s(self, folder: SweepFolder) -> float | None:
+        """The time of the last answer, in seconds since 1970; None if there was none."""

@@ -1,0 +1,1 @@
+"""From a plan to its jobs: which runs are sent, sent again or cancelled."""

@@ -1,0 +1,166 @@
+"""From a plan to its jobs: finds the runs to send, writes their files, sends them and records them."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import os
+from collections.abc import Callable, Collection, Iterator, Mapping
+from functools import partial
+
+from disttrain.config.train_config import LINK, PATH_FIELDS
+from disttrain.errors import UserError
+from jobs.local.debug import run_in_debugger, scratch_folder
+from jobs.planning.plan import JobGroup, Plan, count_runs, plan_json, run_json, with_runs
+from jobs.planning.sweep_file import Sweep
+from jobs.schedulers.scheduler import Scheduler, Sent
+from jobs.schedulers.states import scheduler_for
+from jobs.storage.dropped_runs import dropped_runs
+from jobs.storage.ledger import Ledger, read_ledger, submission_lock
+from jobs.storage.name_links import link_names_or_warn
+from jobs.storage.same_data import is_same_data
+from jobs.storage.sweep_folder import SweepFolder, prepare, prepare_runs
+from jobs.submission.messages import note, say
+from jobs.submission.selection import select_runs
+
+
+def launch(
+    plan: Plan,
+    sweep: Sweep,
+    *,
+    max_ranks: int | None,
+    on_poll: Callable[[], None] | None = None,
+    replace: bool = False,
+) -> frozenset[str]:
+    """Sends the runs of the plan that are not done, queued, running or cancelled.
+
+    Args:
+        plan: The plan of the complete sweep on one cluster.
+        sweep: The sweep of the plan.
+        max_ranks: The number of ranks that the local executor may run at the same time.
+        on_poll: A function to call again and again while a local queue runs in this process. Without it, a local queue
+            runs in the background.
+        replace: Whether waiting runs whose request differs from the plan's are cancelled, and sent again.
+
+    Returns:
+        The ids of the runs that were not sent, because Slurm accepts no more jobs of this user at present.
+
+    Raises:
+        UserError: Another submission of the sweep is running, a damaged file hides that runs are done, or the scheduler
+            refuses a job.
+    """
+    folder = SweepFolder(plan.folder)
+    scheduler = scheduler_for(plan.cluster.kind, os.environ, max_ranks=max_ranks, in_process=on_poll is not None)
+    scheduler.require(plan.cluster.name)
+    folder.create()
+    folder.require_owner()
+    with submission_lock(folder.path):
+        folder.require_space(len(plan.runs))
+        ledger = read_ledger(folder.path)
+        _check_same_data(folder, plan, ledger)
+        ledger = scheduler.finish_interrupted(folder, ledger, note)
+        submitted = _submitted(folder, ledger)
+        dropped = dropped_runs(sweep, [run.run_id for run in plan.runs], submitted)
+        selection = select_runs(folder, plan, ledger, scheduler, dropped, replace=replace)
+        missing = with_runs(plan, selection.missing)
+        with write_errors(folder, "nothing was sent; free some space, then submit again"):
+            _prepare(folder, sweep, plan, missing, submitted, dropped)
+            folder.record_fingerprints(_paths_of(missing))
+        link_names_or_warn(folder)
+        sent = send(folder, missing, scheduler, sweep.overrides)
+    if sent.work and on_poll:
+        sent.work(on_poll)
+    return sent.unsent
+
+
+def send(folder: SweepFolder, plan: Plan, scheduler: Scheduler, overrides: Mapping[str, str]) -> Sent:
+    """Sends every run of a plan, whose folders are prepared, with a line for each group.
+
+    Raises:
+        UserError: The scheduler refuses a group, or the disk is full.
+    """
+    with write_errors(folder, "sweep status shows what was sent; free some space, then submit again"):
+        sent = scheduler.send(plan, overrides, partial(_on_sent, folder))
+    if sent.unsent:
+        verb, pronoun = ("wait", "them") if len(sent.unsent) > 1 else ("waits", "it")
+        text = f"{count_runs(len(sent.unsent))} {verb} for the limit of jobs that Slurm accepts ({sent.reason})"
+        note(f"{text}; the next sweep submit sends {pronoun}, and submit --wait does it by itself")
+    return sent
+
+
+def _submitted(folder: SweepFolder, ledger: Ledger) -> dict[str, Mapping[str, str] | None]:
+    """The overrides of each submitted run. With a damaged line, every run of plan.json may have been submitted."""
+    if not ledger.damaged_lines:
+        return ledger.overrides()
+    unknown: dict[str, Mapping[str, str] | None] = {run["run_id"]: None for run in folder.planned_runs()}
+    return unknown | ledger.overrides()
+
+
+def _paths_of(plan: Plan) -> set[str]:
+    """The paths and hub ids of data and pretrained weights in a plan."""
+    values = (getattr(run.config, field) for run in plan.runs for field in PATH_FIELDS)
+    return set(filter(None, values))
+
+
+@contextlib.contextmanager
+def write_errors(folder: SweepFolder, hint: str) -> Iterator[None]:
+    """Turns the error of a full disk or a read-only folder into one line that says what was sent."""
+    try:
+        yield
+    except OSError as error:
+        message = f"{error.filename or str(folder.path)!r} cannot be written: {error.strerror}"
+        raise UserError(message, hint=hint) from error
+
+
+def _prepare(
+    folder: SweepFolder, sweep: Sweep, plan: Plan, missing: Plan, submitted: Collection[str], dropped: Collection[str]
+) -> None:
+    runs = [run_json(run) for run in missing.runs]
+    # The user's own model family is in the folder of the sweep file or in the working directory.
+    import_path = (sweep.folder, os.getcwd())
+    folder.write_request(plan.cluster, import_path)
+    prepare(folder, sweep.document.text, plan_json(plan), [run["run_id"] for run in runs], submitted, dropped)
+    prepare_runs(folder, runs, import_path)
+
+
+def _on_sent(folder: SweepFolder, group: JobGroup, job_id: str) -> None:
+    """Makes the batch script and submitit's files private, also in a folder of logs that others may read."""
+    for path in folder.logs.glob(f"{job_id}_*"):
+        path.chmod(0o600)
+    say(f"  {group.allocation}: {count_runs(len(group.runs))} as job {job_id}")
+
+
+def _check_same_data(folder: SweepFolder, plan: Plan, ledger: Ledger) -> None:
+    """Checks that runs with the same id use the same files.
+
+    A run id does not depend on the folder of the sweep file, so ./data in two folders gives the same id. Data that were
+    moved or copied are the same.
+    """
+    earlier = {run["run_id"]: run["train"] for run in folder.planned_runs() if run["run_id"] in ledger.jobs}
+    fingerprints = folder.fingerprints()
+    moved: dict[tuple[str, str, str], None] = {}
+    for run in plan.runs:
+        if run.run_id not in earlier:
+            continue
+        for field in PATH_FIELDS:
+            before, now = earlier[run.run_id].get(field), getattr(run.config, field)
+            if before == now or (field, before, now) in moved:
+                continue
+            if not is_same_data(str(before), str(now), fingerprints):
+                message = f"{plan.sweep_name!r} was submitted with {field} {before!r}, but now has {now!r}"
+                hint = "use another name for this sweep, or another --root"
+                raise UserError(message, where=str(folder.path), hint=hint)
+            moved[field, before, now] = None
+    for field, before, now in moved:
+        note(f"{field} was {before!r}; {now!r} has the same files")
+
+
+def debug(plan: Plan, sweep: Sweep) -> None:
+    """Runs every run of the plan in this process, as one rank, in a scratch folder. Link runs are left out."""
+    trained = with_runs(plan, {run.run_id for run in plan.runs if run.config.model != LINK})
+    scratch = dataclasses.replace(trained, folder=scratch_folder(plan.sweep_name))
+    folder = SweepFolder(scratch.folder)
+    folder.create()
+    _prepare(folder, sweep, scratch, scratch, (), ())
+    print(f"debug: {count_runs(len(scratch.runs))} as one rank each, in {scratch.folder}")
+    run_in_debugger(scratch, scratch.runs)

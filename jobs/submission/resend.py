@@ -1,0 +1,129 @@
+"""Sends runs again on request: from their last checkpoint (retry), or from the beginning (rerun)."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from disttrain.config.train_config import TrainConfig
+from disttrain.errors import UserError
+from jobs.planning.allocation import Allocation
+from jobs.planning.expand import RunSpec
+from jobs.planning.labels import Variation
+from jobs.planning.plan import make_plan
+from jobs.schedulers.states import read_states, scheduler_for
+from jobs.slurm.states import State
+from jobs.storage.ledger import Ledger, read_ledger, submission_lock
+from jobs.storage.run_lookup import find_runs, list_names
+from jobs.storage.sweep_folder import SweepFolder, prepare_runs
+from jobs.submission.launch import send, write_errors
+from jobs.submission.messages import note, say
+
+_EARLIER = "earlier"  # the folder in that of a run for the files of its earlier results
+
+
+def resend(folder: SweepFolder, texts: Sequence[str], *, from_start: bool) -> None:
+    """Sends runs of a submitted sweep again, with the requests of its latest submission.
+
+    Args:
+        folder: The folder of the sweep.
+        texts: What the user typed for each run; nothing for all failed and cancelled runs.
+        from_start: Whether they start from the beginning: their files move to ``earlier/<n>/``. If not, they resume
+            from their last checkpoint, and none of them may be done.
+
+    Raises:
+        UserError: A run has not ended, or is done and should resume; or the scheduler refuses a job.
+    """
+    folder.require_owner()
+    plan = folder.plan()
+    cluster, import_path = folder.read_request()
+    scheduler = scheduler_for(plan.kind, os.environ)
+    scheduler.require(cluster.name)
+    with submission_lock(folder.path):
+        ledger = scheduler.finish_interrupted(folder, read_ledger(folder.path), note)
+        run_ids = [run["run_id"] for run in plan.runs]
+        states = read_states(folder, plan.sweep, scheduler, ledger, run_ids)
+        if states.damage:
+            raise UserError("; ".join(states.damage), where=str(folder.path), hint="restore the line first")
+        by_run = {run_id: conclusion.state for run_id, conclusion in states.conclusions.items()}
+        chosen = _chosen(plan.runs, texts, by_run, from_start=from_start)
+        if not chosen:
+            say(f"nothing to send: no run of {plan.sweep} on {plan.cluster} has failed or was cancelled")
+            return
+        with write_errors(folder, "nothing was sent; free some space, then try again"):
+            if from_start:
+                for run in chosen:
+                    keep_earlier(folder.run(run["run_id"]))
+            prepare_runs(folder, chosen, import_path)
+        say(f"{plan.sweep} on {plan.cluster}: sending {len(chosen)} of {len(plan.runs)} runs again")
+        for overrides, runs in _by_overrides(chosen, ledger):
+            specs = [_run_spec(run, index) for index, run in enumerate(runs)]
+            send(folder, make_plan(plan.sweep, specs, cluster, folder.path), scheduler, overrides)
+
+
+def _chosen(
+    planned: Sequence[Mapping[str, Any]], texts: Sequence[str], states: Mapping[str, State], *, from_start: bool
+) -> list[Mapping[str, Any]]:
+    """The runs to send."""
+    if not texts:
+        return [
+            run
+            for run in planned
+            if not run.get("dropped") and states[run["run_id"]].is_finished and not states[run["run_id"]].is_success
+        ]
+    runs = find_runs(planned, texts)
+    variation = Variation(planned)
+    active = [f"{variation.name(run)} {states[run['run_id']]}" for run in runs if not states[run["run_id"]].is_finished]
+    if active:
+        hint = "wait until they end, or end them with sweep cancel"
+        raise UserError(f"runs that have not ended cannot be sent again: {list_names(active)}", hint=hint)
+    done = [variation.name(run) for run in runs if states[run["run_id"]].is_success]
+    if done and not from_start:
+        raise UserError(
+            f"sweep retry is for failed and cancelled runs; done: {list_names(done)}",
+            hint="sweep rerun sends a run again although it is done",
+        )
+    return runs
+
+
+def keep_earlier(run_dir: Path) -> None:
+    """Moves all files of a run to ``earlier/<n>/``, n from 1.
+
+    After an interruption, the next call moves the rest to another folder.
+    """
+    earlier = run_dir / _EARLIER
+    files = [path for path in run_dir.iterdir() if path.name != _EARLIER] if run_dir.is_dir() else []
+    if not files:
+        return
+    earlier.mkdir(exist_ok=True)
+    numbers = [int(path.name) for path in earlier.iterdir() if path.name.isdecimal()]
+    target = earlier / str(max(numbers, default=0) + 1)
+    target.mkdir()
+    # The summary is last: until then the run is not repeated by a submission.
+    for path in sorted(files, key=lambda path: path.name == "summary.json"):
+        path.rename(target / path.name)
+
+
+def _by_overrides(
+    runs: Sequence[Mapping[str, Any]], ledger: Ledger
+) -> list[tuple[Mapping[str, str], list[Mapping[str, Any]]]]:
+    """The runs by the ``--set`` of their latest submission: only with it the sweep file yields them."""
+    groups: dict[frozenset[tuple[str, str]], list[Mapping[str, Any]]] = {}
+    known = ledger.overrides()
+    for run in runs:
+        groups.setdefault(frozenset((known.get(run["run_id"]) or {}).items()), []).append(run)
+    return [(dict(overrides), members) for overrides, members in groups.items()]
+
+
+def _run_spec(run: Mapping[str, Any], index: int) -> RunSpec:
+    """A run of plan.json as the plan has it."""
+    return RunSpec(
+        run_id=run["run_id"],
+        allocation=Allocation.parse(run["allocation"]),
+        config=TrainConfig(**run["train"]),
+        point=run["point"],
+        asked=run.get("asked") or {},
+        index=index,
+    )

@@ -1,0 +1,140 @@
+"""sweep cancel, retry and rerun: each run as often as the user wants."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from disttrain.errors import UserError
+from jobs.planning.plan import Plan
+from jobs.planning.sweep_file import parse_sweep
+from jobs.planning.yaml_file import parse_yaml
+from jobs.slurm.states import State
+from jobs.storage.ledger import read_ledger
+from jobs.storage.sweep_folder import SweepFolder
+from jobs.submission.cancellation import cancel_runs, choose
+from jobs.submission.launch import launch
+from jobs.submission.resend import keep_earlier, resend
+from tests.jobs.submission.fake_slurm import LOADED, Slurm, plan_of
+
+pytestmark = pytest.mark.process
+
+
+@pytest.fixture
+def plan(slurm: Slurm, tmp_path: Path) -> Plan:
+    """A plan of four runs that are sent: jobs 1_0, 1_1, 2_0, 2_1."""
+    plan = plan_of(tmp_path)
+    launch(plan, LOADED, max_ranks=None)
+    return plan
+
+
+def cancel(folder: SweepFolder, *texts: str, every: bool = False, dropped: bool = False) -> list[str]:
+    """Cancels runs, and returns what was said of those that had ended."""
+    chosen = choose(folder, texts, every=every, dropped=dropped)
+    if chosen.active:
+        cancel_runs(folder, chosen.active)
+    return chosen.ended
+
+
+def test_cancelled_runs_end_and_are_not_sent_again(
+    slurm: Slurm, plan: Plan, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder, ids = SweepFolder(plan.folder), [run.run_id for run in plan.runs]
+    slurm.states["1_0"] = State.COMPLETED
+    slurm.states["1_1"] = State.RUNNING
+    capsys.readouterr()
+    assert cancel(folder, *ids[:3]) == [f"{ids[0]} (1x1 seed=0) COMPLETED"]
+    assert slurm.cancelled == [(["1_[1]", "2_[0]"], False)]
+    out = capsys.readouterr().out
+    assert out == f"cancelled 2 runs: {ids[1]} (1x1 seed=1), {ids[2]} (2x1 seed=0); sweep retry sends them again\n"
+    launch(plan, LOADED, max_ranks=None)
+    assert len(slurm.submitted) == 2
+    resend(folder, [], from_start=False)
+    assert slurm.submitted[2:] == [[ids[1]], [ids[2]]]
+    assert read_ledger(folder.path).cancelled == frozenset()
+    # Their requests are those of the submission.
+    jobs = read_ledger(folder.path).jobs
+    assert jobs[ids[1]][-1].request == jobs[ids[1]][0].request
+
+
+def test_a_run_that_was_not_sent_can_be_cancelled(slurm: Slurm, tmp_path: Path) -> None:
+    slurm.limit = 2
+    plan = plan_of(tmp_path)
+    unsent = launch(plan, LOADED, max_ranks=None)
+    folder = SweepFolder(plan.folder)
+    assert cancel(folder, every=True) == []
+    slurm.limit = 10
+    assert launch(plan, LOADED, max_ranks=None) == frozenset()
+    assert len(slurm.submitted) == 1
+    resend(folder, sorted(unsent)[:1], from_start=False)
+    assert slurm.submitted[1:] == [sorted(unsent)[:1]]
+
+
+def test_dropped_runs_are_cancelled(slurm: Slurm, plan: Plan) -> None:
+    text = "name: s\nallocations: [1x1]\nbase: {model: bert, max_steps: 3}\nseeds: [0, 1]\n"
+    folder = SweepFolder(plan.folder)
+    shorter = plan_of(folder.path.parents[1], text=text)
+    launch(shorter, parse_sweep(parse_yaml(text, "s.yaml"), "/nowhere"), max_ranks=None)
+    assert cancel(folder, dropped=True) == []
+    assert slurm.states == {
+        "1_0": State.PENDING, "1_1": State.PENDING, "2_0": State.CANCELLED, "2_1": State.CANCELLED,
+    }  # fmt: skip
+
+
+def test_rerun_keeps_the_earlier_result(slurm: Slurm, plan: Plan) -> None:
+    folder, ids = SweepFolder(plan.folder), [run.run_id for run in plan.runs]
+    run_dir = folder.run(ids[0])
+    for number in (1, 2):
+        slurm.states[list(slurm.states)[0 if number == 1 else -1]] = State.COMPLETED
+        (run_dir / "checkpoints").mkdir()
+        (run_dir / f"result-{number}").touch()
+        resend(folder, [ids[0]], from_start=True)
+        earlier = sorted(path.name for path in (run_dir / "earlier" / str(number)).iterdir())
+        assert earlier == ["checkpoints", f"result-{number}", "run.json", "summary.json"]
+        assert sorted(path.name for path in run_dir.iterdir()) == ["earlier", "run.json"]
+    assert slurm.submitted[2:] == [[ids[0]], [ids[0]]]
+    assert len(read_ledger(folder.path).jobs[ids[0]]) == 3
+
+
+def test_what_is_refused(slurm: Slurm, plan: Plan) -> None:
+    folder, ids = SweepFolder(plan.folder), [run.run_id for run in plan.runs]
+    slurm.states["1_0"] = State.COMPLETED
+    with pytest.raises(UserError, match=r"runs that have not ended cannot be sent again: \S+ \(1x1 seed=1\) PENDING"):
+        resend(folder, [ids[1]], from_start=True)
+    with pytest.raises(UserError, match=r"sweep retry is for failed and cancelled runs; done: .*sweep rerun"):
+        resend(folder, [ids[0]], from_start=False)
+    assert len(slurm.submitted) == 2
+    folder.request_file.unlink()
+    with pytest.raises(UserError, match=r"request.json' is missing \(sweep submit writes it\)"):
+        resend(folder, [ids[0]], from_start=True)
+    folder.request_file.write_text('{"cluster": {"kind": 3}}')
+    with pytest.raises(UserError, match=r"request\.json is damaged: kind is 3"):
+        resend(folder, [ids[0]], from_start=True)
+    assert (folder.run(ids[0]) / "summary.json").exists()
+
+
+def test_the_request_is_private(plan: Plan) -> None:
+    """Lines of `setup` may have secrets."""
+    assert SweepFolder(plan.folder).request_file.stat().st_mode & 0o077 == 0
+
+
+def test_an_interrupted_move_loses_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("summary.json", "run.json", "metrics-rank00000.jsonl"):
+        (tmp_path / name).write_text(name)
+    rename, moved = Path.rename, []
+
+    def stop_at_the_second(path: Path, target: Path) -> Path:
+        moved.append(path.name)
+        if len(moved) == 2:
+            raise OSError("away")
+        return rename(path, target)
+
+    monkeypatch.setattr(Path, "rename", stop_at_the_second)
+    with pytest.raises(OSError, match="away"):
+        keep_earlier(tmp_path)
+    assert (tmp_path / "summary.json").exists()  # the run still counts as done
+    keep_earlier(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["earlier"]
+    files = sorted(str(path.relative_to(tmp_path / "earlier")) for path in tmp_path.rglob("*") if path.is_file())
+    assert [file.partition("/")[2] for file in files] == [moved[0], *sorted({"summary.json", moved[1]} - {moved[0]})]

@@ -1,0 +1,121 @@
+"""Which runs a submission leaves out, and what it says of them."""
+
+from __future__ import annotations
+
+from itertools import chain
+from pathlib import Path
+
+import pytest
+
+from jobs.planning.cluster import Cluster
+from jobs.planning.cluster_profile import ClusterProfile
+from jobs.planning.expand import expand
+from jobs.planning.plan import Plan, make_plan
+from jobs.slurm.states import State
+from jobs.storage import ledger
+from jobs.storage.sweep_folder import SweepFolder
+from jobs.submission.launch import launch
+from tests.jobs.submission.fake_slurm import LOADED, Slurm, plan_of
+
+pytestmark = pytest.mark.process
+
+
+def plan_with(root: Path, **profile: object) -> Plan:
+    cluster = Cluster("site", "slurm", ClusterProfile.model_validate(profile))
+    return make_plan("s", expand(LOADED), cluster, root / "s" / "site")
+
+
+def test_a_waiting_run_with_another_request_is_named_and_replaced(
+    slurm: Slurm, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One of four runs has started: it continues with its request."""
+    launch(plan_with(tmp_path, time="10:00:00", setup=("module load cuda",)), LOADED, max_ranks=None)
+    slurm.states["1_0"] = State.RUNNING
+    now = plan_with(tmp_path, time="30", partition="gpu")
+    capsys.readouterr()
+    launch(now, LOADED, max_ranks=None)
+    waiting = [run.run_id for run in now.runs[1:]]
+    assert capsys.readouterr().err == (
+        "note: 3 runs wait with another request than the sweep has now "
+        f"(time 600, now 30; setup; partition None, now gpu): {', '.join(waiting)}; --replace sends them again\n"
+    )
+    assert len(slurm.submitted) == 2
+    launch(now, LOADED, max_ranks=None, replace=True)
+    output = capsys.readouterr()
+    assert output.err == f"note: cancelled 3 runs that waited with another request: {', '.join(waiting)}\n"
+    assert output.out.splitlines()[0] == "s on site: submitting 3 of 4 runs (0 done, 1 queued or running)"
+    assert slurm.cancelled == [(["1_[1]", "2_[0-1]"], True)]
+    assert slurm.submitted[2:] == [waiting[:1], waiting[1:]]
+    launch(now, LOADED, max_ranks=None, replace=True)
+    assert len(slurm.submitted) == 4
+
+
+def test_another_number_of_running_tasks_is_no_other_request(
+    slurm: Slurm, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    launch(plan_with(tmp_path), LOADED, max_ranks=None)
+    capsys.readouterr()
+    launch(plan_with(tmp_path, max_running=2), LOADED, max_ranks=None)
+    assert capsys.readouterr().err == ""
+
+
+def test_a_timeout_without_a_checkpoint_is_noted(
+    slurm: Slurm, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plan = plan_of(tmp_path)
+    launch(plan, LOADED, max_ranks=None)
+    slurm.states.update(dict.fromkeys(slurm.states, State.TIMEOUT))
+    first, *others = [run.run_id for run in plan.runs]
+    checkpoints = SweepFolder(plan.folder).run(first) / "checkpoints"
+    checkpoints.mkdir()
+    (checkpoints / "attempt-00001-step-000000005.json").touch()
+    capsys.readouterr()
+    launch(plan, LOADED, max_ranks=None)
+    assert capsys.readouterr().err == (
+        f"note: 3 runs have reached the time limit without a checkpoint: {', '.join(others)}; the limit is the same, "
+        "so raise time under slurm, or set checkpoint_every\n"
+    )
+    slurm.states.update(dict.fromkeys(slurm.states, State.TIMEOUT))
+    launch(plan_with(tmp_path, time="2:00:00"), LOADED, max_ranks=None)
+    assert capsys.readouterr().err == ""
+
+
+def test_cancelled_runs_stay_cancelled(slurm: Slurm, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    plan = plan_of(tmp_path)
+    launch(plan, LOADED, max_ranks=None)
+    slurm.states["1_0"] = State.CANCELLED  # by scancel: this run is sent again
+    slurm.states["1_1"] = State.CANCELLED
+    ledger.cancel(plan.folder, [plan.runs[1].run_id], 2.0)
+    capsys.readouterr()
+    launch(plan, LOADED, max_ranks=None)
+    assert slurm.submitted[2:] == [[plan.runs[0].run_id]]
+    assert capsys.readouterr().err == "note: 1 run was cancelled by sweep cancel; sweep retry sends it again\n"
+
+
+def test_what_does_not_fit_is_sent_later(slurm: Slurm, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Slurm refuses an array that is over the limit as a whole."""
+    text = "name: s\nallocations: [1x1]\nbase: {model: bert}\nseeds: [0, 1, 2, 3, 4, 5, 6, 7, 8, 9]\n"
+    plan = plan_of(tmp_path, text=text)
+    ids = [run.run_id for run in plan.runs]
+    slurm.limit = 7
+    unsent = launch(plan, LOADED, max_ranks=None)
+    assert [len(group) for group in slurm.submitted] == [5, 2]
+    assert (sorted(unsent), list(chain(*slurm.submitted))) == (sorted(ids[7:]), ids[:7])
+    limit = "3 runs wait for the limit of jobs that Slurm accepts (AssocMaxSubmitJobLimit)"
+    assert capsys.readouterr().err.splitlines() == [
+        f"note: {limit}; the next sweep submit sends them, and submit --wait does it by itself"
+    ]
+    assert launch(plan, LOADED, max_ranks=None) == set(ids[7:])
+    slurm.states.update({f"1_{index}": State.COMPLETED for index in range(5)})
+    assert launch(plan, LOADED, max_ranks=None) == frozenset()
+    assert list(chain(*slurm.submitted)) == ids
+    assert not slurm.held
+
+
+def test_arrays_are_not_larger_than_the_cluster_accepts(slurm: Slurm, tmp_path: Path) -> None:
+    """MaxArraySize limits the index, which begins with 0."""
+    text = "name: s\nallocations: [1x1]\nbase: {model: bert}\nseeds: [0, 1, 2, 3, 4, 5, 6]\n"
+    slurm.max_array_size = 3
+    plan = plan_of(tmp_path, text=text)
+    assert launch(plan, LOADED, max_ranks=None) == frozenset()
+    assert [len(group) for group in slurm.submitted] == [3, 3, 1]
