@@ -16,7 +16,7 @@ def wait(
     poll: Poll = None,
     json_: Json = False,
 ) -> None:
-    """Wait until every submitted run has ended, then print the results. Nothing is submitted.
+    """Wait until every submitted run of the sweep file has ended, then print the results. Nothing is submitted.
 
     The exit status is 1 if one of these runs has ended without success.
     """
@@ -28,7 +28,7 @@ def wait(
     folder = find_folder(sweeps_root(root), sweep, cluster)
     plan = folder.plan()
     submitted = read_ledger(folder.path).jobs
-    run_ids = {run["run_id"] for run in plan.runs if run["run_id"] in submitted}
+    run_ids = {run["run_id"] for run in plan.runs if run["run_id"] in submitted and not run.get("dropped")}
     poll_s = poll or scheduler_for(plan.kind, os.environ).poll_s
     if run_ids:
         with Watch(folder, run_ids, stderr_console(), os.environ, poll_s) as watch:

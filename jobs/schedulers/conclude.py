@@ -21,6 +21,7 @@ SILENT_S = 600
 # After these ends Slurm may requeue a job by itself.
 MAY_RETURN = frozenset({State.PREEMPTED, State.NODE_FAIL})
 
+_CANCELLED = "cancelled by sweep cancel; sweep retry sends it again"
 _NO_SUMMARY = "its job ended with status 0, but the run has no summary, so it is not done"
 
 Source = Literal["ledger", "sacct", "squeue", "records", "local queue"]
@@ -77,6 +78,16 @@ def conclude(evidence: Evidence) -> Conclusion:
     without a summary is not done. Otherwise the controller knows best what waits and runs. A job that it does not list
     has ended, and the run's own files say how; without any, it was cancelled while it waited.
     """
+    return _with_cancellation(_conclude(evidence), evidence.is_cancelled)
+
+
+def _with_cancellation(conclusion: Conclusion, is_cancelled: bool) -> Conclusion:
+    if is_cancelled and conclusion.state is State.CANCELLED:
+        return replace(conclusion, reason=_CANCELLED)
+    return conclusion
+
+
+def _conclude(evidence: Evidence) -> Conclusion:
     if not evidence.jobs:
         return _not_submitted(evidence.is_cancelled)
     latest = evidence.attempts[-1] if evidence.attempts else None
@@ -216,13 +227,14 @@ def conclude_local(
         is_cancelled: Whether `sweep cancel` has cancelled the run.
     """
     if not jobs:
-        return _not_submitted(is_cancelled)
+        return _with_cancellation(_not_submitted(is_cancelled), is_cancelled)
     latest = attempts[-1] if attempts else None
     if latest is not None and latest.state.is_success and not facts.has_summary:
         return Conclusion(State.FAILED, "records", replace(latest, state=State.FAILED), _NO_SUMMARY)
     if latest is not None and latest.state.is_finished:
-        return Conclusion(latest.state, "local queue", latest)
+        return _with_cancellation(Conclusion(latest.state, "local queue", latest), is_cancelled)
     if queue_lives:
         return Conclusion(latest.state if latest else State.PENDING, "local queue", latest)
     state = State.COMPLETED if facts.has_summary and facts.failed_s is None else State.CANCELLED
-    return Conclusion(state, "records", replace(latest or AccountingRow(jobs[-1].job_id), state=state))
+    ended = Conclusion(state, "records", replace(latest or AccountingRow(jobs[-1].job_id), state=state))
+    return _with_cancellation(ended, is_cancelled)

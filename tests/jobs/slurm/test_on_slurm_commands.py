@@ -1,0 +1,129 @@
+"""On the real Slurm: runs that wait are replaced, runs are cancelled, sent again and repeated."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import pytest
+
+from tests.jobs.sweeping import Sweeping, records, tiny_base, wait_for, write_sweep
+
+pytestmark = pytest.mark.slurm
+
+
+@pytest.fixture
+def sweeping(slurm_cluster: Mapping[str, str], tmp_path: Path) -> Iterator[Sweeping]:
+    sweeping = Sweeping(tmp_path, {**os.environ, **slurm_cluster})
+    yield sweeping
+    subprocess.run(["scancel", f"--name={name_in(tmp_path)}"], env=sweeping.environ, check=False)
+
+
+@pytest.fixture
+def short_partition(sweeping: Sweeping) -> Iterator[str]:
+    """A partition with a time limit of 2 minutes."""
+    name = f"short{os.getpid()}"
+    sweeping.outside("scontrol", "create", f"partition={name}", "Nodes=ALL", "MaxTime=2")
+    yield name
+    wait_for(
+        lambda: subprocess.run(
+            ["scontrol", "delete", f"partition={name}"], env=sweeping.environ, check=False
+        ).returncode == 0,
+        "end of the jobs in the partition",
+        limit_s=60,
+    )  # fmt: skip
+
+
+def name_in(folder: Path) -> str:
+    return f"commands-{folder.name}"
+
+
+def states(sweeping: Sweeping) -> list[str]:
+    return [row["state"] for row in sweeping.status()]
+
+
+def test_runs_that_would_wait_for_ever_are_replaced(sweeping: Sweeping, short_partition: str, tmp_path: Path) -> None:
+    """sbatch accepts a time over the limit of the partition; the user mends the file and submits again."""
+    path = tmp_path / f"{name_in(tmp_path)}.yaml"
+    sections = {"allocations": ["1x1"], "base": tiny_base(), "seeds": [0, 1]}
+    write_sweep(path, **sections, slurm={"partition": short_partition, "time": "10"})
+    sweeping.run("submit", path)
+    reasons = wait_for(lambda: [row["reason"] for row in sweeping.status() if row["reason"]], "reasons", limit_s=30)
+    never = "waits (PartitionTimeLimit): it will never start, because its time limit is over that of its partition"
+    assert set(reasons) == {never}
+    before = [row["job_id"] for row in sweeping.status()]
+    write_sweep(path, **sections, slurm={"partition": short_partition, "time": "2"})
+    noted = sweeping.run("submit", path)
+    assert "submitting 0 of 2 runs (0 done, 2 queued or running)" in noted.stdout
+    assert "note: 2 runs wait with another request than the sweep has now (time 10, now 2): " in noted.stderr
+    replaced = sweeping.run("submit", path, "--replace")
+    assert "note: cancelled 2 runs that waited with another request: " in replaced.stderr
+    assert "submitting 2 of 2 runs\n" in replaced.stdout
+    waited = sweeping.run("wait", "--poll", "1", timeout_s=120)
+    assert "2 COMPLETED" in waited.stdout
+    now = [row["job_id"] for row in sweeping.status()]
+    assert not set(before) & set(now)
+    started = sweeping.outside("sacct", "-nPX", "-j", before[0].partition("_")[0], "-o", "State,NodeList")
+    assert all("CANCELLED" in row and "None" in row for row in started.splitlines()), started
+
+
+def test_a_run_is_cancelled_sent_again_and_repeated(sweeping: Sweeping, tmp_path: Path) -> None:
+    path = tmp_path / f"{name_in(tmp_path)}.yaml"
+    base = tiny_base(max_steps=60, checkpoint_every=1, timing_warmup_steps=1)
+    write_sweep(path, allocations=["1x1"], base=base, seeds=[0, 1, 2], slurm={"max_running": 2})
+    sweeping.run("submit", path, "max_steps=100000")
+    folder = tmp_path / "runs" / path.stem / "two_nodes"
+    first, second, waiting = [row["run_id"] for row in sweeping.status()]
+    for run_id in (first, second):
+        wait_for(lambda run_id=run_id: records(folder / "runs" / run_id, 0, "checkpoint"), "checkpoint", limit_s=90)  # type: ignore[misc]
+    assert sweeping.run("cancel", "--all", exit_code=2).stderr == (
+        "error: sweep cancel --all asks first, and stdin is not a terminal (add --yes)\n"
+    )
+    cancelled = sweeping.run("cancel", first, waiting)
+    assert cancelled.stdout.startswith(f"cancelled 2 runs: {first} (1x1 seed=0), {waiting} (1x1 seed=2); ")
+    wait_for(lambda: states(sweeping) == ["CANCELLED", "RUNNING", "CANCELLED"], "end of two runs", limit_s=60)
+    again = sweeping.run("submit", path, "max_steps=100000")
+    assert "submitting 0 of 3 runs (0 done, 1 queued or running)" in again.stdout
+    assert "note: 2 runs were cancelled by sweep cancel; sweep retry sends them again" in again.stderr
+    # The file loses the third seed and the --set: all three runs are dropped, and the second still runs.
+    write_sweep(path, allocations=["1x1"], base=base, seeds=[0])
+    dropped = sweeping.run("submit", path, "max_steps=3")
+    assert "submitting 1 of 1 run\n" in dropped.stdout
+    assert "note: 1 of the dropped runs still waits or runs; sweep cancel --dropped ends it" in dropped.stderr
+    # The file still has the first run, with its --set.
+    waited = sweeping.run("wait", "--poll", "1", timeout_s=120, exit_code=1)
+    assert "2 runs, 1 CANCELLED, 1 COMPLETED" in waited.stdout
+    assert f"{first} (1x1 seed=0 max_steps=100000)  CANCELLED: cancelled by sweep cancel; " in waited.stdout
+    sweeping.run("cancel", "--dropped")
+    wait_for(lambda: sorted(states(sweeping)) == ["CANCELLED"] * 3 + ["COMPLETED"], "end of all runs", limit_s=60)
+    # Resumed: the first step of the retry comes after the last checkpoint.
+    saved = max(record["step"] for record in records(folder / "runs" / second, 0, "checkpoint"))
+    sweeping.run("retry", second)
+    steps = wait_for(
+        lambda: [r for r in records(folder / "runs" / second, 0, "step") if r["step"] > saved], "steps", limit_s=90
+    )
+    assert steps[0]["step"] == saved + 1
+    sweeping.run("cancel", second)
+    wait_for(lambda: sorted(states(sweeping)) == ["CANCELLED"] * 3 + ["COMPLETED"], "end of all runs", limit_s=60)
+
+
+def test_a_repeated_run_keeps_its_earlier_result(sweeping: Sweeping, tmp_path: Path) -> None:
+    path = tmp_path / f"{name_in(tmp_path)}.yaml"
+    write_sweep(path, allocations=["2x1"], base=tiny_base(), slurm={"2x1": {"time": "3"}})
+    sweeping.run("submit", path, "--wait", "--poll", "1", timeout_s=120)
+    folder = tmp_path / "runs" / path.stem / "two_nodes"
+    (before,) = sweeping.status()
+    sweeping.run("rerun", "2x1")
+    sweeping.run("wait", "--poll", "1", timeout_s=120)
+    (after,) = sweeping.status()
+    assert (after["state"], after["attempts"], before["job_id"] != after["job_id"]) == ("COMPLETED", 2, True)
+    run_dir = folder / "runs" / after["run_id"]
+    earlier, latest = (json.loads((path / "summary.json").read_text()) for path in (run_dir / "earlier" / "1", run_dir))
+    assert earlier["train_loss"] == latest["train_loss"]
+    limits = sweeping.outside("sacct", "-nPX", "-j", f"{before['job_id']},{after['job_id']}", "-o", "TimelimitRaw")
+    assert limits.split() == ["3", "3"]
+    hours = sweeping.outside("sacct", "-nPX", "-j", f"{before['job_id']},{after['job_id']}", "-o", "ElapsedRaw")
+    assert after["gpu_hours"] == pytest.approx(sum(map(int, hours.split())) * 2 / 3600, abs=1e-5)
