@@ -2,25 +2,25 @@
 
 from __future__ import annotations
 
-import errno
 import itertools
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from filelock import FileLock, Timeout
-
 from disttrain.errors import UserError
 from disttrain.records.json_values import check_fields, parse_object, to_json, type_check
+from jobs.storage.claims import ClaimHeldError, claimed
+from jobs.storage.ending_signals import exiting_handlers, signal_handlers
 from jobs.storage.plan_check import RUN_ID
 
 LEDGER_NAME = "ledger.jsonl"
-_LOCK_TIMEOUT_S = 60
+_APPEND_WAIT_S = 60.0
+_SUBMISSION_WAIT_S = 1.0  # of two that begin at the same time, one goes on
 _PID_LIMIT = 2**31
 _NO_OVERRIDES: Mapping[str, str] = MappingProxyType({})
 
@@ -307,21 +307,20 @@ def forget(folder: Path, run_ids: Sequence[str], time_s: float) -> None:
 def submission_lock(folder: Path) -> Iterator[None]:
     """Locks the submission of a sweep, so that two commands cannot submit or remove the same runs.
 
+    A process that is told to end gives the lock back: from another login node, nobody could see that it has ended.
+
     Raises:
         UserError: Another process has the lock, or the folder cannot be written.
     """
-    lock = FileLock(folder / ".submit.lock")
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        hint = "wait until it has ended, then try again"
-        raise UserError(f"another sweep submit or sweep forget is running in {folder}", hint=hint) from None
-    except (OSError, NotImplementedError) as error:  # NotImplementedError: a file system without locks
-        raise UserError(f"{str(folder)!r} cannot be written: {getattr(error, 'strerror', error)}") from None
-    try:
+    with signal_handlers(exiting_handlers()), ExitStack() as stack:
+        try:
+            stack.enter_context(claimed(folder / ".submit.claim", _SUBMISSION_WAIT_S))
+        except ClaimHeldError as error:
+            message = f"another sweep command is running in {folder}: {error.holder}"
+            raise UserError(message, hint=error.hint) from None
+        except OSError as error:
+            raise UserError(f"{str(folder)!r} cannot be written: {error.strerror}") from None
         yield
-    finally:
-        lock.release()
 
 
 def append_lines(path: Path, lines: Sequence[str]) -> None:
@@ -333,7 +332,7 @@ def append_lines(path: Path, lines: Sequence[str]) -> None:
         OSError: The lines could not be written, for example because the disk is full. Its filename is the path.
     """
     try:
-        with FileLock(path.with_name(f".{path.name}.lock"), timeout=_LOCK_TIMEOUT_S), path.open("ab+") as file:
+        with claimed(path.with_name(f".{path.name}.claim"), _APPEND_WAIT_S), path.open("ab+") as file:
             if file.tell() > 0:
                 file.seek(-1, os.SEEK_END)
                 if file.read(1) != b"\n":
@@ -341,10 +340,6 @@ def append_lines(path: Path, lines: Sequence[str]) -> None:
             file.write("".join(line + "\n" for line in lines).encode())
             file.flush()
             os.fsync(file.fileno())
-    except Timeout:
-        raise TimeoutError(errno.ETIMEDOUT, f"another process has locked it for {_LOCK_TIMEOUT_S} s", path) from None
-    except NotImplementedError as error:  # filelock: the file system has no locks
-        raise OSError(errno.ENOLCK, str(error), path) from None
     except OSError as error:
         error.filename = str(path)  # a full disk is noticed by a write, which does not name the file
         raise

@@ -14,7 +14,6 @@ from typing import Any
 import pytest
 
 from disttrain.config.train_config import TrainConfig
-from disttrain.errors import UserError
 from jobs import cli
 from jobs.planning.allocation import Allocation
 from jobs.planning.cluster import Cluster
@@ -26,7 +25,6 @@ from jobs.schedulers import slurm_scheduler
 from jobs.slurm.attempts import AccountingRow
 from jobs.slurm.states import State
 from jobs.storage import ledger
-from jobs.storage.ledger import append_lines, submission_lock
 from jobs.storage.sweep_folder import SweepFolder, prepare, prepare_runs
 from jobs.submission.launch import _on_sent
 from tests.disks import mounted
@@ -176,24 +174,12 @@ def test_an_answer_that_cannot_be_saved_is_one_note(
 
 @pytest.mark.process
 def test_a_folder_of_the_owner_without_permission(folder: SweepFolder, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Root may write everywhere, so the lock file of the accounting is a folder."""
-    folder.accounting_file.with_name(".accounting.jsonl.lock").mkdir()
+    """Root may write everywhere, so the claim of the accounting is a folder."""
+    folder.accounting_file.with_name(".accounting.jsonl.claim").mkdir()
     current = read_status(folder, {})
     assert [row.state for row in current.results] == ["COMPLETED"]
     (notice,) = current.notices
     assert notice.startswith(f"what was seen could not be saved: {folder.accounting_file}: ")
-
-
-def test_a_file_system_without_locks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(*_: Any, **__: Any) -> None:
-        raise NotImplementedError("FileSystem does not appear to support flock; use SoftFileLock instead")
-
-    monkeypatch.setattr("filelock.FileLock.acquire", refuse)
-    with pytest.raises(OSError, match="does not appear to support flock") as caught:
-        append_lines(tmp_path / "x.jsonl", ["{}"])
-    assert caught.value.filename == tmp_path / "x.jsonl"
-    with pytest.raises(UserError, match="cannot be written: FileSystem does not"), submission_lock(tmp_path):
-        pass
 
 
 @pytest.mark.process

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -143,8 +144,9 @@ def test_reads_lines_unchanged(tmp_path: Path) -> None:
 def test_only_one_submission_at_a_time(tmp_path: Path) -> None:
     with submission_lock(tmp_path), pytest.raises(UserError) as caught, submission_lock(tmp_path):
         pass
-    message = f"another sweep submit or sweep forget is running in {tmp_path} (wait until it has ended, then try again)"
-    assert str(caught.value) == message
+    message = f"another sweep command is running in {tmp_path}: process {os.getpid()} of "
+    assert str(caught.value).startswith(message)
+    assert str(caught.value).endswith(" (wait until it has ended, then try again)")
     with submission_lock(tmp_path):
         pass  # the lock is free
 
