@@ -21,6 +21,8 @@ DATA = Path(__file__).resolve().parents[2] / "sweeps" / "data"
 COMMAND_TIMEOUT_S = 60.0
 # A failing run must end within this time after its first rank has failed.
 END_LIMIT_S = 30.0
+# What starts a command as if on another machine: with a name of its own, and process ids of its own. It needs root.
+OTHER_HOST = ["unshare", "--uts", "--pid", "--fork", "--mount-proc", "sh", "-c", 'hostname login2 && exec "$@"', "sh"]
 
 _TINY = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 64}
 TINY_BERT = {**_TINY, "vocab_size": 1000}

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.jobs.sweeping import Sweeping, tiny_base, wait_for, write_sweep
+from tests.jobs.sweeping import OTHER_HOST, Sweeping, tiny_base, wait_for, write_sweep
 
 pytestmark = pytest.mark.slurm
 
@@ -88,3 +88,29 @@ def test_a_reader_that_leaves_does_not_stop_a_submission(sweeping: Sweeping, tmp
         lambda: [row for row in sweeping.status() if row["state"] != "NOT_SUBMITTED"], "submitted runs", limit_s=30
     )
     assert len(rows) == 3
+
+
+def test_two_submits_at_once_from_two_hosts(sweeping: Sweeping, tmp_path: Path) -> None:
+    """Two hosts that share the folder: each has its own name and its own process ids."""
+    file = write_sweep(
+        tmp_path / f"{name_in(tmp_path)}.yaml", allocations=["1x1", "2x1"], base=tiny_base(), seeds=[0, 1], slurm={}
+    )
+    command = sweeping.command("submit", file)
+    submits = [
+        subprocess.Popen([*host, *command], cwd=tmp_path, env=sweeping.environ, stderr=subprocess.PIPE, text=True)
+        for host in ([], OTHER_HOST)
+    ]
+    errors = [submit.communicate(timeout=60)[1] for submit in submits]
+    codes = [submit.returncode for submit in submits]
+    assert min(codes) == 0, errors
+    for code, error in zip(codes, errors, strict=True):
+        assert code == 0 or (code == 2 and "another sweep submit or sweep forget is running in" in error), error
+    rows = wait_for(
+        lambda: [found for found in [sweeping.status()] if all(row["state"] == "COMPLETED" for row in found)],
+        "end of all runs",
+        limit_s=150,
+    )[0]
+    assert [row["attempts"] for row in rows] == [1] * 4
+    name = f"--name={file.stem}"
+    jobs = sweeping.outside("sacct", "-X", "-n", "-P", "-S", "now-1hour", name, "-o", "JobID").split()
+    assert sorted(jobs) == sorted(row["job_id"] for row in rows)

@@ -19,6 +19,7 @@ import pytest
 from disttrain.errors import UserError
 from jobs.storage.claims import ClaimHeldError, claimed
 from jobs.storage.ledger import append_lines, read_lines, submission_lock
+from tests.jobs.sweeping import OTHER_HOST
 
 HOLDER = """
 import sys, time
@@ -47,8 +48,6 @@ from jobs.storage.claims import claimed
 with claimed(Path(sys.argv[1]), 0):
     os.kill(os.getpid(), signal.SIGKILL)
 """
-# The process ids of another machine: a namespace of its own for them and for the host's name.
-ELSEWHERE = ["unshare", "--uts", "--pid", "--fork", "--mount-proc", "sh", "-c", 'hostname login2 && exec "$@"', "sh"]
 
 
 @pytest.fixture(autouse=True)
@@ -145,7 +144,7 @@ def test_a_renamed_host_knows_its_processes(tmp_path: Path) -> None:
 def test_a_claim_of_another_machine_is_for_the_user_to_remove(is_dead: bool, tmp_path: Path) -> None:
     """The number of its process means nothing here."""
     with ExitStack() as stack:
-        process = stack.enter_context(holder(tmp_path, ELSEWHERE))
+        process = stack.enter_context(holder(tmp_path, OTHER_HOST))
         if is_dead:
             os.killpg(process.pid, signal.SIGKILL)
             os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
