@@ -104,7 +104,7 @@ def test_two_submits_at_once_from_two_hosts(sweeping: Sweeping, tmp_path: Path) 
     codes = [submit.returncode for submit in submits]
     assert min(codes) == 0, errors
     for code, error in zip(codes, errors, strict=True):
-        assert code == 0 or (code == 2 and "another sweep submit or sweep forget is running in" in error), error
+        assert code == 0 or (code == 2 and "another sweep command is running in" in error), error
     rows = wait_for(
         lambda: [found for found in [sweeping.status()] if all(row["state"] == "COMPLETED" for row in found)],
         "end of all runs",

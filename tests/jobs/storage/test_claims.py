@@ -101,7 +101,7 @@ def test_a_process_that_has_ended_holds_nothing(number: signal.Signals, tmp_path
 def test_ignored_sighup_stays_ignored(tmp_path: Path) -> None:
     with holder(tmp_path, ["nohup"]) as process:
         process.send_signal(signal.SIGHUP)
-        assert "another sweep submit" in refusal(tmp_path)
+        assert "another sweep command" in refusal(tmp_path)
 
 
 @pytest.mark.process
@@ -220,7 +220,7 @@ def test_flock_is_not_used(error: int | None, tmp_path: Path, monkeypatch: pytes
     monkeypatch.setattr(fcntl, "flock", flock)
     monkeypatch.setattr(fcntl, "lockf", flock)
     with submission_lock(tmp_path):
-        assert "another sweep submit" in refusal(tmp_path)
+        assert "another sweep command" in refusal(tmp_path)
         append_lines(tmp_path / "lines.jsonl", ["{}"])
     with claimed(tmp_path / "claim", 0), pytest.raises(ClaimHeldError), claimed(tmp_path / "claim", 0):
         pass

@@ -180,7 +180,7 @@ def test_records_local_runs_under_the_lock(tmp_path: Path, monkeypatch: pytest.M
 
     class Queue:
         def __init__(self, _: SweepFolder, runs: list[Any], max_ranks: int | None, __: int) -> None:
-            with pytest.raises(UserError, match="another sweep submit"), ledger.submission_lock(plan.folder):
+            with pytest.raises(UserError, match="another sweep command"), ledger.submission_lock(plan.folder):
                 pass
             seen.append((len(runs), max_ranks, len(ledger.read_ledger(plan.folder).jobs)))
 
