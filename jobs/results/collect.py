@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
 from jobs.planning.labels import Variation
 from jobs.results.comparability import with_reasons
-from jobs.results.failure_reason import explain
+from jobs.results.failure_reason import explain, needs_log
+from jobs.results.job_log import LogEnd, parse_log_end
 from jobs.results.result import Requested, Result, Scheduled
 from jobs.results.run_records import RunRecords
 from jobs.schedulers.conclude import Conclusion
@@ -25,6 +26,7 @@ def join(
     conclusions: Mapping[str, Conclusion],
     *,
     has_accounting: bool,
+    read_log: Callable[[str], str],
 ) -> tuple[Result, ...]:
     """One row for each planned run.
 
@@ -35,6 +37,8 @@ def join(
         records: The records by run id; a run without records may be missing.
         conclusions: The state of each run by its id.
         has_accounting: Whether the scheduler accounts jobs; else the columns that only Slurm can fill stay empty.
+        read_log: A function that returns the end of a job's log. It is only called for failed runs of which no rank
+            has reported the reason.
     """
     rows = []
     variation = Variation(planned)
@@ -46,7 +50,8 @@ def join(
         if conclusion.attempt is not None and conclusion.attempt.key not in {attempt.key for attempt in of_jobs}:
             of_jobs.append(conclusion.attempt)
         run_records = records.get(run["run_id"], RunRecords())
-        scheduled = _scheduled(conclusion, jobs, of_jobs, run_records, run["world_size"], has_accounting)
+        reason = _reason(conclusion, run_records, run["world_size"], read_log)
+        scheduled = _scheduled(conclusion, jobs, of_jobs, reason, run["world_size"], has_accounting)
         rows.append(
             Result(
                 requested=_requested(run, variation.label(run)),
@@ -91,14 +96,14 @@ def _scheduled(
     conclusion: Conclusion,
     jobs: Sequence[Job],
     attempts: Sequence[AccountingRow],
-    records: RunRecords,
+    reason: str | None,
     planned_gpus: int,
     has_accounting: bool,
 ) -> Scheduled:
     """The part of a row that the scheduler reports; without accounting only the state and the times."""
     state, latest = conclusion.state, conclusion.attempt
     columns: dict[str, Any] = {"state": state.value, "state_source": conclusion.source}
-    if reason := _reason(conclusion, records, planned_gpus):
+    if reason is not None:
         columns["reason"] = reason
     if latest is not None:
         columns["elapsed_s"] = latest.elapsed_s
@@ -118,11 +123,16 @@ def _scheduled(
     return Scheduled(**columns)
 
 
-def _reason(conclusion: Conclusion, records: RunRecords, world_size: int) -> str | None:
+def _reason(conclusion: Conclusion, records: RunRecords, world_size: int, read_log: Callable[[str], str]) -> str | None:
     """Why a run waits or did not complete, and which of its files are damaged; None if there is nothing to say."""
     state, reasons = conclusion.state, list(records.damage)
     if state.is_finished and not state.is_success:
-        explained = conclusion.reason or explain(state, conclusion.attempt, records.failures, world_size)
+        explained = conclusion.reason
+        if explained is None:
+            log_end = LogEnd()
+            if conclusion.attempt is not None and needs_log(state, records.failures, world_size):
+                log_end = parse_log_end(read_log(conclusion.attempt.job_id), world_size)
+            explained = explain(state, conclusion.attempt, records.failures, world_size, log_end)
         # A damaged failure file says that a rank did report an error.
         if state is not State.FAILED or records.failures or not any(text.startswith("failure-") for text in reasons):
             reasons.insert(0, explained)

@@ -5,9 +5,11 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from jobs.results.collect import join
+from jobs.results.job_log import read_log_end
 from jobs.results.result import Result
 from jobs.results.run_records import read_run
 from jobs.schedulers.states import last_states, read_states, scheduler_for
@@ -42,7 +44,13 @@ def read_status(folder: SweepFolder, environ: Mapping[str, str]) -> Status:
     answers = states.answers
     records = {run_id: read_run(folder.run(run_id)) for run_id in run_ids}
     results = join(
-        plan.runs, ledger, answers.attempts, records, states.conclusions, has_accounting=scheduler.has_accounting
+        plan.runs,
+        ledger,
+        answers.attempts,
+        records,
+        states.conclusions,
+        has_accounting=scheduler.has_accounting,
+        read_log=partial(read_log_end, folder.logs),
     )
     notices = (*states.damage, *answers.notices, *_unsubmitted_notice(plan.runs, ledger))
     return Status(results, notices, answers.is_current, answers.is_saved)

@@ -41,6 +41,7 @@ class AccountingRow:
         alloc_cpus: The number of CPUs on all its nodes.
         alloc_gpus: The number of GPUs on all its nodes; None where the site does not account GPUs.
         max_rss_bytes: The memory of the largest task of the largest step. sacct has no total for a step or a node.
+        requested_memory_bytes: The requested memory per node; None if all or none was requested.
         exit_code: The exit code of the batch script. Up to Slurm 25.05 sacct subtracts 128 from codes of 128 and more.
         exit_signal: The signal that ended the batch script. Slurm also writes 125 here for out of memory.
         derived_exit_code: The highest exit code of the job's steps, without the subtraction. After a requeue Slurm
@@ -70,6 +71,7 @@ class AccountingRow:
     alloc_cpus: int | None = None
     alloc_gpus: int | None = None
     max_rss_bytes: int | None = None
+    requested_memory_bytes: int | None = None
     exit_code: int | None = None
     exit_signal: int | None = None
     derived_exit_code: int | None = None

@@ -12,8 +12,8 @@ from jobs.slurm.sacct_table import SEPARATOR, AccountingUnavailable, parse_sacct
 # JobName is last, so that no character in a name can shift another column.
 FIELDS = (
     "JobID", "JobIDRaw", "State", "Submit", "Eligible", "Start", "End", "ElapsedRaw", "TimelimitRaw", "Partition",
-    "NNodes", "NodeList", "AllocCPUS", "AllocTRES", "MaxRSS", "ExitCode", "DerivedExitCode", "Restarts", "Reason",
-    "FailedNode", "UID", "JobName",
+    "NNodes", "NodeList", "AllocCPUS", "AllocTRES", "ReqMem", "MaxRSS", "ExitCode", "DerivedExitCode", "Restarts",
+    "Reason", "FailedNode", "UID", "JobName",
 )  # fmt: skip
 
 # Epoch seconds do not depend on a time zone or on daylight saving. SLURM_BITSTR_LEN=0 prints array task lists in full.

@@ -27,6 +27,7 @@ _JOB_ID = re.compile(r"\d+(?:_(?:\d+|\[[^\]]*\]?))?(?:\+\d+)?(?P<step>\.[^.\[\]]
 _PENDING_TASKS = re.compile(r"(\d+)_\[([^\]]*)\]?")
 _TASK_RANGE = re.compile(r"(\d+)(?:-(\d+)(?::(\d+))?)?")
 _MEMORY = re.compile(r"(\d+(?:\.\d+)?)([KMGTPE]?)")
+_REQUESTED_MEMORY = re.compile(r"(?P<amount>\d+(?:\.\d+)?[KMGTPE])(?P<of>[cn]?)")
 _ABSENT = frozenset({"", "none", "none assigned", "unknown", "n/a", "(null)"})
 
 
@@ -110,6 +111,7 @@ def _attempt(job: Mapping[str, str], steps: Sequence[Mapping[str, str]]) -> Acco
         alloc_gpus=_gpus(job.get("AllocTRES", "")),
         # sacct prints 0 for a step that was too short to be sampled.
         max_rss_bytes=max((_bytes(step.get("MaxRSS", "")) or 0 for step in steps), default=0) or None,
+        requested_memory_bytes=_memory_per_node(job),
         restarts=_number(job.get("Restarts")),
         reason=_word(job.get("Reason")),
         failed_node=_word(job.get("FailedNode")),
@@ -239,3 +241,26 @@ def _bytes(text: str) -> int | None:
         return None
     power = " KMGTPE".index(match[2] or " ")
     return round(float(match[1]) * 1024.0**power)
+
+
+def _memory_per_node(job: Mapping[str, str]) -> int | None:
+    """The requested memory per node in bytes; None if it is unknown, and for 0, which means all memory of a node.
+
+    From Slurm 21.08 on ReqMem is the total of the job. Before, it ended with `c` per CPU or with `n` per node.
+
+    Example:
+        >>> _memory_per_node({"ReqMem": "600M", "NNodes": "2"}), _memory_per_node({"ReqMem": "4Gn", "NNodes": "2"})
+        (314572800, 4294967296)
+        >>> _memory_per_node({"ReqMem": "2Gc", "NNodes": "2", "AllocCPUS": "8"}), _memory_per_node({"ReqMem": "0n"})
+        (8589934592, None)
+    """
+    match = _REQUESTED_MEMORY.fullmatch(job.get("ReqMem", ""))
+    amount = _bytes(match["amount"]) if match else None
+    nodes, cpus = _number(job.get("NNodes")), _number(job.get("AllocCPUS"))
+    if match is None or not amount or not nodes:
+        return None
+    if match["of"] == "n":
+        return amount
+    if match["of"] == "c":
+        return amount * cpus // nodes if cpus else None
+    return amount // nodes

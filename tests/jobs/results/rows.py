@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from jobs.planning.labels import value_text
@@ -47,6 +47,7 @@ def joined(
     records: Mapping[str, RunRecords],
     *,
     local: bool = False,
+    read_log: Callable[[str], str] = lambda job_id: "",
 ) -> tuple[Result, ...]:
     """The rows of planned runs by the accounting alone: squeue has not answered."""
     conclusions = {}
@@ -57,4 +58,4 @@ def joined(
             conclusions[run["run_id"]] = conclude_local(jobs, latest, RunFacts(has_summary=True), queue_lives=True)
         else:
             conclusions[run["run_id"]] = conclude(Evidence(jobs, latest, None, RunFacts(has_summary=True), now_s=2e9))
-    return join(planned, ledger, attempts, records, conclusions, has_accounting=not local)
+    return join(planned, ledger, attempts, records, conclusions, has_accounting=not local, read_log=read_log)

@@ -222,7 +222,7 @@ def test_a_complete_run_with_a_killed_step() -> None:
         ),
         ({"state": State.FAILED}, (LATER, FIRST), "rank 0 on n0: RuntimeError: connection closed by peer"),
         ({"state": State.FAILED}, (), "no rank reported an error: see its log"),
-        ({"state": State.FAILED, "exit_signal": 9}, (), "ended by signal 9; no rank reported an error: see its log"),
+        ({"state": State.FAILED, "exit_signal": 9}, (), "ended by SIGKILL; no rank reported an error: see its log"),
         # If Slurm ended the run, a rank only reports the consequence.
         ({"state": State.OUT_OF_MEMORY}, (LATER,), "out of memory: request more with memory_gb_per_gpu"),
         (
@@ -245,6 +245,28 @@ def test_a_complete_run_with_a_killed_step() -> None:
 def test_reason(changes: dict[str, Any], failures: tuple[Failure, ...], reason: str | None) -> None:
     row = row_of(dataclasses.replace(DONE, **changes), records=RunRecords(None, failures))
     assert row.scheduled.reason == reason
+
+
+def test_only_logs_of_failed_runs_without_a_reason_are_read() -> None:
+    """10,000 finished runs cost no reads."""
+    states = [State.COMPLETED, State.FAILED, State.CANCELLED, State.FAILED, State.RUNNING]
+    planned = [{**RUN, "run_id": str(number)} for number in range(len(states))]
+    ledger = Ledger({run["run_id"]: (Job(run["run_id"], f"7_{run['run_id']}", 1.0),) for run in planned}, ())
+    attempts = {
+        f"7_{number}": [dataclasses.replace(DONE, job_id=f"7_{number}", state=state)]
+        for number, state in enumerate(states)
+    }
+    read: list[str] = []
+
+    def read_log(job_id: str) -> str:
+        read.append(job_id)
+        return "srun: error: n2: task 1: Killed\n"
+
+    rows = joined(planned, ledger, attempts, {"1": RunRecords(None, (FIRST,))}, read_log=read_log)
+    assert read == ["7_3"]
+    assert rows[3].scheduled.reason == (
+        "rank 1 on n2 was killed by SIGKILL: from outside, or because its node had no memory left"
+    )
 
 
 def test_failed_run_with_a_summary_has_only_steps() -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import re
+import signal
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,6 +13,8 @@ import pytest
 import submitit
 
 from jobs.environ import clean_environ
+from jobs.results.failure_reason import explain
+from jobs.results.job_log import parse_log_end, read_log_end
 from jobs.slurm.attempts import AccountingRow
 from jobs.slurm.sacct import query_sacct
 
@@ -39,7 +43,7 @@ def test_two_ranks_on_two_nodes(on_slurm: Mapping[str, str], tmp_path: Path) -> 
         job = executor.submit(rank)
     assert job.results() == [("node1", 3.0), ("node2", 3.0)]
 
-    (row,) = _finished(job.job_id, since_s)
+    (row,) = _finished(job.job_id, since_s, "node[1-2]")
     assert row.state.is_success
     assert (row.exit_code, row.nodes, row.node_list, row.alloc_gpus) == (0, 2, "node[1-2]", 2)
     assert row.max_rss_bytes is not None
@@ -49,14 +53,37 @@ def test_two_ranks_on_two_nodes(on_slurm: Mapping[str, str], tmp_path: Path) -> 
     assert row.gpu_hours == 2 * row.elapsed_s / 3600
 
 
-def _finished(job_id: str, since_s: float) -> tuple[AccountingRow, ...]:
+def test_rank_killed_above_its_requested_memory(on_slurm: Mapping[str, str], tmp_path: Path) -> None:
+    """The cluster of the tests does not limit memory, so the rank kills itself, as Slurm or the kernel would do it."""
+
+    def rank() -> None:
+        memory = bytearray(os.urandom(4096) * 100_000)
+        time.sleep(3)  # Slurm samples the memory once a second
+        os.kill(os.getpid(), signal.SIGKILL * bool(memory))
+
+    since_s = time.time()
+    executor = submitit.SlurmExecutor(folder=tmp_path)
+    executor.update_parameters(nodes=1, ntasks_per_node=1, time=5, mem="200M", wckey=None, srun_args=["-c", "1"])
+    with clean_environ():
+        job = executor.submit(rank)
+    (row,) = _finished(job.job_id, since_s, "node")
+    log_end = parse_log_end(read_log_end(tmp_path, job.job_id), 1)
+    assert log_end.first is not None
+    assert log_end.first.signal == "SIGKILL"
+    assert row.requested_memory_bytes == 200 * 2**20
+    reason = explain(row.state, row, (), 1, log_end)
+    assert re.fullmatch(r"out of memory: a rank used 0\.\d\d GiB, and 0\.20 GiB were requested per node: .*", reason)
+
+
+def _finished(job_id: str, since_s: float, nodes: str) -> tuple[AccountingRow, ...]:
     """sacct's rows after the end of the job, which sacct lists a moment after the results exist.
 
     This also waits until the job's last node is free: before, Slurm may list only some of the nodes of an ended job.
+    And until slurmdbd has the job's submission, which may arrive after its end.
     """
     for _ in range(60):
         rows = query_sacct([job_id], environ=os.environ, since_s=since_s)
-        if rows and rows[-1].state.is_finished and rows[-1].node_list == "node[1-2]":
+        if rows and rows[-1].state.is_finished and rows[-1].eligible_s and (rows[-1].node_list or "").startswith(nodes):
             break
         time.sleep(0.5)
     return rows

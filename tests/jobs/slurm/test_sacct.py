@@ -32,7 +32,7 @@ def test_the_command() -> None:
         "12,15,9",
         "-o",
         "JobID,JobIDRaw,State,Submit,Eligible,Start,End,ElapsedRaw,TimelimitRaw,Partition,NNodes,NodeList,AllocCPUS,"
-        "AllocTRES,MaxRSS,ExitCode,DerivedExitCode,Restarts,Reason,FailedNode,UID,JobName",
+        "AllocTRES,ReqMem,MaxRSS,ExitCode,DerivedExitCode,Restarts,Reason,FailedNode,UID,JobName",
     ]
 
 

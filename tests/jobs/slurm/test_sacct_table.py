@@ -215,6 +215,30 @@ def test_out_of_memory_only_in_the_step() -> None:
     )
 
 
+def test_memory_above_the_request() -> None:
+    """Two nodes of which each was asked for 300M; rank 1 had 400 MB and was killed."""
+    (row,) = recorded("over_memory")
+    assert (row.max_rss_bytes, row.requested_memory_bytes) == (416931840, 300 * 2**20)
+    assert (row.state, row.exit_code, row.exit_signal, row.derived_exit_signal) == (State.FAILED, 15, None, 15)
+
+
+@pytest.mark.parametrize(
+    ("text", "memory_bytes"),
+    [
+        # From Slurm 21.08 on: the total of the job.
+        ("20000M", 10_000 * 2**20), ("312.50G", round(156.25 * 2**30)), ("0", None),
+        # Before: per CPU, or per node.
+        ("4Gc", 16 * 2**30), ("4000Mc", 16_000 * 2**20), ("4Gn", 4 * 2**30), ("0n", None), ("0c", None),
+        ("", None), ("17", None), ("4Gx", None), ("Mc", None), ("?", None),
+    ],
+)  # fmt: skip
+def test_requested_memory_of_a_node(text: str, memory_bytes: int | None) -> None:
+    (row,) = parse_sacct(table({"JobID": "9", "NNodes": "2", "AllocCPUS": "8", "ReqMem": text}))
+    assert row.requested_memory_bytes == memory_bytes
+    (waiting,) = parse_sacct(table({"JobID": "9", "NNodes": "0", "AllocCPUS": "0", "ReqMem": text}))
+    assert waiting.requested_memory_bytes is None
+
+
 def test_typed_untyped_and_unaccounted_gpus() -> None:
     both, none, plain = recorded("typed_gres")
     assert [row.alloc_gpus for row in (both, none, plain)] == [3, None, 1]
