@@ -47,7 +47,6 @@ class AccountingRow:
         derived_exit_code: The highest exit code of the job's steps, without the subtraction. After a requeue Slurm
             22.05 still shows the code of the earlier attempt when the later one succeeds.
         derived_exit_signal: The signal that belongs to derived_exit_code.
-        restarts: The number of requeues (from Slurm 24.11).
         reason: The last reason why it did not start, other than priority or resources. It stays after the start: a job
             that was submitted held and then released shows JobHeldUser until its end.
         failed_node: The node whose failure ended it (from Slurm 23.02).
@@ -76,7 +75,6 @@ class AccountingRow:
     exit_signal: int | None = None
     derived_exit_code: int | None = None
     derived_exit_signal: int | None = None
-    restarts: int | None = None
     reason: str | None = None
     failed_node: str | None = None
     out_of_memory: bool = False

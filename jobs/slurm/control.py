@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 
 from disttrain.errors import UserError
-from jobs.slurm.sacct import Runner, run_command
+from jobs.slurm.command import Runner, run_command
 from jobs.slurm.sacct_table import AccountingUnavailable
 from jobs.slurm.squeue import ask_controller
 

@@ -4,41 +4,24 @@ from __future__ import annotations
 
 import re
 import subprocess
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 from jobs.slurm.attempts import AccountingRow
+from jobs.slurm.command import Runner, query_environ, run_command
 from jobs.slurm.sacct_table import SEPARATOR, AccountingUnavailable, parse_sacct
 
-# JobName is last, so that no character in a name can shift another column.
+# JobName is last, so that no character in a name can shift another column. Slurm 23.02 added FailedNode; all others are
+# in every release since 19.05.
 FIELDS = (
     "JobID", "JobIDRaw", "State", "Submit", "Eligible", "Start", "End", "ElapsedRaw", "TimelimitRaw", "Partition",
-    "NNodes", "NodeList", "AllocCPUS", "AllocTRES", "ReqMem", "MaxRSS", "ExitCode", "DerivedExitCode", "Restarts",
-    "Reason", "FailedNode", "UID", "JobName",
+    "NNodes", "NodeList", "AllocCPUS", "AllocTRES", "ReqMem", "MaxRSS", "ExitCode", "DerivedExitCode", "Reason",
+    "FailedNode", "UID", "JobName",
 )  # fmt: skip
 
 # Epoch seconds do not depend on a time zone or on daylight saving. SLURM_BITSTR_LEN=0 prints array task lists in full.
 SACCT_ENVIRON = {"TZ": "UTC", "SLURM_TIME_FORMAT": "%s", "SLURM_BITSTR_LEN": "0"}
 
-TIMEOUT_S = 120
-
-Runner = Callable[[Sequence[str], Mapping[str, str]], "subprocess.CompletedProcess[str]"]
-
-
-def available_fields(helpformat: str) -> tuple[str, ...]:
-    """The fields that we need and this release of sacct supports; sacct fails if another field is requested.
-
-    Args:
-        helpformat: The output of ``sacct --helpformat``.
-
-    Returns:
-        The supported fields of FIELDS, in their order.
-
-    Example:
-        >>> available_fields("Account             AllocCPUS           JobName             JobID               State")
-        ('JobID', 'State', 'AllocCPUS', 'JobName')
-    """
-    offered = {word.lower() for word in helpformat.split()}
-    return tuple(name for name in FIELDS if name.lower() in offered)
+_REFUSED_FIELD = re.compile(r'Invalid field requested: "(\w+)"')
 
 
 def sacct_command(job_ids: Sequence[str], wanted: Sequence[str]) -> list[str]:
@@ -50,7 +33,7 @@ def sacct_command(job_ids: Sequence[str], wanted: Sequence[str]) -> list[str]:
 
     Args:
         job_ids: The job ids, like ``123`` or ``123_4``.
-        wanted: The fields to request, from available_fields.
+        wanted: The fields to request.
 
     Returns:
         The command, to be run with SACCT_ENVIRON.
@@ -64,27 +47,12 @@ def sacct_command(job_ids: Sequence[str], wanted: Sequence[str]) -> list[str]:
     return ["sacct", "-D", "-P", "--noconvert", delimiter, "-j", ",".join(arrays), "-o", ",".join(wanted)]
 
 
-def query_environ(environ: Mapping[str, str]) -> dict[str, str]:
-    """The environment of Slurm's commands, without variables that change what they print, or which cluster they ask.
-
-    sbatch gets no SLURM_CLUSTERS either, so the jobs are on the cluster of this host.
-    """
-    hidden = ("SACCT_", "SQUEUE_", "SCANCEL_", "SLURM_CLUSTER")
-    return {name: value for name, value in environ.items() if not name.startswith(hidden)}
-
-
-def run_command(command: Sequence[str], environ: Mapping[str, str]) -> subprocess.CompletedProcess[str]:
-    """Runs a command to its end with captured output, for at most TIMEOUT_S."""
-    return subprocess.run(
-        command, env=environ, stdin=subprocess.DEVNULL, capture_output=True, encoding="utf-8", errors="replace",
-        timeout=TIMEOUT_S, check=False,
-    )  # fmt: skip
-
-
 def query_sacct(
     job_ids: Sequence[str], *, environ: Mapping[str, str], run: Runner = run_command, since_s: float | None = None
 ) -> tuple[AccountingRow, ...]:
     """Queries sacct once for all these jobs. Sites limit the number of calls, so a sweep is one call and never a loop.
+
+    A release that lacks a field names it and makes no query; it is then asked again without the field.
 
     Args:
         job_ids: The job ids, as for sacct_command; without any, sacct is not started.
@@ -101,8 +69,17 @@ def query_sacct(
     if not job_ids:
         return ()
     clean = query_environ(environ) | SACCT_ENVIRON
-    wanted = available_fields(_query(["sacct", "--helpformat"], clean, run))
-    return parse_sacct(_query(sacct_command(job_ids, wanted), clean, run), since_s=since_s)
+    wanted = list(FIELDS)
+    while True:
+        try:
+            table = _query(sacct_command(job_ids, wanted), clean, run)
+        except AccountingUnavailable as error:
+            refused = _REFUSED_FIELD.search(str(error))
+            if refused is None or refused[1] not in wanted:
+                raise
+            wanted.remove(refused[1])
+        else:
+            return parse_sacct(table, since_s=since_s)
 
 
 def _query(command: Sequence[str], environ: Mapping[str, str], run: Runner) -> str:
@@ -111,8 +88,8 @@ def _query(command: Sequence[str], environ: Mapping[str, str], run: Runner) -> s
         done = run(command, environ)
     except FileNotFoundError:
         raise AccountingUnavailable("sacct is not installed here, or not on PATH") from None
-    except subprocess.TimeoutExpired:
-        raise AccountingUnavailable(f"sacct did not answer within {TIMEOUT_S} s") from None
+    except subprocess.TimeoutExpired as error:
+        raise AccountingUnavailable(f"sacct did not answer within {error.timeout:.0f} s") from None
     except OSError as error:
         raise AccountingUnavailable(f"sacct cannot be started: {error}") from None
     # Older releases may print the header, fail to reach the database, and still exit with 0.

@@ -112,7 +112,6 @@ def _attempt(job: Mapping[str, str], steps: Sequence[Mapping[str, str]]) -> Acco
         # sacct prints 0 for a step that was too short to be sampled.
         max_rss_bytes=max((_bytes(step.get("MaxRSS", "")) or 0 for step in steps), default=0) or None,
         requested_memory_bytes=_memory_per_node(job),
-        restarts=_number(job.get("Restarts")),
         reason=_word(job.get("Reason")),
         failed_node=_word(job.get("FailedNode")),
         out_of_memory=any(parse_state(record.get("State", "")) is State.OUT_OF_MEMORY for record in (job, *steps)),

@@ -7,7 +7,7 @@ import subprocess
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from jobs.slurm.sacct import Runner, query_environ, run_command
+from jobs.slurm.command import Runner, query_environ, run_command
 from jobs.slurm.sacct_table import AccountingUnavailable
 from jobs.slurm.states import State, parse_state
 
@@ -131,7 +131,9 @@ def ask_controller(command: Sequence[str], environ: Mapping[str, str], run: Runn
     """
     try:
         done = run(command, query_environ(environ))
-    except (OSError, subprocess.TimeoutExpired) as error:
+    except subprocess.TimeoutExpired as error:
+        raise AccountingUnavailable(f"{command[0]} did not answer within {error.timeout:.0f} s") from None
+    except OSError as error:
         raise AccountingUnavailable(f"{command[0]} cannot be queried: {error}") from None
     if done.returncode != 0:
         raise AccountingUnavailable(f"{command[0]} failed: {' '.join(done.stderr.split())}")

@@ -320,7 +320,6 @@ class Blocked:
 sys.meta_path.insert(0, Blocked())
 """
 SACCT = """\
-if [ "$1" = --helpformat ]; then echo JobID State Submit JobName; exit; fi
 echo 'JobID^|^State^|^Submit^|^JobName'
 now=$(date +%s)
 echo "7^|^COMPLETED^|^$now^|^s"

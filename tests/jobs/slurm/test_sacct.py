@@ -9,16 +9,9 @@ from pathlib import Path
 import pytest
 
 from jobs.slurm.attempts import AccountingRow
-from jobs.slurm.sacct import FIELDS, available_fields, query_sacct, sacct_command
+from jobs.slurm.sacct import FIELDS, query_sacct, sacct_command
 from jobs.slurm.sacct_table import AccountingUnavailable
 from jobs.slurm.states import State
-
-DATA = Path(__file__).parents[1] / "data" / "sacct"
-
-
-def test_fields_of_slurm_22_05() -> None:
-    helpformat = (DATA / "helpformat-22.05.txt").read_text(encoding="utf-8")
-    assert set(FIELDS) - set(available_fields(helpformat)) == {"Restarts", "FailedNode"}
 
 
 def test_the_command() -> None:
@@ -32,23 +25,31 @@ def test_the_command() -> None:
         "12,15,9",
         "-o",
         "JobID,JobIDRaw,State,Submit,Eligible,Start,End,ElapsedRaw,TimelimitRaw,Partition,NNodes,NodeList,AllocCPUS,"
-        "AllocTRES,ReqMem,MaxRSS,ExitCode,DerivedExitCode,Restarts,Reason,FailedNode,UID,JobName",
+        "AllocTRES,ReqMem,MaxRSS,ExitCode,DerivedExitCode,Reason,FailedNode,UID,JobName",
     ]
 
 
 class Sacct:
-    """A mock of the subprocess that stores its commands: a real sacct cannot be made to fail in these ways."""
+    """A mock of the subprocess that stores its commands: a real sacct cannot be made to fail in these ways.
 
-    def __init__(self, stdout: str, *, returncode: int = 0, stderr: str = "") -> None:
-        self.stdout, self.returncode, self.stderr = stdout, returncode, stderr
+    Args:
+        stdout: Its answer.
+        missing: The fields that it does not have.
+    """
+
+    def __init__(self, stdout: str, *, returncode: int = 0, stderr: str = "", missing: Sequence[str] = ()) -> None:
+        self.stdout, self.returncode, self.stderr, self.missing = stdout, returncode, stderr, missing
         self.commands: list[list[str]] = []
         self.environs: list[dict[str, str]] = []
 
     def __call__(self, command: Sequence[str], environ: Mapping[str, str]) -> subprocess.CompletedProcess[str]:
         self.commands.append(list(command))
         self.environs.append(dict(environ))
-        if "--helpformat" in command:
-            return subprocess.CompletedProcess(command, 0, "State JobID JobName\n", "")
+        for field in command[-1].split(","):
+            if field in self.missing:
+                return subprocess.CompletedProcess(
+                    command, 1, "", f'sacct: error: Invalid field requested: "{field}"\n'
+                )
         return subprocess.CompletedProcess(command, self.returncode, self.stdout, self.stderr)
 
 
@@ -58,10 +59,26 @@ def test_one_call_for_a_sweep() -> None:
     environ |= {"SLURM_CLUSTERS": "all"}  # sbatch does not get it either
     rows = query_sacct(["9_0", "9_1"], environ=environ, run=sacct)
     assert rows == (AccountingRow(job_id="9_0", state=State.COMPLETED, job_name="bert"),)
-    assert sacct.commands == [["sacct", "--helpformat"], sacct_command(["9"], ["JobID", "State", "JobName"])]
-    assert sacct.environs == 2 * [
+    assert sacct.commands == [sacct_command(["9"], FIELDS)]
+    assert sacct.environs == [
         {"PATH": "/bin", "SLURM_CONF": "/etc/s.conf", "TZ": "UTC", "SLURM_TIME_FORMAT": "%s", "SLURM_BITSTR_LEN": "0"}
     ]
+
+
+def test_asks_again_without_a_field_that_the_release_lacks() -> None:
+    sacct = Sacct("JobID^|^JobName\n9^|^bert\n", missing=["FailedNode", "ReqMem"])
+    assert query_sacct(["9"], environ={}, run=sacct) == (AccountingRow(job_id="9", job_name="bert"),)
+    asked = [command[-1].split(",") for command in sacct.commands]
+    assert asked[0] == list(FIELDS)
+    assert [set(FIELDS) - set(fields) for fields in asked] == [set(), {"ReqMem"}, {"ReqMem", "FailedNode"}]
+
+
+def test_a_field_that_was_not_asked_for_is_an_error() -> None:
+    """Else it would be asked for ever."""
+    sacct = Sacct("", returncode=1, stderr='sacct: error: Invalid field requested: "Colour"\n')
+    with pytest.raises(AccountingUnavailable, match="Colour"):
+        query_sacct(["9"], environ={}, run=sacct)
+    assert len(sacct.commands) == 1
 
 
 def test_an_earlier_job_of_the_same_id_is_left_out() -> None:
@@ -119,7 +136,7 @@ def raising(error: Exception) -> Callable[[Sequence[str], Mapping[str, str]], su
     ("error", "line"),
     [
         (FileNotFoundError("sacct"), "sacct is not installed here, or not on PATH"),
-        (subprocess.TimeoutExpired("sacct", 120), "sacct did not answer within 120 s"),
+        (subprocess.TimeoutExpired("sacct", 60), "sacct did not answer within 60 s"),
         (PermissionError(13, "Permission denied"), "sacct cannot be started: [Errno 13] Permission denied"),
     ],
 )
@@ -137,10 +154,7 @@ def test_real_runner_without_sacct(tmp_path: Path) -> None:
 
 SACCT_SCRIPT = """\
 #!/bin/sh
-case $1 in
---helpformat) echo "JobID JobName" ;;
-*) printf 'JobID^|^JobName\\n9^|^%s\\n' "$TZ" ;;
-esac
+printf 'JobID^|^JobName\\n9^|^%s\\n' "$TZ"
 """
 
 

@@ -208,7 +208,6 @@ def test_out_of_memory_only_in_the_step() -> None:
             max_rss_bytes=round(61.5 * 1024**3),
             exit_code=1,
             derived_exit_code=137,
-            restarts=0,
             out_of_memory=True,
             job_name="vit|2x2",
         ),
@@ -244,7 +243,7 @@ def test_typed_untyped_and_unaccounted_gpus() -> None:
     assert [row.alloc_gpus for row in (both, none, plain)] == [3, None, 1]
     assert [row.gpu_hours for row in (both, none, plain)] == [3.0, None, 1.0]
     assert [row.timelimit_min for row in (both, none, plain)] == [60, None, None]
-    assert (plain.state, plain.failed_node, plain.restarts, plain.reason) == (State.NODE_FAIL, "node1", 1, "NodeDown")
+    assert (plain.state, plain.failed_node, plain.reason) == (State.NODE_FAIL, "node1", "NodeDown")
 
 
 def test_cancelled_steps_leave_a_timeout() -> None:

@@ -82,6 +82,7 @@ def raising(error: Exception) -> object:
     ("run", "line"),
     [
         (raising(FileNotFoundError("squeue")), "squeue cannot be queried: squeue"),
+        (raising(subprocess.TimeoutExpired("squeue", 60)), "squeue did not answer within 60 s"),
         (Slurm(returncode=1, stderr="squeue: error:\n  refused\n"), "squeue failed: squeue: error: refused"),
     ],
 )
