@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -27,8 +28,10 @@ def status(
 ) -> None:
     """Show the state of every run: first the counts, then the table."""
     from jobs.storage.sweep_folder import find_folder
+    from jobs.submission.recovery import recover
 
     folder = find_folder(sweeps_root(root), sweep, cluster)
+    recover(folder, os.environ)
     results = read_status(folder).results
     print_results(results, folder, as_json=json_)
     if check:

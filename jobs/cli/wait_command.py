@@ -24,8 +24,10 @@ def wait(
     from jobs.schedulers.states import scheduler_for
     from jobs.storage.ledger import read_ledger
     from jobs.storage.sweep_folder import find_folder
+    from jobs.submission.recovery import recover
 
     folder = find_folder(sweeps_root(root), sweep, cluster)
+    recover(folder, os.environ)
     plan = folder.plan()
     submitted = read_ledger(folder.path).jobs
     run_ids = {run["run_id"] for run in plan.runs if run["run_id"] in submitted and not run.get("dropped")}

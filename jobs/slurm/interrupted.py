@@ -12,6 +12,9 @@ from jobs.slurm.squeue import QueuedJob, cluster_name, query_squeue
 from jobs.storage.ledger import Ledger, array_of, give_up, read_ledger, released
 from jobs.storage.sweep_folder import SweepFolder
 
+# A killed `sweep submit` leaves its sbatch running, which may wait for a busy controller before it makes its job.
+LATEST_ANSWER_S = 3600.0
+
 Queue = Mapping[str, QueuedJob]  # by job id
 
 
@@ -74,8 +77,13 @@ def _cancel_unrecorded(
     orphans = cancel_orphans(queue.values(), ledger.open_tokens, environ=environ)
     if orphans:
         note(f"cancelled what an interrupted submission has left on hold: {', '.join(orphans)}")
-    if ledger.unconfirmed:
-        give_up(folder.path, ledger.unconfirmed, time.time(), "the submission was interrupted")
+    now_s = time.time()
+    found = {job.token for job in queue.values()}
+    closed = [
+        token for token, time_s in ledger.open_tokens.items() if token in found or now_s - time_s > LATEST_ANSWER_S
+    ]
+    if ledger.unconfirmed or closed:
+        give_up(folder.path, ledger.unconfirmed, now_s, "the submission was interrupted", closed)
 
 
 def cancel_orphans(queued: Iterable[QueuedJob], tokens: Collection[str], *, environ: Mapping[str, str]) -> list[str]:

@@ -153,7 +153,7 @@ class _Submission:
             job_ids = _sbatch(self._plan, group, token)
         except UserError as error:
             if (full := _LIMIT.search(error.message)) and not _UNCLEAR.search(error.message):
-                ledger.give_up(folder, run_ids, self._clock(), error.message)
+                ledger.give_up(folder, run_ids, self._clock(), error.message, [token])
                 raise _Full(full[0]) from None
             _undo(self._plan, token, run_ids, self._clock(), error)
         # The user may want them on hold.
@@ -196,7 +196,7 @@ def _undo(plan: Plan, token: str, run_ids: Sequence[str], time_s: float, error: 
         jobs = cancel_orphans(queued.values(), {token}, environ=os.environ)
     is_refusal = not _UNCLEAR.search(error.message)
     if jobs or (is_refusal and jobs is not None):
-        ledger.give_up(plan.folder, run_ids, time_s, error.message)
+        ledger.give_up(plan.folder, run_ids, time_s, error.message, [token])
     if jobs:
         message = f"{error.message}; the job that it had accepted, {', '.join(jobs)}, was on hold and is cancelled"
         raise UserError(message, where=error.where, hint="submit again")

@@ -67,7 +67,9 @@ class Ledger:
     unconfirmed: tuple[str, ...]  # the runs whose last submission has an intend event and no result
     intended: Mapping[str, Mapping[str, str] | None] = field(default_factory=dict)  # overrides of the unconfirmed runs
     damaged_lines: tuple[int, ...] = ()  # the numbers of the lines that cannot be used; jobs may be missing then
-    open_tokens: frozenset[str] = frozenset()  # of submissions whose jobs were not recorded: none of them may run
+    # The tokens of submissions whose jobs were not recorded, each with its time in seconds since 1970. None of these
+    # jobs may run, and sbatch may still make them.
+    open_tokens: Mapping[str, float] = field(default_factory=dict)
     held: tuple[str, ...] = ()  # jobs that were recorded and, as far as is known, not released
     cancelled: frozenset[str] = frozenset()  # runs that sweep cancel has cancelled, and that were not sent again
 
@@ -113,19 +115,20 @@ class _Replaying:
     def __init__(self) -> None:
         self._jobs: dict[str, tuple[Job, ...]] = {}
         self._intended: dict[str, Mapping[str, str] | None] = {}
-        self._open_tokens: set[str] = set()
+        self._open_tokens: dict[str, float] = {}
         self._held: dict[str, None] = {}
         self._requests: dict[str, Mapping[str, Any] | None] = {}  # of the unconfirmed runs
         self._cancelled: set[str] = set()
 
     def intend(self, event: Mapping[str, Any]) -> None:
-        self._open_tokens.update(filter(None, [event.get("token")]))
+        if event.get("token"):
+            self._open_tokens[event["token"]] = event["time_s"]
         self._intended.update(dict.fromkeys(event["run_ids"], event.get("set")))
         self._requests.update(dict.fromkeys(event["run_ids"], event.get("request")))
         self._cancelled.difference_update(event["run_ids"])
 
     def record(self, event: Mapping[str, Any]) -> None:
-        self._open_tokens.discard(event.get("token", ""))
+        self._open_tokens.pop(event.get("token", ""), None)
         if event.get("held"):
             self._held |= dict.fromkeys(map(array_of, event["jobs"].values()))
         self._cancelled.difference_update(event["jobs"])
@@ -137,6 +140,8 @@ class _Replaying:
     def give_up(self, event: Mapping[str, Any]) -> None:
         for run_id in event["run_ids"]:
             self._intended.pop(run_id, None)
+        for token in event.get("tokens", ()):
+            self._open_tokens.pop(token, None)
 
     def cancel(self, event: Mapping[str, Any]) -> None:
         self._cancelled.update(event["run_ids"])
@@ -156,7 +161,7 @@ class _Replaying:
             self._jobs,
             tuple(self._intended),
             self._intended,
-            open_tokens=frozenset(self._open_tokens),
+            open_tokens=self._open_tokens,
             held=tuple(self._held),
             cancelled=frozenset(self._cancelled),
         )
@@ -183,7 +188,9 @@ def _is_event(event: Mapping[str, Any]) -> bool:
         return False
     if kind == "release":
         return _ARE_TEXTS(event.get("job_ids")) and all(map(_JOB_ID.fullmatch, event["job_ids"]))
-    if kind == "intend" and not isinstance(event.get("request"), Mapping | None):
+    if kind == "intend" and not (isinstance(event.get("request"), Mapping | None) and _TIME(event.get("time_s"))):
+        return False
+    if kind == "give_up" and not _ARE_TEXTS(event.get("tokens", [])):
         return False
     if kind in ("intend", "give_up", "forget", "cancel"):
         return _are_run_ids(event.get("run_ids"))
@@ -283,9 +290,10 @@ def record(
     _append(folder, event)
 
 
-def give_up(folder: Path, run_ids: Sequence[str], time_s: float, reason: str) -> None:
-    """Notes that the scheduler refused these runs."""
-    _append(folder, {"event": "give_up", "time_s": time_s, "run_ids": list(run_ids), "reason": reason})
+def give_up(folder: Path, run_ids: Sequence[str], time_s: float, reason: str, tokens: Sequence[str] = ()) -> None:
+    """Notes that these runs have no job, and that no job will carry these tokens."""
+    event = {"event": "give_up", "time_s": time_s, "run_ids": list(run_ids), "reason": reason, "tokens": list(tokens)}
+    _append(folder, event)
 
 
 def released(folder: Path, job_ids: Sequence[str], time_s: float) -> None:

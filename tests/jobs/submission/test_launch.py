@@ -259,7 +259,7 @@ def test_a_job_is_released_when_it_is_recorded(slurm: Slurm, tmp_path: Path) -> 
     assert [event.get("held") for event in events] == [None, True, None] * 2
     assert {event["token"] for event in events[:2]} == {slurm.tokens["1_0"]}
     assert events[1]["cluster"] == "site"
-    assert (ledger.read_ledger(plan.folder).open_tokens, ledger.read_ledger(plan.folder).held) == (frozenset(), ())
+    assert (ledger.read_ledger(plan.folder).open_tokens, ledger.read_ledger(plan.folder).held) == ({}, ())
     started_once(slurm, plan)
 
 
