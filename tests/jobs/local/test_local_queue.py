@@ -279,6 +279,33 @@ def test_background_queue_ends_on_sigint(sweep: SweepFolder, tmp_path: Path) -> 
 
 
 @pytest.mark.process
+def test_background_queue_is_not_of_this_terminal(sweep: SweepFolder) -> None:
+    """A terminal sends Ctrl-C, and its end, to the processes of its session."""
+    sweep.logs.mkdir(parents=True)
+    queue = jobs.local.local_queue._start_worker(sweep)
+    try:
+        assert os.getsid(queue.pid) == queue.pid
+    finally:
+        queue.kill()
+        queue.communicate(timeout=30)
+
+
+@pytest.mark.process
+def test_a_queue_ends_what_a_killed_one_has_left(sweep: SweepFolder, tmp_path: Path) -> None:
+    """SIGKILL lets a queue clean nothing. Its ranks would write to the files of the runs that start now."""
+    queue = started_queue(sweep, tmp_path, (sweep.run("sleeps") / "pid-1").exists)
+    queue.kill()
+    queue.wait(timeout=30)  # its ranks still have its stderr
+    assert remaining_processes(sweep) != []
+    try:
+        LocalQueue(sweep, queued(sweep, "succeeds-again"), None, 2).run()
+        assert remaining_processes(sweep) == []
+    finally:
+        jobs.local.local_run.end_processes(sweep.logs)
+        queue.communicate(timeout=30)
+
+
+@pytest.mark.process
 def test_second_queue_waits_for_the_first(sweep: SweepFolder, tmp_path: Path) -> None:
     """The second queue can be ended while it waits."""
     queue = started_queue(sweep, tmp_path, (sweep.run("sleeps") / "pid-1").exists)

@@ -200,6 +200,12 @@ def test_gpu_hours_without_accounted_gpus() -> None:
     assert (scheduled.gpu_hours, scheduled.gpu_hours_from) == (2.0, "plan")
 
 
+def test_gpus_that_one_of_two_attempts_has_accounted() -> None:
+    earlier = dataclasses.replace(DONE, submit_s=1690000000, state=State.REQUEUED, alloc_gpus=None, elapsed_s=1800)
+    scheduled = row_of(earlier, DONE).scheduled
+    assert (scheduled.gpu_hours, scheduled.gpu_hours_from) == (3.0, "plan")
+
+
 def test_out_of_memory_of_a_step() -> None:
     result = row_of(dataclasses.replace(DONE, state=State.FAILED, exit_code=1, out_of_memory=True))
     assert (result.state, result.scheduled.exit_code) == ("OUT_OF_MEMORY", 1)
@@ -279,13 +285,17 @@ LINK_SUMMARY = SUMMARY | {
 }  # fmt: skip
 
 
-def linked(*summaries: Summary | None, allocations: tuple[str, ...] = ("2x1", "2x1")) -> list[Result]:
+def linked(
+    *summaries: Summary | None, allocations: tuple[str, ...] = ("2x1", "2x1"), link_first: bool = False
+) -> list[Result]:
     """The rows of a training run and of a link run; a run without a summary is still running."""
     configs = (RUN["train"], dataclasses.asdict(TrainConfig(model="link")))
     planned = [
         {**RUN, "run_id": name, "allocation": allocation, "train": train, "point": point}
         for name, allocation, train, point in zip("ab", allocations, configs, ({}, {"model": "link"}), strict=True)
     ]
+    if link_first:
+        planned.reverse()
     ledger = Ledger({name: (Job(name, name, 1.0),) for name in "ab"}, ())
     states = [State.COMPLETED if summary else State.RUNNING for summary in summaries]
     attempts = {
@@ -301,6 +311,11 @@ def test_share_of_the_link() -> None:
     assert (trained["link_latency_ms"], trained["link_bus_gb_per_s"]) == (None, None)
     assert (link["link_latency_ms"], link["link_bus_gb_per_s"], link["link_share"]) == (0.25, 10.0, None)
     assert [(row["label"], row["model"]) for row in (trained, link)] == [("2x1", "bert"), ("2x1 model=link", "link")]
+
+
+def test_the_link_run_may_be_the_first() -> None:
+    link, trained = (row.columns() for row in linked(SUMMARY, LINK_SUMMARY, link_first=True))
+    assert (link["model"], link["link_share"], trained["model"], trained["link_share"]) == ("link", None, "bert", 0.8)
 
 
 def test_unknown_share_of_the_link() -> None:

@@ -181,6 +181,11 @@ def test_a_large_negative_estimate_has_its_digits() -> None:
     assert report([row], 100).splitlines()[-1].endswith("0 ms by marks, -1234 ms by no_sync (a bound)")
 
 
+def test_a_value_that_is_no_number_has_a_cell() -> None:
+    row = make_result(state="COMPLETED", samples_per_s=float("nan"), step_ms=float("-inf"))
+    assert {"nan", "-inf"} <= set(report([row], 100).split())
+
+
 def test_marks_only_incomparable_runs() -> None:
     assert "*" not in report(RESULTS[:1], 200)
 

@@ -145,6 +145,9 @@ CASES = {
     "a cancelled array in squeue": Case(
         (WAITING,), lists(State.CANCELLED, job_id="7"), NOTHING, State.CANCELLED, "squeue"
     ),
+    "an array cancelled as soon as it was sent": Case(
+        (), lists(State.CANCELLED, job_id="7"), NOTHING, State.CANCELLED, "squeue", now_s=SENT_S + 5
+    ),
     "another job with the array's number": Case(
         (), lists(State.RUNNING, job_id="7"), NOTHING, State.CANCELLED, "squeue"
     ),

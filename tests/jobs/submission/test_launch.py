@@ -511,28 +511,47 @@ def test_a_damaged_ledger_loses_no_run_of_a_trial(
 
 
 @pytest.mark.process
-def test_two_sweeps_of_one_name_are_refused(slurm: Slurm, tmp_path: Path) -> None:
+def test_a_run_of_an_unknown_state_is_not_repeated(slurm: Slurm, tmp_path: Path) -> None:
+    """Such as the state of a later release of Slurm: the job may wait or run."""
+    launch(plan_of(tmp_path), LOADED, max_ranks=None)
+    slurm.states["1_0"] = State.UNKNOWN
+    slurm.states["1_1"] = State.FAILED
+    (again,) = (run_id for run_id in slurm.submitted[0] if slurm.run_dirs["1_1"].name == run_id)
+    launch(plan_of(tmp_path), LOADED, max_ranks=None)
+    assert slurm.submitted[2:] == [[again]]
+
+
+@pytest.mark.process
+@pytest.mark.parametrize("field", ["dataset", "checkpoint"])
+def test_two_sweeps_of_one_name_are_refused(field: str, slurm: Slurm, tmp_path: Path) -> None:
     plans = []
     for name in ("a", "b"):
         (tmp_path / name / "data").mkdir(parents=True)
         (tmp_path / name / "data" / "train.csv").write_text(name)
-        (tmp_path / name / "s.yaml").write_text("name: s\nallocations: [1x1]\nbase: {model: bert, dataset: ./data}\n")
+        (tmp_path / name / "s.yaml").write_text(
+            f"name: s\nallocations: [1x1]\nbase: {{model: bert, {field}: ./data}}\n"
+        )
         sweep = load_sweep(tmp_path / name / "s.yaml")
         folder = tmp_path / "runs" / "s" / "site"
         plans.append(make_plan("s", expand(sweep), Cluster("site", "slurm", ClusterProfile.model_validate({})), folder))
     assert plans[0].runs[0].run_id == plans[1].runs[0].run_id
     launch(plans[0], LOADED, max_ranks=None)
-    with pytest.raises(UserError, match=r"'s' was submitted with dataset '.*/a/data', but now has '.*/b/data'"):
+    with pytest.raises(UserError, match=rf"'s' was submitted with {field} '.*/a/data', but now has '.*/b/data'"):
         launch(plans[1], LOADED, max_ranks=None)
 
 
 @pytest.mark.process
-def test_moved_data_are_no_other_data(slurm: Slurm, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("field", ["dataset", "checkpoint"])
+def test_moved_data_are_no_other_data(
+    field: str, slurm: Slurm, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     """The checkout was moved: finished runs stay finished."""
     for name in ("a", "b"):
         (tmp_path / name / "data").mkdir(parents=True)
         (tmp_path / name / "data" / "train.csv").write_text("text,label\n")
-        (tmp_path / name / "s.yaml").write_text("name: s\nallocations: [1x1]\nbase: {model: bert, dataset: ./data}\n")
+        (tmp_path / name / "s.yaml").write_text(
+            f"name: s\nallocations: [1x1]\nbase: {{model: bert, {field}: ./data}}\n"
+        )
         sweep = load_sweep(tmp_path / name / "s.yaml")
         folder = tmp_path / "runs" / "s" / "site"
         plan = make_plan("s", expand(sweep), Cluster("site", "slurm", ClusterProfile.model_validate({})), folder)
@@ -540,5 +559,5 @@ def test_moved_data_are_no_other_data(slurm: Slurm, tmp_path: Path, capsys: pyte
         slurm.states.update(dict.fromkeys(slurm.states, State.COMPLETED))
         (tmp_path / name).rename(tmp_path / f"{name}-moved")
     assert len(slurm.submitted) == 1
-    note = f"note: dataset was '{tmp_path}/a/data'; '{tmp_path}/b/data' has the same files\n"
+    note = f"note: {field} was '{tmp_path}/a/data'; '{tmp_path}/b/data' has the same files\n"
     assert capsys.readouterr().err == note
