@@ -487,6 +487,29 @@ def test_a_damaged_accounting_repeats_no_finished_run(
 
 
 @pytest.mark.process
+def test_a_damaged_end_of_a_requeued_run_repeats_nothing(
+    slurm: Slurm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It failed and was requeued by hand. sacct has purged it, and the line of its second end is damaged."""
+    plan = plan_of(tmp_path)
+    folder = SweepFolder(plan.folder)
+    launch(plan, LOADED, max_ranks=None)
+    finish(folder)
+    ends = [(State.FAILED, 1), (State.COMPLETED, 3)]
+    rows = [
+        AccountingRow(job_id, state=state, submit_s=submit_s, start_s=submit_s, end_s=submit_s + 1)
+        for state, submit_s in ends
+        for job_id in slurm.states
+    ]
+    ledger.append_lines(folder.accounting_file, [json.dumps(row.to_json()) for row in rows])
+    break_line(folder.accounting_file, 4)
+    slurm.is_shown = False
+    monkeypatch.setattr(jobs.results.status, "query_sacct", lambda *_, **__: ())
+    with pytest.raises(UserError, match=r": line 5 of accounting\.jsonl is damaged: .*; 1 run with a summary would be"):
+        launch(plan, LOADED, max_ranks=None)
+
+
+@pytest.mark.process
 def test_a_damaged_ledger_loses_no_run_of_a_trial(
     slurm: Slurm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
