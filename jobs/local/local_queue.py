@@ -5,46 +5,31 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import secrets
 import signal
-import socket
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-from types import FrameType
-from typing import Any
 
-import psutil
 from filelock import FileLock, Timeout
 
 from disttrain.records.json_values import to_json
-from jobs.local.local_run import LocalRun, end_processes, is_alive
+from jobs.local.local_run import LocalRun, end_processes
 from jobs.local.machine import QueuedRun, place, this_machine
+from jobs.local.queue_process import LOST_S, beating, heartbeat_file, identify, is_queue_alive
 from jobs.planning.plan import Plan
 from jobs.slurm.attempts import AccountingRow
 from jobs.slurm.states import State
 from jobs.storage import ledger
+from jobs.storage.ending_signals import Handler, exiting_handlers, signal_handlers
 from jobs.storage.sweep_folder import SweepFolder
 
 _POLL_S = 0.5
-_Handler = Callable[[int, FrameType | None], Any] | signal.Handlers
-
-
-def _exit_on_signal(number: int, _: object) -> None:
-    sys.exit(128 + number)
-
-
-# The signals that end a queue. The default action of SIGTERM and SIGHUP would end it without a cleanup, and its ranks
-# would continue. SIGINT needs Python's handler: in a process that a script has started in the background it is ignored,
-# children inherit this, and Python then does not install its handler.
-_ENDING_SIGNALS: Mapping[signal.Signals, _Handler] = {
-    signal.SIGINT: signal.default_int_handler,
-    signal.SIGTERM: _exit_on_signal,
-    signal.SIGHUP: _exit_on_signal,
-}
+# A folder of this machine, the same in every shell: $TMPDIR may differ. What others put there can only delay a queue.
+_LOCK_FOLDER = Path("/tmp")  # noqa: S108
 
 
 class LocalQueue:
@@ -65,6 +50,7 @@ class LocalQueue:
         self._submit_s = submit_s
         self._ledger_bytes = 0
         self._machine = this_machine(os.environ)
+        self._awake_s = time.time()
         folder.logs.mkdir(parents=True, exist_ok=True)
 
     def run(self, tick: Callable[[], None] = lambda: None) -> None:
@@ -73,24 +59,48 @@ class LocalQueue:
         Args:
             tick: A function that is called about twice a second.
         """
-        with _signal_handlers(_ENDING_SIGNALS):
+        ending = _ending_signals()
+        heartbeat = heartbeat_file(identify(os.getpid()), self._folder.logs)
+        with signal_handlers(ending), beating(heartbeat):
             try:
                 for run in self._waiting:
                     self._record(run, State.PENDING)
-                with _machine_lock(tick):
-                    # Only the queue with the lock starts runs. If a process of this sweep still exists, its queue was
-                    # killed, and it must not write to the same files as the runs that start now.
-                    end_processes(self._folder.logs)
+                with _machine_lock(lambda: self._poll(tick)):
+                    self._end_orphans()
                     while self._waiting or self._running:
-                        self._cancel_requested()
+                        self._leave_lost_runs()
+                        self._poll(tick)
                         self._start_fitting_runs()
-                        tick()
                         time.sleep(_POLL_S)
                         self._record_ended_runs()
             finally:
                 # A second Ctrl-C of an impatient user must not interrupt the cleanup after the first.
-                with _signal_handlers(dict.fromkeys(_ENDING_SIGNALS, signal.SIG_IGN)):
+                with signal_handlers(dict.fromkeys(ending, signal.SIG_IGN)):
                     self._cancel_all()
+
+    def _poll(self, tick: Callable[[], None]) -> None:
+        self._cancel_requested()
+        tick()
+
+    def _end_orphans(self) -> None:
+        """Ends what killed queues have left: it must not write to the same files as the runs that start now."""
+        logs = self._folder.logs
+        jobs = [job for job in ledger.read_ledger(self._folder.path).all_jobs() if job.queue]
+        alive = {queue for queue in {job.queue for job in jobs} if queue and is_queue_alive(queue, logs)}
+        end_processes(logs, {job.job_id for job in jobs if job.queue in alive})
+
+    def _leave_lost_runs(self) -> None:
+        """Ends the runs that were submitted again elsewhere while this process was stopped, or its machine asleep."""
+        before_s, self._awake_s = self._awake_s, time.time()
+        if self._awake_s - before_s < LOST_S:
+            return
+        latest = {run_id: jobs[-1].job_id for run_id, jobs in ledger.read_ledger(self._folder.path).jobs.items()}
+        self._waiting = [run for run in self._waiting if latest.get(run.run_id) == run.job_id]
+        for running in list(self._running):
+            if latest.get(running.run.run_id) != running.run.job_id:
+                running.kill()
+                self._running.remove(running)
+                self._record(running.run, State.CANCELLED, running.start_s)
 
     def _cancel_all(self) -> None:
         for running in self._running:
@@ -149,21 +159,19 @@ class LocalQueue:
         ledger.append_lines(self._folder.accounting_file, [to_json(row.to_json())])
 
 
-@contextlib.contextmanager
-def _signal_handlers(handlers: Mapping[signal.Signals, _Handler]) -> Iterator[None]:
-    """Installs these signal handlers, and restores the earlier ones at the end."""
-    before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+def _ending_signals() -> dict[signal.Signals, Handler]:
+    """The signals that end a queue, with handlers that let it end its runs first.
+
+    SIGINT needs Python's handler: in a process that a script has started in the background it is ignored, children
+    inherit this, and Python then does not install its handler.
+    """
+    return {signal.SIGINT: signal.default_int_handler, **exiting_handlers()}
 
 
 @contextlib.contextmanager
 def _machine_lock(tick: Callable[[], None]) -> Iterator[None]:
     """Lets only one queue of a user work at a time, because two would overload the machine."""
-    lock = FileLock(Path(tempfile.gettempdir()) / f"sweep-local-{os.getuid()}.lock")
+    lock = FileLock(_LOCK_FOLDER / f"sweep-local-{os.getuid()}.lock")
     while not lock.is_locked:
         with contextlib.suppress(Timeout):
             lock.acquire(timeout=_POLL_S)
@@ -190,10 +198,11 @@ def send_to_local(
     """
     folder = SweepFolder(plan.folder)
     submit_s = int(clock())
+    queue_id = f"local-{submit_s}-{secrets.token_hex(3)}"  # two queues may begin in one second
     runs = [
         QueuedRun(
             run_id=run.run_id,
-            job_id=f"local-{submit_s}-{index}",
+            job_id=f"{queue_id}-{index}",
             nodes=run.allocation.nodes,
             gpus_per_node=run.allocation.gpus_per_node,
             on_cpu=run.config.device == "cpu",
@@ -201,11 +210,12 @@ def send_to_local(
         for index, run in enumerate(plan.runs)
     ]
     jobs = {run.run_id: run.job_id for run in runs}
-    if in_process:
-        ledger.record(folder.path, jobs, clock(), _queue_process(psutil.Process()), overrides)
+    worker = None if in_process else _start_worker(folder)
+    queue = identify(worker.pid if worker else os.getpid())
+    heartbeat_file(queue, folder.logs).touch()  # it is alive before it can show it
+    ledger.record(folder.path, jobs, clock(), queue, overrides)
+    if worker is None:
         return LocalQueue(folder, runs, max_ranks, submit_s)
-    worker = _start_worker(folder)
-    ledger.record(folder.path, jobs, clock(), _queue_process(psutil.Process(worker.pid)), overrides)
     assert worker.stdin is not None
     with worker.stdin as pipe:
         request = {"folder": str(folder.path), "max_ranks": max_ranks, "submit_s": submit_s}
@@ -224,23 +234,6 @@ def _start_worker(folder: SweepFolder) -> subprocess.Popen[str]:
             start_new_session=True,  # Ctrl-C in this terminal must not reach the queue
             text=True,
         )
-
-
-def _queue_process(process: psutil.Process) -> ledger.QueueProcess:
-    return ledger.QueueProcess(socket.gethostname(), process.pid, process.create_time())
-
-
-def is_queue_alive(queue: ledger.QueueProcess) -> bool:
-    """Whether the process of a local queue exists; assumed for a process on another host."""
-    if queue.host != socket.gethostname():
-        return True
-    try:
-        # Two readings of one start time differ by rounding. The start time of a process that reuses the pid differs
-        # by far more.
-        process = psutil.Process(queue.pid)
-        return abs(process.create_time() - queue.created_s) < 2 and is_alive(process)
-    except psutil.NoSuchProcess:
-        return False
 
 
 def _main() -> None:

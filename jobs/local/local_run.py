@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import time
+from collections.abc import Collection
 from pathlib import Path
 
 import psutil
@@ -106,25 +107,26 @@ class LocalRun:
         return sum(job.paths.result_pickle.exists() for job in map(self._job.task, range(self.run.world_size)))
 
 
-def end_processes(logs: Path) -> None:
-    """Ends every process of the runs whose logs are in a folder or its subfolders.
+def end_processes(logs: Path, spared: Collection[str] = ()) -> None:
+    """Ends every process of the runs whose logs are in a folder or its subfolders, except for the spared jobs.
 
     The environment identifies the processes: after the death of its parent, a process is no longer among the children.
     """
     deadline = time.monotonic() + _KILL_WAIT_S
-    while (processes := _processes_of(logs)) and time.monotonic() < deadline:
+    while (processes := _processes_of(logs, spared)) and time.monotonic() < deadline:
         for process in processes:
             with contextlib.suppress(psutil.NoSuchProcess):
                 process.kill()
         time.sleep(0.02)
 
 
-def _processes_of(logs: Path) -> list[psutil.Process]:
+def _processes_of(logs: Path, spared: Collection[str]) -> list[psutil.Process]:
     processes = []
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.Error, OSError):  # the process has exited, or belongs to another user
             mark = process.environ().get(_MARK)
-            if mark and Path(mark).is_relative_to(logs) and is_alive(process):
+            is_ours = mark and Path(mark).is_relative_to(logs) and Path(mark).name not in spared
+            if is_ours and is_alive(process):
                 processes.append(process)
     return processes
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 
-from jobs.local.local_queue import is_queue_alive, send_to_local
+from jobs.local.local_queue import send_to_local
+from jobs.local.queue_process import is_queue_alive
 from jobs.planning.plan import Plan
 from jobs.schedulers.answers import Answers
 from jobs.schedulers.conclude import Conclusion, conclude_local
@@ -68,7 +69,7 @@ class LocalScheduler:
             jobs = ledger.jobs.get(run_id, ())
             queue = jobs[-1].queue if jobs else None
             if queue is not None and queue not in queue_lives:
-                queue_lives[queue] = is_queue_alive(queue)
+                queue_lives[queue] = is_queue_alive(queue, folder.logs)
             conclusions[run_id] = conclude_local(
                 jobs,
                 attempts_of(jobs[-1].job_id, answers.attempts) if jobs else (),

@@ -12,16 +12,15 @@ import time
 from collections.abc import Iterator, Sequence
 from datetime import datetime
 from pathlib import Path
+from uuid import UUID
 
-import psutil
 from filelock import SoftFileLockProtocolError, StrictSoftFileClaim, StrictSoftFileLock, Timeout
+
+from jobs.storage.processes import INITIAL_NAMESPACE, has_ended, pid_space
 
 _POLL_S = 0.02
 _STALE_CHECK_S = 0.5  # a holder may be killed while this process waits
 _NAMESPACE_MARK = "?pidns-"  # what filelock adds to the name of the host in a container with its own process ids
-_INITIAL_NAMESPACE = "effffffc"  # Linux's inode of the process ids outside of all containers
-_STATE, _START_TICKS = 0, 19  # in /proc/PID/stat, after the name of the command
-_ENDED = "ZX"  # a zombie has ended, and was not reaped
 
 
 class ClaimHeldError(TimeoutError):
@@ -72,7 +71,7 @@ def _acquire(lock: StrictSoftFileLock, path: Path, timeout_s: float) -> None:
             return
         except Timeout:
             claims = lock.claims
-            stale = [claim.name for claim in claims if has_ended(claim)]
+            stale = [claim.name for claim in claims if _is_stale(claim)]
             if not stale and time.monotonic() >= deadline:
                 raise _held_error(claims, path) from None
         for name in stale:
@@ -82,33 +81,19 @@ def _acquire(lock: StrictSoftFileLock, path: Path, timeout_s: float) -> None:
         wait_s = min(_STALE_CHECK_S, max(0.0, deadline - time.monotonic()))
 
 
-def has_ended(claim: StrictSoftFileClaim) -> bool:
-    """Whether the process of a claim has ended; False if this machine cannot tell, as for one of another machine."""
-    if not _is_of_this_machine(claim):
-        return False
-    if not psutil.pid_exists(claim.pid):
-        return True
-    try:
-        # The name of the command, in parentheses, may contain spaces.
-        fields = Path(f"/proc/{claim.pid}/stat").read_text(errors="replace").rpartition(")")[2].split()
-    except OSError:
-        return False
-    return fields[_STATE] in _ENDED or int(fields[_START_TICKS]) != _split_start(claim)[1]
+def _is_stale(claim: StrictSoftFileClaim) -> bool:
+    return _is_of_this_machine(claim) and has_ended(claim.pid, _split_start(claim)[1])
 
 
 def _is_of_this_machine(claim: StrictSoftFileClaim) -> bool:
     """Whether the process id of a claim is one of this machine's, whatever its name is now, and of this container's."""
-    try:
-        boot = int(Path("/proc/sys/kernel/random/boot_id").read_text().strip().replace("-", ""), 16)
-        namespace = f"{Path('/proc/self/ns/pid').stat().st_ino:x}"
-    except (OSError, ValueError):
-        return False  # not Linux
-    _, _, recorded = claim.hostname.partition(_NAMESPACE_MARK)
-    return _split_start(claim)[0] == boot and (recorded or _INITIAL_NAMESPACE) == namespace
+    _, _, namespace = claim.hostname.partition(_NAMESPACE_MARK)
+    boot = UUID(int=_split_start(claim)[0] % 2**128)
+    return pid_space() == f"{boot}/{namespace or INITIAL_NAMESPACE}"
 
 
 def _split_start(claim: StrictSoftFileClaim) -> tuple[int, int]:
-    """The id of the boot and the start of the process in clock ticks; filelock notes both as one number."""
+    """The id of the boot and the start of the process in ticks; filelock notes both as one number."""
     return divmod(claim.start or 0, 2**64)
 
 

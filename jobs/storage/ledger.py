@@ -31,7 +31,9 @@ class QueueProcess:
 
     host: str
     pid: int
-    created_s: float  # pids are reused; (pid, start time) is not
+    created_s: float
+    pid_space: str | None = None  # what pid is a number of, by `processes.pid_space`; None by a former release
+    start_ticks: int | None = None  # pids are reused; (pid, start) is not
 
 
 def array_of(job_id: str) -> str:
@@ -212,7 +214,7 @@ def _is_queue(queue: Any) -> bool:
     """Whether a value of a record event is a queue's process; Slurm's jobs have none."""
     if not queue:
         return True
-    if not isinstance(queue, dict) or queue.keys() != {"host", "pid", "created_s"}:
+    if not isinstance(queue, dict) or not queue.keys() <= QueueProcess.__dataclass_fields__.keys():
         return False
     try:
         check_fields(QueueProcess, queue)

@@ -6,9 +6,8 @@ import os
 import signal
 import subprocess
 import sys
-import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +16,15 @@ import pytest
 
 import jobs.local.local_queue
 import jobs.local.local_run
-from jobs.local.local_queue import LocalQueue
+from disttrain.config.train_config import TrainConfig
+from jobs.local.local_queue import LocalQueue, send_to_local
 from jobs.local.machine import QueuedRun
+from jobs.planning.allocation import Allocation
+from jobs.planning.cluster import Cluster
+from jobs.planning.expand import RunSpec
+from jobs.planning.plan import make_plan
 from jobs.slurm.attempts import AccountingRow, attempts_by_job, merge_history
+from jobs.storage import ledger
 from jobs.storage.ledger import read_lines
 from jobs.storage.sweep_folder import SweepFolder
 
@@ -97,7 +102,7 @@ def sweep(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> SweepFolder:
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     monkeypatch.setattr(jobs.local.local_run, "RankTask", __import__(module).RankTask)
     monkeypatch.setattr(jobs.local.local_queue, "_POLL_S", 0.1)
-    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))  # the folder of the queue's lock
+    monkeypatch.setattr(jobs.local.local_queue, "_LOCK_FOLDER", tmp_path)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     return SweepFolder(tmp_path / "s" / "local")
 
@@ -192,34 +197,39 @@ def test_large_run_has_the_machine_alone(sweep: SweepFolder) -> None:
 
 # Runs in a separate process, because a signal ends it.
 QUEUE = """
-import sys, tempfile
+import os, sys
 from pathlib import Path
 import jobs.local.local_queue
+from jobs.local import queue_process
+from jobs.storage import ledger
 from jobs.storage.sweep_folder import SweepFolder
-tempfile.tempdir = sys.argv[1]
+jobs.local.local_queue._LOCK_FOLDER = Path(sys.argv[1])
+queue_process.BEAT_S, queue_process.LOST_S, jobs.local.local_queue.LOST_S = 0.1, 2.0, 2.0
 jobs.local.local_run.RankTask = __import__(sys.argv[2]).RankTask
 runs = [jobs.local.machine.QueuedRun(name, "local-" + name, 1, 2, True) for name in ("sleeps", "succeeds")]
-jobs.local.local_queue.LocalQueue(SweepFolder(Path(sys.argv[3])), runs, 2, 1).run()
+folder = SweepFolder(Path(sys.argv[3]))
+folder.logs.mkdir(parents=True, exist_ok=True)
+identity = queue_process.identify(os.getpid())
+ledger.record(folder.path, {run.run_id: run.job_id for run in runs}, 1.0, identity)
+jobs.local.local_queue.LocalQueue(folder, runs, 2, 1).run()
 """
 
 
 QUEUE_MODULE = ["-P", "-m", "jobs.local.local_queue"]
 # Executes a command with SIGINT ignored, as a script does for a command that it starts in the background.
-IGNORE_SIGINT = """
-import os, signal, sys
-signal.signal(signal.SIGINT, signal.SIG_IGN)
-os.execv(sys.argv[1], sys.argv[1:])
-"""
+IGNORE_SIGINT = [
+    sys.executable,
+    "-c",
+    "import os, signal, sys; signal.signal(signal.SIGINT, signal.SIG_IGN); os.execv(sys.argv[1], sys.argv[1:])",
+]
 
 
 def started_queue(
-    sweep: SweepFolder, tmp_path: Path, ready: Callable[[], bool], *, ignore_sigint: bool = False
+    sweep: SweepFolder, tmp_path: Path, ready: Callable[[], bool], prefix: Sequence[str] = ()
 ) -> subprocess.Popen[str]:
-    """A queue of two runs in a new process, at the moment when it is ready."""
+    """A queue of two runs in a new process, at the moment when it is ready. The prefix starts its command."""
     queued(sweep, "sleeps", "succeeds")
-    command = [sys.executable, "-c", QUEUE, str(tmp_path), f"ranks_{tmp_path.name}", str(sweep.path)]
-    if ignore_sigint:
-        command = [sys.executable, "-c", IGNORE_SIGINT, *command]
+    command = [*prefix, sys.executable, "-c", QUEUE, str(tmp_path), f"ranks_{tmp_path.name}", str(sweep.path)]
     queue = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     deadline = time.monotonic() + 60
     while not ready():
@@ -255,7 +265,7 @@ def test_ended_queue_ends_its_runs(number: signal.Signals, early: bool, sweep: S
 @pytest.mark.process
 def test_sigint_ends_a_queue_started_with_sigint_ignored(sweep: SweepFolder, tmp_path: Path) -> None:
     """The children of a background job inherit that SIGINT is ignored."""
-    queue = started_queue(sweep, tmp_path, (sweep.run("sleeps") / "pid-1").exists, ignore_sigint=True)
+    queue = started_queue(sweep, tmp_path, (sweep.run("sleeps") / "pid-1").exists, IGNORE_SIGINT)
     queue.send_signal(signal.SIGINT)
     _, errors = queue.communicate(timeout=30)
     assert queue.returncode == -signal.SIGINT
@@ -266,7 +276,7 @@ def test_sigint_ends_a_queue_started_with_sigint_ignored(sweep: SweepFolder, tmp
 @pytest.mark.process
 def test_background_queue_ends_on_sigint(sweep: SweepFolder, tmp_path: Path) -> None:
     """The module as the background process, which has SIGINT ignored and still waits for its request."""
-    command = [sys.executable, "-c", IGNORE_SIGINT, sys.executable, *QUEUE_MODULE]
+    command = [*IGNORE_SIGINT, sys.executable, *QUEUE_MODULE]
     queue = subprocess.Popen(command, stdin=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     process = psutil.Process(queue.pid)
     deadline = time.monotonic() + 60
@@ -306,8 +316,9 @@ def test_a_queue_ends_what_a_killed_one_has_left(sweep: SweepFolder, tmp_path: P
 
 
 @pytest.mark.process
-def test_second_queue_waits_for_the_first(sweep: SweepFolder, tmp_path: Path) -> None:
-    """The second queue can be ended while it waits."""
+def test_second_queue_waits_for_the_first(sweep: SweepFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever their TMPDIR. The second queue can be ended while it waits."""
+    monkeypatch.setenv("TMPDIR", str(tmp_path / "s"))
     queue = started_queue(sweep, tmp_path, (sweep.run("sleeps") / "pid-1").exists)
     second = SweepFolder(tmp_path / "t" / "local")
 
@@ -320,3 +331,81 @@ def test_second_queue_waits_for_the_first(sweep: SweepFolder, tmp_path: Path) ->
     queue.terminate()
     queue.communicate(timeout=30)
     assert remaining_processes(sweep) == []
+
+
+@pytest.mark.process
+def test_a_queue_spares_the_runs_of_a_living_queue(
+    sweep: SweepFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It ends what a killed queue has left, of the same sweep. Here the two have no common lock."""
+    rank = sweep.run("sleeps") / "pid-1"
+    queue = started_queue(sweep, tmp_path, rank.exists)
+    monkeypatch.setattr(jobs.local.local_queue, "_LOCK_FOLDER", sweep.path)
+    LocalQueue(sweep, [QueuedRun("succeeds", "local-other", 1, 2, True)], None, 1).run()
+    assert psutil.pid_exists(int(rank.read_text()))
+    queue.kill()
+    queue.wait()
+    LocalQueue(sweep, [QueuedRun("succeeds", "local-third", 1, 2, True)], None, 1).run()
+    assert (final_states(sweep)[0], remaining_processes(sweep)) == ("COMPLETED", [])
+
+
+@pytest.mark.process
+def test_nohup_protects_a_queue(sweep: SweepFolder, tmp_path: Path) -> None:
+    queue = started_queue(sweep, tmp_path, (sweep.run("sleeps") / "pid-1").exists, ["nohup"])
+    queue.send_signal(signal.SIGHUP)
+    time.sleep(0.5)
+    assert queue.poll() is None
+    queue.terminate()
+    queue.communicate(timeout=30)
+    assert (final_states(sweep), remaining_processes(sweep)) == (["CANCELLED", "CANCELLED"], [])
+
+
+@pytest.mark.process
+def test_the_end_of_its_terminal_ends_a_queue(sweep: SweepFolder, tmp_path: Path) -> None:
+    queue = started_queue(sweep, tmp_path, (sweep.run("sleeps") / "pid-1").exists)
+    queue.send_signal(signal.SIGHUP)
+    queue.communicate(timeout=30)
+    assert queue.returncode == 128 + signal.SIGHUP
+    assert (final_states(sweep), remaining_processes(sweep)) == (["CANCELLED", "CANCELLED"], [])
+
+
+@pytest.mark.process
+def test_a_queue_that_slept_leaves_runs_that_were_submitted_again(sweep: SweepFolder, tmp_path: Path) -> None:
+    """As the queue of a laptop that was closed, while its user went on from another machine."""
+    queue = started_queue(sweep, tmp_path, (sweep.run("sleeps") / "pid-1").exists)
+    queue.send_signal(signal.SIGSTOP)
+    time.sleep(2.1)
+    ledger.record(sweep.path, {"sleeps": "local-elsewhere-0"}, 2.0, ledger.QueueProcess("other", 1, 1.0))
+    queue.send_signal(signal.SIGCONT)
+    queue.communicate(timeout=30)
+    assert queue.returncode == 0
+    assert (final_states(sweep), remaining_processes(sweep)) == (["CANCELLED", "COMPLETED"], [])
+
+
+@pytest.mark.process
+def test_cancelled_runs_end(sweep: SweepFolder, tmp_path: Path) -> None:
+    """`sweep cancel` writes to the ledger; the queue ends the run, and the next one starts."""
+    queue = started_queue(sweep, tmp_path, (sweep.run("sleeps") / "pid-1").exists)
+    ledger.cancel(sweep.path, ["sleeps"], 2.0)
+    queue.communicate(timeout=60)
+    assert queue.returncode == 0
+    assert (final_states(sweep), remaining_processes(sweep)) == (["CANCELLED", "COMPLETED"], [])
+
+
+@pytest.mark.process
+def test_a_cancelled_run_that_waits_never_starts(sweep: SweepFolder, tmp_path: Path) -> None:
+    queue = started_queue(sweep, tmp_path, (sweep.run("sleeps") / "pid-1").exists)
+    ledger.cancel(sweep.path, ["succeeds", "sleeps"], 2.0)
+    queue.communicate(timeout=60)
+    assert (final_states(sweep), remaining_processes(sweep)) == (["CANCELLED", "CANCELLED"], [])
+    assert not (sweep.run("succeeds") / "pid-1").exists()
+
+
+def test_two_submissions_in_one_second_have_different_jobs(tmp_path: Path) -> None:
+    run = RunSpec("a", Allocation(1, 1), TrainConfig(model="bert").resolved(), {}, {}, 0)
+    plan = make_plan("s", [run], Cluster("local", "local"), tmp_path)
+    SweepFolder(plan.folder).create()
+    for _ in range(2):
+        send_to_local(plan, {}, None, lambda: 1700000000.25, in_process=True)
+    first, second = ledger.read_ledger(plan.folder).jobs["a"]
+    assert first.job_id != second.job_id

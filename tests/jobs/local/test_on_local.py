@@ -39,7 +39,7 @@ MARK = "TEST_OF_LOCAL"
 
 
 def sweeping_in(folder: Path) -> Sweeping:
-    """Sweeps without Slurm or user settings. Their own TMPDIR has its own lock, so no other sweep delays them."""
+    """Sweeps without Slurm or user settings, with temporary files of their own."""
     environ = {name: value for name, value in os.environ.items() if not name.startswith(("SLURM_", "SWEEP_"))}
     return Sweeping(folder, {**environ, "TMPDIR": str(folder), MARK: str(folder), "CUDA_VISIBLE_DEVICES": ""})
 

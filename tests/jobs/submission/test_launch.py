@@ -504,7 +504,7 @@ def test_a_damaged_end_of_a_requeued_run_repeats_nothing(
     ledger.append_lines(folder.accounting_file, [json.dumps(row.to_json()) for row in rows])
     break_line(folder.accounting_file, 4)
     slurm.is_shown = False
-    monkeypatch.setattr(jobs.results.status, "query_sacct", lambda *_, **__: ())
+    monkeypatch.setattr(jobs.schedulers.slurm_scheduler, "query_sacct", lambda *_, **__: ())
     with pytest.raises(UserError, match=r": line 5 of accounting\.jsonl is damaged: .*; 1 run with a summary would be"):
         launch(plan, LOADED, max_ranks=None)
 
