@@ -75,6 +75,7 @@ exit 1
 """
 
 
+@pytest.mark.timeout(1200)
 def test_every_run_once(slurm_cluster: Mapping[str, str], tmp_path: Path) -> None:
     """All submissions are killed first, then all are repeated, and their runs run side by side.
 
