@@ -33,7 +33,7 @@ def cancel(
 
     if bool(run) + every + dropped != 1:
         hint = "sweep status shows their labels"
-        raise UserError("sweep cancel needs the runs, or --all, or --dropped", hint=hint)
+        raise UserError("sweep cancel needs either runs, or --all, or --dropped", hint=hint)
     folder = find_folder(sweeps_root(root), sweep, cluster)
     chosen = choose(folder, run or (), every=every, dropped=dropped)
     for line in chosen.ended if run else ():
