@@ -70,6 +70,31 @@ def test_runs_that_would_wait_for_ever_are_replaced(sweeping: Sweeping, short_pa
     assert all("CANCELLED" in row and "None" in row for row in started.splitlines()), started
 
 
+@pytest.fixture
+def job_limit(sweeping: Sweeping) -> Iterator[int]:
+    """The limit of jobs that this user may have, for this test."""
+
+    def limit(number: int) -> None:
+        sweeping.outside("sacctmgr", "-i", "modify", "user", "root", "set", f"MaxSubmitJobs={number}")
+
+    limit(3)
+    yield 3
+    limit(-1)
+
+
+def test_more_runs_than_the_user_may_have(sweeping: Sweeping, job_limit: int, tmp_path: Path) -> None:
+    """Slurm refuses an array that is over the limit as a whole. The rest is sent when runs have ended."""
+    path = tmp_path / f"{name_in(tmp_path)}.yaml"
+    write_sweep(path, allocations=["1x1"], base=tiny_base(max_steps=2), seeds=list(range(7)))
+    done = sweeping.run("submit", path, "--wait", "--poll", "1", timeout_s=200)
+    assert "4 runs wait for the limit of jobs that Slurm accepts (AssocMaxSubmitJobLimit); " in done.stderr
+    assert "7 runs, 7 COMPLETED" in done.stdout
+    rows = sweeping.status()
+    jobs = sweeping.outside("sacct", "-nPX", f"--name={path.stem}", "-S", "now-1hour", "-o", "JobID").split()
+    assert sorted(jobs) == sorted(row["job_id"] for row in rows)
+    assert len(set(jobs)) == 7
+
+
 def test_a_run_is_cancelled_sent_again_and_repeated(sweeping: Sweeping, tmp_path: Path) -> None:
     path = tmp_path / f"{name_in(tmp_path)}.yaml"
     base = tiny_base(max_steps=60, checkpoint_every=1, timing_warmup_steps=1)
