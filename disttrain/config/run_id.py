@@ -25,6 +25,8 @@ NOT_IDENTITY = frozenset(
     }
 )
 
+_DEFAULTS = {field.name: field.default for field in dataclasses.fields(TrainConfig) if field.name not in NOT_IDENTITY}
+
 
 def run_id(allocation: str, config: TrainConfig) -> str:
     """The identity of a run: ``<allocation>-<12 hex digits>``.
@@ -42,12 +44,12 @@ def run_id(allocation: str, config: TrainConfig) -> str:
     """
     resolved = config.resolved()
     identity: dict[str, Any] = {"allocation": allocation}
-    for field in dataclasses.fields(TrainConfig):
-        value = getattr(resolved, field.name)
-        if field.name in NOT_IDENTITY or value == field.default:
+    for name, default in _DEFAULTS.items():
+        value = getattr(resolved, name)
+        if value == default:
             continue
-        if field.name in PATH_FIELDS:
+        if name in PATH_FIELDS:
             value = os.path.normpath(value)
-        identity[field.name] = value
+        identity[name] = value
     text = json.dumps(identity, sort_keys=True, separators=(",", ":"))
     return f"{allocation}-{hashlib.sha256(text.encode()).hexdigest()[:12]}"

@@ -304,6 +304,8 @@ class TrainConfig:
         if self.global_batch is None:
             per_gpu_batch = per_gpu_batch or DEFAULT_PER_GPU_BATCH
         dataset = self.dataset or FAMILY_DATASET[self.model]
+        if (checkpoint, dataset, per_gpu_batch) == (self.checkpoint, self.dataset, self.per_gpu_batch):
+            return self
         return dataclasses.replace(self, checkpoint=checkpoint, dataset=dataset, per_gpu_batch=per_gpu_batch)
 
     def check_world_size(self, world_size: int) -> None:

@@ -39,6 +39,9 @@ FORMER_NAMES = {
     "hidden_min_ms": "overlapped_comm_min_ms",
 }
 
+# Made once: a sweep has thousands of summaries, each with a hundred figures.
+_SUMMARY_CHECKS = {name: type_check(figure.type) for name, figure in SUMMARY_FIGURES.items()}
+
 SUMMARY_NAME = "summary.json"
 RUN_NAME = "run.json"
 CHECKPOINTS_NAME = "checkpoints"
@@ -200,14 +203,17 @@ def summary_from_json(values: Mapping[str, Any]) -> Summary:
         ValueError: A figure has a wrong type, or the number of steps, which every release wrote, is missing. The
             message is the reason, in one line.
     """
-    renamed = {FORMER_NAMES.get(name, name): _without_list(value) for name, value in values.items()}
-    for name, figure in SUMMARY_FIGURES.items():
-        value = renamed.get(name)
-        if value is not None and not type_check(figure.type)(value):
-            raise ValueError(f"{name} is {shorten(repr(value))}")
-    if renamed.get("steps") is None:
+    summary: Summary = dict.fromkeys(SUMMARY_FIGURES)
+    for former_name, value in values.items():
+        name = FORMER_NAMES.get(former_name, former_name)
+        if value is None or name not in summary:
+            continue
+        summary[name] = _without_list(value)
+        if not _SUMMARY_CHECKS[name](summary[name]):
+            raise ValueError(f"{name} is {shorten(repr(summary[name]))}")
+    if summary["steps"] is None:
         raise ValueError("it has no 'steps'")
-    return {name: renamed.get(name) for name in SUMMARY_FIGURES}
+    return summary
 
 
 def read_summary(folder: Path) -> Summary | None:
