@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 from disttrain.records.json_values import check_fields
 from jobs.slurm.states import State, parse_state
 
 
-@dataclass(frozen=True)
-class AttemptKey:
+class AttemptKey(NamedTuple):
     """The identity of an attempt, the same before and after it starts."""
 
     job_id: str
@@ -167,7 +166,8 @@ def merge_history(old_rows: Iterable[AccountingRow], new_rows: Iterable[Accounti
     """
     merged: dict[AttemptKey, AccountingRow] = {}
     for row in (*old_rows, *new_rows):
-        merged[row.key] = _newest(merged.get(row.key, row), row)
+        key = row.key
+        merged[key] = _newest(merged[key], row) if key in merged else row
     return tuple(merged.values())
 
 
@@ -180,7 +180,10 @@ def _newest(earlier: AccountingRow, later: AccountingRow) -> AccountingRow:
     max_rss_bytes = later.max_rss_bytes
     if max_rss_bytes is None:
         max_rss_bytes = earlier.max_rss_bytes
-    return replace(later, max_rss_bytes=max_rss_bytes, out_of_memory=earlier.out_of_memory or later.out_of_memory)
+    out_of_memory = earlier.out_of_memory or later.out_of_memory
+    if (max_rss_bytes, out_of_memory) == (later.max_rss_bytes, later.out_of_memory):
+        return later
+    return replace(later, max_rss_bytes=max_rss_bytes, out_of_memory=out_of_memory)
 
 
 def _progress(row: AccountingRow) -> tuple[bool, bool]:

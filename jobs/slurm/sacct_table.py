@@ -97,13 +97,18 @@ def _with_steps(records: Iterable[dict[str, str]]) -> list[tuple[dict[str, str],
 def _attempt(job: Mapping[str, str], steps: Sequence[Mapping[str, str]]) -> AccountingRow:
     """One attempt from its job record and its step records."""
     node_list = _word(job.get("NodeList"))
-    row = AccountingRow(
+    state, end_s = parse_state(job.get("State", "")), _time(job.get("End"))
+    started: dict[str, int | None] = {}
+    # A waiting attempt, or one cancelled in the queue, shows the requested counts and may have a Start, but no nodes.
+    if node_list is not None or "NodeList" not in job:
+        started = _start_values(job, has_ended=end_s is not None and not state.is_pending)
+    return AccountingRow(
         job_id=job["JobID"],
         job_id_raw=_word(job.get("JobIDRaw")),
-        state=parse_state(job.get("State", "")),
+        state=state,
         submit_s=_time(job.get("Submit")),
         eligible_s=_time(job.get("Eligible")),
-        end_s=_time(job.get("End")),
+        end_s=end_s,
         timelimit_min=_number(job.get("TimelimitRaw")),
         partition=_word(job.get("Partition")),
         nodes=_number(job.get("NNodes")),
@@ -117,33 +122,22 @@ def _attempt(job: Mapping[str, str], steps: Sequence[Mapping[str, str]]) -> Acco
         out_of_memory=any(parse_state(record.get("State", "")) is State.OUT_OF_MEMORY for record in (job, *steps)),
         job_name=job.get("JobName") or None,
         user_id=_number(job.get("UID")),
+        **started,
     )
-    # A waiting attempt, or one cancelled in the queue, shows the requested counts and may have a Start, but no nodes.
-    if node_list is None and "NodeList" in job:
-        return row
-    return _with_start(row, job)
 
 
-def _with_start(row: AccountingRow, job: Mapping[str, str]) -> AccountingRow:
-    """The row with the values that only a started attempt has."""
+def _start_values(job: Mapping[str, str], *, has_ended: bool) -> dict[str, int | None]:
+    """The values that only a started attempt has."""
     start_s = _time(job.get("Start"))
     if start_s is None:
-        return row
-    row = replace(
-        row, start_s=start_s, elapsed_s=_number(job.get("ElapsedRaw")), alloc_cpus=_number(job.get("AllocCPUS"))
-    )
+        return {}
+    elapsed_s, alloc_cpus = _number(job.get("ElapsedRaw")), _number(job.get("AllocCPUS"))
+    values: dict[str, int | None] = {"start_s": start_s, "elapsed_s": elapsed_s, "alloc_cpus": alloc_cpus}
     # A requeued job has no exit code yet: sacct prints 0:0, which would look like success.
-    if row.end_s is None or row.state.is_pending:
-        return row
-    exit_code, exit_signal = _exit(job.get("ExitCode"))
-    derived_code, derived_signal = _exit(job.get("DerivedExitCode"))
-    return replace(
-        row,
-        exit_code=exit_code,
-        exit_signal=exit_signal,
-        derived_exit_code=derived_code,
-        derived_exit_signal=derived_signal,
-    )
+    if has_ended:
+        values["exit_code"], values["exit_signal"] = _exit(job.get("ExitCode"))
+        values["derived_exit_code"], values["derived_exit_signal"] = _exit(job.get("DerivedExitCode"))
+    return values
 
 
 def _per_task(row: AccountingRow) -> Iterator[AccountingRow]:
@@ -195,10 +189,10 @@ def _number(text: str | None) -> int | None:
 
 def _time(text: str | None) -> int | None:
     """A time in epoch seconds; None for Unknown and similar words. Any other format is an error."""
-    word = _word(text)
-    if word is not None and _number(word) is None:
+    number, word = _number(text), _word(text)
+    if number is None and word is not None:
         raise AccountingUnavailable(f"sacct printed the time {word!r}: SLURM_TIME_FORMAT did not reach it")
-    return _number(word)
+    return number
 
 
 def _exit(text: str | None) -> tuple[int | None, int | None]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from enum import Enum, StrEnum
 
 
@@ -112,6 +113,7 @@ _PHASES: dict[State, JobPhase] = {
 }
 
 
+@functools.lru_cache(maxsize=1000)  # a table of sacct has few different ones in very many rows
 def parse_state(text: str) -> State:
     """Reads the state that sacct or squeue printed.
 
