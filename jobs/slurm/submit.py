@@ -147,7 +147,7 @@ class _Submission:
         """
         folder = self._plan.folder
         run_ids = [run.run_id for run in group.runs]
-        token = secrets.token_hex(8)
+        token, size_before = secrets.token_hex(8), ledger.size_bytes(folder)
         ledger.intend(folder, run_ids, self._clock(), self._overrides, token, request_of(group))
         try:
             job_ids = _sbatch(self._plan, group, token)
@@ -159,7 +159,7 @@ class _Submission:
         # The user may want them on hold.
         stays_held = bool((group.parameters.get("additional_parameters") or {}).get("hold"))
         jobs, job_id = dict(zip(run_ids, job_ids, strict=True)), ledger.array_of(job_ids[0])
-        if set(run_ids) - set(ledger.read_ledger(folder).unconfirmed):
+        if set(run_ids) - set(ledger.read_ledger(folder, size_before).unconfirmed):
             # The lock does not hold between hosts on some file systems.
             cancel([job_id], environ=os.environ)
             raise UserError("another sweep submit has taken over these runs", hint="sweep status shows what was sent")

@@ -84,10 +84,23 @@ class Ledger:
         return {run_id: jobs[-1].overrides for run_id, jobs in self.jobs.items()} | dict(self.intended)
 
 
-def read_ledger(folder: Path) -> Ledger:
-    """The ledger of a sweep's folder. It is empty if nothing was submitted."""
+def size_bytes(folder: Path) -> int:
+    """The size of the ledger of a sweep's folder; 0 if nothing was submitted."""
+    try:
+        return (folder / LEDGER_NAME).stat().st_size
+    except FileNotFoundError:
+        return 0
+
+
+def read_ledger(folder: Path, first_byte: int = 0) -> Ledger:
+    """The ledger of a sweep's folder. It is empty if nothing was submitted.
+
+    Args:
+        folder: The folder of the sweep.
+        first_byte: An earlier `size_bytes`, to read only the events since then.
+    """
     events, damaged = [], []
-    for number, event in read_numbered_lines(folder / LEDGER_NAME):
+    for number, event in read_numbered_lines(folder / LEDGER_NAME, first_byte):
         if event is not None and _is_event(event):
             events.append(event)
         else:
@@ -355,14 +368,18 @@ def append_lines(path: Path, lines: Sequence[str]) -> None:
         raise
 
 
-def read_numbered_lines(path: Path) -> list[tuple[int, dict[str, Any] | None]]:
+def read_numbered_lines(path: Path, first_byte: int = 0) -> list[tuple[int, dict[str, Any] | None]]:
     """The lines of a file that `append_lines` wrote, each with its number: its JSON object, or None if it is damaged.
+
+    They are read, and numbered, from the first byte.
 
     A last line without an end is left out if it is no object: it is being written, or a crash left it.
     A file that does not exist has no lines.
     """
     try:
-        content = path.read_bytes()
+        with path.open("rb") as file:
+            file.seek(first_byte)
+            content = file.read()
     except (FileNotFoundError, NotADirectoryError):
         return []
     *complete, last = content.split(b"\n")

@@ -125,8 +125,11 @@ def _prepare(
 
 def _on_sent(folder: SweepFolder, group: JobGroup, job_id: str) -> None:
     """Makes the batch script and submitit's files private, also in a folder of logs that others may read."""
-    for path in folder.logs.glob(f"{job_id}_*"):
-        path.chmod(0o600)
+    names = [f"{job_id}_submission.sh", f"{job_id}_submitted.pkl"]
+    names += [f"{job_id}_{index}_submitted.pkl" for index in range(len(group.runs))]
+    for name in names:  # not by a pattern: the folder has the files of all other groups too
+        with contextlib.suppress(FileNotFoundError):
+            (folder.logs / name).chmod(0o600)
     say(f"  {group.allocation}: {count_runs(len(group.runs))} as job {job_id}")
 
 
