@@ -238,7 +238,7 @@ def run_json(run: RunSpec) -> dict[str, Any]:
         "world_size": run.allocation.world_size,
         "point": dict(run.point),
         "asked": dict(run.asked),
-        "train": dataclasses.asdict(run.config),
+        "train": dict(vars(run.config)),
     }
 
 
