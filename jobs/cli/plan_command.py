@@ -24,7 +24,7 @@ def plan(
     from rich.console import Console
 
     from jobs.planning.plan import plan_json
-    from jobs.results.tables import plan_table
+    from jobs.results.tables import plan_report
 
     if scripts and json_:
         raise UserError("--scripts and --json are both given", hint="choose one")
@@ -37,4 +37,6 @@ def plan(
             raise UserError(message, hint="choose a Slurm profile with --cluster")
         print("\n".join(sweep_plan.script(group) for group in sweep_plan.groups), end="")
     else:
-        Console().print(plan_table(sweep_plan))
+        console = Console()
+        for part in plan_report(sweep_plan):
+            console.print(part, markup=False, highlight=False, crop=False)

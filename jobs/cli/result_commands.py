@@ -24,16 +24,22 @@ def status(
     cluster: OfCluster = None,
     root: Root = None,
     json_: Json = False,
+    all_runs: Annotated[
+        bool, typer.Option("--all-runs", help="Show every run, also if they do not fit on the screen.")
+    ] = False,
     check: Check = False,
 ) -> None:
-    """Show the state of every run: first the counts, then the table."""
+    """Show the states of the runs: first the counts, then the table.
+
+    If the runs do not fit on the screen, only those that run, failed or need attention are named after the counts.
+    """
     from jobs.storage.sweep_folder import find_folder
     from jobs.submission.recovery import recover
 
     folder = find_folder(sweeps_root(root), sweep, cluster)
     recover(folder, os.environ)
     results = read_status(folder).results
-    print_results(results, folder, as_json=json_)
+    print_results(results, folder, as_json=json_, all_runs=all_runs)
     if check:
         exit_if_failed(results)
 

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from jobs.results.status import Status
     from jobs.storage.sweep_folder import SweepFolder
 
+_PIPE_HEIGHT = 40  # the lines of a screen, where the output is a log or a pipe
+
 
 def read_status(folder: SweepFolder) -> Status:
     """The status of a sweep, after its notices are printed on stderr."""
@@ -28,23 +30,40 @@ def read_status(folder: SweepFolder) -> Status:
     return current
 
 
-def print_results(results: Sequence[Result], folder: SweepFolder, *, as_json: bool = False) -> None:
-    """Prints the results: as JSON, or the table and the reasons of failures."""
+def print_results(
+    results: Sequence[Result], folder: SweepFolder, *, as_json: bool = False, all_runs: bool = True
+) -> None:
+    """Prints the results.
+
+    Args:
+        results: The rows.
+        folder: The folder of the sweep.
+        as_json: Whether to print JSON instead of the table and the reasons of failures.
+        all_runs: Whether to print every run. Otherwise runs that do not fit on the screen are counted, and only those
+            that run, failed or need the user are named.
+    """
     from rich.console import Console
 
+    from jobs.results.overview import overview
     from jobs.results.tables import failure_lines, results_report, to_json
 
     if as_json:
         print(to_json(results, folder.sweep_name, folder.cluster_name), end="")
         return
-    console, width = Console(), None
+    console, width, height = Console(), None, _PIPE_HEIGHT
     if console.is_terminal or os.environ.get("COLUMNS", "").isdigit():
         width = console.width
+    if console.is_terminal:
+        height = console.height
     console = table_console()
-    for part in results_report(results, f"{folder.sweep_name} on {folder.cluster_name}", width):
-        console.print(part, markup=False, highlight=False)
-    for line in failure_lines(results, folder):
-        console.print(line, markup=False, highlight=False)
+    title = f"{folder.sweep_name} on {folder.cluster_name}"
+    if not all_runs and len(results) > height:
+        print(*overview(results, folder, title, width, height), sep="\n")
+        return
+    for part in results_report(results, title, width):
+        console.print(part, markup=False, highlight=False, crop=False)
+    for lines in failure_lines(results, folder):
+        print(*lines, sep="\n")
 
 
 def exit_if_failed(results: Sequence[Result]) -> None:

@@ -9,12 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rich.markup import escape
-from rich.table import Table
-
 from disttrain.errors import UserError
 from jobs.results.status import LastKnown, last_known
-from jobs.results.tables import LOOK
+from jobs.results.text_table import TextColumn, TextTable
 from jobs.schedulers.answers import age_text
 from jobs.slurm.states import State
 from jobs.storage.sweep_folder import SweepFolder, modified_s
@@ -61,19 +58,17 @@ def listed_sweeps(root: Path) -> list[ListedSweep]:
     return sweeps
 
 
-def sweeps_table(sweeps: Sequence[ListedSweep]) -> Table:
+def sweeps_table(sweeps: Sequence[ListedSweep]) -> TextTable:
     """One row for each sweep and cluster."""
-    table = Table(**LOOK)
-    for name in ("sweep", "cluster", "runs", "states", "age"):
-        table.add_column(name, no_wrap=True)
+    rows = []
     for sweep in sweeps:
         counts = sweep.error or ", ".join(f"{count} {state}" for state, count in sweep.counts.items())
         age = "not asked yet"
         if sweep.age_s is not None:
             age = age_text(sweep.age_s)
-        cells = (sweep.folder.sweep_name, sweep.folder.cluster_name, str(len(sweep.known.states)), counts, age)
-        table.add_row(*map(escape, cells))
-    return table
+        rows.append((sweep.folder.sweep_name, sweep.folder.cluster_name, str(len(sweep.known.states)), counts, age))
+    columns = zip(("sweep", "cluster", "runs", "states", "age"), *rows, strict=True)
+    return TextTable([TextColumn(name, cells) for name, *cells in columns], [""] * len(rows))
 
 
 def list_json(sweeps: Sequence[ListedSweep]) -> list[dict[str, Any]]:

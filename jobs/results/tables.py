@@ -1,4 +1,4 @@
-"""Plans and results as rich tables, CSV and JSON."""
+"""Plans and results as printed tables, CSV and JSON."""
 
 from __future__ import annotations
 
@@ -8,67 +8,70 @@ import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
-
-from rich.box import SIMPLE_HEAD
-from rich.cells import cell_len
-from rich.markup import escape
-from rich.table import Table
+from typing import Any
 
 from disttrain.records.json_values import to_json as to_json_text
 from disttrain.records.record_files import failure_name
 from jobs.planning.labels import Variation, value_text
-from jobs.planning.plan import Plan, count_runs, run_json
+from jobs.planning.plan import JobGroup, Plan, count_runs, run_json
 from jobs.results.comparability import ONE_HOST, SHARED_GPU
 from jobs.results.result import COLUMNS, Result, column_name
 from jobs.results.run_records import read_run
+from jobs.results.text_table import TextColumn, TextTable
 from jobs.slurm.states import State
-from jobs.storage.ledger import read_ledger
+from jobs.storage.ledger import Job, read_ledger
 from jobs.storage.run_lookup import list_names
 from jobs.storage.sweep_folder import SweepFolder
 
-# Without vertical lines and with two blanks between columns, a table fits 80 columns and is easy to paste.
-LOOK: dict[str, Any] = {"box": SIMPLE_HEAD, "padding": (0, 1, 0, 0), "pad_edge": False}
 _GAP = 2
 _PIPE_WIDTH = 100
 _ONE_AXIS_LABEL = 16  # the usual width of a label of one field, in characters
 _STATE_STYLE = {State.COMPLETED: "green", State.RUNNING: "cyan", State.PENDING: "dim"}
 
 
-def plan_table(plan: Plan) -> Table:
-    """Every run below its allocation, with the resources that the allocation requests."""
+def plan_report(plan: Plan) -> Iterator[TextTable | str]:
+    """The plan for a person: every run below its allocation, with the resources that the allocation requests."""
     title = f"{plan.sweep_name} on {plan.cluster.name}: {count_runs(len(plan.runs))}"
     if plan.cluster.kind == "debug":
         title += ", each as one rank in this process"
-    table = Table(title=title, title_justify="left", **LOOK)
-    table.add_column("allocation, runs", no_wrap=True)
-    table.add_column("request; values of the run")
-    table.add_column("GPU-h at limit", justify="right", no_wrap=True)
-    variation = Variation([run_json(run) for run in plan.runs])
+    yield title
+    rows: list[tuple[str, str, str]] = []
+    styles: list[str] = []
+    planned = {run.run_id: run_json(run) for run in plan.runs}
+    variation = Variation(list(planned.values()))
     for group in plan.groups:
-        allocation = group.allocation
-        request = f"nodes {allocation.nodes}, tasks {allocation.world_size}"
-        if group.requests_gpus:
-            request += f", GPUs {allocation.world_size}"
-        else:
-            request += ", GPUs not requested"
-        if group.time_min is not None:
-            request += f", limit {group.time_min} min"
-        name = f"{allocation}: {count_runs(len(group.runs))}"
-        table.add_row(name, request, _text(group.gpu_hours_limit), style="bold")
-        run_limit = None
-        if group.gpu_hours_limit is not None:
-            run_limit = group.gpu_hours_limit / len(group.runs)
-        for run in map(run_json, group.runs):
-            table.add_row(f"  {run['run_id']}", escape(variation.description(run)), _text(run_limit))
-        table.add_section()
+        limit = group.gpu_hours_limit
+        rows.append((f"{group.allocation}: {count_runs(len(group.runs))}", _request(group), _text(limit)))
+        run_limit = _text(limit if limit is None else limit / len(group.runs))
+        rows += [(f"  {run.run_id}", variation.description(planned[run.run_id]), run_limit) for run in group.runs]
+        rows.append(("", "", ""))
+        styles += ["bold", *[""] * (len(group.runs) + 1)]
     limits = [group.gpu_hours_limit for group in plan.groups if group.gpu_hours_limit is not None]
     total = None
     if len(limits) == len(plan.groups):
         total = sum(limits)
-    table.add_row("total", count_runs(len(plan.runs)), _text(total), style="bold")
-    return table
+    rows.append(("total", count_runs(len(plan.runs)), _text(total)))
+    names, texts, hours = zip(*rows, strict=True)
+    columns = (
+        TextColumn("allocation, runs", names),
+        TextColumn("request; values of the run", texts, wraps=True),
+        TextColumn("GPU-h at limit", hours, is_right=True),
+    )
+    yield TextTable(columns, [*styles, "bold"])
+
+
+def _request(group: JobGroup) -> str:
+    """What a group asks for."""
+    request = f"nodes {group.allocation.nodes}, tasks {group.allocation.world_size}"
+    if group.requests_gpus:
+        request += f", GPUs {group.allocation.world_size}"
+    else:
+        request += ", GPUs not requested"
+    if group.time_min is not None:
+        request += f", limit {group.time_min} min"
+    return request
 
 
 @dataclass(frozen=True)
@@ -80,9 +83,9 @@ class _Column:
     values: tuple[Any, ...]
     cells: tuple[str, ...]
 
-    @property
+    @cached_property
     def width(self) -> int:
-        return max(map(cell_len, (self.name, *self.cells)))
+        return TextColumn(self.name, self.cells).width
 
     @property
     def is_equal(self) -> bool:
@@ -93,8 +96,8 @@ class _Column:
         return all(isinstance(value, int | float | None) for value in self.values)
 
 
-def results_report(results: Sequence[Result], title: str, width: int | None) -> Iterator[Table | str]:
-    """The results for a person: the counts of states, the table, remarks, and the dropped runs apart.
+def results_report(results: Sequence[Result], title: str, width: int | None) -> Iterator[TextTable | str]:
+    """Every result for a person: the counts of states, the table, remarks, and the dropped runs apart.
 
     CSV and JSON have every column.
 
@@ -105,22 +108,28 @@ def results_report(results: Sequence[Result], title: str, width: int | None) -> 
     """
     present = [row for row in results if not row.dropped]
     dropped = [row for row in results if row.dropped]
-    yield f"{title}: {count_runs(len(present))}{state_counts(present)}"
+    yield heading(present, title)
     if present:
         yield from _table(present, width)
     if dropped:
-        yield f"dropped: {count_runs(len(dropped))} no longer in the sweep file; sweep forget removes them"
+        yield dropped_heading(dropped)
         yield from _table(dropped, width)
     yield from _remarks(results)
 
 
-def state_counts(results: Sequence[Result]) -> str:
-    """The number of runs in each state that occurs, in the order of `State`: ``, 3 COMPLETED, 1 FAILED``."""
-    counts = Counter(row.state for row in results)
-    return "".join(f", {counts[state]} {state.value}" for state in State if counts[state])
+def heading(present: Sequence[Result], title: str) -> str:
+    """The number of runs, and of those in each state that occurs: ``s on site: 4 runs, 3 COMPLETED, 1 FAILED``."""
+    counts = Counter(row.state for row in present)
+    states = "".join(f", {counts[state]} {state.value}" for state in State if counts[state])
+    return f"{title}: {count_runs(len(present))}{states}"
 
 
-def _table(results: Sequence[Result], width: int | None) -> Iterator[Table | str]:
+def dropped_heading(dropped: Sequence[Result]) -> str:
+    """The number of dropped runs, and what removes them."""
+    return f"dropped: {count_runs(len(dropped))} no longer in the sweep file; sweep forget removes them"
+
+
+def _table(results: Sequence[Result], width: int | None) -> Iterator[TextTable | str]:
     """The table of some rows, after a line with the values that are equal in all of them."""
     columns = [column for column in _columns(results) if any(column.cells)]
     if len(results) > 1:
@@ -128,7 +137,6 @@ def _table(results: Sequence[Result], width: int | None) -> Iterator[Table | str
         columns = [column for column in columns if column not in equal]
         if equal:
             yield "the same in all rows: " + ", ".join(f"{column.name} {column.cells[0]}" for column in equal)
-    table = Table(**LOOK)
     if width is None:
         # Every field that varies after the first makes the table wider: as a column and in the label.
         varied = [column for column in columns if column.name in map(column_name, results[0].varied)]
@@ -136,16 +144,8 @@ def _table(results: Sequence[Result], width: int | None) -> Iterator[Table | str
         width = _PIPE_WIDTH + sum(column.width + _GAP for column in varied[1:])
         if len(varied) > 1:
             width += max(0, label.width - _ONE_AXIS_LABEL)
-    shown = _fitting(columns, width)
-    for column in shown:
-        justify: Literal["left", "right"] = "left"
-        if column.is_number:
-            justify = "right"
-        table.add_column(column.name, justify=justify, no_wrap=True)
-    for number, row in enumerate(results):
-        cells = (escape(column.cells[number]) for column in shown)
-        table.add_row(*cells, style=_STATE_STYLE.get(row.state, "red"))
-    yield table
+    shown = [TextColumn(column.name, column.cells, column.is_number) for column in _fitting(columns, width)]
+    yield TextTable(shown, [_STATE_STYLE.get(row.state, "red") for row in results])
 
 
 def _columns(results: Sequence[Result]) -> Iterator[_Column]:
@@ -223,24 +223,35 @@ def _cross_check(row: Result) -> str:
     return f"{row.name}: {', '.join(estimates)}"
 
 
-def failure_lines(results: Sequence[Result], folder: SweepFolder) -> list[str]:
-    """For each failed run, the reason and the paths of the traceback and the log."""
-    lines = []
+def failure_lines(results: Sequence[Result], folder: SweepFolder) -> Iterator[list[str]]:
+    """The lines of each run that has a reason why it waits or failed."""
     jobs = read_ledger(folder.path).jobs
     for row in results:
         if row.scheduled.reason and not row.dropped:
-            lines.append(f"{row.name}  {row.state}: {row.scheduled.reason}")
-            rank = 0
-            for failure in read_run(folder.run(row.run_id)).failures[:1]:
-                rank = failure.rank
-                lines.append(f"    traceback in {folder.run(row.run_id) / failure_name(rank)}")
-            logs: list[Path] = []
-            if row.run_id in jobs:
-                job_id = jobs[row.run_id][-1].job_id
-                # The local executor has one log folder for each job, Slurm has one for all jobs.
-                logs = [*folder.logs.glob(f"{job_id}_{rank}_log.err"), *folder.logs.glob(f"{job_id}/*_{rank}_log.err")]
-            lines += [f"    log in {path}" for path in sorted(logs)[:1]]
-    return lines
+            yield run_lines(row, folder, jobs.get(row.run_id, ()))
+
+
+def run_lines(row: Result, folder: SweepFolder, jobs: Sequence[Job]) -> list[str]:
+    """A run with its state and, if it has a reason, with that and the paths of its traceback and its log.
+
+    Args:
+        row: The run.
+        folder: The folder of the sweep.
+        jobs: The jobs of the run, the latest last.
+    """
+    if not row.scheduled.reason:
+        return [f"{row.name}  {row.state}"]
+    lines = [f"{row.name}  {row.state}: {row.scheduled.reason}"]
+    rank = 0
+    for failure in read_run(folder.run(row.run_id)).failures[:1]:
+        rank = failure.rank
+        lines.append(f"    traceback in {folder.run(row.run_id) / failure_name(rank)}")
+    logs: list[Path] = []
+    for job in jobs[-1:]:
+        # The local executor has one log folder for each job, Slurm has one for all jobs.
+        names = (f"{job.job_id}_{rank}_log.err", f"{job.job_id}/*_{rank}_log.err")
+        logs += [path for name in names for path in folder.logs.glob(name)]
+    return [*lines, *(f"    log in {path}" for path in sorted(logs)[:1])]
 
 
 def to_csv(results: Sequence[Result], *, all_columns: bool = False) -> str:
@@ -259,14 +270,16 @@ def to_csv(results: Sequence[Result], *, all_columns: bool = False) -> str:
         ]
     names = list(dict.fromkeys(name for columns in rows for name in columns)) or ["run_id", *COLUMNS]
     buffer = io.StringIO()
-    writer = csv.DictWriter(buffer, list(dict.fromkeys(names)), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows({name: _csv_value(value) for name, value in columns.items()} for columns in rows)
+    writer = csv.writer(buffer, lineterminator="\n")
+    writer.writerow(names)
+    writer.writerows([_csv_value(columns.get(name)) for name in names] for columns in rows)
     return buffer.getvalue()
 
 
 def _csv_value(value: Any) -> Any:
     """A value as a cell: names joined by commas; sentences and nested values as JSON."""
+    if value is None or isinstance(value, str | int | float):
+        return value
     if isinstance(value, tuple) and all(isinstance(item, str) and not re.search(r"[\s,]", item) for item in value):
         return ",".join(value) or "none"
     if isinstance(value, tuple | Mapping):

@@ -97,7 +97,7 @@ def print_all(results: tuple[Result, ...], folder: SweepFolder) -> None:
     json.loads(to_json(results, "s", "local"), parse_constant=refuse)
     to_csv(results, all_columns=True).encode(errors="backslashreplace")
     assert list(results_report(results, "s on local", 200))
-    failure_lines(results, folder)
+    list(failure_lines(results, folder))
     for row in results:
         assert "\n" not in change_line(row)
 

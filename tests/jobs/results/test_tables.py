@@ -20,7 +20,7 @@ from jobs.planning.plan import Plan, make_plan
 from jobs.planning.sweep_file import parse_sweep
 from jobs.planning.yaml_file import parse_yaml
 from jobs.results.result import Result
-from jobs.results.tables import failure_lines, plan_table, results_report
+from jobs.results.tables import failure_lines, plan_report, results_report
 from jobs.storage import ledger
 from jobs.storage.sweep_folder import SweepFolder
 from tests.jobs.results.rows import make_result
@@ -75,15 +75,14 @@ RESULTS = [
 
 
 def test_plan_table(tmp_path: Path) -> None:
-    text = rendered(plan_table(plan_of(ClusterProfile.model_validate({"time": "00:20:00"}), tmp_path)), 80)
-    assert text + rendered(plan_table(plan_of(None, tmp_path)), 80) == (GOLDEN / "plan_table.txt").read_text(
-        encoding="utf-8"
-    )
+    plans = (plan_of(ClusterProfile.model_validate({"time": "00:20:00"}), tmp_path), plan_of(None, tmp_path))
+    text = "".join(rendered(part, 80) for plan in plans for part in plan_report(plan))
+    assert text == (GOLDEN / "plan_table.txt").read_text(encoding="utf-8")
 
 
 def test_a_plan_without_a_request_of_gpus(tmp_path: Path) -> None:
     plan = plan_of(ClusterProfile.model_validate({"time": "00:20:00", "gpu_request": "none"}), tmp_path)
-    lines = rendered(plan_table(plan), 80).splitlines()
+    lines = "".join(rendered(part, 80) for part in plan_report(plan)).splitlines()
     assert [line.strip() for line in lines[4:6]] == [
         "1x1: 3 runs         nodes 1, tasks 1, GPUs not requested,",
         "limit 20 min",
@@ -206,12 +205,16 @@ def test_failure_lines_name_traceback_and_log(tmp_path: Path) -> None:
         make_result("c", state="COMPLETED"),
         make_result("d", state="FAILED", reason="dropped, so nobody waits for it", dropped=True),
     ]
-    assert failure_lines(rows, folder) == [
-        "a (1x1)  FAILED: rank 3 on n: E: m",
-        f"    traceback in {folder.path}/runs/a/failure-rank00003.json",
-        f"    log in {folder.path}/logs/7_0_3_log.err",
-        "b (1x1)  FAILED: no rank reported an error: see its log",
-        f"    log in {folder.path}/logs/7_1_0_log.err",
+    assert list(failure_lines(rows, folder)) == [
+        [
+            "a (1x1)  FAILED: rank 3 on n: E: m",
+            f"    traceback in {folder.path}/runs/a/failure-rank00003.json",
+            f"    log in {folder.path}/logs/7_0_3_log.err",
+        ],
+        [
+            "b (1x1)  FAILED: no rank reported an error: see its log",
+            f"    log in {folder.path}/logs/7_1_0_log.err",
+        ],
     ]
 
 
@@ -220,7 +223,6 @@ def test_log_of_a_local_run(tmp_path: Path) -> None:
     (folder.logs / "local-5-0").mkdir(parents=True)
     (folder.logs / "local-5-0" / "4711_0_log.err").touch()
     ledger.record(folder.path, {"a": "local-5-0"}, 5.0)
-    assert failure_lines([make_result("a", state="FAILED", reason="x")], folder) == [
-        "a (1x1)  FAILED: x",
-        f"    log in {folder.path}/logs/local-5-0/4711_0_log.err",
+    assert list(failure_lines([make_result("a", state="FAILED", reason="x")], folder)) == [
+        ["a (1x1)  FAILED: x", f"    log in {folder.path}/logs/local-5-0/4711_0_log.err"]
     ]
