@@ -170,6 +170,6 @@ def _iso(time_s: int | None) -> str | None:
     if time_s is None:
         return None
     try:
-        return datetime.fromtimestamp(time_s, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+        return datetime.fromtimestamp(time_s, UTC).isoformat().removesuffix("+00:00") + "Z"  # strftime is slow
     except (ValueError, OverflowError, OSError):  # a damaged row of the accounting: no such year
         return None

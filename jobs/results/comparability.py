@@ -90,6 +90,8 @@ def _own_reasons(figures: Mapping[str, Any]) -> Iterator[str]:
 def _differences(rows: Sequence[Result], sound: Sequence[Result]) -> Iterator[tuple[Result, str]]:
     """The rows with an unusual value of a fact, and the reason."""
     for fact in _FACTS:
+        if len({_value(row, fact) for row in rows} - {None}) < 2:
+            continue
         usual = _usual_values(rows, fact) | _usual_values(sound, fact)  # sound rows decide, where there are any
         for row in rows:
             value = _value(row, fact)
@@ -103,6 +105,8 @@ def _version_differences(rows: Sequence[Result], sound: Sequence[Result]) -> Ite
     packages = sorted({name for row in rows for name in row.figures.get("versions") or ()} - set(STARTING))
     for package in packages:
         version_of = _version_reader(package)
+        if len(set(map(version_of, rows)) - {None}) < 2:
+            continue
         usual = _most_common(version_of, sound) or _most_common(version_of, rows)
         for row in rows:
             version = version_of(row)
