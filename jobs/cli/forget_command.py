@@ -37,7 +37,8 @@ def forget(
         raise UserError(f"{str(folder.path)!r} belongs to another user", hint="only its owner can remove runs")
     chosen, lines = _chosen(folder, run or ())
     if not chosen:
-        print(f"nothing to forget: no run of {folder.sweep_name} on {folder.cluster_name} is dropped")
+        plan = folder.plan()
+        print(f"nothing to forget: no run of {plan.sweep} on {plan.cluster} is dropped")
         return
     if not yes and not _confirm(lines):
         print("nothing was removed")

@@ -85,7 +85,8 @@ def collect(
     if output is not None:
         text = to_csv(results, all_columns=all_columns)
         if as_json:
-            text = to_json(results, folder.sweep_name, folder.cluster_name)
+            plan = folder.plan()
+            text = to_json(results, plan.sweep, plan.cluster)
         _write_output(output, text)
         print(f"wrote {output}")
     if csv and output is None:

@@ -47,8 +47,9 @@ def print_results(
     from jobs.results.overview import overview
     from jobs.results.tables import failure_lines, results_report, to_json
 
+    plan = folder.plan()
     if as_json:
-        print(to_json(results, folder.sweep_name, folder.cluster_name), end="")
+        print(to_json(results, plan.sweep, plan.cluster), end="")
         return
     console, width, height = Console(), None, _PIPE_HEIGHT
     if console.is_terminal or os.environ.get("COLUMNS", "").isdigit():
@@ -56,7 +57,7 @@ def print_results(
     if console.is_terminal:
         height = console.height
     console = table_console()
-    title = f"{folder.sweep_name} on {folder.cluster_name}"
+    title = f"{plan.sweep} on {plan.cluster}"
     if not all_runs and len(results) > height:
         print(*overview(results, folder, title, width, height), sep="\n")
         return

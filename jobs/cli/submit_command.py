@@ -89,7 +89,7 @@ def _submit_and_wait(
     from jobs.results.watch import Watch
     from jobs.schedulers.states import scheduler_for
     from jobs.storage.sweep_folder import SweepFolder
-    from jobs.submission.launch import launch
+    from jobs.submission.launch import launch, launch_rest
 
     folder = SweepFolder(plan.folder)
     poll_s = poll_s or scheduler_for(plan.cluster.kind, os.environ).poll_s
@@ -101,7 +101,7 @@ def _submit_and_wait(
         try:
             while unsent:
                 watch.wait_for_room(unsent)
-                unsent = launch(plan, sweep, max_ranks=max_parallel, on_poll=watch.tick)
+                unsent = launch_rest(plan, sweep, unsent)
             watch.wait()
         except KeyboardInterrupt:
             watch.say(f"the jobs continue; sweep status {sweep.name} shows the progress")

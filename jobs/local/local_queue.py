@@ -28,7 +28,7 @@ from jobs.storage.ending_signals import Handler, exiting_handlers, signal_handle
 from jobs.storage.sweep_folder import SweepFolder
 
 _POLL_S = 0.5
-# A folder of this machine, the same in every shell: $TMPDIR may differ. What others put there can only delay a queue.
+# A folder of this machine, the same in every shell: $TMPDIR may differ.
 _LOCK_FOLDER = Path("/tmp")  # noqa: S108
 
 
@@ -91,10 +91,16 @@ class LocalQueue:
 
     def _leave_lost_runs(self) -> None:
         """Ends the runs that were submitted again elsewhere while this process was stopped, or its machine asleep."""
-        before_s, self._awake_s = self._awake_s, time.time()
-        if self._awake_s - before_s < LOST_S:
+        now_s = time.time()
+        if now_s - self._awake_s < LOST_S:
+            self._awake_s = now_s
             return
-        latest = {run_id: jobs[-1].job_id for run_id, jobs in ledger.read_ledger(self._folder.path).jobs.items()}
+        try:
+            jobs_by_run = ledger.read_ledger(self._folder.path).jobs
+        except OSError:
+            return  # the disk is not back yet
+        self._awake_s = now_s
+        latest = {run_id: jobs[-1].job_id for run_id, jobs in jobs_by_run.items()}
         self._waiting = [run for run in self._waiting if latest.get(run.run_id) == run.job_id]
         for running in list(self._running):
             if latest.get(running.run.run_id) != running.run.job_id:
@@ -113,12 +119,12 @@ class LocalQueue:
         """Ends the runs that `sweep cancel` has noted in the ledger since the last look."""
         try:
             size_bytes = (self._folder.path / ledger.LEDGER_NAME).stat().st_size
+            if size_bytes == self._ledger_bytes:
+                return
+            cancelled = ledger.read_ledger(self._folder.path).cancelled
         except OSError:
             return  # a shared disk that is away for a moment
-        if size_bytes == self._ledger_bytes:
-            return
         self._ledger_bytes = size_bytes
-        cancelled = ledger.read_ledger(self._folder.path).cancelled
         for running in [running for running in self._running if running.run.run_id in cancelled]:
             running.kill()
             self._running.remove(running)

@@ -11,7 +11,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from disttrain.errors import UserError
+from disttrain.errors import UserError, shorten
+from disttrain.records.json_values import check_fields
 from jobs.planning.allocation import Allocation
 from jobs.planning.cluster_profile import ClusterProfile, load_profile, override
 from jobs.planning.sbatch_options import USER_DEFAULTS
@@ -61,14 +62,31 @@ class Cluster:
         Raises:
             ValueError: A value is missing or wrong.
         """
-        if data.get("kind") not in get_args(Kind):
-            raise ValueError(f"kind is {data.get('kind')!r}")
-        by_allocation = {Allocation.parse(key): _profile(value) for key, value in data["by_allocation"].items()}
-        return cls(str(data["name"]), data["kind"], data["profile"] and _profile(data["profile"]), by_allocation)
+        check_fields(_Stored, dict(data))
+        if data["kind"] not in get_args(Kind) or (data["kind"] == "slurm") != (data["profile"] is not None):
+            raise ValueError(f"kind is {data['kind']!r}, profile is {shorten(repr(data['profile']))}")
+        try:
+            by_allocation = {Allocation.parse(key): _profile(value) for key, value in data["by_allocation"].items()}
+        except UserError as error:
+            raise ValueError(error.message) from None
+        profile = _profile(data["profile"]) if data["kind"] == "slurm" else None
+        return cls(data["name"], data["kind"], profile, by_allocation)
 
 
-def _profile(values: Mapping[str, Any]) -> ClusterProfile:
+@dataclass(frozen=True)
+class _Stored:
+    """The JSON of a cluster."""
+
+    name: str
+    kind: str
+    profile: dict[str, Any] | None
+    by_allocation: dict[str, Any]
+
+
+def _profile(values: Any) -> ClusterProfile:
     """The profile with these JSON values."""
+    if not isinstance(values, dict):
+        raise ValueError(f"a profile is {shorten(repr(values))}")
     try:
         return override(ClusterProfile.model_validate({}), values, str)
     except UserError as error:

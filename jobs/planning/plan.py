@@ -192,6 +192,8 @@ def request_of(group: JobGroup) -> dict[str, Any]:
     """
     left_out = ("job_name", "wckey", "srun_args", "array_parallelism")
     request = {name: value for name, value in group.parameters.items() if name not in left_out}
+    if group.parameters:
+        request["python"] = compute_python(group.profile)
     if "setup" in request:
         request["setup"] = hashlib.sha256("\n".join(request["setup"]).encode()).hexdigest()[:12]
     return request

@@ -275,6 +275,8 @@ def read_slurm(document: Document) -> SlurmSection:
         if allocation not in known:
             hint = f"its allocations: {', '.join(map(str, sorted(known)))}"
             raise document.error(("slurm", name), f"the sweep has no allocation {name}", hint=hint)
+        if allocation in by_allocation:
+            raise document.error(("slurm", name), f"{allocation} is named twice", hint="drop one of the two")
         by_allocation[allocation] = check_section(document, "slurm", name)
     return SlurmSection(check_section(document, "slurm", without=names), by_allocation)
 

@@ -116,8 +116,8 @@ def _save_new(figure: Figure, path: Path) -> None:
 
 def _finished_runs(folder: SweepFolder, named: str | None) -> list[Mapping[str, Any]]:
     """The finished runs that can be drawn, or the one with this name."""
-    sweep = f"{folder.sweep_name} on {folder.cluster_name}"
-    planned = folder.planned_runs()
+    plan = folder.plan()
+    sweep, planned = f"{plan.sweep} on {plan.cluster}", plan.runs
     wanted: Sequence[Mapping[str, Any]] = planned
     if named is not None:
         wanted = find_runs(planned, [named])

@@ -62,7 +62,7 @@ def _unsubmitted_notice(planned: Sequence[Mapping[str, Any]], ledger: Ledger) ->
     if without_job and ledger.damaged_lines:
         number = f"{len(without_job)} of {len(planned)} runs"
         return (f"{number} have no job in the readable lines of {LEDGER_NAME}; they may have been submitted",)
-    unsubmitted = without_job - set(ledger.unconfirmed)
+    unsubmitted = without_job - set(ledger.unconfirmed) - ledger.cancelled
     if not unsubmitted:
         return ()
     return (f"{len(unsubmitted)} of {len(planned)} runs were never submitted; sweep submit submits them",)

@@ -102,8 +102,10 @@ class Watch(AbstractContextManager["Watch"]):
         """
         self._last_query_s = float("-inf")
         self.tick()
-        before = self._count_active(unsent)
-        while self._count_active(unsent) > before * 9 // 10:
+        before, start = self._count_active(unsent), time.monotonic()
+        # Without a run of its own the user's other jobs have reached the limit.
+        longest_s = self._poll_s if before else 10 * self._poll_s
+        while time.monotonic() - start < longest_s or self._count_active(unsent) > before * 9 // 10:
             sleep(min(self._poll_s, 0.5))
             self.tick()
 

@@ -44,6 +44,9 @@ class LocalScheduler:
         queue = send_to_local(plan, overrides, self._max_ranks, time.time, in_process=self._in_process)
         return Sent(queue.run if queue else None)
 
+    def check_here(self, jobs: Sequence[Job]) -> None:
+        """The ledger reaches a queue on any machine."""
+
     def cancel(self, folder: SweepFolder, jobs: Sequence[Job], *, only_pending: bool = False) -> None:
         """The queue finds the cancellation in the ledger, and ends these runs."""
 

@@ -62,6 +62,13 @@ class Scheduler(Protocol):
             UserError: A group was refused. The groups before it are sent and recorded.
         """
 
+    def check_here(self, jobs: Sequence[Job]) -> None:
+        """Checks that these jobs are on the cluster of this host.
+
+        Raises:
+            UserError: One is on another.
+        """
+
     def cancel(self, folder: SweepFolder, jobs: Sequence[Job], *, only_pending: bool = False) -> None:
         """Ends jobs, waiting or running.
 

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from disttrain.errors import UserError
 from jobs.planning.plan import Plan
 from jobs.schedulers.answers import Answers, age_text, save_rows
 from jobs.schedulers.conclude import MAY_RETURN, Conclusion, Evidence, conclude
@@ -45,6 +46,13 @@ class SlurmScheduler:
     def send(self, plan: Plan, overrides: Mapping[str, str], on_sent: OnSent) -> Sent:
         unsent, reason = send_to_slurm(plan, overrides, time.time, on_sent)
         return Sent(None, frozenset(unsent), reason)
+
+    def check_here(self, jobs: Sequence[Job]) -> None:
+        here = cluster_name(environ=self._environ) if any(job.cluster for job in jobs) else None
+        for job in jobs:
+            if None not in (here, job.cluster) and job.cluster != here:
+                message = f"job {job.job_id} is on cluster {job.cluster}; the Slurm of this host is {here}"
+                raise UserError(message, hint=f"run the command on a login node of {job.cluster}")
 
     def cancel(self, folder: SweepFolder, jobs: Sequence[Job], *, only_pending: bool = False) -> None:
         if jobs:

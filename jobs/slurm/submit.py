@@ -78,19 +78,22 @@ def send_to_slurm(
     submission = _Submission(plan, overrides, clock, cluster.name)
     unsent: list[str] = []
     limit = ""
+    # The number of runs that may still fit, by what the limits may depend on; each refused call of sbatch halves it.
+    room: dict[tuple[Any, ...], int] = {}
     for group in plan.groups:
         waiting = list(group.runs)
-        largest = cluster.max_array_size or len(waiting)
+        key = tuple(group.parameters.get(name) for name in ("account", "qos", "partition"))
         while waiting:
+            largest = min(cluster.max_array_size or len(waiting), room.get(key, len(waiting)))
+            if largest == 0:
+                unsent += [run.run_id for run in waiting]
+                break
             chunk = dataclasses.replace(group, runs=tuple(waiting[:largest]))
             try:
                 job_id = submission.send(chunk)
             except _Full as full:
                 limit = full.limit
-                if len(chunk.runs) == 1:
-                    unsent += [run.run_id for run in waiting]
-                    break
-                largest = len(chunk.runs) // 2
+                room[key] = len(chunk.runs) // 2
                 continue
             del waiting[: len(chunk.runs)]
             on_sent(chunk, job_id)

@@ -161,6 +161,9 @@ class _Replaying:
     def cancel(self, event: Mapping[str, Any]) -> None:
         self._cancelled.update(event["run_ids"])
 
+    def uncancel(self, event: Mapping[str, Any]) -> None:
+        self._cancelled.difference_update(event["run_ids"])
+
     def release(self, event: Mapping[str, Any]) -> None:
         for job_id in event["job_ids"]:
             self._held.pop(job_id, None)
@@ -189,6 +192,7 @@ _APPLIED: dict[str, Callable[[_Replaying, Mapping[str, Any]], None]] = {
     "release": _Replaying.release,
     "forget": _Replaying.forget,
     "cancel": _Replaying.cancel,
+    "uncancel": _Replaying.uncancel,
 }
 _ARE_TEXTS, _TEXTS, _TIME = type_check(tuple[str, ...]), type_check(dict[str, str]), type_check(float)
 _JOB_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_+.-]*")  # it is part of file names, and of sacct's command
@@ -207,7 +211,7 @@ def _is_event(event: Mapping[str, Any]) -> bool:
         return False
     if kind == "give_up" and not _ARE_TEXTS(event.get("tokens", [])):
         return False
-    if kind in ("intend", "give_up", "forget", "cancel"):
+    if kind in ("intend", "give_up", "forget", "cancel", "uncancel"):
         return _are_run_ids(event.get("run_ids"))
     if kind == "record":
         is_complete = _are_jobs(event.get("jobs")) and _TIME(event.get("time_s")) and _is_queue(event.get("queue"))
@@ -319,6 +323,11 @@ def released(folder: Path, job_ids: Sequence[str], time_s: float) -> None:
 def cancel(folder: Path, run_ids: Sequence[str], time_s: float) -> None:
     """Notes that the user cancelled these runs. They are not sent again before the user asks for it."""
     _append(folder, {"event": "cancel", "time_s": time_s, "run_ids": list(run_ids)})
+
+
+def uncancel(folder: Path, run_ids: Sequence[str], time_s: float) -> None:
+    """Notes that cancelled runs may be sent again."""
+    _append(folder, {"event": "uncancel", "time_s": time_s, "run_ids": list(run_ids)})
 
 
 def forget(folder: Path, run_ids: Sequence[str], time_s: float) -> None:

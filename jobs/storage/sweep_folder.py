@@ -14,7 +14,7 @@ from typing import Any
 
 from disttrain.errors import UserError, shorten, suggest_name
 from disttrain.records.atomic_write import write_text
-from disttrain.records.json_values import DamagedFile, damaged, read_object, to_json
+from disttrain.records.json_values import DamagedFile, check_fields, damaged, read_object, to_json
 from disttrain.records.record_files import SUMMARY_NAME, failure_name, metrics_name
 from disttrain.records.versions import versions
 from jobs.planning.cluster import DEBUG, LOCAL, Cluster, Kind
@@ -33,6 +33,14 @@ _LATEST_S = 10**11  # in the year 5138
 _SPACE_BYTES, _RUN_SPACE_BYTES, _MOST_SPACE_BYTES = 2**18, 2**14, 2**24
 _HIDDEN_USER = 65534  # nobody: what NFS and containers show for users that they do not map
 _MOST_NAMES = 10  # the maximum number of sweeps that a message lists
+
+
+@dataclass(frozen=True)
+class _Request:
+    """The content of request.json."""
+
+    cluster: dict[str, Any]
+    import_path: list[str]
 
 
 @dataclass(frozen=True)
@@ -137,10 +145,10 @@ class SweepFolder:
             DamagedFile: plan.json cannot be used.
         """
         plan = self._plan()
-        cluster = plan.get("cluster", self.cluster_name)
+        cluster = plan.get("cluster") or self.cluster_name
         kinds: dict[str, Kind] = {LOCAL: "local", DEBUG: "debug"}
         kind = plan.get("kind") or kinds.get(cluster, "slurm")
-        return StoredPlan(plan.get("sweep", self.sweep_name), cluster, kind, plan["runs"])
+        return StoredPlan(plan.get("sweep") or self.sweep_name, cluster, kind, plan["runs"])
 
     def planned_runs(self) -> list[dict[str, Any]]:
         """The runs of `plan`."""
@@ -206,8 +214,9 @@ class SweepFolder:
         if request is None:
             raise UserError(f"{str(self.request_file)!r} is missing", hint=hint)
         try:
-            return Cluster.from_json(request["cluster"]), [str(folder) for folder in request["import_path"]]
-        except (ValueError, KeyError, TypeError) as error:
+            check_fields(_Request, request)
+            return Cluster.from_json(request["cluster"]), request["import_path"]
+        except ValueError as error:
             raise damaged(self.request_file, error, hint) from None
 
     def is_owner(self) -> bool:
@@ -293,7 +302,8 @@ def prepare_runs(folder: SweepFolder, runs: Sequence[Mapping[str, Any]], import_
             run_dir.mkdir(parents=True)
         except FileExistsError:
             _remove_results(run_dir, run["world_size"])
-        write_text(run_dir / "run.json", to_json({**run, **facts}, indent=2) + "\n", private=True)
+        planned = {name: value for name, value in run.items() if name != "dropped"}
+        write_text(run_dir / "run.json", to_json({**planned, **facts}, indent=2) + "\n", private=True)
 
 
 def _remove_results(run_dir: Path, world_size: int) -> None:

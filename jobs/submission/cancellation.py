@@ -77,10 +77,12 @@ def cancel_runs(folder: SweepFolder, runs: Sequence[Mapping[str, Any]]) -> None:
     run_ids = [run["run_id"] for run in runs]
     with ledger.submission_lock(folder.path):
         known = scheduler.finish_interrupted(folder, ledger.read_ledger(folder.path), note)
+        jobs = [known.jobs[run_id][-1] for run_id in run_ids if run_id in known.jobs]
+        scheduler.check_here(jobs)
         try:
             ledger.cancel(folder.path, run_ids, time.time())
         except OSError as error:
             raise UserError(f"{error.filename!r} cannot be written: {error.strerror}", hint="nothing changed") from None
-        scheduler.cancel(folder, [known.jobs[run_id][-1] for run_id in run_ids if run_id in known.jobs])
-    names = list_names([Variation(plan.runs).name(run) for run in runs])
+        scheduler.cancel(folder, jobs)
+    names = list_names(list(map(Variation(plan.runs).name, runs)))
     say(f"cancelled {count_runs(len(runs))}: {names}; sweep retry sends them again")

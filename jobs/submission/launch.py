@@ -73,8 +73,55 @@ def launch(
     return sent.unsent
 
 
-def send(folder: SweepFolder, plan: Plan, scheduler: Scheduler, overrides: Mapping[str, str]) -> Sent:
+def launch_rest(plan: Plan, sweep: Sweep, unsent: frozenset[str]) -> frozenset[str]:
+    """Sends the runs that did not fit before, if no later submission has changed the sweep.
+
+    What is not possible now, such as a busy controller, is a note: a command that waits overnight must not end there.
+
+    Args:
+        plan: The plan of the complete sweep.
+        sweep: The sweep of the plan.
+        unsent: The ids of the runs.
+
+    Returns:
+        The ids of the runs that still do not fit.
+    """
+    folder = SweepFolder(plan.folder)
+    scheduler = scheduler_for(plan.cluster.kind, os.environ)
+    try:
+        with submission_lock(folder.path):
+            present = {run["run_id"] for run in folder.planned_runs() if not run.get("dropped")}
+            cluster, import_path = folder.read_request()
+            if cluster != plan.cluster or not unsent <= present:
+                note("another submission has changed the sweep; it sends the runs that this one has not sent")
+                return frozenset()
+            ledger = scheduler.finish_interrupted(folder, read_ledger(folder.path), note)
+            rest = with_runs(plan, unsent)
+            selection = select_runs(folder, rest, ledger, scheduler, (), replace=False)
+            missing = with_runs(plan, selection.missing)
+            with write_errors(folder, "nothing was sent"):
+                prepare_runs(folder, [run_json(run) for run in missing.runs], import_path)
+            return send(folder, missing, scheduler, sweep.overrides).unsent
+    except UserError as error:
+        note(f"{error}; the next attempt follows")
+        return unsent
+
+
+def send(
+    folder: SweepFolder,
+    plan: Plan,
+    scheduler: Scheduler,
+    overrides: Mapping[str, str],
+    later: str = "the next sweep submit sends {}, and submit --wait does it by itself",
+) -> Sent:
     """Sends every run of a plan, whose folders are prepared, with a line for each group.
+
+    Args:
+        folder: The folder of the sweep.
+        plan: The plan of the runs.
+        scheduler: The scheduler of the plan's cluster.
+        overrides: The texts of ``--set``.
+        later: What sends the runs that Slurm does not accept now.
 
     Raises:
         UserError: The scheduler refuses a group, or the disk is full.
@@ -84,7 +131,7 @@ def send(folder: SweepFolder, plan: Plan, scheduler: Scheduler, overrides: Mappi
     if sent.unsent:
         verb, pronoun = ("wait", "them") if len(sent.unsent) > 1 else ("waits", "it")
         text = f"{count_runs(len(sent.unsent))} {verb} for the limit of jobs that Slurm accepts ({sent.reason})"
-        note(f"{text}; the next sweep submit sends {pronoun}, and submit --wait does it by itself")
+        note(f"{text}; {later.format(pronoun)}")
     return sent
 
 

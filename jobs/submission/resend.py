@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,16 +11,18 @@ from typing import Any
 from disttrain.config.train_config import TrainConfig
 from disttrain.errors import UserError
 from jobs.planning.allocation import Allocation
+from jobs.planning.cluster import Cluster
 from jobs.planning.expand import RunSpec
 from jobs.planning.labels import Variation
-from jobs.planning.plan import make_plan
+from jobs.planning.plan import Plan, make_plan
 from jobs.schedulers.states import read_states, scheduler_for
 from jobs.slurm.states import State
-from jobs.storage.ledger import Ledger, read_ledger, submission_lock
+from jobs.storage.ledger import Ledger, read_ledger, submission_lock, uncancel
 from jobs.storage.run_lookup import find_runs, list_names
 from jobs.storage.sweep_folder import SweepFolder, prepare_runs
 from jobs.submission.launch import send, write_errors
 from jobs.submission.messages import note, say
+from jobs.submission.selection import note_timeouts
 
 _EARLIER = "earlier"  # the folder in that of a run for the files of its earlier results
 
@@ -52,15 +55,62 @@ def resend(folder: SweepFolder, texts: Sequence[str], *, from_start: bool) -> No
         if not chosen:
             say(f"nothing to send: no run of {plan.sweep} on {plan.cluster} has failed or was cancelled")
             return
-        with write_errors(folder, "nothing was sent; free some space, then try again"):
-            if from_start:
-                for run in chosen:
-                    keep_earlier(folder.run(run["run_id"]))
-            prepare_runs(folder, chosen, import_path)
-        say(f"{plan.sweep} on {plan.cluster}: sending {len(chosen)} of {len(plan.runs)} runs again")
-        for overrides, runs in _by_overrides(chosen, ledger):
-            specs = [_run_spec(run, index) for index, run in enumerate(runs)]
-            send(folder, make_plan(plan.sweep, specs, cluster, folder.path), scheduler, overrides)
+        batches = _batches(folder, plan.sweep, cluster, chosen, ledger)
+        for batch, _ in batches:
+            ids = {run.run_id for run in batch.runs}
+            note_timeouts(folder, batch, ledger, set() if from_start else ids, states.conclusions)
+        kept: dict[str, Path] = {}
+        later = "sweep retry sends {} later"
+        if from_start:
+            later = "sweep rerun sends {} later, and the earlier result stays until then"
+        try:
+            with write_errors(folder, "nothing was sent; free some space, then try again"):
+                if from_start:
+                    for run in chosen:
+                        kept[run["run_id"]] = keep_earlier(folder.run(run["run_id"]))
+                prepare_runs(folder, chosen, import_path)
+                uncancel(folder.path, [run["run_id"] for run in chosen], time.time())
+            say(f"{plan.sweep} on {plan.cluster}: sending {len(chosen)} of {len(plan.runs)} runs again")
+            for batch, overrides in batches:
+                send(folder, batch, scheduler, overrides, later)
+        finally:
+            _restore_unsent(folder, kept, ledger)
+
+
+def _batches(
+    folder: SweepFolder, sweep_name: str, cluster: Cluster, runs: Sequence[Mapping[str, Any]], ledger: Ledger
+) -> list[tuple[Plan, Mapping[str, str]]]:
+    """The plans of these runs, one for each ``--set`` of their latest submissions, with which the file yields them.
+
+    Raises:
+        UserError: A run is of another release.
+    """
+    try:
+        return [
+            (
+                make_plan(sweep_name, [_run_spec(run, n) for n, run in enumerate(members)], cluster, folder.path),
+                overrides,
+            )
+            for overrides, members in _by_overrides(runs, ledger)
+        ]
+    except TypeError as error:
+        hint = "sweep submit plans them anew"
+        raise UserError(
+            f"the runs were planned by another release: {error}", where=str(folder.path), hint=hint
+        ) from None
+
+
+def _restore_unsent(folder: SweepFolder, kept: Mapping[str, Path], before: Ledger) -> None:
+    """Moves the results back of runs that were not sent: they are still the latest ones."""
+    now = read_ledger(folder.path)
+    for run_id, earlier in kept.items():
+        is_sent = run_id in now.unconfirmed or len(now.jobs.get(run_id, ())) > len(before.jobs.get(run_id, ()))
+        if is_sent or not earlier.is_dir():
+            continue
+        run_dir = folder.run(run_id)
+        for path in earlier.iterdir():
+            path.replace(run_dir / path.name)
+        earlier.rmdir()
 
 
 def _chosen(
@@ -75,6 +125,9 @@ def _chosen(
         ]
     runs = find_runs(planned, texts)
     variation = Variation(planned)
+    unsent = [variation.name(run) for run in runs if states[run["run_id"]] is State.NOT_SUBMITTED]
+    if unsent:
+        raise UserError(f"never submitted: {list_names(unsent)}", hint="sweep submit sends them")
     active = [f"{variation.name(run)} {states[run['run_id']]}" for run in runs if not states[run["run_id"]].is_finished]
     if active:
         hint = "wait until they end, or end them with sweep cancel"
@@ -88,22 +141,21 @@ def _chosen(
     return runs
 
 
-def keep_earlier(run_dir: Path) -> None:
-    """Moves all files of a run to ``earlier/<n>/``, n from 1.
+def keep_earlier(run_dir: Path) -> Path:
+    """Moves all files of a run to ``earlier/<n>/``, n from 1, and returns that folder.
 
     After an interruption, the next call moves the rest to another folder.
     """
     earlier = run_dir / _EARLIER
-    files = [path for path in run_dir.iterdir() if path.name != _EARLIER] if run_dir.is_dir() else []
-    if not files:
-        return
-    earlier.mkdir(exist_ok=True)
+    earlier.mkdir(parents=True, exist_ok=True)
+    files = [path for path in run_dir.iterdir() if path.name != _EARLIER]
     numbers = [int(path.name) for path in earlier.iterdir() if path.name.isdecimal()]
     target = earlier / str(max(numbers, default=0) + 1)
     target.mkdir()
     # The summary is last: until then the run is not repeated by a submission.
     for path in sorted(files, key=lambda path: path.name == "summary.json"):
         path.rename(target / path.name)
+    return target
 
 
 def _by_overrides(

@@ -52,20 +52,21 @@ def select_runs(
     planned = [run.run_id for run in plan.runs]
     states = _ask(folder, plan, scheduler, ledger, dropped)
     changed = _changed_requests(plan, ledger, states.conclusions)
-    if changed and replace:
-        states = _cancel_waiting(folder, plan, scheduler, ledger, dropped, changed)
     selection = _sort(planned, ledger, states.conclusions)
     # With a damaged line, the job or the last state of a run may be missing.
     doubtful = [
         run_id for run_id in planned if run_id in selection.missing and (states.damage or run_id not in ledger.jobs)
     ]
     _check_unfinished(folder, doubtful, states.damage)
+    if changed and replace:
+        states = _cancel_waiting(folder, plan, scheduler, ledger, dropped, changed)
+        selection = _sort(planned, ledger, states.conclusions)
     for notice in (*states.damage, *states.answers.notices):
         note(notice)
     _note_dropped(dropped, states.conclusions)
     if not replace:
         _note_changed(changed)
-    _note_timeouts(folder, plan, ledger, selection.missing, states.conclusions)
+    note_timeouts(folder, plan, ledger, selection.missing, states.conclusions)
     missing, cancelled = len(selection.missing), len(selection.cancelled)
     line = f"{plan.sweep_name} on {plan.cluster.name}: submitting {missing} of {count_runs(len(planned))}"
     if selection.done or selection.active:
@@ -133,7 +134,7 @@ def _cancel_waiting(
     dropped: Collection[str],
     changed: Mapping[str, tuple[Job, list[str]]],
 ) -> States:
-    """Cancels jobs that wait, and returns the states after that. A job that has started meanwhile continues."""
+    """Cancels jobs that wait, and returns the states after that. A job that has started in between continues."""
     scheduler.cancel(folder, [job for job, _ in changed.values()], only_pending=True)
     deadline = time.monotonic() + _REPLACE_WAIT_S
     while True:
@@ -145,7 +146,11 @@ def _cancel_waiting(
             break
         time.sleep(1)
     replaced = [run_id for run_id in changed if states.conclusions[run_id].state.is_finished]
-    note(f"cancelled {count_runs(len(replaced))} that waited with another request: {list_names(replaced)}")
+    kept = [f"{run_id} {states.conclusions[run_id].state}" for run_id in changed if run_id not in replaced]
+    if replaced:
+        note(f"cancelled {count_runs(len(replaced))} that waited with another request: {list_names(replaced)}")
+    if kept:
+        note(f"{count_runs(len(kept))} kept the earlier request, because the job has started: {list_names(kept)}")
     return states
 
 
@@ -162,7 +167,7 @@ def _note_dropped(dropped: Collection[str], conclusions: Mapping[str, Conclusion
         note(f"{len(active)} of the dropped runs {verb}; sweep cancel --dropped ends {pronoun}: {names}")
 
 
-def _note_timeouts(
+def note_timeouts(
     folder: SweepFolder,
     plan: Plan,
     ledger: Ledger,

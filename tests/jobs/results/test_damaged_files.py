@@ -307,14 +307,14 @@ def test_a_file_that_disappears_is_absent(
     path_of: Callable[[SweepFolder], Path], folder: SweepFolder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Between any question whether it exists and the reading: the read itself finds it gone."""
-    gone, read_bytes = path_of(folder), Path.read_bytes
+    gone, open_path = path_of(folder), Path.open
 
-    def read(path: Path) -> bytes:
+    def open_gone(path: Path, *arguments: Any, **options: Any) -> Any:
         if path == gone:
             path.unlink(missing_ok=True)
-        return read_bytes(path)
+        return open_path(path, *arguments, **options)
 
-    monkeypatch.setattr(Path, "read_bytes", read)
+    monkeypatch.setattr(Path, "open", open_gone)  # Path.read_bytes uses it too
     read_status(folder, {})
     last_known(folder)
     assert not gone.exists(), "it was read"

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
+from itertools import chain
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -105,13 +108,76 @@ def test_what_is_refused(slurm: Slurm, plan: Plan) -> None:
     with pytest.raises(UserError, match=r"sweep retry is for failed and cancelled runs; done: .*sweep rerun"):
         resend(folder, [ids[0]], from_start=False)
     assert len(slurm.submitted) == 2
+    request = folder.request_file.read_text()
     folder.request_file.unlink()
     with pytest.raises(UserError, match=r"request.json' is missing \(sweep submit writes it\)"):
         resend(folder, [ids[0]], from_start=True)
-    folder.request_file.write_text('{"cluster": {"kind": 3}}')
-    with pytest.raises(UserError, match=r"request\.json is damaged: kind is 3"):
+    before = json.loads(request)
+    damaged: list[Any] = [[], {**before["cluster"], "profile": []}, {**before["cluster"], "profile": None}, {"kind": 3}]
+    for cluster in damaged:
+        folder.request_file.write_text(json.dumps({**before, "cluster": cluster}))
+        with pytest.raises(UserError, match=r"request\.json is damaged: "):
+            resend(folder, [ids[0]], from_start=True)
+    folder.request_file.write_text(request)
+    planned = json.loads(folder.plan_file.read_text())
+    planned["runs"][0]["train"]["later_field"] = 1
+    folder.write_plan(planned)
+    with pytest.raises(UserError, match=r"the runs were planned by another release: .*later_field"):
         resend(folder, [ids[0]], from_start=True)
     assert (folder.run(ids[0]) / "summary.json").exists()
+    assert not (folder.run(ids[0]) / "earlier").exists()
+
+
+def test_a_rerun_that_is_refused_keeps_the_result(slurm: Slurm, plan: Plan) -> None:
+    """The run is still done, and no submission repeats it."""
+    folder, ids = SweepFolder(plan.folder), [run.run_id for run in plan.runs]
+    slurm.states["1_0"] = State.COMPLETED
+    (folder.run(ids[0]) / "model").mkdir()
+    slurm.refused = "1x1"
+    with pytest.raises(UserError, match="sbatch refused it"):
+        resend(folder, [ids[0]], from_start=True)
+    slurm.refused, slurm.limit = "", 0
+    resend(folder, [ids[0]], from_start=True)
+    files = sorted(path.name for path in folder.run(ids[0]).iterdir())
+    assert files == ["earlier", "model", "run.json", "summary.json"]
+    slurm.limit = 10
+    launch(plan, LOADED, max_ranks=None)
+    assert len(slurm.submitted) == 2
+
+
+def test_retried_runs_that_do_not_fit_are_not_cancelled(slurm: Slurm, plan: Plan) -> None:
+    folder = SweepFolder(plan.folder)
+    cancel(folder, every=True)
+    slurm.limit = 1
+    resend(folder, [], from_start=False)
+    assert read_ledger(folder.path).cancelled == frozenset()
+    slurm.limit = 10
+    launch(plan, LOADED, max_ranks=None)
+    assert len(list(chain(*slurm.submitted))) == 8
+
+
+def test_a_run_that_was_never_sent_has_no_retry(slurm: Slurm, tmp_path: Path) -> None:
+    slurm.limit = 2
+    plan = plan_of(tmp_path)
+    unsent = launch(plan, LOADED, max_ranks=None)
+    with pytest.raises(UserError, match=r"never submitted: .* \(sweep submit sends them\)"):
+        resend(SweepFolder(plan.folder), sorted(unsent), from_start=False)
+
+
+def test_a_retry_warns_of_the_same_time_limit(slurm: Slurm, plan: Plan, capsys: pytest.CaptureFixture[str]) -> None:
+    slurm.states["1_0"] = State.TIMEOUT
+    capsys.readouterr()
+    resend(SweepFolder(plan.folder), [plan.runs[0].run_id], from_start=False)
+    assert "note: 1 run has reached the time limit without a checkpoint: " in capsys.readouterr().err
+
+
+def test_jobs_of_another_cluster_are_not_cancelled(slurm: Slurm, plan: Plan, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The number is that of another job here."""
+    monkeypatch.setattr("jobs.schedulers.slurm_scheduler.cluster_name", lambda **_: "other")
+    folder = SweepFolder(plan.folder)
+    with pytest.raises(UserError, match=r"job 1_0 is on cluster site; the Slurm of this host is other"):
+        cancel(folder, every=True)
+    assert (slurm.cancelled, read_ledger(folder.path).cancelled) == ([], frozenset())
 
 
 def test_the_request_is_private(plan: Plan) -> None:

@@ -14,7 +14,7 @@ from jobs.planning.plan import Plan, make_plan
 from jobs.slurm.states import State
 from jobs.storage import ledger
 from jobs.storage.sweep_folder import SweepFolder
-from jobs.submission.launch import launch
+from jobs.submission.launch import launch, launch_rest
 from tests.jobs.submission.fake_slurm import LOADED, Slurm, plan_of
 
 pytestmark = pytest.mark.process
@@ -110,6 +110,55 @@ def test_what_does_not_fit_is_sent_later(slurm: Slurm, tmp_path: Path, capsys: p
     assert launch(plan, LOADED, max_ranks=None) == frozenset()
     assert list(chain(*slurm.submitted)) == ids
     assert not slurm.held
+
+
+def test_few_calls_of_sbatch_are_refused(slurm: Slurm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Groups of the same account, QOS and partition share a limit."""
+    calls: list[int] = []
+    sbatch = slurm.sbatch
+    monkeypatch.setattr(
+        "jobs.slurm.submit._sbatch",
+        lambda plan, group, token: (
+            calls.append(len(group.runs)) or sbatch(plan, group, token)  # type: ignore[func-returns-value]
+        ),
+    )
+    seeds = ", ".join(map(str, range(64)))
+    text = f"name: s\nallocations: [1x1, 1x2, 2x1]\nbase: {{model: bert}}\nseeds: [{seeds}]\n"
+    slurm.limit = 20
+    plan = plan_of(tmp_path, text=text)
+    assert len(launch(plan, LOADED, max_ranks=None)) == 3 * 64 - 20
+    assert calls == [64, 32, 16, 16, 8, 4, 4, 2, 1]
+
+
+def test_the_rest_is_sent_unless_the_sweep_was_changed(
+    slurm: Slurm, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Another shell may submit a corrected file while this one waits for room."""
+    slurm.limit = 1
+    plan = plan_of(tmp_path)
+    unsent = launch(plan, LOADED, max_ranks=None)
+    slurm.limit = 2
+    rest = launch_rest(plan, LOADED, unsent)
+    assert len(rest) == 2
+    launch(plan_with(tmp_path, time="5"), LOADED, max_ranks=None)
+    before = {path: path.read_bytes() for path in plan.folder.glob("*.json")}
+    slurm.limit = 10
+    capsys.readouterr()
+    assert launch_rest(plan, LOADED, rest) == frozenset()
+    assert "another submission has changed the sweep" in capsys.readouterr().err
+    assert before == {path: path.read_bytes() for path in plan.folder.glob("*.json")}
+    assert len(slurm.submitted) == 2
+
+
+def test_an_error_while_waiting_for_room_is_a_note(
+    slurm: Slurm, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    slurm.limit = 1
+    plan = plan_of(tmp_path)
+    unsent = launch(plan, LOADED, max_ranks=None)
+    with ledger.submission_lock(plan.folder):
+        assert launch_rest(plan, LOADED, unsent) == unsent
+    assert "; the next attempt follows\n" in capsys.readouterr().err
 
 
 def test_arrays_are_not_larger_than_the_cluster_accepts(slurm: Slurm, tmp_path: Path) -> None:
