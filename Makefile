@@ -1,7 +1,7 @@
 # make demo    installs into .venv, then runs a sweep on this machine and prints its results table
 # make test    installs, then runs every check; as root also on a real Slurm of two nodes
 # make fast    the tests that start no process
-# make proofs  what takes longer; writes docs/proofs.md
+# make proofs  what takes longer; writes docs/proofs.md. With debootstrap it also runs the tests marked slurm on a second Slurm
 # make mutants changes one line of the code at a time, and lists the changes that no test notices
 # make gpu     on a machine with a GPU: what needs one; writes docs/gpu.md. make gpu-wheels: packages for such a machine
 # make docs    builds docs/ into a site in build/site; a broken link fails

@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
 
-from tests.proofs import accuracy, propagation, random_inputs, resume, same_losses, slow_rank, timeline
+from tests.proofs import accuracy, propagation, random_inputs, resume, same_losses, slow_rank, slurm_releases, timeline
 
 PROOFS = {
     "accuracy": accuracy.prove,
@@ -21,6 +21,7 @@ PROOFS = {
     "timeline": timeline.prove,
     "slow-rank": slow_rank.prove,
     "random-inputs": random_inputs.prove,
+    "slurm-releases": slurm_releases.prove,
 }
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "proofs.md"
 HEAD = """# Proofs

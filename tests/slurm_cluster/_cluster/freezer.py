@@ -6,6 +6,7 @@ mounts do not change, and a machine that uses only cgroup v2 can have the freeze
 
 import subprocess
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 from _cluster.errors import ClusterError
@@ -13,24 +14,29 @@ from _cluster.layout import NODES
 from _cluster.processes import POLL_S
 
 MOUNT = 'mount -t cgroup -o freezer cgroup "$0"'
+# slurmd -N names its group after the node.
+NODE_GROUPS = tuple(f"slurm_{node.name}" for node in NODES)
 
 
 def can_mount(folder: Path) -> bool:
     return _with_freezer(folder, "true").returncode == 0
 
 
-def thaw(folder: Path) -> None:
+def thaw(folder: Path, groups: Sequence[str] = NODE_GROUPS) -> None:
     """Let the cluster's frozen processes run: a frozen process does not even react to SIGKILL."""
-    _with_freezer(folder, f"find {_groups()} -name freezer.state 2>/dev/null | while read f; do echo THAWED >$f; done")
+    _with_freezer(
+        folder, f"find {_paths(groups)} -name freezer.state 2>/dev/null | while read f; do echo THAWED >$f; done"
+    )
 
 
-def remove_groups(folder: Path, *, limit_s: float = 3) -> None:
+def remove_groups(folder: Path, groups: Sequence[str] = NODE_GROUPS, *, limit_s: float = 3) -> None:
     """Remove the groups that slurmd made on the nodes, after their processes have ended.
 
     Raises:
         ClusterError: A group still has processes after `limit_s` seconds.
     """
-    script = f"find {_groups()} -depth -type d -exec rmdir {{}} + 2>/dev/null; ls -d {_groups()} 2>/dev/null || true"
+    paths = _paths(groups)
+    script = f"find {paths} -depth -type d -exec rmdir {{}} + 2>/dev/null; ls -d {paths} 2>/dev/null || true"
     end_s = time.monotonic() + limit_s
     while left := _with_freezer(folder, script).stdout.split():
         if time.monotonic() > end_s:
@@ -38,9 +44,8 @@ def remove_groups(folder: Path, *, limit_s: float = 3) -> None:
         time.sleep(POLL_S)
 
 
-def _groups() -> str:
-    # slurmd -N names its group after the node.
-    return " ".join(f'"$0"/slurm_{node.name}' for node in NODES)
+def _paths(groups: Sequence[str]) -> str:
+    return " ".join(f'"$0"/{group}' for group in groups)
 
 
 def _with_freezer(folder: Path, script: str) -> "subprocess.CompletedProcess[str]":
