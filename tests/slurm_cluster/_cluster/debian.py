@@ -55,7 +55,8 @@ mount -t tmpfs tmpfs root/run
 echo "127.0.0.1 localhost login" >root/etc/hosts
 exec unshare --net --uts --ipc --cgroup --mount --pid --fork --kill-child sh -c "$enter" sh "$@"
 """
-# The shell stays: as process 1 it reaps the processes whose parent has ended, such as the cluster's daemons.
+# The shell stays: as process 1 it reaps the processes whose parent has ended, such as the cluster's daemons. After a
+# Ctrl-C it still has the command's own exit status.
 ENTER = """
 set -e
 mount -t proc proc root/proc
@@ -63,6 +64,7 @@ mount -t sysfs sysfs root/sys
 hostname login
 chroot root ip link set lo up
 set +e
+trap : INT
 chroot root sh -c 'cd "$0" && exec "$@"' "$@"
 exit $?
 """
@@ -104,14 +106,15 @@ def make_folder(suite: str) -> None:
     text = " ".join(INCLUDED)
     if stamp.exists() and stamp.read_text() == text:
         return
-    _say(f"making a Debian {suite} in {folder}: once, about 90 s and 750 MB")
+    _say(f"making a Debian {suite} in {folder}: once, some minutes and 400 MB")
     stamp.unlink(missing_ok=True)
     if folder.exists():
         shutil.rmtree(folder)
-    # debootstrap mounts /proc and /sys in the folder: in a mount namespace of its own they never stay there.
+    # debootstrap mounts /proc and /sys in the folder: in namespaces of its own it leaves no mount and no process.
+    namespaces = ["unshare", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc"]
     command = ["debootstrap", "--variant=minbase", f"--include={','.join(INCLUDED)}", suite, str(folder), *_mirror()]
     with log.open("wb") as output:
-        done = subprocess.run(_ending_with_us(["unshare", "--mount", *command]), stdout=output, stderr=output)
+        done = subprocess.run(_ending_with_us([*namespaces, *command]), stdout=output, stderr=output)
     if done.returncode != 0:
         tail = "\n".join(log.read_text(errors="replace").splitlines()[-5:])
         raise ClusterError(f"debootstrap ended with status {done.returncode}; the end of {log}:\n{tail}")
