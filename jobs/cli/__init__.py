@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import gc
 import os
 import platform
 import sys
@@ -48,8 +47,6 @@ def _without_command(
 
 def main() -> None:
     """Runs the command. A user's mistake gives one line on stderr and exit status 2."""
-    # A sweep of 10,000 runs is a million objects that live until the end: to search them for garbage takes a tenth.
-    gc.set_threshold(50_000, 20, 100)
     print_every_text()
     try:
         status_code = app(prog_name="sweep", standalone_mode=False) or 0

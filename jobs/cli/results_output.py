@@ -22,8 +22,12 @@ _PIPE_HEIGHT = 40  # the lines of a screen, where the output is a log or a pipe
 
 def read_status(folder: SweepFolder) -> Status:
     """The status of a sweep, after its notices are printed on stderr."""
+    import gc
+
     from jobs.results.status import read_status
 
+    # A sweep of 10,000 runs is a million objects that live until the end. To search them for garbage takes a tenth.
+    gc.set_threshold(50_000, 20, 100)
     current = read_status(folder, os.environ)
     for notice in current.notices:
         stderr_console().print(f"note: {notice}", markup=False, highlight=False, soft_wrap=True)

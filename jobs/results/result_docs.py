@@ -17,7 +17,7 @@ A row is one run. A missing value is an empty cell in CSV and null in JSON, neve
 | output | columns |
 |---|---|
 | `sweep status`, `sweep collect` | a table: label, run id, the fields that vary, and the figures that fit |
-| `sweep status` of more runs than the screen has lines | the counts, then the runs that need attention, failed or run; `--all-runs` prints the table |
+| `sweep status` of a large sweep | counts, then runs that need attention, failed or run; all with `--all-runs` |
 | `sweep collect --csv`, `-o FILE.csv`, `results.csv` | every column; `--all-columns` adds the other config fields |
 | `sweep collect --json`, `-o FILE.json`, `sweep status --json` | every column, and the complete `config` of each run |
 

@@ -196,7 +196,7 @@ def test_where_results_cannot_be_written(sweep: Sweep, submitted: SweepFolder, t
 def test_list_needs_no_query(sweep: Sweep, submitted: SweepFolder, tmp_path: Path) -> None:
     note(submitted, State.COMPLETED)
     listed = sweep("list")
-    assert [line.split() for line in listed.out.splitlines() if " s " in line] == [
+    assert [line.split() for line in listed.out.splitlines() if "local" in line] == [
         ["s", "local", "2", "1", "COMPLETED,", "1", "PENDING", "0", "s"]
     ]
     (entry,) = json.loads(sweep("list", "--json").out)
@@ -211,7 +211,7 @@ def test_list_needs_no_query(sweep: Sweep, submitted: SweepFolder, tmp_path: Pat
     }
     name = "bert_learning_rate_on_two_nodes_of_the_new_partition_with_the_published_model"
     submitted.path.parent.rename(tmp_path / "runs" / name)
-    assert [line.split() for line in sweep("list").out.splitlines() if " s " in line] == [
+    assert [line.split() for line in sweep("list").out.splitlines() if "local" in line] == [
         [name, "local", "2", "1", "COMPLETED,", "1", "PENDING", "0", "s"]
     ]
     assert sweep("list", "--root", "nowhere") == Output(0, f"no sweep was submitted in '{tmp_path}/nowhere'\n", "")

@@ -1,12 +1,14 @@
-"""The exit status of --check."""
+"""The exit status of --check, and which runs are printed."""
 
 from __future__ import annotations
+
+from pathlib import Path
 
 import pytest
 
 from jobs.slurm.states import State
 from jobs.storage.sweep_folder import SweepFolder
-from tests.jobs.command import Sweep, note
+from tests.jobs.command import SWEEP, Sweep, note
 
 pytestmark = pytest.mark.process
 
@@ -35,3 +37,19 @@ def test_the_check_leaves_dropped_runs_out(sweep: Sweep, submitted: SweepFolder,
     for command in (["status"], ["collect"]):
         assert dropped in sweep(*command).out
         assert sweep(*command, "--check").exit_code == 0
+
+
+@pytest.mark.parametrize(("seeds", "is_large"), [(20, False), (21, True)])
+def test_a_sweep_larger_than_the_screen_is_not_printed_in_full(
+    seeds: int, is_large: bool, sweep: Sweep, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A pipe has the screen of 40 lines. collect and submit --wait print every run: their output is the result."""
+    (tmp_path / "s.yaml").write_text(f"{SWEEP}seeds: {list(range(seeds))}\n")
+    monkeypatch.setattr("jobs.launch.send_to_local", lambda *_, **__: None)
+    assert sweep("submit", "s.yaml", "--cluster", "local").exit_code == 0
+    lines = {name: sweep(*name.split()).out.splitlines() for name in ("status", "status --all-runs", "collect")}
+    assert lines["collect"] == lines["status --all-runs"]
+    assert len(lines["collect"]) == 2 * seeds + 6
+    assert (lines["status"] != lines["collect"]) == is_large
+    assert len(lines["status"]) <= 40 + 6
+    assert sweep("status", "--json").out.count('"run_id"') == 2 * seeds

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -14,7 +15,7 @@ from tests.jobs.results.rows import make_result
 LAST = "sweep status --all-runs shows every run, sweep collect -o FILE writes every measurement"
 
 
-def row(number: int, state: str, reason: str | None = None, **columns: object) -> Result:
+def row(number: int, state: str, reason: str | None = None, **columns: Any) -> Result:
     return make_result(f"1x1-{number:012x}", f"1x1 seed={number}", state=state, reason=reason, **columns)
 
 
