@@ -18,8 +18,8 @@ RUN is a label, a run id, or the unique start of an id. KEY=VALUE after FILE is 
 
 `sweep --version` prints the version. `sweep --install-completion` lets the shell complete commands and options.
 
-Exit status: 0 done; 1 a run of the sweep ended without success, only with `--check`, `wait` and `submit --wait`; 2 a mistake
-in the command, the sweep or the profile, in one line on stderr; 130 ended by Ctrl-C.
+Exit status: 0 done; 1 a run of the sweep ended without success, with `--check`, `wait` and `submit --wait` only; 2 a
+mistake in the command, the sweep or the profile, in one line on stderr; 130 ended by Ctrl-C.
 """
 
 

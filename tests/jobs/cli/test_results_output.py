@@ -45,7 +45,7 @@ def test_a_sweep_larger_than_the_screen_is_not_printed_in_full(
 ) -> None:
     """A pipe has the screen of 40 lines. collect and submit --wait print every run: their output is the result."""
     (tmp_path / "s.yaml").write_text(f"{SWEEP}seeds: {list(range(seeds))}\n")
-    monkeypatch.setattr("jobs.launch.send_to_local", lambda *_, **__: None)
+    monkeypatch.setattr("jobs.schedulers.local_scheduler.send_to_local", lambda *_, **__: None)
     assert sweep("submit", "s.yaml", "--cluster", "local").exit_code == 0
     lines = {name: sweep(*name.split()).out.splitlines() for name in ("status", "status --all-runs", "collect")}
     assert lines["collect"] == lines["status --all-runs"]
