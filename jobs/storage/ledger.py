@@ -386,9 +386,7 @@ def read_numbered_lines(path: Path, first_byte: int = 0) -> list[tuple[int, dict
     A file that does not exist has no lines.
     """
     try:
-        with path.open("rb") as file:
-            file.seek(first_byte)
-            content = file.read()
+        content = path.read_bytes()[first_byte:]
     except (FileNotFoundError, NotADirectoryError):
         return []
     *complete, last = content.split(b"\n")
