@@ -136,6 +136,9 @@ def _run(arguments: tuple[str, ...], folder: Path, environ: Mapping[str, str]) -
     wall_s = time.perf_counter() - start_s
     if ended.returncode != 0:
         raise BenchmarkError(f"sweep {' '.join(arguments)} ended with {ended.returncode}: {ended.stderr}")
+    shown = (folder / "output.txt").read_text(encoding="utf-8")
+    if arguments[0] in ("status", "collect") and not (" COMPLETED" in shown and " FAILED" in shown):
+        raise BenchmarkError(f"sweep {' '.join(arguments)} does not show the prepared states: {shown[:200]}")
     submitit_s = None
     if arguments[0] == "submit":
         submitit_s = float(ended.stderr.split()[-1])

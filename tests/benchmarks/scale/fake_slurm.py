@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -41,11 +42,9 @@ class FakeSlurm:
     def __init__(self, folder: Path) -> None:
         self.programs = folder / "bin"
         self.programs.mkdir(parents=True)
-        self._rows, self._queue, fields = folder / "sacct.txt", folder / "squeue.txt", folder / "fields.txt"
+        self._rows, self._queue = folder / "sacct.txt", folder / "squeue.txt"
         self._write_answers([], [])
-        fields.write_text("  ".join(FIELDS) + "\n", encoding="utf-8")
-        sacct = f'if [ "$1" = --helpformat ]; then exec cat "{fields}"; fi\nexec cat "{self._rows}"\n'
-        texts = {"sbatch": _SBATCH, "sacct": sacct, "squeue": f'exec cat "{self._queue}"\n'}
+        texts = {"sbatch": _SBATCH, "sacct": f'exec cat "{self._rows}"\n', "squeue": f'exec cat "{self._queue}"\n'}
         texts |= dict.fromkeys(("srun", "scontrol", "scancel"), "exit 0\n")
         for name, text in texts.items():
             program = self.programs / name
@@ -100,8 +99,9 @@ def _row(job_id: str, raw_id: str, state: State, submit_s: int, name: str) -> st
         "Start": str(submit_s + 60), "End": str(submit_s + 1860), "ElapsedRaw": "1800", "TimelimitRaw": "60",
         "Partition": "gpu", "NNodes": "1", "NodeList": "node01", "AllocCPUS": "8", "ExitCode": "0:0",
         "AllocTRES": "billing=8,cpu=8,gres/gpu:a100=1,gres/gpu=1,mem=65536M,node=1", "DerivedExitCode": "0:0",
-        "Restarts": "0", "Reason": "None", "UID": "", "JobName": name,
+        "Reason": "None", "UID": str(os.geteuid()), "JobName": name,
     }  # fmt: skip
+    assert values.keys() == set(FIELDS), "a row has the fields that are requested"
     if "." in job_id:
         values["MaxRSS"] = "2147483648"
     if state is State.FAILED:

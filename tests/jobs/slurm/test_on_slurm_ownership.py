@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import subprocess
+import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -114,3 +115,34 @@ def test_two_submits_at_once_from_two_hosts(sweeping: Sweeping, tmp_path: Path) 
     name = f"--name={file.stem}"
     jobs = sweeping.outside("sacct", "-X", "-n", "-P", "-S", "now-1hour", name, "-o", "JobID").split()
     assert sorted(jobs) == sorted(row["job_id"] for row in rows)
+
+
+@pytest.fixture
+def private_jobs(sweeping: Sweeping) -> Iterator[None]:
+    """A site where users see their own jobs only."""
+    conf = Path(sweeping.environ["SLURM_CONF"])
+    before = conf.read_text()
+    conf.write_text(f"{before}\nPrivateData=jobs\n")
+    sweeping.outside("scontrol", "reconfigure")
+    yield
+    conf.write_text(before)
+    sweeping.outside("scontrol", "reconfigure")
+
+
+def test_another_user_may_not_see_the_jobs(sweeping: Sweeping, private_jobs: None, tmp_path: Path) -> None:
+    """squeue and sacct answer without rows and without an error: the runs are not CANCELLED."""
+    file = write_sweep(tmp_path / f"{name_in(tmp_path)}.yaml", allocations=["1x1"], base=tiny_base(), slurm=HELD)
+    with tempfile.TemporaryDirectory() as root:  # pytest's folders are closed to other users
+        sweeping.run("submit", file, "--root", root)
+        folder = Path(root) / file.stem / "two_nodes"
+        for path in (Path(root), folder):
+            path.chmod(0o755)
+        assert [row["state"] for row in sweeping.status(folder)] == ["PENDING"]
+        reader = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups"]
+
+        def hidden() -> list[str]:
+            rows = json.loads(sweeping.outside(*reader, *sweeping.command("status", folder, "--json")))["runs"]
+            return [f"{row['state']}: {row['reason']}" for row in rows if row["state"] != "PENDING"]
+
+        # A list may lack a job in its first minute.
+        assert wait_for(hidden, "another state", limit_s=90) == ["UNKNOWN: its job is not visible to you"]
