@@ -308,8 +308,19 @@ def test_a_moved_folder_keeps_its_rows(sacct: Sacct, write_sweep: Callable[..., 
     sacct.queued = {"7_1": RUNS}
     before = states(folder)
     (tmp_path / "other").mkdir()
-    folder.path.rename(tmp_path / "other" / "name")
-    assert states(SweepFolder(tmp_path / "other" / "name")) == before == ["COMPLETED", "RUNNING"]
+    moved = SweepFolder(folder.path.rename(tmp_path / "other" / "local"))  # its name says nothing
+    assert states(moved) == before == ["COMPLETED", "RUNNING"]
+    assert (moved.plan().sweep, moved.plan().cluster, moved.plan().kind) == ("s", "site", "slurm")
+
+
+@pytest.mark.process
+def test_a_copy_of_a_local_folder_stays_local(write_sweep: Callable[..., SweepFolder], tmp_path: Path) -> None:
+    """A rehearsal has no waits and no GPU-hours, whatever its folder is called."""
+    folder = write_sweep("local")
+    ledger.record(folder.path, {"a": "local-1-0", "b": "local-1-1"}, 1.0)
+    moved = SweepFolder(folder.path.rename(tmp_path / "s" / "site"))
+    (first, _) = read_status(moved, {}).results
+    assert (first.state, first.scheduled.job_id, first.scheduled.gpu_hours) == ("PENDING", None, None)
 
 
 @pytest.mark.process

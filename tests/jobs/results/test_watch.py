@@ -92,3 +92,27 @@ def test_other_runs_do_not_keep_it_waiting(monkeypatch: pytest.MonkeyPatch, tmp_
     with Watch(SweepFolder(tmp_path), {"1x1-a"}, Console(file=buffer), {}, poll_s=0.0) as watch:
         watch.wait()
     assert buffer.getvalue() == "1x1-a (1x1)  COMPLETED\n"
+
+
+@pytest.mark.parametrize(
+    ("states", "least_polls"),
+    [
+        (["RUNNING", "RUNNING", "COMPLETED"], 3),  # it waits until a run has ended
+        (["COMPLETED"] * 20, 10),  # other jobs of the user have reached the limit: they are asked about more seldom
+    ],
+)
+def test_waits_for_room(states: list[str], least_polls: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """The rest is never sent in a loop without a pause."""
+    clock, queries = [0.0], iter(states)
+    monkeypatch.setattr(jobs.results.watch.time, "monotonic", lambda: clock[0])
+    unsent = make_result("1x1-b", state="NOT_SUBMITTED")
+    monkeypatch.setattr(
+        jobs.results.watch, "read_status", lambda *_: Status((make_result("1x1-a", state=next(queries)), unsent), ())
+    )
+
+    def sleep(seconds: float) -> None:
+        clock[0] += seconds
+
+    with Watch(SweepFolder(tmp_path), RUN_IDS, Console(file=io.StringIO()), {}, poll_s=0.5) as watch:
+        watch.wait_for_room({"1x1-b"}, sleep)
+    assert least_polls * 0.5 - 0.5 <= clock[0] <= least_polls * 0.5
