@@ -104,7 +104,7 @@ def test_other_runs_do_not_keep_it_waiting(monkeypatch: pytest.MonkeyPatch, tmp_
 def test_waits_for_room(states: list[str], least_polls: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """The rest is never sent in a loop without a pause."""
     clock, queries = [0.0], iter(states)
-    monkeypatch.setattr(jobs.results.watch.time, "monotonic", lambda: clock[0])
+    monkeypatch.setattr("jobs.results.watch.time.monotonic", lambda: clock[0])
     unsent = make_result("1x1-b", state="NOT_SUBMITTED")
     monkeypatch.setattr(
         jobs.results.watch, "read_status", lambda *_: Status((make_result("1x1-a", state=next(queries)), unsent), ())
