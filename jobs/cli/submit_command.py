@@ -18,6 +18,7 @@ from jobs.cli.shared import all_assignments, plan_sweep, stderr_console
 if TYPE_CHECKING:
     from jobs.planning.plan import Plan
     from jobs.planning.sweep_file import Sweep
+    from jobs.results.watch import Watch
 
 Wait = Annotated[bool, typer.Option("--wait", help="Wait until every run has ended, then print the results.")]
 MaxParallel = Annotated[
@@ -37,6 +38,9 @@ Replace = Annotated[
     ),
 ]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Show the plan and submit nothing, like sweep plan.")]
+
+
+_MOST_FAILURES = 10  # attempts to send the rest, one after the other
 
 
 def submit(
@@ -89,7 +93,7 @@ def _submit_and_wait(
     from jobs.results.watch import Watch
     from jobs.schedulers.states import scheduler_for
     from jobs.storage.sweep_folder import SweepFolder
-    from jobs.submission.launch import launch, launch_rest
+    from jobs.submission.launch import launch
 
     folder = SweepFolder(plan.folder)
     poll_s = poll_s or scheduler_for(plan.cluster.kind, os.environ).poll_s
@@ -99,9 +103,7 @@ def _submit_and_wait(
     with progress, Watch(folder, run_ids, stderr_console(), os.environ, poll_s) as watch:
         unsent = launch(plan, sweep, max_ranks=max_parallel, on_poll=watch.tick, replace=replace)
         try:
-            while unsent:
-                watch.wait_for_room(unsent)
-                unsent = launch_rest(plan, sweep, unsent)
+            run_ids -= _send_rest(plan, sweep, unsent, watch)
             watch.wait()
         except KeyboardInterrupt:
             watch.say(f"the jobs continue; sweep status {sweep.name} shows the progress")
@@ -109,3 +111,27 @@ def _submit_and_wait(
     results = read_status(folder).results
     print_results(results, folder, as_json=as_json)
     exit_if_failed([row for row in results if row.run_id in run_ids])
+
+
+def _send_rest(plan: Plan, sweep: Sweep, unsent: frozenset[str], watch: Watch) -> frozenset[str]:
+    """Sends what did not fit, as runs end. Returns the runs that are left to a later submission of another shell."""
+    from jobs.submission.launch import launch_rest
+
+    failures = 0
+    while unsent:
+        watch.wait_for_room(unsent)
+        try:
+            rest = launch_rest(plan, sweep, unsent)
+        except (UserError, OSError) as error:
+            # A busy controller or disk must not end a command that waits overnight.
+            failures += 1
+            if failures == _MOST_FAILURES:
+                raise
+            watch.say(f"note: {error}; another attempt follows")
+            continue
+        failures = 0
+        if rest is None:
+            watch.leave_out(unsent)
+            return unsent
+        unsent = rest
+    return frozenset()

@@ -94,7 +94,7 @@ class Watch(AbstractContextManager["Watch"]):
         self._progress.update(self._bar, total=len(self._awaited), completed=done, now=now)
 
     def wait_for_room(self, unsent: Collection[str], sleep: Callable[[float], None] = time.sleep) -> None:
-        """Queries the status until a tenth of the sent runs that had not ended have ended: others can then be sent.
+        """Queries the status until a tenth of the sent runs have ended, for ten intervals at most.
 
         Args:
             unsent: The ids of the runs that were not sent.
@@ -103,11 +103,18 @@ class Watch(AbstractContextManager["Watch"]):
         self._last_query_s = float("-inf")
         self.tick()
         before, start = self._count_active(unsent), time.monotonic()
-        # Without a run of its own the user's other jobs have reached the limit.
-        longest_s = self._poll_s if before else 10 * self._poll_s
-        while time.monotonic() - start < longest_s or self._count_active(unsent) > before * 9 // 10:
+        while True:
+            waited_s = time.monotonic() - start
+            # The limit may also be free again because other jobs of the user have ended.
+            has_room = before > 0 and self._count_active(unsent) <= before * 9 // 10
+            if waited_s >= (self._poll_s if has_room else 10 * self._poll_s):
+                return
             sleep(min(self._poll_s, 0.5))
             self.tick()
+
+    def leave_out(self, run_ids: Collection[str]) -> None:
+        """Follows these runs no longer."""
+        self._run_ids = frozenset(self._run_ids) - frozenset(run_ids)
 
     def _count_active(self, unsent: Collection[str]) -> int:
         """The number of runs that were sent and have not ended."""
@@ -115,6 +122,7 @@ class Watch(AbstractContextManager["Watch"]):
 
     def wait(self, sleep: Callable[[float], None] = time.sleep) -> None:
         """Queries the status until every run has ended."""
+        self._last_query_s = float("-inf")  # the last answer may be from before a submission
         while True:
             self.tick()
             if self.finished:

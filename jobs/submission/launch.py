@@ -7,9 +7,11 @@ import dataclasses
 import os
 from collections.abc import Callable, Collection, Iterator, Mapping
 from functools import partial
+from typing import Any
 
 from disttrain.config.train_config import LINK, PATH_FIELDS
 from disttrain.errors import UserError
+from disttrain.records.json_values import parse_object, to_json
 from jobs.local.debug import run_in_debugger, scratch_folder
 from jobs.planning.plan import JobGroup, Plan, count_runs, plan_json, run_json, with_runs
 from jobs.planning.sweep_file import Sweep
@@ -73,38 +75,41 @@ def launch(
     return sent.unsent
 
 
-def launch_rest(plan: Plan, sweep: Sweep, unsent: frozenset[str]) -> frozenset[str]:
-    """Sends the runs that did not fit before, if no later submission has changed the sweep.
-
-    What is not possible now, such as a busy controller, is a note: a command that waits overnight must not end there.
+def launch_rest(plan: Plan, sweep: Sweep, unsent: frozenset[str]) -> frozenset[str] | None:
+    """Sends the runs that did not fit before.
 
     Args:
         plan: The plan of the complete sweep.
         sweep: The sweep of the plan.
-        unsent: The ids of the runs.
+        unsent: The ids of the runs. Those that were forgotten in the meantime are left out.
 
     Returns:
-        The ids of the runs that still do not fit.
+        The ids of the runs that still do not fit. None if another submission has changed the sweep: they are its runs
+        now.
+
+    Raises:
+        UserError: As in `launch`.
     """
     folder = SweepFolder(plan.folder)
     scheduler = scheduler_for(plan.cluster.kind, os.environ)
-    try:
-        with submission_lock(folder.path):
-            present = {run["run_id"] for run in folder.planned_runs() if not run.get("dropped")}
-            cluster, import_path = folder.read_request()
-            if cluster != plan.cluster or not unsent <= present:
-                note("another submission has changed the sweep; it sends the runs that this one has not sent")
-                return frozenset()
-            ledger = scheduler.finish_interrupted(folder, read_ledger(folder.path), note)
-            rest = with_runs(plan, unsent)
-            selection = select_runs(folder, rest, ledger, scheduler, (), replace=False)
-            missing = with_runs(plan, selection.missing)
-            with write_errors(folder, "nothing was sent"):
-                prepare_runs(folder, [run_json(run) for run in missing.runs], import_path)
-            return send(folder, missing, scheduler, sweep.overrides).unsent
-    except UserError as error:
-        note(f"{error}; the next attempt follows")
-        return unsent
+    with submission_lock(folder.path):
+        present = {run["run_id"]: run for run in folder.planned_runs()}
+        rest = with_runs(plan, unsent & present.keys())
+        cluster, import_path = folder.read_request()
+        if cluster != plan.cluster or any(_is_changed(run_json(run), present[run.run_id]) for run in rest.runs):
+            note("another submission has changed the sweep; sweep submit sends the runs that were not sent")
+            return None
+        ledger = scheduler.finish_interrupted(folder, read_ledger(folder.path), note)
+        selection = select_runs(folder, rest, ledger, scheduler, (), replace=False)
+        missing = with_runs(rest, selection.missing)
+        with write_errors(folder, "nothing was sent"):
+            prepare_runs(folder, [run_json(run) for run in missing.runs], import_path)
+        return send(folder, missing, scheduler, sweep.overrides).unsent
+
+
+def _is_changed(run: Mapping[str, Any], planned: Mapping[str, Any]) -> bool:
+    """Whether plan.json has the run as dropped, or with another config: fields that are not part of its id differ."""
+    return bool(planned.get("dropped")) or parse_object(to_json(run).encode())["train"] != planned["train"]
 
 
 def send(

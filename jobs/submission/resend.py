@@ -60,7 +60,7 @@ def resend(folder: SweepFolder, texts: Sequence[str], *, from_start: bool) -> No
             ids = {run.run_id for run in batch.runs}
             note_timeouts(folder, batch, ledger, set() if from_start else ids, states.conclusions)
         kept: dict[str, Path] = {}
-        later = "sweep retry sends {} later"
+        later = "sweep submit sends {} later"
         if from_start:
             later = "sweep rerun sends {} later, and the earlier result stays until then"
         try:
@@ -94,7 +94,7 @@ def _batches(
             for overrides, members in _by_overrides(runs, ledger)
         ]
     except TypeError as error:
-        hint = "sweep submit plans them anew"
+        hint = "sweep forget RUN, then sweep submit"
         raise UserError(
             f"the runs were planned by another release: {error}", where=str(folder.path), hint=hint
         ) from None
@@ -108,9 +108,12 @@ def _restore_unsent(folder: SweepFolder, kept: Mapping[str, Path], before: Ledge
         if is_sent or not earlier.is_dir():
             continue
         run_dir = folder.run(run_id)
-        for path in earlier.iterdir():
-            path.replace(run_dir / path.name)
-        earlier.rmdir()
+        try:
+            for path in earlier.iterdir():
+                path.replace(run_dir / path.name)
+            earlier.rmdir()
+        except OSError as error:
+            note(f"the earlier result of {run_id} is in {str(earlier)!r}: {error.strerror}")
 
 
 def _chosen(
@@ -144,7 +147,7 @@ def _chosen(
 def keep_earlier(run_dir: Path) -> Path:
     """Moves all files of a run to ``earlier/<n>/``, n from 1, and returns that folder.
 
-    After an interruption, the next call moves the rest to another folder.
+    An error moves back what was moved.
     """
     earlier = run_dir / _EARLIER
     earlier.mkdir(parents=True, exist_ok=True)
@@ -153,8 +156,16 @@ def keep_earlier(run_dir: Path) -> Path:
     target = earlier / str(max(numbers, default=0) + 1)
     target.mkdir()
     # The summary is last: until then the run is not repeated by a submission.
-    for path in sorted(files, key=lambda path: path.name == "summary.json"):
-        path.rename(target / path.name)
+    moved = []
+    try:
+        for path in sorted(files, key=lambda path: path.name == "summary.json"):
+            path.rename(target / path.name)
+            moved.append(path)
+    except BaseException:  # also Ctrl-C: the result would be incomplete
+        for path in moved:
+            (target / path.name).rename(path)
+        target.rmdir()
+        raise
     return target
 
 

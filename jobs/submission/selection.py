@@ -115,6 +115,8 @@ def _changed_requests(
 def _differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     """What differs between two requests, for a person: ``time 600, now 10``."""
     names = [name for name in {**before, **now} if before.get(name) != now.get(name)]
+    if "python" not in before:
+        names = [name for name in names if name != "python"]  # not noted by a former release
     return [f"{name} {before.get(name)}, now {now.get(name)}" if name != "setup" else "setup" for name in names]
 
 
@@ -150,7 +152,7 @@ def _cancel_waiting(
     if replaced:
         note(f"cancelled {count_runs(len(replaced))} that waited with another request: {list_names(replaced)}")
     if kept:
-        note(f"{count_runs(len(kept))} kept the earlier request, because the job has started: {list_names(kept)}")
+        note(f"{count_runs(len(kept))} kept the earlier request: {list_names(kept)}")
     return states
 
 

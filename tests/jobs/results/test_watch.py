@@ -98,7 +98,8 @@ def test_other_runs_do_not_keep_it_waiting(monkeypatch: pytest.MonkeyPatch, tmp_
     ("states", "least_polls"),
     [
         (["RUNNING", "RUNNING", "COMPLETED"], 3),  # it waits until a run has ended
-        (["COMPLETED"] * 20, 10),  # other jobs of the user have reached the limit: they are asked about more seldom
+        (["RUNNING"] * 20, 11),  # another job of the user may have ended
+        (["COMPLETED"] * 20, 11),  # other jobs of the user have reached the limit
     ],
 )
 def test_waits_for_room(states: list[str], least_polls: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -116,3 +117,21 @@ def test_waits_for_room(states: list[str], least_polls: int, monkeypatch: pytest
     with Watch(SweepFolder(tmp_path), RUN_IDS, Console(file=io.StringIO()), {}, poll_s=0.5) as watch:
         watch.wait_for_room({"1x1-b"}, sleep)
     assert least_polls * 0.5 - 0.5 <= clock[0] <= least_polls * 0.5
+
+
+def test_an_answer_from_before_a_submission_is_not_the_end(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A run that had failed was just sent again."""
+    states = iter(["FAILED", "PENDING", "COMPLETED"])
+    monkeypatch.setattr(
+        jobs.results.watch, "read_status", lambda *_: Status((make_result("1x1-a", state=next(states)),), ())
+    )
+    clock = [0.0]
+    monkeypatch.setattr("jobs.results.watch.time.monotonic", lambda: clock[0])
+
+    def sleep(seconds: float) -> None:
+        clock[0] += seconds
+
+    with Watch(SweepFolder(tmp_path), {"1x1-a"}, Console(file=io.StringIO()), {}, poll_s=5.0) as watch:
+        watch.tick()
+        watch.wait(sleep)
+    assert next(states, None) is None

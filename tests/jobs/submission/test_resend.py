@@ -185,22 +185,21 @@ def test_the_request_is_private(plan: Plan) -> None:
     assert SweepFolder(plan.folder).request_file.stat().st_mode & 0o077 == 0
 
 
-def test_an_interrupted_move_loses_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("summary.json", "run.json", "metrics-rank00000.jsonl"):
+def test_an_interrupted_move_is_taken_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    names = ["metrics-rank00000.jsonl", "run.json", "summary.json"]
+    for name in names:
         (tmp_path / name).write_text(name)
     rename, moved = Path.rename, []
 
     def stop_at_the_second(path: Path, target: Path) -> Path:
         moved.append(path.name)
         if len(moved) == 2:
-            raise OSError("away")
+            raise KeyboardInterrupt
         return rename(path, target)
 
     monkeypatch.setattr(Path, "rename", stop_at_the_second)
-    with pytest.raises(OSError, match="away"):
+    with pytest.raises(KeyboardInterrupt):
         keep_earlier(tmp_path)
-    assert (tmp_path / "summary.json").exists()  # the run still counts as done
-    keep_earlier(tmp_path)
-    assert [path.name for path in tmp_path.iterdir()] == ["earlier"]
-    files = sorted(str(path.relative_to(tmp_path / "earlier")) for path in tmp_path.rglob("*") if path.is_file())
-    assert [file.partition("/")[2] for file in files] == [moved[0], *sorted({"summary.json", moved[1]} - {moved[0]})]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["earlier", *names]
+    kept = keep_earlier(tmp_path)
+    assert (kept.name, sorted(path.name for path in kept.iterdir())) == ("1", names)

@@ -139,26 +139,27 @@ def test_the_rest_is_sent_unless_the_sweep_was_changed(
     unsent = launch(plan, LOADED, max_ranks=None)
     slurm.limit = 2
     rest = launch_rest(plan, LOADED, unsent)
+    assert rest is not None
     assert len(rest) == 2
     launch(plan_with(tmp_path, time="5"), LOADED, max_ranks=None)
     before = {path: path.read_bytes() for path in plan.folder.glob("*.json")}
     slurm.limit = 10
     capsys.readouterr()
-    assert launch_rest(plan, LOADED, rest) == frozenset()
+    assert launch_rest(plan, LOADED, rest) is None
     assert "another submission has changed the sweep" in capsys.readouterr().err
     assert before == {path: path.read_bytes() for path in plan.folder.glob("*.json")}
     assert len(slurm.submitted) == 2
 
 
-def test_an_error_while_waiting_for_room_is_a_note(
-    slurm: Slurm, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_forgotten_run_does_not_stop_the_rest(slurm: Slurm, tmp_path: Path) -> None:
     slurm.limit = 1
     plan = plan_of(tmp_path)
     unsent = launch(plan, LOADED, max_ranks=None)
-    with ledger.submission_lock(plan.folder):
-        assert launch_rest(plan, LOADED, unsent) == unsent
-    assert "; the next attempt follows\n" in capsys.readouterr().err
+    folder = SweepFolder(plan.folder)
+    folder.remove_from_plan(sorted(unsent)[:1])
+    slurm.limit = 10
+    assert launch_rest(plan, LOADED, unsent) == frozenset()
+    assert sorted(chain(*slurm.submitted[1:])) == sorted(unsent)[1:]
 
 
 def test_arrays_are_not_larger_than_the_cluster_accepts(slurm: Slurm, tmp_path: Path) -> None:
