@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shlex
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
@@ -31,6 +32,14 @@ _PROCESS_EVENTS = {"subprocess.Popen", "os.fork", "os.forkpty", "os.posix_spawn"
 # Programs that a library starts when it is first used: torch finds its libraries, matplotlib its fonts.
 _STARTED_BY_LIBRARIES = ("ldconfig", "fc-list")
 _started: list[str] = []
+
+
+@pytest.fixture
+def default_sighup() -> Iterator[None]:
+    """The default action of SIGHUP for the processes of a test. nohup ignores it."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
 
 
 def _note_process(event: str, arguments: tuple[object, ...]) -> None:

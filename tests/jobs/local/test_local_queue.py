@@ -361,6 +361,7 @@ def test_nohup_protects_a_queue(sweep: SweepFolder, tmp_path: Path) -> None:
 
 
 @pytest.mark.process
+@pytest.mark.usefixtures("default_sighup")
 def test_the_end_of_its_terminal_ends_a_queue(sweep: SweepFolder, tmp_path: Path) -> None:
     queue = started_queue(sweep, tmp_path, (sweep.run("sleeps") / "pid-1").exists)
     queue.send_signal(signal.SIGHUP)

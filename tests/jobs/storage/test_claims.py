@@ -87,6 +87,7 @@ def change_claims(folder: Path, change: Callable[[list[str]], list[str]]) -> Non
 
 
 @pytest.mark.process
+@pytest.mark.usefixtures("default_sighup")
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGHUP])
 def test_a_process_that_has_ended_holds_nothing(number: signal.Signals, tmp_path: Path) -> None:
     with holder(tmp_path) as process:
