@@ -11,7 +11,7 @@ from jobs.cli.shared import stderr_console, table_console
 
 # All other imports are inside the functions, so `sweep --help` loads almost nothing.
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Collection, Sequence
 
     from jobs.results.result import Result
     from jobs.results.status import Status
@@ -69,6 +69,13 @@ def print_results(
         console.print(part, markup=False, highlight=False, crop=False)
     for lines in failure_lines(results, folder):
         print(*lines, sep="\n")
+
+
+def print_ended(folder: SweepFolder, run_ids: Collection[str], *, as_json: bool) -> None:
+    """Prints the results after a wait. The exit status is 1 if one of the awaited runs ended without success."""
+    results = read_status(folder).results
+    print_results(results, folder, as_json=as_json)
+    exit_if_failed([row for row in results if row.run_id in run_ids])
 
 
 def exit_if_failed(results: Sequence[Result]) -> None:

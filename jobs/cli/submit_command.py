@@ -12,7 +12,7 @@ import typer
 from disttrain.errors import UserError
 from jobs.cli.options import Assignments, ClusterName, Overrides, Poll, Root, SweepFile
 from jobs.cli.plan_command import plan as show_plan
-from jobs.cli.results_output import exit_if_failed, print_results, read_status
+from jobs.cli.results_output import print_ended
 from jobs.cli.shared import all_assignments, plan_sweep, stderr_console
 
 if TYPE_CHECKING:
@@ -108,9 +108,7 @@ def _submit_and_wait(
         except KeyboardInterrupt:
             watch.say(f"the jobs continue; sweep status {sweep.name} shows the progress")
             raise
-    results = read_status(folder).results
-    print_results(results, folder, as_json=as_json)
-    exit_if_failed([row for row in results if row.run_id in run_ids])
+    print_ended(folder, run_ids, as_json=as_json)
 
 
 def _send_rest(plan: Plan, sweep: Sweep, unsent: frozenset[str], watch: Watch) -> frozenset[str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 
 from jobs.cli.options import Json, OfCluster, Poll, Root, SubmittedSweep
-from jobs.cli.results_output import exit_if_failed, print_results, read_status
+from jobs.cli.results_output import print_ended
 from jobs.cli.shared import stderr_console, sweeps_root
 
 
@@ -35,6 +35,4 @@ def wait(
     if run_ids:
         with Watch(folder, run_ids, stderr_console(), os.environ, poll_s) as watch:
             watch.wait()
-    results = read_status(folder).results
-    print_results(results, folder, as_json=json_)
-    exit_if_failed([row for row in results if row.run_id in run_ids])
+    print_ended(folder, run_ids, as_json=json_)

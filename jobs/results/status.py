@@ -86,6 +86,6 @@ def last_known(folder: SweepFolder) -> LastKnown:
     plan = folder.plan()
     scheduler = scheduler_for(plan.kind, os.environ)
     present = [run["run_id"] for run in plan.runs if not run.get("dropped", False)]
-    conclusions = last_states(folder, scheduler, read_ledger(folder.path), present).conclusions
+    conclusions = last_states(folder, plan.sweep, scheduler, read_ledger(folder.path), present).conclusions
     states = {run_id: conclusion.state for run_id, conclusion in conclusions.items()}
     return LastKnown(states, scheduler.known_s(folder))

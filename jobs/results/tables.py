@@ -19,13 +19,12 @@ from jobs.planning.plan import JobGroup, Plan, count_runs, run_json
 from jobs.results.comparability import ONE_HOST, SHARED_GPU
 from jobs.results.result import COLUMNS, Result, column_name
 from jobs.results.run_records import read_run
-from jobs.results.text_table import TextColumn, TextTable
+from jobs.results.text_table import GAP, TextColumn, TextTable
 from jobs.slurm.states import State
 from jobs.storage.ledger import Job, read_ledger
 from jobs.storage.run_lookup import list_names
 from jobs.storage.sweep_folder import SweepFolder
 
-_GAP = 2
 _PIPE_WIDTH = 100
 _ONE_AXIS_LABEL = 16  # the usual width of a label of one field, in characters
 _STATE_STYLE = {State.COMPLETED: "green", State.RUNNING: "cyan", State.PENDING: "dim"}
@@ -141,7 +140,7 @@ def _table(results: Sequence[Result], width: int | None) -> Iterator[TextTable |
         # Every field that varies after the first makes the table wider: as a column and in the label.
         varied = [column for column in columns if column.name in map(column_name, results[0].varied)]
         label = next(column for column in columns if column.name == "label")
-        width = _PIPE_WIDTH + sum(column.width + _GAP for column in varied[1:])
+        width = _PIPE_WIDTH + sum(column.width + len(GAP) for column in varied[1:])
         if len(varied) > 1:
             width += max(0, label.width - _ONE_AXIS_LABEL)
     shown = [TextColumn(column.name, column.cells, column.is_number) for column in _fitting(columns, width)]
@@ -168,7 +167,7 @@ def _columns(results: Sequence[Result]) -> Iterator[_Column]:
 def _fitting(columns: Sequence[_Column], width: int) -> list[_Column]:
     """The columns that fit into the width, at least those of rank 0; of equal ranks, the last is left out first."""
     shown = list(columns)
-    while sum(column.width + _GAP for column in shown) > width:
+    while sum(column.width + len(GAP) for column in shown) > width:
         last = max(reversed(shown), key=lambda column: column.rank)
         if last.rank == 0:
             break

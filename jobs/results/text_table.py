@@ -11,7 +11,7 @@ from rich.segment import Segment
 from rich.text import Text
 
 # Without vertical lines and with two blanks between columns, a table fits 80 columns and is easy to paste.
-_GAP = "  "
+GAP = "  "
 _LEAST_WIDTH = 20  # of a column that wraps, in characters
 
 
@@ -56,7 +56,7 @@ class TextTable:
         yield end
         header = [_padded(column, column.name, width) for column, width in zip(self._columns, widths, strict=True)]
         yield from (Segment(_line(header), console.get_style("bold")), end)
-        yield from (Segment(" " + rule * (sum(widths) + len(_GAP) * (len(widths) - 1))), end)
+        yield from (Segment(" " + rule * (sum(widths) + len(GAP) * (len(widths) - 1))), end)
         for lines, style in zip(self._rows(console, widths), self._styles, strict=True):
             for line in lines:
                 yield from (Segment(line, console.get_style(style)), end)
@@ -65,7 +65,7 @@ class TextTable:
     def _widths(self, max_width: int) -> list[int]:
         """The width of each column. One that wraps has the space that the others leave."""
         widths = [column.width for column in self._columns]
-        excess = max(0, sum(widths) + len(_GAP) * len(widths) - max_width)  # with a blank at both sides
+        excess = max(0, sum(widths) + len(GAP) * len(widths) - max_width)  # with a blank at both sides
         for number, column in enumerate(self._columns):
             if column.wraps:
                 widths[number] = min(widths[number], max(_LEAST_WIDTH, widths[number] - excess))
@@ -101,7 +101,7 @@ def _padded(column: TextColumn, cell: str, width: int) -> str:
 
 
 def _line(cells: Sequence[str]) -> str:
-    return f" {_GAP.join(cells)}".rstrip()
+    return f" {GAP.join(cells)}".rstrip()
 
 
 def text_width(text: str) -> int:

@@ -11,8 +11,27 @@ from disttrain.records.atomic_write import write_text
 from disttrain.records.json_values import to_json
 from jobs.slurm.attempts import AccountingRow, merge_history
 from jobs.slurm.squeue import QueuedJob
-from jobs.storage.ledger import append_lines, read_numbered_lines
+from jobs.storage.ledger import Ledger, append_lines, read_numbered_lines
 from jobs.storage.sweep_folder import SweepFolder
+
+
+@dataclass(frozen=True)
+class Question:
+    """What a scheduler is asked about.
+
+    Attributes:
+        folder: The folder of the sweep.
+        job_name: The name of its jobs.
+        ledger: Its ledger.
+        run_ids: The runs whose states are needed; plan.json need not have them.
+        saved: The rows of earlier answers.
+    """
+
+    folder: SweepFolder
+    job_name: str
+    ledger: Ledger
+    run_ids: Sequence[str]
+    saved: Sequence[AccountingRow]
 
 
 @dataclass(frozen=True)

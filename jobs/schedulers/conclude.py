@@ -94,16 +94,16 @@ def _conclude(evidence: Evidence) -> Conclusion:
     listed = _listed(evidence)
     if latest is not None and latest.state.is_finished:
         return _ended(latest, listed, evidence)
-    elsewhere = evidence.jobs[-1].cluster
-    if evidence.here is not None and elsewhere not in (None, evidence.here):
+    job = evidence.jobs[-1]
+    if not job.may_be_on(evidence.here):
         if evidence.facts.has_summary:
-            return _end(State.COMPLETED, "records", evidence.jobs[-1], latest, evidence.now_s)
-        reason = f"job {evidence.jobs[-1].job_id} is on cluster {elsewhere}; the Slurm of this host is {evidence.here}"
+            return _end(State.COMPLETED, "records", job, latest, evidence.now_s)
+        reason = f"job {job.job_id} is on cluster {job.cluster}; the Slurm of this host is {evidence.here}"
         return Conclusion(State.UNKNOWN, "ledger", latest, reason)
     if listed is not None:
         return _by_controller(listed, latest, evidence)
     if evidence.queue is None and not evidence.has_accounting and evidence.facts.has_summary:
-        return _end(State.COMPLETED, "records", evidence.jobs[-1], latest, evidence.now_s)
+        return _end(State.COMPLETED, "records", job, latest, evidence.now_s)
     if evidence.queue is None or _is_new(evidence, latest):
         return _by_accounting(latest)
     return _unlisted(evidence, latest)

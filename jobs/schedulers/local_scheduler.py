@@ -8,10 +8,10 @@ from collections.abc import Mapping, Sequence
 from jobs.local.local_queue import send_to_local
 from jobs.local.queue_process import is_queue_alive
 from jobs.planning.plan import Plan
-from jobs.schedulers.answers import Answers
+from jobs.schedulers.answers import Answers, Question
 from jobs.schedulers.conclude import Conclusion, conclude_local
 from jobs.schedulers.scheduler import Note, OnSent, Sent
-from jobs.slurm.attempts import AccountingRow, attempts_by_job, attempts_of
+from jobs.slurm.attempts import attempts_by_job, attempts_of
 from jobs.storage.ledger import Job, Ledger, QueueProcess
 from jobs.storage.run_facts import read_facts
 from jobs.storage.sweep_folder import SweepFolder
@@ -47,28 +47,20 @@ class LocalScheduler:
     def check_here(self, jobs: Sequence[Job]) -> None:
         """The ledger reaches a queue on any machine."""
 
-    def cancel(self, folder: SweepFolder, jobs: Sequence[Job], *, only_pending: bool = False) -> None:
+    def cancel(self, jobs: Sequence[Job], *, only_pending: bool = False) -> None:
         """The queue finds the cancellation in the ledger, and ends these runs."""
 
     def known_s(self, folder: SweepFolder) -> float | None:
         return time.time()
 
-    def ask(
-        self,
-        folder: SweepFolder,
-        job_name: str,
-        ledger: Ledger,
-        run_ids: Sequence[str],
-        saved: Sequence[AccountingRow],
-    ) -> Answers:
-        return Answers(attempts_by_job(saved))
+    def ask(self, question: Question) -> Answers:
+        return Answers(attempts_by_job(question.saved))
 
-    def conclude(
-        self, folder: SweepFolder, run_ids: Sequence[str], ledger: Ledger, answers: Answers
-    ) -> dict[str, Conclusion]:
+    def conclude(self, question: Question, answers: Answers) -> dict[str, Conclusion]:
+        folder, ledger = question.folder, question.ledger
         queue_lives: dict[QueueProcess | None, bool] = {None: True}
         conclusions = {}
-        for run_id in run_ids:
+        for run_id in question.run_ids:
             jobs = ledger.jobs.get(run_id, ())
             queue = jobs[-1].queue if jobs else None
             if queue is not None and queue not in queue_lives:

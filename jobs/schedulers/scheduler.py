@@ -7,9 +7,8 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from jobs.planning.plan import JobGroup, Plan
-from jobs.schedulers.answers import Answers
+from jobs.schedulers.answers import Answers, Question
 from jobs.schedulers.conclude import Conclusion
-from jobs.slurm.attempts import AccountingRow
 from jobs.storage.ledger import Job, Ledger
 from jobs.storage.sweep_folder import SweepFolder
 
@@ -69,11 +68,10 @@ class Scheduler(Protocol):
             UserError: One is on another.
         """
 
-    def cancel(self, folder: SweepFolder, jobs: Sequence[Job], *, only_pending: bool = False) -> None:
+    def cancel(self, jobs: Sequence[Job], *, only_pending: bool = False) -> None:
         """Ends jobs, waiting or running.
 
         Args:
-            folder: The folder of the sweep.
             jobs: The jobs.
             only_pending: Whether those that have started continue.
 
@@ -81,27 +79,10 @@ class Scheduler(Protocol):
             UserError: They could not be ended.
         """
 
-    def ask(
-        self,
-        folder: SweepFolder,
-        job_name: str,
-        ledger: Ledger,
-        run_ids: Sequence[str],
-        saved: Sequence[AccountingRow],
-    ) -> Answers:
-        """What is known now of all jobs in the ledger.
+    def ask(self, question: Question) -> Answers:
+        """What is known now of all jobs in the ledger."""
 
-        Args:
-            folder: The folder of the sweep.
-            job_name: The name of its jobs.
-            ledger: Its ledger.
-            run_ids: The runs whose states are needed.
-            saved: The rows of earlier answers.
-        """
-
-    def conclude(
-        self, folder: SweepFolder, run_ids: Sequence[str], ledger: Ledger, answers: Answers
-    ) -> dict[str, Conclusion]:
+    def conclude(self, question: Question, answers: Answers) -> dict[str, Conclusion]:
         """The conclusion on each run. The folder of a run is read only if nothing else says what became of it."""
 
     def known_s(self, folder: SweepFolder) -> float | None:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from disttrain.errors import UserError
 from jobs.planning.plan import Plan
-from jobs.schedulers.answers import Answers, age_text, save_rows
+from jobs.schedulers.answers import Answers, Question, age_text, save_rows
 from jobs.schedulers.conclude import MAY_RETURN, Conclusion, Evidence, conclude
 from jobs.schedulers.scheduler import Note, OnSent, Sent
 from jobs.slurm.attempts import AccountingRow, attempts_by_job, attempts_of, merge_history
@@ -50,11 +50,11 @@ class SlurmScheduler:
     def check_here(self, jobs: Sequence[Job]) -> None:
         here = cluster_name(environ=self._environ) if any(job.cluster for job in jobs) else None
         for job in jobs:
-            if None not in (here, job.cluster) and job.cluster != here:
+            if not job.may_be_on(here):
                 message = f"job {job.job_id} is on cluster {job.cluster}; the Slurm of this host is {here}"
                 raise UserError(message, hint=f"run the command on a login node of {job.cluster}")
 
-    def cancel(self, folder: SweepFolder, jobs: Sequence[Job], *, only_pending: bool = False) -> None:
+    def cancel(self, jobs: Sequence[Job], *, only_pending: bool = False) -> None:
         if jobs:
             job_ids = compact_ids(job.job_id for job in jobs)
             cancel(job_ids, environ=self._environ, only_pending=only_pending)
@@ -62,21 +62,15 @@ class SlurmScheduler:
     def known_s(self, folder: SweepFolder) -> float | None:
         return folder.last_query_s()
 
-    def ask(
-        self,
-        folder: SweepFolder,
-        job_name: str,
-        ledger: Ledger,
-        run_ids: Sequence[str],
-        saved: Sequence[AccountingRow],
-    ) -> Answers:
+    def ask(self, question: Question) -> Answers:
         """The answers of sacct and, if a run has not ended by sacct, of squeue."""
-        saved = _named(saved, job_name)
+        folder, job_name, ledger, run_ids = question.folder, question.job_name, question.ledger, question.run_ids
+        saved = _named(question.saved, job_name)
         answers = Answers(attempts_by_job(saved))
         here = None
         if _unfinished(run_ids, ledger, answers) and any(job.cluster for job in ledger.all_jobs()):
             here = cluster_name(environ=self._environ)
-        jobs = [job for job in ledger.all_jobs() if None in (here, job.cluster) or job.cluster == here]
+        jobs = [job for job in ledger.all_jobs() if job.may_be_on(here)]
         user_id = folder.owner_id()
         notices: list[str] = []
         unavailable: AccountingUnavailable | None = None
@@ -106,12 +100,11 @@ class SlurmScheduler:
             notices.append(f"{unavailable}; {_without_sacct(folder, answers)}")
         return replace(answers, notices=tuple(notices))
 
-    def conclude(
-        self, folder: SweepFolder, run_ids: Sequence[str], ledger: Ledger, answers: Answers
-    ) -> dict[str, Conclusion]:
+    def conclude(self, question: Question, answers: Answers) -> dict[str, Conclusion]:
+        folder, ledger = question.folder, question.ledger
         is_owner, now_s = folder.is_owner(), time.time()
         conclusions = {}
-        for run_id in run_ids:
+        for run_id in question.run_ids:
             jobs = ledger.jobs.get(run_id, ())
             attempts = attempts_of(jobs[-1].job_id, answers.attempts) if jobs else ()
             evidence = Evidence(

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from jobs.planning.cluster import Kind
-from jobs.schedulers.answers import Answers, read_saved_rows
+from jobs.schedulers.answers import Answers, Question, read_saved_rows
 from jobs.schedulers.conclude import Conclusion
 from jobs.schedulers.local_scheduler import LocalScheduler
 from jobs.schedulers.scheduler import Scheduler
@@ -64,21 +64,25 @@ def read_states(
         *_damage_notice(LEDGER_NAME, ledger.damaged_lines, "jobs may be missing"),
         *_damage_notice(folder.accounting_file.name, damaged_rows, "states may be missing"),
     )
-    answers = scheduler.ask(folder, job_name, ledger, run_ids, saved)
+    question = Question(folder, job_name, ledger, run_ids, saved)
+    answers = scheduler.ask(question)
     if ledger.unconfirmed and not ledger.damaged_lines:
         what_next = f"squeue --name={job_name} shows which of its jobs exist"
         if ledger.open_tokens:
             what_next = "its jobs are on hold; sweep submit sends its runs again"
         notice = f"a submission of {len(ledger.unconfirmed)} runs was interrupted: {what_next}"
         answers = replace(answers, notices=(*answers.notices, notice))
-    return States(scheduler.conclude(folder, run_ids, ledger, answers), answers, damage)
+    return States(scheduler.conclude(question, answers), answers, damage)
 
 
-def last_states(folder: SweepFolder, scheduler: Scheduler, ledger: Ledger, run_ids: Sequence[str]) -> States:
+def last_states(
+    folder: SweepFolder, job_name: str, scheduler: Scheduler, ledger: Ledger, run_ids: Sequence[str]
+) -> States:
     """The states of some runs by the last answer of the scheduler, without a question to it."""
     saved, _ = read_saved_rows(folder.accounting_file)
     answers = Answers(attempts_by_job(saved))
-    return States(scheduler.conclude(folder, run_ids, ledger, answers), answers)
+    question = Question(folder, job_name, ledger, run_ids, saved)
+    return States(scheduler.conclude(question, answers), answers)
 
 
 def _damage_notice(name: str, numbers: Sequence[int], consequence: str) -> tuple[str, ...]:

@@ -60,6 +60,10 @@ class Job:
     # What was requested for it, by the names of submitit's parameters; None if that was not noted.
     request: Mapping[str, Any] | None = field(default=None, hash=False)
 
+    def may_be_on(self, cluster: str | None) -> bool:
+        """Whether the job is on this cluster, or one of the two is not known."""
+        return None in (cluster, self.cluster) or self.cluster == cluster
+
 
 @dataclass(frozen=True)
 class Ledger:

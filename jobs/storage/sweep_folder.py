@@ -227,14 +227,16 @@ class SweepFolder:
         """
         return self.path.stat().st_uid == os.geteuid()
 
-    def require_owner(self) -> None:
+    def require_owner(self, hint: str) -> None:
         """Checks that this user owns the folder, and so the jobs.
+
+        Args:
+            hint: What another user can do.
 
         Raises:
             UserError: Another user does.
         """
         if not self.is_owner():
-            hint = "choose another folder, with --root or $SWEEP_ROOT"
             raise UserError(f"{str(self.path)!r} belongs to another user, whose jobs these are", hint=hint)
 
     def owner_id(self) -> int | None:

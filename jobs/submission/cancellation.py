@@ -8,7 +8,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from disttrain.errors import UserError
 from jobs.planning.labels import Variation
 from jobs.planning.plan import count_runs
 from jobs.schedulers.states import read_states, scheduler_for
@@ -16,6 +15,7 @@ from jobs.slurm.states import State
 from jobs.storage import ledger
 from jobs.storage.run_lookup import find_runs, list_names
 from jobs.storage.sweep_folder import SweepFolder
+from jobs.submission.launch import write_errors
 from jobs.submission.messages import note, say
 
 
@@ -39,7 +39,7 @@ def choose(folder: SweepFolder, texts: Sequence[str], *, every: bool, dropped: b
     Raises:
         UserError: A text names no run, or the folder belongs to another user.
     """
-    folder.require_owner()
+    folder.require_owner("only its owner can cancel runs")
     plan = folder.plan()
     runs: Sequence[Mapping[str, Any]] = plan.runs
     if dropped:
@@ -79,10 +79,9 @@ def cancel_runs(folder: SweepFolder, runs: Sequence[Mapping[str, Any]]) -> None:
         known = scheduler.finish_interrupted(folder, ledger.read_ledger(folder.path), note)
         jobs = [known.jobs[run_id][-1] for run_id in run_ids if run_id in known.jobs]
         scheduler.check_here(jobs)
-        try:
+        with write_errors(folder, "nothing changed"):
             ledger.cancel(folder.path, run_ids, time.time())
-        except OSError as error:
-            raise UserError(f"{error.filename!r} cannot be written: {error.strerror}", hint="nothing changed") from None
-        scheduler.cancel(folder, jobs)
+        scheduler.cancel(jobs)
     names = list_names(list(map(Variation(plan.runs).name, runs)))
-    say(f"cancelled {count_runs(len(runs))}: {names}; sweep retry sends them again")
+    pronoun = "them" if len(runs) > 1 else "it"
+    say(f"cancelled {count_runs(len(runs))}: {names}; sweep retry sends {pronoun} again")

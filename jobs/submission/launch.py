@@ -55,7 +55,7 @@ def launch(
     scheduler = scheduler_for(plan.cluster.kind, os.environ, max_ranks=max_ranks, in_process=on_poll is not None)
     scheduler.require(plan.cluster.name)
     folder.create()
-    folder.require_owner()
+    folder.require_owner("choose another folder, with --root or $SWEEP_ROOT")
     with submission_lock(folder.path):
         folder.require_space(len(plan.runs))
         ledger = read_ledger(folder.path)

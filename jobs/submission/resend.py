@@ -39,7 +39,7 @@ def resend(folder: SweepFolder, texts: Sequence[str], *, from_start: bool) -> No
     Raises:
         UserError: A run has not ended, or is done and should resume; or the scheduler refuses a job.
     """
-    folder.require_owner()
+    folder.require_owner("only its owner can send runs again")
     plan = folder.plan()
     cluster, import_path = folder.read_request()
     scheduler = scheduler_for(plan.kind, os.environ)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from disttrain.errors import UserError
@@ -50,7 +51,8 @@ def select_runs(
         UserError: A damaged file hides that runs are done.
     """
     planned = [run.run_id for run in plan.runs]
-    states = _ask(folder, plan, scheduler, ledger, dropped)
+    ask = partial(_ask, folder, plan, scheduler, ledger, dropped)
+    states = ask()
     changed = _changed_requests(plan, ledger, states.conclusions)
     selection = _sort(planned, ledger, states.conclusions)
     # With a damaged line, the job or the last state of a run may be missing.
@@ -59,7 +61,7 @@ def select_runs(
     ]
     _check_unfinished(folder, doubtful, states.damage)
     if changed and replace:
-        states = _cancel_waiting(folder, plan, scheduler, ledger, dropped, changed)
+        states = _cancel_waiting(scheduler, changed, ask)
         selection = _sort(planned, ledger, states.conclusions)
     for notice in (*states.damage, *states.answers.notices):
         note(notice)
@@ -129,18 +131,13 @@ def _note_changed(changed: Mapping[str, tuple[Job, list[str]]]) -> None:
 
 
 def _cancel_waiting(
-    folder: SweepFolder,
-    plan: Plan,
-    scheduler: Scheduler,
-    ledger: Ledger,
-    dropped: Collection[str],
-    changed: Mapping[str, tuple[Job, list[str]]],
+    scheduler: Scheduler, changed: Mapping[str, tuple[Job, list[str]]], ask: Callable[[], States]
 ) -> States:
     """Cancels jobs that wait, and returns the states after that. A job that has started in between continues."""
-    scheduler.cancel(folder, [job for job, _ in changed.values()], only_pending=True)
+    scheduler.cancel([job for job, _ in changed.values()], only_pending=True)
     deadline = time.monotonic() + _REPLACE_WAIT_S
     while True:
-        states = _ask(folder, plan, scheduler, ledger, dropped)
+        states = ask()
         unsettled = [
             run_id for run_id in changed if states.conclusions[run_id].state in (State.PENDING, State.COMPLETING)
         ]

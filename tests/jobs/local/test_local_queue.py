@@ -384,22 +384,15 @@ def test_a_queue_that_slept_leaves_runs_that_were_submitted_again(sweep: SweepFo
 
 
 @pytest.mark.process
-def test_cancelled_runs_end(sweep: SweepFolder, tmp_path: Path) -> None:
-    """`sweep cancel` writes to the ledger; the queue ends the run, and the next one starts."""
+@pytest.mark.parametrize(("cancelled", "end"), [(["sleeps"], "COMPLETED"), (["succeeds", "sleeps"], "CANCELLED")])
+def test_cancelled_runs_end(cancelled: list[str], end: str, sweep: SweepFolder, tmp_path: Path) -> None:
+    """`sweep cancel` writes to the ledger. The queue ends a run that runs; one that waits never starts."""
     queue = started_queue(sweep, tmp_path, (sweep.run("sleeps") / "pid-1").exists)
-    ledger.cancel(sweep.path, ["sleeps"], 2.0)
+    ledger.cancel(sweep.path, cancelled, 2.0)
     queue.communicate(timeout=60)
     assert queue.returncode == 0
-    assert (final_states(sweep), remaining_processes(sweep)) == (["CANCELLED", "COMPLETED"], [])
-
-
-@pytest.mark.process
-def test_a_cancelled_run_that_waits_never_starts(sweep: SweepFolder, tmp_path: Path) -> None:
-    queue = started_queue(sweep, tmp_path, (sweep.run("sleeps") / "pid-1").exists)
-    ledger.cancel(sweep.path, ["succeeds", "sleeps"], 2.0)
-    queue.communicate(timeout=60)
-    assert (final_states(sweep), remaining_processes(sweep)) == (["CANCELLED", "CANCELLED"], [])
-    assert not (sweep.run("succeeds") / "pid-1").exists()
+    assert (final_states(sweep), remaining_processes(sweep)) == (["CANCELLED", end], [])
+    assert (sweep.run("succeeds") / "pid-1").exists() == (end == "COMPLETED")
 
 
 def test_two_submissions_in_one_second_have_different_jobs(tmp_path: Path) -> None:
