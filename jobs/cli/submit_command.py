@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
+import time
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -40,7 +41,7 @@ Replace = Annotated[
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Show the plan and submit nothing, like sweep plan.")]
 
 
-_MOST_FAILURES = 10  # attempts to send the rest, one after the other
+_MOST_FAILURES = 10  # failed attempts in a row to send the rest
 
 
 def submit(
@@ -103,33 +104,35 @@ def _submit_and_wait(
     with progress, Watch(folder, run_ids, stderr_console(), os.environ, poll_s) as watch:
         unsent = launch(plan, sweep, max_ranks=max_parallel, on_poll=watch.tick, replace=replace)
         try:
-            run_ids -= _send_rest(plan, sweep, unsent, watch)
+            never_sent = _send_rest(plan, sweep, unsent, watch, poll_s)
             watch.wait()
         except KeyboardInterrupt:
             watch.say(f"the jobs continue; sweep status {sweep.name} shows the progress")
             raise
-    print_ended(folder, run_ids, as_json=as_json)
+    print_ended(folder, run_ids - never_sent, as_json=as_json)
+    if never_sent:
+        raise typer.Exit(1)
 
 
-def _send_rest(plan: Plan, sweep: Sweep, unsent: frozenset[str], watch: Watch) -> frozenset[str]:
-    """Sends what did not fit, as runs end. Returns the runs that are left to a later submission of another shell."""
+def _send_rest(plan: Plan, sweep: Sweep, unsent: frozenset[str], watch: Watch, poll_s: float) -> frozenset[str]:
+    """Sends what did not fit, as runs end. Returns the runs that were never sent."""
     from jobs.submission.launch import launch_rest
 
     failures = 0
-    while unsent:
-        watch.wait_for_room(unsent)
+    rest: frozenset[str] | None = unsent
+    while rest:
         try:
-            rest = launch_rest(plan, sweep, unsent)
+            watch.wait_for_room(rest)
+            rest = launch_rest(plan, sweep, rest)
+            failures = 0
         except (UserError, OSError) as error:
             # A busy controller or disk must not end a command that waits overnight.
             failures += 1
             if failures == _MOST_FAILURES:
-                raise
+                watch.say(f"note: {error}; the runs that were not sent need another sweep submit")
+                return watch.leave_out_unsent()
             watch.say(f"note: {error}; another attempt follows")
-            continue
-        failures = 0
-        if rest is None:
-            watch.leave_out(unsent)
-            return unsent
-        unsent = rest
+            time.sleep(poll_s)
+    if rest is None:
+        return watch.leave_out_unsent()
     return frozenset()

@@ -99,7 +99,7 @@ class LocalQueue:
             jobs_by_run = ledger.read_ledger(self._folder.path).jobs
         except OSError:
             return  # the disk is not back yet
-        if not jobs_by_run:
+        if not ledger.size_bytes(self._folder.path):
             return  # nor is it mounted yet
         self._awake_s = now_s
         latest = {run_id: jobs[-1].job_id for run_id, jobs in jobs_by_run.items()}

@@ -13,7 +13,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from jobs.results.result import Result
 from jobs.results.status import Status, read_status
-from jobs.slurm.states import JobPhase
+from jobs.slurm.states import JobPhase, State
 from jobs.storage.sweep_folder import SweepFolder
 
 
@@ -44,7 +44,7 @@ class Watch(AbstractContextManager["Watch"]):
         self._last_query_s = float("-inf")
         self._states: dict[str, str] = {}
         self._notices: set[str] = set()
-        self._status = Status((), ())
+        self._status: Status | None = None  # the last answer
         self._progress = Progress(
             TextColumn("runs done"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
             TextColumn("{task.fields[now]}"), console=console, transient=True, disable=not console.is_terminal,
@@ -67,12 +67,12 @@ class Watch(AbstractContextManager["Watch"]):
     @property
     def finished(self) -> bool:
         """Whether every run had ended at the last query."""
-        results = self._awaited
-        return bool(results) and all(result.phase is JobPhase.FINISHED for result in results)
+        return self._status is not None and all(result.phase is JobPhase.FINISHED for result in self._awaited)
 
     @property
     def _awaited(self) -> list[Result]:
-        return [result for result in self._status.results if result.run_id in self._run_ids]
+        results = self._status.results if self._status is not None else ()
+        return [result for result in results if result.run_id in self._run_ids]
 
     def tick(self) -> None:
         """Queries the status if the interval is over, and prints the changes."""
@@ -112,9 +112,13 @@ class Watch(AbstractContextManager["Watch"]):
             sleep(min(self._poll_s, 0.5))
             self.tick()
 
-    def leave_out(self, run_ids: Collection[str]) -> None:
-        """Follows these runs no longer."""
-        self._run_ids = frozenset(self._run_ids) - frozenset(run_ids)
+    def leave_out_unsent(self) -> frozenset[str]:
+        """Queries the status, and follows the runs that have no job no longer. Returns their ids."""
+        self._last_query_s = float("-inf")
+        self.tick()
+        unsent = frozenset(result.run_id for result in self._awaited if result.state is State.NOT_SUBMITTED)
+        self._run_ids = frozenset(self._run_ids) - unsent
+        return unsent
 
     def _count_active(self, unsent: Collection[str]) -> int:
         """The number of runs that were sent and have not ended."""

@@ -115,10 +115,10 @@ def _release_left(
 ) -> None:
     """Releases jobs that are recorded, and whose submission ended before it released them."""
     here = cluster_name(environ=environ)
-    elsewhere = {array_of(job.job_id) for job in ledger.all_jobs() if not job.may_be_on(here)}
+    may_be_here = {array_of(job.job_id) for job in ledger.all_jobs() if job.may_be_on(here)}
     # A job that waits for a time or for another job does not say that it is on hold too.
     waiting = {array_of(job_id) for job_id, job in queue.items() if job.state.is_pending}
-    known = [job_id for job_id in ledger.held if job_id not in elsewhere]
+    known = [job_id for job_id in ledger.held if job_id in may_be_here]
     left = [job_id for job_id in known if job_id in waiting]
     if left:
         release(left, environ=environ)

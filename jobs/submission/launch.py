@@ -81,11 +81,11 @@ def launch_rest(plan: Plan, sweep: Sweep, unsent: frozenset[str]) -> frozenset[s
     Args:
         plan: The plan of the complete sweep.
         sweep: The sweep of the plan.
-        unsent: The ids of the runs. Those that were forgotten in the meantime are left out.
+        unsent: The ids of the runs. Those that plan.json has no longer are left out.
 
     Returns:
-        The ids of the runs that still do not fit. None if another submission has changed the sweep: they are its runs
-        now.
+        The ids of the runs that still do not fit. None if another submission has changed the sweep, so that they are
+        its runs now.
 
     Raises:
         UserError: As in `launch`.
@@ -96,8 +96,12 @@ def launch_rest(plan: Plan, sweep: Sweep, unsent: frozenset[str]) -> frozenset[s
         present = {run["run_id"]: run for run in folder.planned_runs()}
         rest = with_runs(plan, unsent & present.keys())
         cluster, import_path = folder.read_request()
+        if gone := len(unsent - present.keys()):
+            note(f"no longer planned, after another submission or sweep forget: {count_runs(gone)} that did not fit")
+        if not rest.runs:
+            return None
         if cluster != plan.cluster or any(_is_changed(run_json(run), present[run.run_id]) for run in rest.runs):
-            note("another submission has changed the sweep; sweep submit sends the runs that were not sent")
+            note("another submission has changed the sweep; sweep submit sends those runs that the file still has")
             return None
         ledger = scheduler.finish_interrupted(folder, read_ledger(folder.path), note)
         selection = select_runs(folder, rest, ledger, scheduler, (), replace=False)

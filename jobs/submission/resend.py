@@ -10,6 +10,7 @@ from typing import Any
 
 from disttrain.config.train_config import TrainConfig
 from disttrain.errors import UserError
+from disttrain.records.record_files import SUMMARY_NAME
 from jobs.planning.allocation import Allocation
 from jobs.planning.cluster import Cluster
 from jobs.planning.expand import RunSpec
@@ -67,7 +68,9 @@ def resend(folder: SweepFolder, texts: Sequence[str], *, from_start: bool) -> No
             with write_errors(folder, "nothing was sent; free some space, then try again"):
                 if from_start:
                     for run in chosen:
-                        kept[run["run_id"]] = keep_earlier(folder.run(run["run_id"]))
+                        run_dir = folder.run(run["run_id"])
+                        kept[run["run_id"]] = _next_folder(run_dir)
+                        _move_result(run_dir, kept[run["run_id"]])
                 prepare_runs(folder, chosen, import_path)
                 uncancel(folder.path, [run["run_id"] for run in chosen], time.time())
             say(f"{plan.sweep} on {plan.cluster}: sending {len(chosen)} of {len(plan.runs)} runs again")
@@ -94,14 +97,14 @@ def _batches(
             for overrides, members in _by_overrides(runs, ledger)
         ]
     except TypeError as error:
-        hint = "sweep forget RUN, then sweep submit"
+        hint = "sweep submit plans failed runs anew; sweep forget RUN removes a run with all its files"
         raise UserError(
             f"the runs were planned by another release: {error}", where=str(folder.path), hint=hint
         ) from None
 
 
 def _restore_unsent(folder: SweepFolder, kept: Mapping[str, Path], before: Ledger) -> None:
-    """Moves the results back of runs that were not sent: they are still the latest ones."""
+    """Moves the results back of runs that were not sent, also after an interrupted move: they are still the latest."""
     now = read_ledger(folder.path)
     for run_id, earlier in kept.items():
         is_sent = run_id in now.unconfirmed or len(now.jobs.get(run_id, ())) > len(before.jobs.get(run_id, ()))
@@ -109,11 +112,11 @@ def _restore_unsent(folder: SweepFolder, kept: Mapping[str, Path], before: Ledge
             continue
         run_dir = folder.run(run_id)
         try:
-            for path in earlier.iterdir():
+            for path in _summary_last(earlier):
                 path.replace(run_dir / path.name)
             earlier.rmdir()
         except OSError as error:
-            note(f"the earlier result of {run_id} is in {str(earlier)!r}: {error.strerror}")
+            note(f"the earlier result of {run_id} is, in part, in {str(earlier)!r}: {error.strerror}")
 
 
 def _chosen(
@@ -144,29 +147,24 @@ def _chosen(
     return runs
 
 
-def keep_earlier(run_dir: Path) -> Path:
-    """Moves all files of a run to ``earlier/<n>/``, n from 1, and returns that folder.
-
-    An error moves back what was moved.
-    """
+def _next_folder(run_dir: Path) -> Path:
+    """The folder for the files of the present result, ``earlier/<n>/`` with n from 1."""
     earlier = run_dir / _EARLIER
-    earlier.mkdir(parents=True, exist_ok=True)
-    files = [path for path in run_dir.iterdir() if path.name != _EARLIER]
-    numbers = [int(path.name) for path in earlier.iterdir() if path.name.isdecimal()]
-    target = earlier / str(max(numbers, default=0) + 1)
-    target.mkdir()
-    # The summary is last: until then the run is not repeated by a submission.
-    moved = []
-    try:
-        for path in sorted(files, key=lambda path: path.name == "summary.json"):
-            path.rename(target / path.name)
-            moved.append(path)
-    except BaseException:  # also Ctrl-C: the result would be incomplete
-        for path in moved:
-            (target / path.name).rename(path)
-        target.rmdir()
-        raise
-    return target
+    names = [path.name for path in earlier.iterdir()] if earlier.is_dir() else []
+    return earlier / str(max((int(name) for name in names if name.isdecimal()), default=0) + 1)
+
+
+def _move_result(run_dir: Path, target: Path) -> None:
+    """Moves all files of a run to a folder of ``earlier/``. The summary is last: until then the run counts as done."""
+    target.mkdir(parents=True)
+    for path in _summary_last(run_dir):
+        path.rename(target / path.name)
+
+
+def _summary_last(folder: Path) -> list[Path]:
+    """The files of a result, without earlier ones."""
+    files = [path for path in folder.iterdir() if path.name != _EARLIER]
+    return sorted(files, key=lambda path: path.name == SUMMARY_NAME)
 
 
 def _by_overrides(

@@ -5,9 +5,13 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
+from disttrain.errors import UserError
+from jobs.cli.submit_command import _send_rest
 from jobs.planning.plan import Plan
 from jobs.slurm.attempts import AccountingRow
 from jobs.slurm.states import State
@@ -51,3 +55,38 @@ def test_wait_reports_the_runs_of_this_submission(sweep: Sweep, queues: list[int
     assert sweep(*submit).exit_code == 0
     assert len(queues) == 2
     assert sweep("status", "--check").exit_code == 1
+
+
+@pytest.mark.parametrize(
+    ("answers", "attempts", "never_sent"),
+    [
+        ([{"b"}, set()], 2, set()),
+        ([UserError("busy"), {"a", "b"}, OSError("away"), set()], 4, set()),
+        ([None], 1, {"a", "b"}),  # another submission has changed the sweep
+        ([UserError("busy")] * 20, 10, {"a", "b"}),
+    ],
+)
+def test_what_did_not_fit_is_sent_later(
+    answers: list[Any], attempts: int, never_sent: set[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An error is tried again, with a pause; after ten in a row, the runs that were sent are still awaited."""
+    asked: list[frozenset[str]] = []
+
+    def launch_rest(_plan: Any, _sweep: Any, unsent: frozenset[str]) -> frozenset[str] | None:
+        asked.append(unsent)
+        answer = answers[len(asked) - 1]
+        if isinstance(answer, Exception):
+            raise answer
+        return None if answer is None else frozenset(answer)
+
+    monkeypatch.setattr("jobs.submission.launch.launch_rest", launch_rest)
+    paused: list[float] = []
+    monkeypatch.setattr("jobs.cli.submit_command.time.sleep", paused.append)
+    watch: Any = SimpleNamespace(
+        wait_for_room=lambda _: None, say=lambda _: None, leave_out_unsent=lambda: frozenset({"a", "b"})
+    )
+    nothing: Any = None
+    assert _send_rest(nothing, nothing, frozenset({"a", "b"}), watch, 7.0) == never_sent
+    assert len(asked) == attempts
+    errors = sum(isinstance(answer, Exception) for answer in answers[:attempts])
+    assert paused == [7.0] * min(errors, 9)

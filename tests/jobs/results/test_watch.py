@@ -135,3 +135,13 @@ def test_an_answer_from_before_a_submission_is_not_the_end(monkeypatch: pytest.M
         watch.tick()
         watch.wait(sleep)
     assert next(states, None) is None
+
+
+def test_runs_without_a_job_are_left_out(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Another submission has taken them over. If no run is left, the wait is over."""
+    rows = (make_result("1x1-a", state="NOT_SUBMITTED"), make_result("1x1-b", state="NOT_SUBMITTED"))
+    monkeypatch.setattr(jobs.results.watch, "read_status", lambda *_: Status(rows, ()))
+    with Watch(SweepFolder(tmp_path), {"1x1-a", "1x1-b"}, Console(file=io.StringIO()), {}, poll_s=0.0) as watch:
+        assert not watch.finished
+        assert watch.leave_out_unsent() == {"1x1-a", "1x1-b"}
+        watch.wait()

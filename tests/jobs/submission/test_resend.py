@@ -18,7 +18,7 @@ from jobs.storage.ledger import read_ledger
 from jobs.storage.sweep_folder import SweepFolder
 from jobs.submission.cancellation import cancel_runs, choose
 from jobs.submission.launch import launch
-from jobs.submission.resend import keep_earlier, resend
+from jobs.submission.resend import resend
 from tests.jobs.submission.fake_slurm import LOADED, Slurm, plan_of
 
 pytestmark = pytest.mark.process
@@ -185,21 +185,33 @@ def test_the_request_is_private(plan: Plan) -> None:
     assert SweepFolder(plan.folder).request_file.stat().st_mode & 0o077 == 0
 
 
-def test_an_interrupted_move_is_taken_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    names = ["metrics-rank00000.jsonl", "run.json", "summary.json"]
-    for name in names:
-        (tmp_path / name).write_text(name)
-    rename, moved = Path.rename, []
+@pytest.mark.parametrize("moment", ["before", "after"])
+@pytest.mark.parametrize("number", [1, 2, 3])
+def test_an_interrupted_move_is_taken_back(
+    moment: str, number: int, slurm: Slurm, plan: Plan, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ctrl-C before or after one of the three files was moved. The result is complete again."""
+    folder, run_id = SweepFolder(plan.folder), plan.runs[0].run_id
+    slurm.states["1_0"] = State.COMPLETED
+    (folder.run(run_id) / "metrics-rank00000.jsonl").touch()
+    (folder.run(run_id) / "summary.json").write_text('{"steps": 3}')
+    rename, calls = Path.rename, []
 
-    def stop_at_the_second(path: Path, target: Path) -> Path:
-        moved.append(path.name)
-        if len(moved) == 2:
+    def interrupted(path: Path, target: Path) -> Path:
+        calls.append(path.name)
+        if len(calls) == number and moment == "before":
             raise KeyboardInterrupt
-        return rename(path, target)
+        moved = rename(path, target)
+        if len(calls) == number:
+            raise KeyboardInterrupt
+        return moved
 
-    monkeypatch.setattr(Path, "rename", stop_at_the_second)
-    with pytest.raises(KeyboardInterrupt):
-        keep_earlier(tmp_path)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["earlier", *names]
-    kept = keep_earlier(tmp_path)
-    assert (kept.name, sorted(path.name for path in kept.iterdir())) == ("1", names)
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "rename", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            resend(folder, [run_id], from_start=True)
+    names = ["earlier", "metrics-rank00000.jsonl", "run.json", "summary.json"]
+    assert sorted(path.name for path in folder.run(run_id).iterdir()) == names
+    assert list((folder.run(run_id) / "earlier").iterdir()) == []
+    assert calls[2:] == ["summary.json"][: len(calls[2:])]
+    assert len(slurm.submitted) == 2

@@ -151,7 +151,9 @@ def test_the_rest_is_sent_unless_the_sweep_was_changed(
     assert len(slurm.submitted) == 2
 
 
-def test_a_forgotten_run_does_not_stop_the_rest(slurm: Slurm, tmp_path: Path) -> None:
+def test_a_forgotten_run_does_not_stop_the_rest(
+    slurm: Slurm, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     slurm.limit = 1
     plan = plan_of(tmp_path)
     unsent = launch(plan, LOADED, max_ranks=None)
@@ -160,6 +162,10 @@ def test_a_forgotten_run_does_not_stop_the_rest(slurm: Slurm, tmp_path: Path) ->
     slurm.limit = 10
     assert launch_rest(plan, LOADED, unsent) == frozenset()
     assert sorted(chain(*slurm.submitted[1:])) == sorted(unsent)[1:]
+    left = "note: no longer planned, after another submission or sweep forget: 1 run that did not fit\n"
+    assert left in capsys.readouterr().err
+    folder.remove_from_plan(unsent)
+    assert launch_rest(plan, LOADED, unsent) is None
 
 
 def test_arrays_are_not_larger_than_the_cluster_accepts(slurm: Slurm, tmp_path: Path) -> None:
