@@ -7,6 +7,9 @@ import io
 import sys
 from collections.abc import Collection
 
+# The exit status of a run that has saved its state and stopped, and that should be started again.
+STOPPED_STATUS = 85
+
 _LONGEST = 200  # characters of one value in a message
 
 
@@ -50,6 +53,22 @@ class FieldsError(UserError):
 
 class NewerAttempt(RuntimeError):
     """Another process has started this run again: this one must not write any more results."""
+
+
+class Stopped(BaseException):
+    """The ranks have stopped after a step because the job is about to end. Like KeyboardInterrupt, it is no error.
+
+    Args:
+        step: The last step.
+        terminated: Whether Slurm has asked the job to end, without a warning before.
+        problem: Why the step could not be saved; None if it was.
+    """
+
+    def __init__(self, step: int, *, terminated: bool, problem: str | None = None) -> None:
+        super().__init__(f"stopped after step {step}")
+        self.step = step
+        self.terminated = terminated
+        self.problem = problem
 
 
 class BrokenNode(RuntimeError):

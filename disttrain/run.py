@@ -16,7 +16,8 @@ from disttrain.config.run_id import run_id
 from disttrain.config.train_config import LINK, TrainConfig
 from disttrain.distributed.process_exit import exit_soon, leave_without_teardown
 from disttrain.environment.rank_env import RankEnv, choose_threads
-from disttrain.errors import BrokenNode, NewerAttempt, UserError, print_every_text
+from disttrain.environment.stop_signals import StopSignals
+from disttrain.errors import STOPPED_STATUS, BrokenNode, NewerAttempt, Stopped, UserError, print_every_text
 from disttrain.records import record_files
 from disttrain.records.run_folder import begin_run
 from disttrain.records.summary_types import Summary
@@ -66,15 +67,17 @@ def default_output_dir(config: TrainConfig, env: RankEnv, environ: Mapping[str, 
     return results_root(environ) / "torchrun" / run_id(env.allocation, config)
 
 
-def run(config: TrainConfig, env: RankEnv, output_dir: Path) -> Summary:
+def run(config: TrainConfig, env: RankEnv, output_dir: Path, stop_signals: StopSignals | None = None) -> Summary:
     """Runs one rank, and writes its records to `output_dir`; rank 0 also writes the summary.
 
     Args:
         config: The run's config, not yet resolved.
         env: This rank's place.
         output_dir: The run's folder, on a file system that all ranks share.
+        stop_signals: The stop signals of this process; None if the run does not act on them.
 
     Raises:
+        Stopped: The job is about to end, and all ranks have stopped after the same step.
         UserError: The config or the data are wrong.
         Exception: Any other failure. For each error except NewerAttempt the rank has written its failure record, if the
             folder can be written.
@@ -92,10 +95,15 @@ def run(config: TrainConfig, env: RankEnv, output_dir: Path) -> Summary:
     gc.disable()
     try:
         with _naming_the_extra():
-            summary = _run(config.resolved(), env, output_dir)
+            summary = _run(config.resolved(), env, output_dir, stop_signals)
         if env.world_size > 1:
             leave_without_teardown()
         return summary
+    except Stopped:
+        if env.world_size > 1:
+            # Rank 0 ends last and with the status: srun ends the job when a rank fails.
+            leave_without_teardown(STOPPED_STATUS if env.rank == 0 else 0)
+        raise
     except Exception as error:
         # After a NewerAttempt the folder belongs to the newer attempt: this one writes nothing.
         if not isinstance(error, NewerAttempt):
@@ -123,7 +131,7 @@ def _naming_the_extra() -> Iterator[None]:
         ) from error
 
 
-def _run(config: TrainConfig, env: RankEnv, output_dir: Path) -> Summary:
+def _run(config: TrainConfig, env: RankEnv, output_dir: Path, stop_signals: StopSignals | None) -> Summary:
     if config.setup is not None:
         env.check_setup(config.setup)
     config.check_world_size(env.world_size)
@@ -158,18 +166,24 @@ def _run(config: TrainConfig, env: RankEnv, output_dir: Path) -> Summary:
         checked = check_start(config, group)  # first: preparing data may take an hour, and broken ranks waste it
         if family is None:
             return run_link(group, output_dir, startup, checked.records, (*group.notices, *checked.notices))
-        return _train(config, family, startup, group, output_dir, checked)
+        return _train(config, family, startup, group, output_dir, checked, stop_signals)
 
 
 def _train(
-    config: TrainConfig, family: Family, startup: Startup, group: Group, output_dir: Path, checked: StartCheck
+    config: TrainConfig,
+    family: Family,
+    startup: Startup,
+    group: Group,
+    output_dir: Path,
+    checked: StartCheck,
+    stop_signals: StopSignals | None,
 ) -> Summary:
     from disttrain.training_run import open_checkpoints, prepare, train_and_summarise
 
     prepared = prepare(config, family, startup, group, output_dir)
-    checkpoints = open_checkpoints(config, group, output_dir)
+    checkpoints = open_checkpoints(config, group, output_dir, stop_signals)
     try:
-        return train_and_summarise(config, group, output_dir, prepared, checked, checkpoints)
+        return train_and_summarise(config, group, output_dir, prepared, checked, checkpoints, stop_signals)
     except Exception as error:
         # The ranks of an overtaken attempt lose their connections; such errors would mislead the newer attempt.
         overtaken = False

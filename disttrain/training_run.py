@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import gc
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,6 +26,7 @@ from disttrain.data.sources import import_readers
 from disttrain.distributed.device import choose_attention, gpu_uuid
 from disttrain.distributed.group import Group
 from disttrain.distributed.start_record import start_record
+from disttrain.environment.stop_signals import StopSignals
 from disttrain.errors import NewerAttempt, UserError, first_line
 from disttrain.measure.gather_steps import drop_old_exchanges, gather_figures, gather_measured_steps, gather_startups
 from disttrain.measure.nvml import gpu_settings
@@ -108,16 +111,21 @@ def prepare(config: TrainConfig, family: Family, startup: Startup, group: Group,
     return PreparedRun(model, optimizer, encoded, built, startup, notices)
 
 
-def open_checkpoints(config: TrainConfig, group: Group, output_dir: Path) -> CheckpointManager | None:
-    """The checkpoints of the run; None if it saves none."""
-    if config.checkpoint_every is None:
+def open_checkpoints(
+    config: TrainConfig, group: Group, output_dir: Path, stop_signals: StopSignals | None
+) -> CheckpointManager | None:
+    """The checkpoints of the run; None if it saves none: it has no interval, and is not stopped by signals."""
+    if config.checkpoint_every is None and stop_signals is None:
         return None
+    cadence = None
+    if config.checkpoint_every is not None:
+        cadence = parse_cadence(config.checkpoint_every)
     # The id leaves out the number of ranks, because a run may resume with a different number, and the folders of data
     # and pretrained weights, which may be moved: the state of the data identifies them.
     names: dict[str, Any] = {field: _name_of(getattr(config, field)) for field in PATH_FIELDS}
     identity = run_id("run", dataclasses.replace(config, **names))
     folder = output_dir / record_files.CHECKPOINTS_NAME
-    return CheckpointManager(folder, group, identity, parse_cadence(config.checkpoint_every))
+    return CheckpointManager(folder, group, identity, cadence)
 
 
 def _name_of(path: str | None) -> str | None:
@@ -134,6 +142,7 @@ def train_and_summarise(
     prepared: PreparedRun,
     checked: StartCheck,
     checkpoints: CheckpointManager | None,
+    stop_signals: StopSignals | None,
 ) -> Summary:
     """Trains from the latest checkpoint or from the beginning, and writes records, trained model and summary.
 
@@ -144,21 +153,24 @@ def train_and_summarise(
         prepared: The model and the data.
         checked: The result of the start check.
         checkpoints: The run's checkpoints; None if it saves none.
+        stop_signals: The stop signals of this process; None if it does not act on them.
 
     Returns:
         The summary. Rank 0's is the run's; the other ranks' are from their own records alone.
     """
     path = output_dir / record_files.metrics_name(group.env.rank)
     start = ResumePoint()
-    data = DataState(len(prepared.encoded.train), "")
+    # It takes a second for a million examples. A run that only saves when it is stopped needs it then.
+    data = functools.cache(functools.partial(_data_state, prepared, group))
+    if config.checkpoint_every is not None:
+        data()
     if checkpoints is not None:
-        data = _data_state(prepared, group)
         start = checkpoints.load(prepared.model, prepared.optimizer, data, path)
     if group.is_main:
         remove_results(output_dir, group.env.world_size)
     keeps_best = config.keep_best_model and group.is_main
     best = BestModel(prepared.model, start.progress.best, keep=keeps_best)
-    _train(config, group, prepared, path, checked, checkpoints, data, start, best)
+    _train(config, group, prepared, path, checked, checkpoints, stop_signals, data, start, best)
     summary = _summarise(config, group, prepared.startup, path)
     # srun ends a job two minutes after its first rank has left, and a large model may take longer to save.
     with group.main_first():
@@ -195,7 +207,8 @@ def _train(
     path: Path,
     checked: StartCheck,
     checkpoints: CheckpointManager | None,
-    data: DataState,
+    stop_signals: StopSignals | None,
+    data: Callable[[], DataState],
     start: ResumePoint,
     best: BestModel,
 ) -> None:
@@ -229,6 +242,7 @@ def _train(
                 writer,
                 shared=exchange.shared,
                 checkpoints=checkpoints,
+                stop_signals=stop_signals,
                 data=data,
                 start=start,
                 startup=prepared.startup,

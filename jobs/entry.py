@@ -8,14 +8,19 @@ import json
 import os
 import signal
 import sys
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from disttrain.config.train_config import TrainConfig, is_own_family
 from disttrain.environment.rank_env import RankEnv
+from disttrain.environment.stop_signals import StopSignals
 from disttrain.environment.variables import parse_count
+from disttrain.errors import STOPPED_STATUS, Stopped, UserError
+from disttrain.records.attempt_log import ResumePolicy
 from disttrain.records.record_files import write_failure
+from jobs.resumption import begin_attempt, end_attempt
 
 
 @dataclass(frozen=True)
@@ -33,6 +38,7 @@ class RankTask:
         visible_gpus: The value of CUDA_VISIBLE_DEVICES; None for the scheduler's value.
         threads: The number of torch threads of this rank, unless the user's environment sets OMP_NUM_THREADS; None for
             the default, which follows the scheduler's cores.
+        resume: How the run resumes after its job was ended; None outside Slurm.
     """
 
     run_dir: str
@@ -41,9 +47,12 @@ class RankTask:
     folded: bool = False
     visible_gpus: str | None = None
     threads: int | None = None
+    resume: ResumePolicy | None = None
 
     def __call__(self) -> None:
+        began_s = time.monotonic()
         _restore_signals()
+        stop_signals = StopSignals() if self.resume is not None else None
         if self.visible_gpus is not None:
             # submitit's local executor sets it to the first GPUs of the machine, even if other runs use them.
             os.environ["CUDA_VISIBLE_DEVICES"] = self.visible_gpus
@@ -62,6 +71,8 @@ class RankTask:
             description = json.loads((run_dir / "run.json").read_text(encoding="utf-8"))
             setup = f"{self.nodes}x{self.gpus_per_node}"
             config = dataclasses.replace(TrainConfig(**description["train"]), setup=setup)
+            if self.resume is not None and env.rank == 0:
+                begin_attempt(run_dir, str(env.job_id), self.resume, os.environ)
         except Exception as error:
             write_failure(run_dir, _likely_rank(os.environ), error)  # `run` writes its own failures
             raise
@@ -70,8 +81,21 @@ class RankTask:
             # Other runs must import nothing from them: libraries try optional packages, and a stray pydot.py next to
             # the sweep would be one.
             folders = description.get("import_path", ())
-        with _importing_from(folders):
-            run(config, env, run_dir)
+        try:
+            with _importing_from(folders):
+                run(config, env, run_dir, stop_signals)
+        except Stopped as stopped:
+            if self.resume is not None and env.rank == 0:
+                self._end_attempt(stopped, self.resume, env, began_s)
+
+    def _end_attempt(self, stopped: Stopped, policy: ResumePolicy, env: RankEnv, began_s: float) -> None:
+        """Rank 0 of a run that has stopped: starts the next attempt, or leaves the reason why there is none."""
+        try:
+            end_attempt(stopped, Path(self.run_dir), str(env.job_id), policy, began_s, os.environ)
+        except UserError as error:
+            write_failure(Path(self.run_dir), env.rank, error)
+            print(f"note: {error}", flush=True)
+            sys.exit(STOPPED_STATUS)
 
 
 @contextlib.contextmanager
@@ -95,8 +119,7 @@ def _restore_signals() -> None:
     """Removes submitit's signal handlers, with which a rank ignores SIGTERM until Slurm sends SIGKILL 30 s later.
 
     USR2 warns of the time limit or of a preemption. With submitit's handler it would end only rank 0, in the middle of
-    a step, and the other ranks would wait in an all-reduce. Here the run continues until it is killed. Its next attempt
-    resumes from the last checkpoint.
+    a step, and the other ranks would wait in an all-reduce.
     """
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     signal.signal(signal.SIGCONT, signal.SIG_DFL)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -73,17 +73,19 @@ class CheckpointManager:
         folder: The checkpoint folder.
         group: The ranks.
         identity: The id of the run, which a checkpoint must match.
-        cadence: How often to save.
+        cadence: How often to save; None for a run that saves only when it is stopped.
 
     Attributes:
         saves_at_due: Whether to call `save` at the next due step, before `decide`.
     """
 
-    def __init__(self, folder: Path, group: Group, identity: str, cadence: Cadence) -> None:
+    def __init__(self, folder: Path, group: Group, identity: str, cadence: Cadence | None) -> None:
         self._folder = folder
         self._group = group
         self._identity = identity
-        self._schedule = SaveSchedule(cadence, on_gpu=group.device.type == "cuda")
+        self._schedule: SaveSchedule | None = None
+        if cadence is not None:
+            self._schedule = SaveSchedule(cadence, on_gpu=group.device.type == "cuda")
         self._versions = versions()
         self._writer: CheckpointWriter | None = None
         attempt = 0
@@ -108,13 +110,15 @@ class CheckpointManager:
         """
         files.check_owner(self._folder, self._attempt)
 
-    def load(self, model: nn.Module, optimizer: torch.optim.Optimizer, data: DataState, records: Path) -> ResumePoint:
+    def load(
+        self, model: nn.Module, optimizer: torch.optim.Optimizer, data: Callable[[], DataState], records: Path
+    ) -> ResumePoint:
         """Restores model, optimizer and random generators from the latest intact checkpoint.
 
         Args:
             model: The model as it was built, on its device.
             optimizer: The optimizer of the model.
-            data: The state of the data.
+            data: Returns the state of the data; every rank calls it, or none.
             records: The path of this rank's record file from the previous attempt.
 
         Returns:
@@ -144,7 +148,7 @@ class CheckpointManager:
             )
         state = files.load(self._folder, manifest)
         _check_recipe(state.get("recipe_version", FIRST_VERSION), self._folder)
-        _restore(state, model, optimizer, data)
+        _restore(state, model, optimizer, data())
         best = state.get("best", {})
         if not self._group.is_main:
             best.pop("weights", None)  # rank 0 saves the model
@@ -187,6 +191,8 @@ class CheckpointManager:
             model: The model.
             keeps_best: Whether checkpoints have the weights of the best evaluation too.
         """
+        if self._schedule is None:
+            return
         size_bytes = _size_bytes(model, keeps_best=keeps_best)
         steps, self.saves_at_due = self._schedule.begin(start.step, time.monotonic(), size_bytes)
         self._due = start.step + steps
@@ -232,6 +238,7 @@ class CheckpointManager:
 
     def decide(self, step: int) -> None:
         """Decides at a due step when the next one is due, and whether to save then."""
+        assert self._schedule is not None  # no step is due without one
         decision = self._schedule.next(step, time.monotonic(), saved=self.saves_at_due)
         # Rank 0's clock decides for all ranks. They wait for its message, on a GPU the host too, but only at due steps.
         steps, self.saves_at_due = self._group.broadcast_from_main(decision)
@@ -250,15 +257,22 @@ class CheckpointManager:
             cost_s = outcome.blocked_ms / 1000
             if self._group.device.type == "cpu":
                 cost_s += outcome.write_s  # the writing takes cores from training; on a GPU only the copy costs time
-            self._schedule.note_cost(cost_s)
+            if self._schedule is not None:
+                self._schedule.note_cost(cost_s)
         return [CheckpointRecord(**dataclasses.asdict(outcome)) for outcome in outcomes]
 
-    def end(self, writer: RecordWriter) -> None:
-        """Waits for the last write, and checks that this attempt still owns the run."""
+    def end(self, writer: RecordWriter) -> list[CheckpointRecord]:
+        """Waits for the last write, and checks that this attempt still owns the run.
+
+        Returns:
+            The records of the checkpoints that were written or failed since the last call of `outcomes`.
+        """
         if self._writer is not None:
             self._writer.wait()
             self.check_owner()
-        writer.write(self.outcomes())
+        outcomes = self.outcomes()
+        writer.write(outcomes)
+        return outcomes
 
     def clear(self) -> None:
         """Removes the checkpoints of a successful run."""

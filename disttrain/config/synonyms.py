@@ -101,6 +101,8 @@ _ANSWERS: Mapping[Place | None, Mapping[str, str]] = {
             "mem memory mem_per_gpu mem_per_node mem_per_cpu memory_gb memory_per_gpu memory_per_node memory_per_cpu",
         "write cpus_per_gpu, the CPU cores of each rank": "cpus num_cpus cpus_per_node cores cores_per_gpu",
         "write gpu_request: gres, which requests the GPUs of the allocation": "gres",
+        "write requeue: off": "no_requeue",
+        "write warning_s, the seconds between Slurm's warning and the time limit": "signal",
     },
     None: {
         "drop it: every step is recorded":

@@ -12,12 +12,15 @@ _EXIT_S = 15.0  # the most time that a failed rank takes to end
 _STDERR = 2  # the descriptor: sys.stderr may be replaced by an object without one
 
 
-def leave_without_teardown() -> None:
+def leave_without_teardown(status: int = 0) -> None:
     """Lets a finished rank exit without the interpreter's teardown, unless an exception follows.
 
     During teardown, a thread of torch may outlive its owner ("terminate called without an active exception"). This
     happened occasionally with four gloo ranks. The rank then counts as failed, and the launcher ends the other ranks
     before they have finished.
+
+    Args:
+        status: The exit status.
     """
     failed, original_hook = False, sys.excepthook
 
@@ -30,7 +33,7 @@ def leave_without_teardown() -> None:
         if not failed:
             sys.stdout.flush()
             sys.stderr.flush()
-            os._exit(0)
+            os._exit(status)
 
     sys.excepthook = note_failure
     atexit.register(exit_now)

@@ -18,6 +18,8 @@ from disttrain.data.batches import Batch, GlobalBatches, Indices, RankStep, load
 from disttrain.data.digest import DataState
 from disttrain.distributed.group import Group
 from disttrain.distributed.shared_memory import SharedMean
+from disttrain.environment.stop_signals import StopSignals
+from disttrain.errors import Stopped
 from disttrain.measure.clock_offset import clock_offset
 from disttrain.measure.phase_timer import PhaseTimer
 from disttrain.measure.startup import Startup
@@ -31,6 +33,7 @@ from disttrain.training.evaluation import eval_due, evaluate, loss_sum
 from disttrain.training.optimizer import lr_factor
 from disttrain.training.precision import LossScaler, autocast
 from disttrain.training.step_writer import StepWriter
+from disttrain.training.stop_agreement import StopAgreement
 
 
 class TrainingLoop:
@@ -47,7 +50,8 @@ class TrainingLoop:
         writer: The writer of this rank's records.
         shared: The memory in which the ranks exchange gradients; None for all-reduces of the backend.
         checkpoints: The run's checkpoints; None if it saves none.
-        data: The state of the data, which checkpoints have.
+        stop_signals: The stop signals of this process; None if it does not act on them.
+        data: Returns the state of the data, which checkpoints have.
         start: Where to begin; model and optimizer are in the state of that moment.
         startup: The start of this process.
         take_samples: Returns the telemetry sampled since its last call.
@@ -67,7 +71,8 @@ class TrainingLoop:
         *,
         shared: SharedMean | None,
         checkpoints: CheckpointManager | None,
-        data: DataState,
+        stop_signals: StopSignals | None,
+        data: Callable[[], DataState],
         start: ResumePoint,
         startup: Startup,
         take_samples: Callable[[], list[TelemetryRecord]],
@@ -110,6 +115,8 @@ class TrainingLoop:
             self._other_records,
             stop_on_non_finite=config.stop_on_non_finite,
         )
+        self._stop_signals = stop_signals
+        self._saved_step = 0
         self._began_s = self._eval_s = 0.0
 
     def run(self) -> EndRecord:
@@ -117,8 +124,20 @@ class TrainingLoop:
 
         Returns:
             The end record, to be written after all others.
+
+        Raises:
+            Stopped: The ranks were asked to stop, and have saved a checkpoint.
         """
         self._warm_up()
+        if self._stop_signals is None:
+            self._train(None)
+        else:
+            agreement = StopAgreement(self._stop_signals, self._group, self._start.position.step)
+            with self._stop_signals.catching_termination():
+                self._train(agreement)
+        return self._finish()
+
+    def _train(self, agreement: StopAgreement | None) -> None:
         batches = self._load_batches()
         self._began_s = time.perf_counter()
         self._timer.restart()
@@ -135,8 +154,9 @@ class TrainingLoop:
                 self._evaluate(step.step)
             # After the evaluation of the same step: a run that resumes here must have its record.
             if self._checkpoints is not None and self._checkpoints.is_due(step.step):
-                self._save(self._checkpoints, step)
-        return self._finish()
+                self._save_if_due(self._checkpoints, step)
+            if agreement is not None and step.step < self._steps:
+                self._stop_if_agreed(agreement, step)
 
     def _warm_up(self) -> None:
         """Prepares the first step: DDP's buckets, the first checkpoint's schedule, the clock offset, cross-check."""
@@ -210,15 +230,37 @@ class TrainingLoop:
         self._eval_s += record.elapsed_s
         self._timer.restart()
 
-    def _save(self, checkpoints: CheckpointManager, step: RankStep) -> None:
+    def _save_if_due(self, checkpoints: CheckpointManager, step: RankStep) -> None:
         """Saves a checkpoint if one is due, and gets rank 0's decision on the next one."""
         if checkpoints.saves_at_due:
-            self._step_writer.flush()
-            progress = Progress(step.end, self._train_s(), self._scaler.state(), self._best.state())
-            broadcast_buffers(self._model, self._group)
-            checkpoints.save(progress, self._model, self._optimizer, self._data, self._writer)
+            self._save(checkpoints, step)
         checkpoints.decide(step.step)
         self._timer.restart()
+
+    def _save(self, checkpoints: CheckpointManager, step: RankStep) -> None:
+        self._step_writer.flush()
+        progress = Progress(step.end, self._train_s(), self._scaler.state(), self._best.state())
+        broadcast_buffers(self._model, self._group)
+        checkpoints.save(progress, self._model, self._optimizer, self._data(), self._writer)
+        self._saved_step = step.step
+
+    def _stop_if_agreed(self, agreement: StopAgreement, step: RankStep) -> None:
+        """Saves a checkpoint and leaves the loop, if a rank was asked to stop.
+
+        Raises:
+            Stopped: A rank was.
+        """
+        cause = agreement.cause(step.step)
+        self._timer.restart()
+        if cause is None:
+            return
+        problem = None
+        if self._checkpoints is not None:
+            if self._saved_step != step.step:
+                self._save(self._checkpoints, step)
+            problem = next((outcome.error for outcome in self._checkpoints.end(self._writer) if outcome.error), None)
+        self._group.barrier()  # rank 0 holds the store of the others, and ends the job next
+        raise Stopped(step.step, terminated=cause == "termination", problem=problem)
 
     def _finish(self) -> EndRecord:
         self._step_writer.end()

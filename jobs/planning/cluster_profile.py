@@ -17,6 +17,7 @@ from disttrain.config.unknown_key import suggest_key
 from disttrain.config.value_errors import describe_value_error
 from disttrain.config.yaml_nodes import dotted
 from disttrain.errors import UserError, shorten
+from disttrain.records.attempt_log import Requeue, ResumePolicy
 from jobs.planning.sbatch_options import PLANNED_OPTIONS
 from jobs.planning.yaml_file import Document, load_yaml
 
@@ -56,6 +57,17 @@ class ClusterProfile(BaseModel):
     )
     max_array_size: int = Field(1000, ge=1, description="tasks of one job array, at most MaxArraySize - 1")
     max_running: int | None = Field(None, ge=1, description="tasks of one job array that run at the same time")
+    requeue: Requeue = Field(
+        "slurm",
+        description="how a run resumes after a time limit or a preemption: slurm (its job requeues itself), chain (its"
+        " job submits the next one) or off (the next sweep submit resumes it)",
+    )
+    warning_s: int = Field(
+        120, ge=10, le=65535, description="seconds between Slurm's warning, at which a run saves, and the time limit"
+    )
+    max_timeouts: int = Field(10, ge=0, description="time limits after which a run still resumes by itself")
+    max_preemptions: int = Field(20, ge=0, description="preemptions after which a run still resumes by itself")
+    max_node_failures: int = Field(3, ge=0, description="node failures after which a run still resumes by itself")
     sbatch: dict[str, str | int | float | bool] = Field(
         default_factory=dict, description="any other option of sbatch: {mail-type: END}"
     )
@@ -64,6 +76,19 @@ class ClusterProfile(BaseModel):
     def time_min(self) -> int:
         """The time limit in minutes, rounded up as in Slurm."""
         return -(-parse_time_s(self.time) // 60)
+
+    @property
+    def resume_policy(self) -> ResumePolicy:
+        """How the runs resume. With a short time limit, the warning comes in its last quarter."""
+        time_limit_s = 60 * self.time_min
+        return ResumePolicy(
+            self.requeue,
+            time_limit_s,
+            min(self.warning_s, time_limit_s // 4),
+            self.max_timeouts,
+            self.max_preemptions,
+            self.max_node_failures,
+        )
 
 
 def parse_time_s(text: str) -> int:

@@ -160,6 +160,7 @@ def slurm_parameters(name: str, allocation: Allocation, cluster: ClusterProfile)
         "ntasks_per_node": gpus,
         "cpus_per_task": cluster.cpus_per_gpu,
         "time": cluster.time_min,
+        "signal_delay_s": cluster.resume_policy.warning_s,
         "wckey": None,  # else submitit sets its own wckey, which some sites refuse
         # Slurm 22.05 and 23.02 do not pass --cpus-per-task to srun: each rank would get one core.
         "srun_args": [
@@ -171,7 +172,10 @@ def slurm_parameters(name: str, allocation: Allocation, cluster: ClusterProfile)
         ],
         "setup": setup_lines(cluster),
         # submitit writes true as --option without a value. false has no option: it removes the value of the profile.
-        "additional_parameters": {key: value for key, value in cluster.sbatch.items() if value is not False} or None,
+        "additional_parameters": {
+            "requeue" if cluster.requeue == "slurm" else "no-requeue": True,
+            **{key: value for key, value in cluster.sbatch.items() if value is not False},
+        },
     }
     parameters |= _gpu_parameters(cluster, gpus)
     if cluster.memory_gb_per_gpu is not None:
@@ -188,10 +192,13 @@ def slurm_parameters(name: str, allocation: Allocation, cluster: ClusterProfile)
 def request_of(group: JobGroup) -> dict[str, Any]:
     """What is requested for each run of a group, to compare it with a later plan. Lines of `setup` are a digest only.
 
-    The limit of tasks that run at the same time is not part of it.
+    The limit of tasks that run at the same time, and jobs to wait for, are not part of it.
     """
     left_out = ("job_name", "wckey", "srun_args", "array_parallelism")
     request = {name: value for name, value in group.parameters.items() if name not in left_out}
+    if options := request.get("additional_parameters"):
+        # A job that follows another one requests the same otherwise.
+        request["additional_parameters"] = {key: value for key, value in options.items() if key != "dependency"}
     if group.parameters:
         request["python"] = compute_python(group.profile)
     if "setup" in request:

@@ -10,6 +10,7 @@ from collections.abc import Collection, Mapping
 PLANNED_OPTIONS = frozenset({
     "nodes", "ntasks", "ntasks-per-node", "cpus-per-task", "gpus", "gpus-per-node", "gpus-per-task", "tres-per-task",
     "gres", "array", "job-name", "output", "error", "open-mode", "time", "partition", "account", "qos", "constraint",
+    "requeue", "no-requeue", "signal",
 })  # fmt: skip
 # The keys of a profile with an option of the same meaning, and the variable that is their default.
 USER_DEFAULTS = {
@@ -18,7 +19,7 @@ USER_DEFAULTS = {
 }  # fmt: skip
 
 # A variable never sets these: the plan decides, sbatch must not wait, and sacct is asked about one cluster.
-_NEVER = (PLANNED_OPTIONS - USER_DEFAULTS.keys()) | {"cpus-per-gpu", "signal", "wait", "clusters"}
+_NEVER = (PLANNED_OPTIONS - USER_DEFAULTS.keys()) | {"cpus-per-gpu", "wait", "clusters"}
 # Variables that are not named after their option.
 _OPTIONS = {
     "SBATCH_ARRAY_INX": "array",

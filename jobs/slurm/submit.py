@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NoReturn
 
 from disttrain.errors import UserError
+from disttrain.records.attempt_log import ResumePolicy
 from jobs.entry import RankTask
 from jobs.environ import clean_environ
 from jobs.planning.expand import RunSpec
@@ -215,7 +216,7 @@ def _sbatch(plan: Plan, group: JobGroup, token: str) -> list[str]:
 
     executor = SlurmExecutor(folder=plan.log_folder, python=compute_python(group.profile))
     executor.update_parameters(**group.parameters)
-    tasks = [rank_task(plan, run) for run in group.runs]
+    tasks = [rank_task(plan, run, group.profile.resume_policy if group.profile else None) for run in group.runs]
     # submitit prints the output of sbatch after a refusal; our one-line error already has it.
     options = group.profile.sbatch if group.profile else ()
     overruled = overruled_variables(os.environ, plan.script(group), options)
@@ -278,10 +279,11 @@ def _reason(error: Exception) -> str:
     return "; ".join(lines) or type(error).__name__
 
 
-def rank_task(plan: Plan, run: RunSpec) -> RankTask:
-    """The task that each rank of the run executes."""
+def rank_task(plan: Plan, run: RunSpec, resume: ResumePolicy | None) -> RankTask:
+    """The task that each rank of the run executes, and how the run resumes."""
     return RankTask(
         run_dir=str(SweepFolder(plan.folder).run(run.run_id)),
         nodes=run.allocation.nodes,
         gpus_per_node=run.allocation.gpus_per_node,
+        resume=resume,
     )

@@ -14,6 +14,7 @@ from typing import Any
 
 from disttrain.errors import UserError, shorten, suggest_name
 from disttrain.records.atomic_write import write_text
+from disttrain.records.attempt_log import ATTEMPTS_NAME
 from disttrain.records.json_values import DamagedFile, check_fields, damaged, read_object, to_json
 from disttrain.records.record_files import SUMMARY_NAME, failure_name, metrics_name
 from disttrain.records.versions import versions
@@ -309,8 +310,9 @@ def prepare_runs(folder: SweepFolder, runs: Sequence[Mapping[str, Any]], import_
 
 
 def _remove_results(run_dir: Path, world_size: int) -> None:
-    """Removes the summary, the failures and, unless it can resume, the records of an earlier attempt of a run."""
-    (run_dir / SUMMARY_NAME).unlink(missing_ok=True)
+    """Removes the summary, the failures, the log of attempts and, unless it can resume, the records of a run."""
+    for name in (SUMMARY_NAME, ATTEMPTS_NAME):
+        (run_dir / name).unlink(missing_ok=True)
     resumes = has_checkpoint(run_dir)
     for rank in range(world_size):
         (run_dir / failure_name(rank)).unlink(missing_ok=True)

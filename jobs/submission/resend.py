@@ -56,7 +56,7 @@ def resend(folder: SweepFolder, texts: Sequence[str], *, from_start: bool) -> No
         if not chosen:
             say(f"nothing to send: no run of {plan.sweep} on {plan.cluster} has failed or was cancelled")
             return
-        batches = _batches(folder, plan.sweep, cluster, chosen, ledger)
+        batches = plans_of(folder, plan.sweep, cluster, chosen, ledger)
         for batch, _ in batches:
             ids = {run.run_id for run in batch.runs}
             note_timeouts(folder, batch, ledger, set() if from_start else ids, states.conclusions)
@@ -80,7 +80,7 @@ def resend(folder: SweepFolder, texts: Sequence[str], *, from_start: bool) -> No
             _restore_unsent(folder, kept, ledger)
 
 
-def _batches(
+def plans_of(
     folder: SweepFolder, sweep_name: str, cluster: Cluster, runs: Sequence[Mapping[str, Any]], ledger: Ledger
 ) -> list[tuple[Plan, Mapping[str, str]]]:
     """The plans of these runs, one for each ``--set`` of their latest submissions, with which the file yields them.

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
+import multiprocessing
 import statistics
 import time
 from collections.abc import Callable
+from multiprocessing.queues import SimpleQueue
 from pathlib import Path
 
 import torch
@@ -15,12 +18,15 @@ from disttrain.config.train_config import TrainConfig
 from disttrain.data.batches import BEGINNING, RankStep
 from disttrain.distributed.group import Group
 from disttrain.environment.rank_env import RankEnv
+from disttrain.environment.stop_signals import StopSignals
 from disttrain.measure.phase_timer import PhaseTimer, StepPhase
 from disttrain.measure.startup import Startup
 from disttrain.measure.telemetry import Sampler
 from disttrain.records.record_files import RecordWriter, encode
+from disttrain.training import stop_agreement
 from disttrain.training.ddp import wrap_ddp
 from disttrain.training.step_writer import StepWriter
+from disttrain.training.stop_agreement import StopAgreement
 
 CPU = torch.device("cpu")
 PHASES: tuple[StepPhase, ...] = ("data", "forward", "backward", "optimizer")
@@ -95,6 +101,32 @@ def bucket_us() -> float:
         return statistics.median(added_s) / timed.buckets() * 1e6
     finally:
         dist.destroy_process_group()
+
+
+def stop_check_us() -> float:
+    """The cost of one check for stop signals, an all-reduce between two ranks on this host."""
+    context = multiprocessing.get_context("spawn")
+    results: SimpleQueue[float] = context.SimpleQueue()
+    store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    ranks = [context.Process(target=_check_for_stop, args=(rank, store.port, results)) for rank in range(2)]
+    for process in ranks:
+        process.start()
+    for process in ranks:
+        process.join()
+    return results.get()
+
+
+def _check_for_stop(rank: int, port: int, results: SimpleQueue[float]) -> None:
+    store = dist.TCPStore("127.0.0.1", port, wait_for_workers=False)
+    dist.init_process_group("gloo", store=store, rank=rank, world_size=2)
+    stop_agreement.CHECK_EVERY_S = 0.0  # so that it checks after each step
+    steps = itertools.count(1)
+    group = Group(RankEnv(rank=rank, world_size=2, local_world_size=2), CPU, "gloo", ("localhost",) * 2, False)
+    agreement = StopAgreement(StopSignals(), group, 0)
+    cost_us = _per_call_us(lambda: agreement.cause(next(steps)), _SLOW_CALLS)
+    if rank == 0:
+        results.put(cost_us)
+    dist.destroy_process_group()
 
 
 class _WrappedModel:

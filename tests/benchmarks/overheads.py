@@ -16,6 +16,7 @@ import typer
 from disttrain.records.record_files import metrics_name, read_records
 from disttrain.records.record_types import CrossCheckRecord, ExchangeRecord, StepRecord
 from disttrain.training.step_writer import FLUSH_EVERY_S
+from disttrain.training.stop_agreement import CHECK_EVERY_S
 from tests.benchmarks import callcosts, store, tables
 from tests.benchmarks.cells import BenchmarkError
 from tests.benchmarks.contenders import REPOSITORY
@@ -165,6 +166,9 @@ def _costs(folder: Path, step_ms: float, buckets: int) -> tuple[Cost, ...]:
         Cost("timing", "the end of a step", callcosts.end_step_us(), 1),
         Cost("records", "reading a step's times, writing its record", record_us, 1),
         Cost("telemetry", "a sample and its record", callcosts.sample_us(), step_ms / 1000 / TELEMETRY_EVERY_S),
+        Cost(
+            "resuming", "a check for stop signals", callcosts.stop_check_us(), min(1.0, step_ms / 1000 / CHECK_EVERY_S)
+        ),
         Cost("probes", "a bucket in DDP's hook", callcosts.bucket_us(), buckets, probes=True),
         Cost("probes", "the record of a step's buckets", exchange_us, 1, probes=True),
     )
@@ -186,9 +190,10 @@ def parts(measured: Mapping[str, Sequence[Repetition]]) -> tables.Grid:
         "The share of the step is cost of a call x calls per step / step time. Each call is measured with nothing else"
         " running, and the step in a real run. Telemetry is sampled every"
         f" {TELEMETRY_EVERY_S:g} s on ranks without a GPU: NVML's calls are not included. Records are written every"
-        f" {FLUSH_EVERY_S:g} s, for all steps of that time together. Probes are what `detailed_timing` adds. The cost"
-        " of the hook is measured in a process group of one rank, against DDP's own exchange without a hook. Median"
-        " over the repetitions [minimum to maximum]."
+        f" {FLUSH_EVERY_S:g} s, for all steps of that time together. The check for stop signals, every"
+        f" {CHECK_EVERY_S:g} s, is an all-reduce between two ranks of this host. Probes are what `detailed_timing`"
+        " adds. The cost of the hook is measured in a process group of one rank, against DDP's own exchange without a"
+        " hook. Median over the repetitions [minimum to maximum]."
     )
     return tables.Grid(
         "Each part", note, ("work", "part", "call", "us per call", "calls per step", "share of the step"), tuple(rows)

@@ -16,6 +16,8 @@ from disttrain.config.train_config import TrainConfig
 from disttrain.data.batches import RankStep
 from disttrain.distributed.group import Group
 from disttrain.environment.rank_env import RankEnv
+from disttrain.environment.stop_signals import StopSignals
+from disttrain.errors import Stopped
 from disttrain.run import run
 from disttrain.training.loop import TrainingLoop
 
@@ -48,3 +50,19 @@ def die_in(step: int, rank: int, config: TrainConfig, env: RankEnv, output_dir: 
 
     TrainingLoop._add_gradients = add_or_die  # type: ignore[method-assign, assignment]
     run(config, env, output_dir)
+
+
+def stop_in(step: int, rank: int, number: signal.Signals, config: TrainConfig, env: RankEnv, output_dir: Path) -> None:
+    """Runs a rank that acts on stop signals; the rank with this number gets the signal during this step."""
+    add_gradients = TrainingLoop._add_gradients
+
+    def add_and_signal(loop: TrainingLoop, rank_step: RankStep, batches: Any) -> Any:
+        if rank_step.step == step and env.rank == rank:
+            os.kill(os.getpid(), number)
+        return add_gradients(loop, rank_step, batches)
+
+    TrainingLoop._add_gradients = add_and_signal  # type: ignore[method-assign, assignment]
+    try:
+        run(config, env, output_dir, StopSignals())
+    except Stopped as stopped:
+        (output_dir / f"stopped-{env.rank}").write_text(f"{stopped.step} {stopped.terminated} {stopped.problem}")

@@ -36,7 +36,7 @@ def run_dir(tmp_path: Path) -> Path:
 def calls(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[tuple[TrainConfig, RankEnv, Path]]]:
     """The calls of the training core, in a process with the signal handlers that submitit sets."""
     recorded: list[tuple[TrainConfig, RankEnv, Path]] = []
-    monkeypatch.setattr(disttrain.run, "run", lambda *arguments: recorded.append(arguments))
+    monkeypatch.setattr(disttrain.run, "run", lambda *arguments: recorded.append(arguments[:3]))
     for name in list(os.environ):
         if name.startswith(("SLURM", "SUBMITIT", "CUDA", "OMP")):
             monkeypatch.delenv(name)

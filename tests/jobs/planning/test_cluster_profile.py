@@ -36,6 +36,11 @@ setup: [module load cuda]
 network_interface: ib0
 max_array_size: 500
 max_running: 8
+requeue: chain
+warning_s: 300
+max_timeouts: 4
+max_preemptions: 5
+max_node_failures: 0
 sbatch: {mail-type: END, exclusive: true, nice: 100}
 """
 
@@ -61,6 +66,11 @@ def test_reads_every_key(tmp_path: Path) -> None:
         "network_interface": "ib0",
         "max_array_size": 500,
         "max_running": 8,
+        "requeue": "chain",
+        "warning_s": 300,
+        "max_timeouts": 4,
+        "max_preemptions": 5,
+        "max_node_failures": 0,
         "sbatch": {"mail-type": "END", "exclusive": True, "nice": 100},
     }
 
@@ -288,7 +298,7 @@ LIST = "slurm_templates/slurm.yaml lists the keys; sbatch: {OPTION: VALUE} takes
         ("batch", LIST),
         ("network", LIST),
         ("cluster_constraint", LIST),
-        ("signal", LIST),
+        ("signal", "write warning_s, the seconds between Slurm's warning and the time limit"),
     ],
 )
 def test_an_unknown_key_of_a_profile(key: str, hint: str, tmp_path: Path) -> None:

@@ -42,7 +42,9 @@ PROFILES: dict[str, dict[str, Any]] = {
         "gpu_type": "a100",
         "setup": ("module load cuda/12", "export HF_HOME=/scratch/$USER/hf"),
         "network_interface": "ib0",
-        "sbatch": {"mail-type": "END,FAIL", "exclusive": True, "requeue": False, "nice": 100, "comment": "it's ours"},
+        "requeue": "off",
+        "warning_s": 300,
+        "sbatch": {"mail-type": "END,FAIL", "exclusive": True, "nice": 100, "comment": "it's ours"},
     },
 }
 

@@ -33,7 +33,7 @@ echo '#SBATCH --reservation=x'
 @pytest.mark.parametrize(
     "variable",
     [
-        "SBATCH_RESERVATION", "SBATCH_EXPORT", "SBATCH_HINT", "SBATCH_NO_REQUEUE", "SBATCH_REQUEUE", "SBATCH_GPU_BIND",
+        "SBATCH_RESERVATION", "SBATCH_EXPORT", "SBATCH_HINT", "SBATCH_GPU_BIND",
         "SBATCH_PROFILE", "SBATCH_OF_MY_OWN", "SBATCH_THREADS_PER_CORE", "SBATCH_REQ_SWITCH", "SBATCH_WAIT_ALL_NODES",
         "SBATCH_DISTRIBUTION",
     ],
@@ -45,6 +45,7 @@ def test_a_default_of_the_user_holds(variable: str) -> None:
 @pytest.mark.parametrize(
     "variable",
     [
+        "SBATCH_NO_REQUEUE", "SBATCH_REQUEUE",  # the key requeue of the profile decides
         # The script says something else.
         "SBATCH_ACCOUNT", "SBATCH_TIMELIMIT", "SBATCH_MEM_PER_NODE", "SBATCH_MEM_PER_CPU", "SBATCH_MEM_PER_GPU",
         "SBATCH_EXCLUSIVE", "SBATCH_WCKEY", "SBATCH_OPEN_MODE",

@@ -45,6 +45,7 @@ class Slurm:
         self.is_shown = True  # whether squeue lists the jobs
         self.states: dict[str, State] = {}
         self.submitted: list[list[str]] = []  # the run ids of each group
+        self.groups: list[JobGroup] = []  # the same groups
         self.refused = ""
         self.error: BaseException | None = None  # what sbatch raises after it has accepted a job
         self.tokens: dict[str, str] = {}  # by job id
@@ -77,6 +78,7 @@ class Slurm:
         if queued + len(group.runs) > self.limit:
             raise UserError("sbatch refused it: AssocMaxSubmitJobLimit; Batch job submission failed: Job violates ...")
         self.submitted.append([run.run_id for run in group.runs])
+        self.groups.append(group)
         job_ids = [f"{len(self.submitted)}_{index}" for index in range(len(group.runs))]
         self.states.update(dict.fromkeys(job_ids, State.PENDING))
         self.tokens.update(dict.fromkeys(job_ids, token))

@@ -1,0 +1,148 @@
+"""The attempts of a run since the user sent it: where each began and how it ended, in attempts.jsonl of its folder."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from disttrain.records.json_values import check_fields, parse_object, to_json
+from disttrain.records.record_files import CHECKPOINTS_NAME
+
+ATTEMPTS_NAME = "attempts.jsonl"
+# A run that made no progress in this many attempts ends, whatever its budgets are.
+MOST_WITHOUT_PROGRESS = 3
+
+Cause = Literal["time limit", "preemption", "node failure", "termination", "unknown"]
+Requeue = Literal["slurm", "chain", "off"]
+
+_MANIFEST = re.compile(r"attempt-\d{5}-step-(\d{9})\.json")
+
+
+@dataclass(frozen=True)
+class ResumePolicy:
+    """How a run resumes after its job was ended, and how often.
+
+    Attributes:
+        requeue: slurm: the job requeues itself; chain: it submits a job that follows it; off: the user submits again.
+        time_limit_s: The time limit of the job.
+        warning_s: The time between Slurm's warning and the limit.
+        max_timeouts: The number of time limits after which the run still resumes.
+        max_preemptions: The number of preemptions, and of ends whose cause is not known.
+        max_node_failures: The number of node failures.
+    """
+
+    requeue: Requeue
+    time_limit_s: int
+    warning_s: int
+    max_timeouts: int
+    max_preemptions: int
+    max_node_failures: int
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """One attempt of a run.
+
+    Attributes:
+        job_id: The id of its job.
+        first_step: The number of steps that were done before it, by the checkpoint from which it resumes.
+        start_s: Its start, in seconds since 1970.
+        cause: Why it ended; None if it has not, or if nothing says why.
+        last_step: The step after which it stopped and saved; None if it did not.
+    """
+
+    job_id: str
+    first_step: int
+    start_s: float
+    cause: str | None = None
+    last_step: int | None = None
+
+
+@dataclass(frozen=True)
+class _End:
+    cause: str
+    last_step: int | None = None
+
+
+def read_attempts(run_dir: Path) -> list[Attempt]:
+    """The attempts of a run, the latest last. Damaged lines are left out."""
+    try:
+        lines = (run_dir / ATTEMPTS_NAME).read_bytes().splitlines()
+    except OSError:
+        return []
+    attempts: list[Attempt] = []
+    for line in lines:
+        try:
+            values = parse_object(line)
+            if "first_step" in values:
+                attempts.append(_from_json(Attempt, values))
+            elif attempts:
+                attempts[-1] = dataclasses.replace(attempts[-1], **vars(_from_json(_End, values)))
+        except ValueError:
+            continue
+    return attempts
+
+
+def log_start(run_dir: Path, attempt: Attempt) -> None:
+    """Appends the start of an attempt.
+
+    Raises:
+        OSError: The file cannot be written.
+    """
+    _append(run_dir, {"job_id": attempt.job_id, "first_step": attempt.first_step, "start_s": attempt.start_s})
+
+
+def log_end(run_dir: Path, cause: Cause, last_step: int | None = None) -> None:
+    """Appends the end of the latest attempt.
+
+    Raises:
+        OSError: The file cannot be written.
+    """
+    _append(run_dir, {"cause": cause, "last_step": last_step})
+
+
+def checkpoint_step(run_dir: Path) -> int:
+    """The number of steps in the latest checkpoint of a run, by the names of the files; 0 without one."""
+    folder = run_dir / CHECKPOINTS_NAME
+    matches = (_MANIFEST.fullmatch(path.name) for path in folder.glob("attempt-*.json"))
+    return max((int(match[1]) for match in matches if match), default=0)
+
+
+def why_not_again(attempts: Sequence[Attempt], step: int, policy: ResumePolicy) -> str | None:
+    """Why a run does not resume any more, in one line; None if it does.
+
+    Args:
+        attempts: The attempts that have ended, the latest last.
+        step: The number of steps in the latest checkpoint.
+        policy: How often it resumes.
+    """
+    latest = attempts[-MOST_WITHOUT_PROGRESS:]
+    if len(latest) == MOST_WITHOUT_PROGRESS and all(attempt.first_step >= step for attempt in latest):
+        ends = ", ".join(attempt.cause or "unknown" for attempt in latest)
+        return f"{len(latest)} attempts made no progress after step {step} (they ended by: {ends})"
+    causes = [attempt.cause or "unknown" for attempt in attempts]
+    preemptions = len([cause for cause in causes if cause in ("preemption", "unknown")])
+    for name, key, number, most in (
+        ("time limit", "max_timeouts", causes.count("time limit"), policy.max_timeouts),
+        ("preemption", "max_preemptions", preemptions, policy.max_preemptions),
+        ("node failure", "max_node_failures", causes.count("node failure"), policy.max_node_failures),
+    ):
+        if number > most:
+            return f"{name} number {number} after step {step}, and {key} is {most}"
+    return None
+
+
+def _append(run_dir: Path, values: dict[str, Any]) -> None:
+    with (run_dir / ATTEMPTS_NAME).open("ab") as file:
+        file.write(f"{to_json(values)}\n".encode())
+
+
+def _from_json(kind: Any, values: dict[str, Any]) -> Any:
+    names = {field.name for field in dataclasses.fields(kind)}
+    known = {name: value for name, value in values.items() if name in names}
+    check_fields(kind, known)
+    return kind(**known)

@@ -1,0 +1,151 @@
+"""What rank 0 of a Slurm job does around an attempt: it checks that the run may resume, and starts the next attempt."""
+
+from __future__ import annotations
+
+import contextlib
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from disttrain.environment.variables import parse_count
+from disttrain.errors import STOPPED_STATUS, Stopped, UserError
+from disttrain.records.attempt_log import (
+    Attempt,
+    Cause,
+    ResumePolicy,
+    checkpoint_step,
+    log_end,
+    log_start,
+    read_attempts,
+    why_not_again,
+)
+
+# The commands of Slurm give up on a controller after 10 to 30 s. srun ends rank 0 two minutes after the others.
+_COMMAND_TIMEOUT_S = 45
+# Slurm ends a requeued job within seconds.
+_WAIT_FOR_END_S = 45
+# Slurm may send the warning up to 60 s early, and the clock of this process starts some seconds after the job's.
+_EARLY_S = 90
+_CAUSES: dict[str, Cause] = {"NODE_FAIL": "node failure", "PREEMPTED": "preemption", "TIMEOUT": "time limit"}
+
+
+def begin_attempt(run_dir: Path, job_id: str, policy: ResumePolicy, environ: Mapping[str, str]) -> None:
+    """Logs the start of an attempt, and the end of the one before if that could not do it.
+
+    Args:
+        run_dir: The folder of the run.
+        job_id: The id of the job.
+        policy: How often the run resumes.
+        environ: The environment of sacct.
+
+    Raises:
+        UserError: The run has used its budget, or makes no progress.
+    """
+    attempts = read_attempts(run_dir)
+    if attempts and attempts[-1].cause is None:
+        log_end(run_dir, _cause_by_accounting(attempts[-1].job_id, environ))
+        attempts = read_attempts(run_dir)
+    step = checkpoint_step(run_dir)
+    reason = why_not_again(attempts, step, policy)
+    if reason is not None:
+        raise UserError(f"does not resume: {reason}", hint="sweep retry resumes it with a new budget")
+    log_start(run_dir, Attempt(job_id, step, time.time()))
+
+
+def end_attempt(
+    stopped: Stopped, run_dir: Path, job_id: str, policy: ResumePolicy, began_s: float, environ: Mapping[str, str]
+) -> None:
+    """Starts the next attempt of a run that has stopped, and waits until Slurm ends this job.
+
+    Args:
+        stopped: Why and where the ranks have stopped.
+        run_dir: The folder of the run.
+        job_id: The id of the job.
+        policy: How the run resumes.
+        began_s: The `time.monotonic` time at which this process began.
+        environ: The environment of Slurm's commands.
+
+    Raises:
+        UserError: The run does not resume by itself. The message says why, and that it has a checkpoint.
+    """
+    cause = _cause_of(stopped, policy, time.monotonic() - began_s, environ)
+    with contextlib.suppress(OSError):  # a full disk must not keep the run from its next attempt
+        log_end(run_dir, cause, stopped.step)
+    saved = f"stopped after step {stopped.step}, with a checkpoint"
+    if stopped.problem is not None:
+        saved = f"stopped after step {stopped.step}, which could not be saved ({stopped.problem})"
+    text = f"{cause}: {saved}"
+    if cause == "termination":
+        raise UserError(text, hint="sweep retry resumes it")
+    attempts = read_attempts(run_dir)
+    reason = why_not_again(attempts, checkpoint_step(run_dir), policy)
+    if reason is None and policy.requeue == "off":
+        reason = "requeue is off"
+    if reason is None:
+        reason = _start_next(run_dir, job_id, policy, environ)
+    if reason is not None:
+        raise UserError(f"{text}; it does not resume by itself: {reason}", hint="sweep submit resumes it")
+    print(f"{text}; the run resumes in its next attempt", flush=True)
+    if policy.requeue == "slurm":
+        time.sleep(_WAIT_FOR_END_S)
+    sys.exit(STOPPED_STATUS)
+
+
+def _start_next(run_dir: Path, job_id: str, policy: ResumePolicy, environ: Mapping[str, str]) -> str | None:
+    """Requeues this job, or submits the next one; why that failed, None if it did not."""
+    # For a task of an array its own id: SLURM_JOB_ID may name the array, and all its tasks with it.
+    command = ["scontrol", "requeue", job_id]
+    if policy.requeue == "chain":
+        # A program of its own: `sweep` is above this module, and its submission must not see the state of the rank.
+        command = [sys.executable, "-P", "-m", "jobs.submission.chain", str(run_dir), job_id]
+    return _failure(command, environ)
+
+
+def _failure(command: Sequence[str], environ: Mapping[str, str]) -> str | None:
+    """Runs a command. What is wrong if it fails, in one line."""
+    try:
+        done = _run(command, environ)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        return f"{command[0]}: {getattr(error, 'strerror', None) or 'no answer'}"
+    if done.returncode == 0:
+        return None
+    return " ".join(done.stderr.split()) or f"{' '.join(command)} ended with status {done.returncode}"
+
+
+def _run(command: Sequence[str], environ: Mapping[str, str]) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        command, env=dict(environ), stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="replace",
+        timeout=_COMMAND_TIMEOUT_S, check=False,
+    )  # fmt: skip
+
+
+def _cause_of(stopped: Stopped, policy: ResumePolicy, elapsed_s: float, environ: Mapping[str, str]) -> Cause:
+    """Why the ranks were asked to stop. Slurm sends the same warning before a time limit and for a preemption."""
+    if stopped.terminated:
+        # Without preempt_send_user_signal, a preemption begins with SIGTERM, and the job still runs in its grace time.
+        # After a scancel it does not, and must not be started again.
+        state = _answer(["squeue", "--noheader", f"--jobs={environ.get('SLURM_JOB_ID', '')}", "--format=%T"], environ)
+        return "preemption" if state == "RUNNING" else "termination"
+    left_s = policy.time_limit_s - elapsed_s
+    end_s = parse_count(environ.get("SLURM_JOB_END_TIME", ""))  # from Slurm 22.05 on
+    if end_s is not None:
+        left_s = end_s - time.time()
+    return "time limit" if left_s <= policy.warning_s + _EARLY_S else "preemption"
+
+
+def _cause_by_accounting(job_id: str, environ: Mapping[str, str]) -> Cause:
+    """Why the latest ended attempt of a job has ended, if sacct is there and knows."""
+    command = ["sacct", "--noheader", "--parsable2", "--duplicates", "--allocations", f"--jobs={job_id}", "-o", "State"]
+    ended = [line for line in _answer(command, environ).splitlines() if line in _CAUSES]
+    return _CAUSES[ended[-1]] if ended else "unknown"
+
+
+def _answer(command: Sequence[str], environ: Mapping[str, str]) -> str:
+    """What a command prints; nothing if it fails."""
+    try:
+        done = _run(command, environ)
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+    return done.stdout.strip() if done.returncode == 0 else ""

@@ -1,0 +1,87 @@
+"""Submits the job that follows this one, from a compute node: python -m jobs.submission.chain RUN_FOLDER JOB_ID."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import sys
+import time
+from pathlib import Path
+
+from disttrain.errors import UserError
+from jobs.planning.plan import Plan
+from jobs.schedulers.states import scheduler_for
+from jobs.storage.ledger import read_ledger, submission_lock
+from jobs.storage.sweep_folder import SweepFolder
+from jobs.submission.launch import send
+from jobs.submission.resend import plans_of
+
+# Tasks of an array reach their time limits together, and submit one after the other.
+_LOCK_WAIT_S = 40.0
+_RETRY_S = 0.5
+
+
+def send_next(run_dir: Path, job_id: str) -> None:
+    """Submits the next job of a run, which starts when this one has ended, with the request of the latest submission.
+
+    Args:
+        run_dir: The folder of the run.
+        job_id: The id of this job.
+
+    Raises:
+        UserError: The run was cancelled, or sent again in the meantime, or Slurm refuses the job.
+    """
+    folder, run_id = SweepFolder(run_dir.parent.parent), run_dir.name
+    deadline_s = time.monotonic() + _LOCK_WAIT_S
+    while True:
+        try:
+            with submission_lock(folder.path):
+                _send_next(folder, run_id, job_id)
+            return
+        except UserError as error:
+            # Only the lock's error is worth another try.
+            if "another sweep command is running" not in error.message or time.monotonic() > deadline_s:
+                raise
+        time.sleep(_RETRY_S)
+
+
+def _send_next(folder: SweepFolder, run_id: str, job_id: str) -> None:
+    stored, ledger = folder.plan(), read_ledger(folder.path)
+    runs = [run for run in stored.runs if run["run_id"] == run_id]
+    jobs = ledger.jobs.get(run_id, ())
+    if not runs or run_id in ledger.cancelled or not jobs or jobs[-1].job_id != job_id:
+        raise UserError("the run was cancelled, forgotten or sent again in the meantime")
+    cluster, _ = folder.read_request()
+    scheduler = scheduler_for(stored.kind, os.environ)
+    for plan, overrides in plans_of(folder, stored.sweep, cluster, runs, ledger):
+        sent = send(folder, _following(plan, job_id), scheduler, overrides)
+        if sent.unsent:
+            raise UserError(f"Slurm accepts no more jobs ({sent.reason})")
+
+
+def _following(plan: Plan, job_id: str) -> Plan:
+    """The plan with jobs that start only after the end of another one."""
+    dependency = {"dependency": f"afterany:{job_id}"}
+    groups = [
+        dataclasses.replace(
+            group,
+            parameters={
+                **group.parameters,
+                "additional_parameters": {**(group.parameters.get("additional_parameters") or {}), **dependency},
+            },
+        )
+        for group in plan.groups
+    ]
+    return dataclasses.replace(plan, groups=tuple(groups))
+
+
+def main() -> None:
+    try:
+        send_next(Path(sys.argv[1]), sys.argv[2])
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,179 @@
+"""What rank 0 does around an attempt: budgets at its start, and the next attempt after a stop."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import time
+from pathlib import Path
+
+import pytest
+
+import jobs.resumption
+from disttrain.errors import STOPPED_STATUS, Stopped, UserError
+from disttrain.records.attempt_log import Attempt, ResumePolicy, log_end, log_start, read_attempts
+from jobs.resumption import begin_attempt, end_attempt
+
+pytestmark = pytest.mark.process
+
+POLICY = ResumePolicy("slurm", 3600, 120, max_timeouts=1, max_preemptions=1, max_node_failures=1)
+
+
+class Programs:
+    """Substitutes for Slurm's programs on PATH. Each call is noted."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder / "bin"
+        self.folder.mkdir()
+        self.environ = {"PATH": str(self.folder), "SLURM_JOB_ID": "9"}
+
+    def add(self, name: str, script: str) -> None:
+        path = self.folder / name
+        path.write_text(f'#!/bin/sh\necho "{name} $*" >> {self.folder}/calls\n{script}\n')
+        path.chmod(0o755)
+
+    @property
+    def calls(self) -> list[str]:
+        path = self.folder / "calls"
+        return path.read_text().splitlines() if path.exists() else []
+
+
+@pytest.fixture
+def programs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Programs:
+    programs = Programs(tmp_path)
+    monkeypatch.setenv("PATH", programs.environ["PATH"])  # where subprocess looks for a program
+    monkeypatch.setattr(jobs.resumption, "_WAIT_FOR_END_S", 0)
+    return programs
+
+
+def save_checkpoint(run_dir: Path, step: int) -> None:
+    (run_dir / "checkpoints").mkdir(exist_ok=True)
+    (run_dir / "checkpoints" / f"attempt-00001-step-{step:09d}.json").touch()
+
+
+@pytest.mark.parametrize(
+    ("answer", "cause"),
+    [
+        ("printf 'NODE_FAIL\\nPENDING\\n'", "node failure"),
+        ("printf 'REQUEUED\\nPREEMPTED\\nRUNNING\\n'", "preemption"),
+        ("printf 'RUNNING\\n'", "unknown"),
+        ("exit 1", "unknown"),
+        (None, "unknown"),
+    ],
+)
+def test_the_end_of_an_attempt_that_could_not_log_it(
+    answer: str | None, cause: str, programs: Programs, tmp_path: Path
+) -> None:
+    if answer is not None:
+        programs.add("sacct", answer)
+    begin_attempt(tmp_path, "7_3", POLICY, programs.environ)
+    assert programs.calls == []
+    save_checkpoint(tmp_path, 40)
+    begin_attempt(tmp_path, "7_3", POLICY, programs.environ)
+    assert [(attempt.first_step, attempt.cause) for attempt in read_attempts(tmp_path)] == [(0, cause), (40, None)]
+
+
+def test_a_run_over_its_budget_does_not_begin(programs: Programs, tmp_path: Path) -> None:
+    for step in (10, 20):
+        save_checkpoint(tmp_path, step)
+        log_start(tmp_path, Attempt("7", step - 10, 0.0))
+        log_end(tmp_path, "node failure")
+    before = read_attempts(tmp_path)
+    with pytest.raises(UserError) as caught:
+        begin_attempt(tmp_path, "7", POLICY, programs.environ)
+    assert str(caught.value) == (
+        "does not resume: node failure number 2 after step 20, and max_node_failures is 1"
+        " (sweep retry resumes it with a new budget)"
+    )
+    assert read_attempts(tmp_path) == before
+
+
+@pytest.mark.parametrize(("end_in_s", "cause"), [(100, "time limit"), (3000, "preemption")])
+def test_a_warned_job_requeues_itself(
+    end_in_s: int, cause: str, programs: Programs, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    programs.add("scontrol", "")
+    begin_attempt(tmp_path, "7_3", POLICY, programs.environ)
+    save_checkpoint(tmp_path, 60)
+    environ = {**programs.environ, "SLURM_JOB_END_TIME": str(int(time.time()) + end_in_s)}
+    with pytest.raises(SystemExit) as ended:
+        end_attempt(Stopped(60, terminated=False), tmp_path, "7_3", POLICY, time.monotonic(), environ)
+    assert ended.value.code == STOPPED_STATUS
+    assert programs.calls == ["scontrol requeue 7_3"], "its own task, not the array"
+    assert [(attempt.cause, attempt.last_step) for attempt in read_attempts(tmp_path)] == [(cause, 60)]
+    text = f"{cause}: stopped after step 60, with a checkpoint; the run resumes in its next attempt\n"
+    assert capsys.readouterr().out == text
+
+
+def test_without_the_time_of_the_end_the_age_of_the_rank_decides(programs: Programs, tmp_path: Path) -> None:
+    programs.add("scontrol", "")
+    for age_s in (3500, 600):
+        begin_attempt(tmp_path, "7", POLICY, programs.environ)
+        with pytest.raises(SystemExit):
+            end_attempt(
+                Stopped(60, terminated=False), tmp_path, "7", POLICY, time.monotonic() - age_s, programs.environ
+            )
+    assert [attempt.cause for attempt in read_attempts(tmp_path)] == ["time limit", "preemption"]
+
+
+@pytest.mark.parametrize(
+    ("requeue", "script", "reason"),
+    [
+        ("slurm", "echo 'scontrol: error: Requeue is disabled' >&2; exit 1", "scontrol: error: Requeue is disabled"),
+        ("slurm", None, "scontrol: No such file or directory"),
+        ("off", "", "requeue is off"),
+    ],
+)
+def test_why_a_run_does_not_resume_by_itself(
+    requeue: str, script: str | None, reason: str, programs: Programs, tmp_path: Path
+) -> None:
+    if script is not None:
+        programs.add("scontrol", script)
+    begin_attempt(tmp_path, "7", POLICY, programs.environ)
+    save_checkpoint(tmp_path, 60)
+    policy = dataclasses.replace(POLICY, requeue=requeue)  # type: ignore[arg-type]
+    environ = {**programs.environ, "SLURM_JOB_END_TIME": str(int(time.time()))}
+    with pytest.raises(UserError) as caught:
+        end_attempt(Stopped(60, terminated=False), tmp_path, "7", policy, time.monotonic(), environ)
+    assert str(caught.value) == (
+        "time limit: stopped after step 60, with a checkpoint; it does not resume by itself:"
+        f" {reason} (sweep submit resumes it)"
+    )
+
+
+def test_the_last_time_limit_of_the_budget_starts_no_further_attempt(programs: Programs, tmp_path: Path) -> None:
+    programs.add("scontrol", "")
+    environ = {**programs.environ, "SLURM_JOB_END_TIME": str(int(time.time()))}
+    save_checkpoint(tmp_path, 10)
+    log_start(tmp_path, Attempt("7", 0, 0.0))
+    log_end(tmp_path, "time limit", 10)
+    begin_attempt(tmp_path, "7", POLICY, environ)
+    save_checkpoint(tmp_path, 20)
+    with pytest.raises(UserError, match="time limit number 2 after step 20, and max_timeouts is 1"):
+        end_attempt(Stopped(20, terminated=False), tmp_path, "7", POLICY, time.monotonic(), environ)
+    assert programs.calls == []
+
+
+@pytest.mark.parametrize(("state", "calls"), [("RUNNING", 2), ("COMPLETING", 1), ("", 1)])
+def test_a_cancelled_job_is_not_started_again(state: str, calls: int, programs: Programs, tmp_path: Path) -> None:
+    """SIGTERM begins a preemption, while the job still runs, or follows a scancel."""
+    programs.add("scontrol", "")
+    programs.add("squeue", f"echo {state}")
+    begin_attempt(tmp_path, "9", POLICY, programs.environ)
+    save_checkpoint(tmp_path, 60)
+    with pytest.raises((SystemExit, UserError)) as ended:
+        end_attempt(Stopped(60, terminated=True), tmp_path, "9", POLICY, time.monotonic(), programs.environ)
+    assert len(programs.calls) == calls
+    if state != "RUNNING":
+        assert str(ended.value) == "termination: stopped after step 60, with a checkpoint (sweep retry resumes it)"
+    assert read_attempts(tmp_path)[-1].cause == ("preemption" if state == "RUNNING" else "termination")
+
+
+def test_a_step_that_could_not_be_saved(programs: Programs, tmp_path: Path) -> None:
+    programs.add("scontrol", "")
+    begin_attempt(tmp_path, "7", POLICY, programs.environ)
+    stopped = Stopped(60, terminated=False, problem="No space left on device")
+    text = r"stopped after step 60, which could not be saved \(No space left on device\)"
+    policy = dataclasses.replace(POLICY, requeue="off")
+    with pytest.raises(UserError, match=text):
+        end_attempt(stopped, tmp_path, "7", policy, time.monotonic(), dict(os.environ))
