@@ -17,8 +17,8 @@ from disttrain.config.train_config import TrainConfig, is_own_family
 from disttrain.environment.rank_env import RankEnv
 from disttrain.environment.stop_signals import StopSignals
 from disttrain.environment.variables import parse_count
-from disttrain.errors import STOPPED_STATUS, Stopped, UserError
-from disttrain.records.attempt_log import ResumePolicy
+from disttrain.errors import STOPPED_STATUS, Stopped
+from disttrain.records.attempt_log import NotResumed, ResumePolicy
 from disttrain.records.record_files import write_failure
 from jobs.resumption import begin_attempt, end_attempt
 
@@ -92,7 +92,7 @@ class RankTask:
         """Rank 0 of a run that has stopped: starts the next attempt, or leaves the reason why there is none."""
         try:
             end_attempt(stopped, Path(self.run_dir), str(env.job_id), policy, began_s, os.environ)
-        except UserError as error:
+        except NotResumed as error:
             write_failure(Path(self.run_dir), env.rank, error)
             print(f"note: {error}", flush=True)
             sys.exit(STOPPED_STATUS)

@@ -10,10 +10,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from disttrain.environment.variables import parse_count
-from disttrain.errors import STOPPED_STATUS, Stopped, UserError
+from disttrain.errors import STOPPED_STATUS, Stopped
 from disttrain.records.attempt_log import (
     Attempt,
     Cause,
+    NotResumed,
     ResumePolicy,
     checkpoint_step,
     log_end,
@@ -41,7 +42,7 @@ def begin_attempt(run_dir: Path, job_id: str, policy: ResumePolicy, environ: Map
         environ: The environment of sacct.
 
     Raises:
-        UserError: The run has used its budget, or makes no progress.
+        NotResumed: The run has used its budget, or makes no progress.
     """
     attempts = read_attempts(run_dir)
     if attempts and attempts[-1].cause is None:
@@ -50,7 +51,8 @@ def begin_attempt(run_dir: Path, job_id: str, policy: ResumePolicy, environ: Map
     step = checkpoint_step(run_dir)
     reason = why_not_again(attempts, step, policy)
     if reason is not None:
-        raise UserError(f"does not resume: {reason}", hint="sweep retry resumes it with a new budget")
+        text = f"{attempts[-1].cause or 'unknown'}: the run does not resume: {reason}"
+        raise NotResumed(text, hint="sweep retry resumes it with a new budget")
     log_start(run_dir, Attempt(job_id, step, time.time()))
 
 
@@ -68,7 +70,7 @@ def end_attempt(
         environ: The environment of Slurm's commands.
 
     Raises:
-        UserError: The run does not resume by itself. The message says why, and that it has a checkpoint.
+        NotResumed: The run does not resume by itself. The message says why, and that it has a checkpoint.
     """
     cause = _cause_of(stopped, policy, time.monotonic() - began_s, environ)
     with contextlib.suppress(OSError):  # a full disk must not keep the run from its next attempt
@@ -78,7 +80,7 @@ def end_attempt(
         saved = f"stopped after step {stopped.step}, which could not be saved ({stopped.problem})"
     text = f"{cause}: {saved}"
     if cause == "termination":
-        raise UserError(text, hint="sweep retry resumes it")
+        raise NotResumed(text, hint="sweep retry resumes it")
     attempts = read_attempts(run_dir)
     reason = why_not_again(attempts, checkpoint_step(run_dir), policy)
     if reason is None and policy.requeue == "off":
@@ -86,7 +88,7 @@ def end_attempt(
     if reason is None:
         reason = _start_next(run_dir, job_id, policy, environ)
     if reason is not None:
-        raise UserError(f"{text}; it does not resume by itself: {reason}", hint="sweep submit resumes it")
+        raise NotResumed(f"{text}; it does not resume by itself: {reason}", hint="sweep submit resumes it")
     print(f"{text}; the run resumes in its next attempt", flush=True)
     if policy.requeue == "slurm":
         time.sleep(_WAIT_FOR_END_S)

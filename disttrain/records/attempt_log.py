@@ -9,8 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from disttrain.errors import UserError
 from disttrain.records.json_values import check_fields, parse_object, to_json
 from disttrain.records.record_files import CHECKPOINTS_NAME
+from disttrain.records.summary_types import Failure
 
 ATTEMPTS_NAME = "attempts.jsonl"
 # A run that made no progress in this many attempts ends, whatever its budgets are.
@@ -20,6 +22,10 @@ Cause = Literal["time limit", "preemption", "node failure", "termination", "unkn
 Requeue = Literal["slurm", "chain", "off"]
 
 _MANIFEST = re.compile(r"attempt-\d{5}-step-(\d{9})\.json")
+
+
+class NotResumed(UserError):
+    """A run was ended from outside, and does not start again by itself. The message begins with the cause."""
 
 
 @dataclass(frozen=True)
@@ -134,6 +140,13 @@ def why_not_again(attempts: Sequence[Attempt], step: int, policy: ResumePolicy) 
         if number > most:
             return f"{name} number {number} after step {step}, and {key} is {most}"
     return None
+
+
+def not_resumed_cause(failure: Failure) -> str | None:
+    """The cause at which a run ended that does not start again by itself; None for any other failure."""
+    if failure.error != NotResumed.__name__:
+        return None
+    return failure.message.partition(":")[0]
 
 
 def _append(run_dir: Path, values: dict[str, Any]) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 
 from jobs.planning.labels import Variation
 from jobs.results.comparability import with_reasons
+from jobs.results.failure_kind import Kind
 from jobs.results.failure_reason import explain, needs_log
 from jobs.results.job_log import LogEnd, parse_log_end
 from jobs.results.result import Requested, Result, Scheduled
@@ -50,8 +51,8 @@ def join(
         if conclusion.attempt is not None and conclusion.attempt.key not in {attempt.key for attempt in of_jobs}:
             of_jobs.append(conclusion.attempt)
         run_records = records.get(run["run_id"], RunRecords())
-        reason = _reason(conclusion, run_records, run["world_size"], read_log)
-        scheduled = _scheduled(conclusion, jobs, of_jobs, reason, run["world_size"], has_accounting)
+        kind, reason = _reason(conclusion, run_records, run["world_size"], read_log)
+        scheduled = _scheduled(conclusion, jobs, of_jobs, kind, reason, run["world_size"], has_accounting)
         rows.append(
             Result(
                 requested=_requested(run, variation.label(run)),
@@ -96,6 +97,7 @@ def _scheduled(
     conclusion: Conclusion,
     jobs: Sequence[Job],
     attempts: Sequence[AccountingRow],
+    kind: Kind | None,
     reason: str | None,
     planned_gpus: int,
     has_accounting: bool,
@@ -103,6 +105,8 @@ def _scheduled(
     """The part of a row that the scheduler reports; without accounting only the state and the times."""
     state, latest = conclusion.state, conclusion.attempt
     columns: dict[str, Any] = {"state": state.value, "state_source": conclusion.source}
+    if kind is not None:
+        columns["reason_kind"] = kind
     if reason is not None:
         columns["reason"] = reason
     if latest is not None:
@@ -123,22 +127,27 @@ def _scheduled(
     return Scheduled(**columns)
 
 
-def _reason(conclusion: Conclusion, records: RunRecords, world_size: int, read_log: Callable[[str], str]) -> str | None:
-    """Why a run waits or did not complete, and which of its files are damaged; None if there is nothing to say."""
+def _reason(
+    conclusion: Conclusion, records: RunRecords, world_size: int, read_log: Callable[[str], str]
+) -> tuple[Kind | None, str | None]:
+    """The kind of the reason why a run did not complete, and why it waits or did not complete.
+
+    The second also says which of its files are damaged. Both are None if there is nothing to say.
+    """
     state, reasons = conclusion.state, list(records.damage)
+    kind: Kind | None = None
     if state.is_finished and not state.is_success:
-        explained = conclusion.reason
-        if explained is None:
-            log_end = LogEnd()
-            if conclusion.attempt is not None and needs_log(state, records.failures, world_size):
-                log_end = parse_log_end(read_log(conclusion.attempt.job_id), world_size)
-            explained = explain(state, conclusion.attempt, records.failures, world_size, log_end)
+        log_end = LogEnd()
+        if conclusion.attempt is not None and needs_log(state, records.failures, world_size):
+            log_end = parse_log_end(read_log(conclusion.attempt.job_id), world_size)
+        explained = explain(state, conclusion.attempt, records, world_size, log_end)
+        kind = explained.kind
         # A damaged failure file says that a rank did report an error.
         if state is not State.FAILED or records.failures or not any(text.startswith("failure-") for text in reasons):
-            reasons.insert(0, explained)
+            reasons.insert(0, conclusion.reason or explained.text)
     elif conclusion.reason is not None:
         reasons.insert(0, conclusion.reason)
-    return "; ".join(reasons) or None
+    return kind, "; ".join(reasons) or None
 
 
 def _gpu_columns(attempts: Sequence[AccountingRow], planned_gpus: int) -> dict[str, Any]:

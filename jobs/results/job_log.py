@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import signal
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,6 +21,14 @@ _OUT_OF_MEMORY = re.compile(
     r"slurmstepd\S*: error: .*(?:oom[-_]kill event|exceeded (?:\w+ )?memory limit)|srun: error: .*: Out Of Memory\b",
     re.IGNORECASE,
 )
+# Lines of the batch script, and of slurmstepd about the program of a rank: what failed before any of our code ran.
+_BEFORE_PYTHON = re.compile(
+    r"(?:slurm_script|sbatch\S*): line \d+: (?P<line>.*)$|slurmstepd\S*: error: execve\(\): (?P<program>.*)$"
+    r"|(?P<module>(?:Lmod has detected the following error|.*Unable to locate a modulefile for):? .*)$"
+    r"|(?P<conda>(?:EnvironmentNameNotFound|EnvironmentLocationNotFound|CondaError|CommandNotFoundError): .*)$"
+    r"|(?P<package>Error while finding module specification for .*|No module named submitit$)"
+)
+_MOST_EVIDENCE = 2  # lines
 _SIGNAL_NAMES = {signal.strsignal(number): number.name for number in signal.Signals}
 
 
@@ -48,10 +56,12 @@ class LogEnd:
     Attributes:
         first: The ranks that ended first; srun then ends the others. None if srun has written nothing.
         out_of_memory: Whether Slurm has ended a process of the job for memory.
+        before_python: What failed before a rank could start; None if nothing says so.
     """
 
     first: RanksEnd | None = None
     out_of_memory: bool = False
+    before_python: str | None = None
 
 
 def read_log_end(logs: Path, job_id: str) -> str:
@@ -98,7 +108,17 @@ def parse_log_end(text: str, world_size: int) -> LogEnd:
             break
         ended |= end.ranks
         first = end
-    return LogEnd(first, any(map(_OUT_OF_MEMORY.search, lines)))
+    return LogEnd(first, any(map(_OUT_OF_MEMORY.search, lines)), _before_python(lines))
+
+
+def _before_python(lines: Sequence[str]) -> str | None:
+    """The first lines of a log that say what failed before Python, without the same one twice."""
+    found: dict[str, None] = {}
+    for line in lines:
+        match = _BEFORE_PYTHON.search(line.strip())
+        if match is not None:
+            found[next(filter(None, match.groups()))] = None
+    return "; ".join(list(found)[:_MOST_EVIDENCE]) or None
 
 
 def _ranks_end(line: str, world_size: int) -> RanksEnd | None:

@@ -46,6 +46,11 @@ class Scheduled:
         ANSWERS,
     ] = None
     exit_code: Annotated[int | None, doc("Exit code of the latest attempt."), SACCT] = None
+    reason_kind: Annotated[
+        str | None,
+        doc("Kind of the reason why the run did not complete: time limit, host memory, ..."),
+        FAILURES,
+    ] = None
     reason: Annotated[
         str | None, doc("Why the run waits or did not complete, and which of its files are damaged."), FAILURES
     ] = None

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from disttrain.errors import shorten
+from disttrain.records.attempt_log import checkpoint_step
 from disttrain.records.json_values import DamagedFile, UnreadableFile, damaged, parse_object, type_check
 from disttrain.records.record_files import metrics_name, read_failure, read_run_info, read_summary
 from disttrain.records.record_types import ExchangeRecord, StepRecord
@@ -31,12 +32,14 @@ class RunRecords:
         summary: The summary of a finished run.
         failures: The failures of ranks, earliest first.
         last_step: The last step that rank 0 has written; None with a summary, or without any records.
+        saved_step: The step of the latest checkpoint; None with a summary, or without a checkpoint.
         damage: For each file that cannot be used, what is wrong with it.
     """
 
     summary: Summary | None = None
     failures: tuple[Failure, ...] = ()
     last_step: int | None = None
+    saved_step: int | None = None
     damage: tuple[str, ...] = ()
 
 
@@ -65,14 +68,16 @@ def read_run(run_dir: Path) -> RunRecords:
     with _noting(damage), contextlib.suppress(UnreadableFile):  # results do not need it, and only its owner may read it
         read_run_info(run_dir)
     last_step: int | None = None
+    saved_step: int | None = None
     if summary is None:
+        saved_step = checkpoint_step(run_dir) or None
         path = run_dir / metrics_name(0)
         with _noting(damage):
             last_step, wrong = _last_step(path)
             if wrong:
                 damage.append(damaged(path, wrong).message)
     ordered = tuple(sorted(failures, key=lambda failure: failure.time_s))
-    return RunRecords(summary, ordered, last_step, tuple(damage))
+    return RunRecords(summary, ordered, last_step, saved_step, tuple(damage))
 
 
 @contextlib.contextmanager

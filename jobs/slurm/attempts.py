@@ -52,6 +52,7 @@ class AccountingRow:
         out_of_memory: Whether Slurm ended the job or one of its steps for memory; the job's own state may be FAILED.
         job_name: The job's name.
         user_id: The number of the user whose job it is.
+        cancelled_by: The number of the user who cancelled it.
     """
 
     job_id: str
@@ -79,6 +80,7 @@ class AccountingRow:
     out_of_memory: bool = False
     job_name: str | None = None
     user_id: int | None = None
+    cancelled_by: int | None = None
 
     @property
     def key(self) -> AttemptKey:

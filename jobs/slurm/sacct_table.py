@@ -122,6 +122,7 @@ def _attempt(job: Mapping[str, str], steps: Sequence[Mapping[str, str]]) -> Acco
         out_of_memory=any(parse_state(record.get("State", "")) is State.OUT_OF_MEMORY for record in (job, *steps)),
         job_name=job.get("JobName") or None,
         user_id=_number(job.get("UID")),
+        cancelled_by=_number(job.get("State", "").rpartition("CANCELLED by ")[2]),
         **started,
     )
 

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 import jobs.resumption
-from disttrain.errors import STOPPED_STATUS, Stopped, UserError
-from disttrain.records.attempt_log import Attempt, ResumePolicy, log_end, log_start, read_attempts
+from disttrain.errors import STOPPED_STATUS, Stopped
+from disttrain.records.attempt_log import Attempt, NotResumed, ResumePolicy, log_end, log_start, read_attempts
 from jobs.resumption import begin_attempt, end_attempt
 
 pytestmark = pytest.mark.process
@@ -79,10 +79,10 @@ def test_a_run_over_its_budget_does_not_begin(programs: Programs, tmp_path: Path
         log_start(tmp_path, Attempt("7", step - 10, 0.0))
         log_end(tmp_path, "node failure")
     before = read_attempts(tmp_path)
-    with pytest.raises(UserError) as caught:
+    with pytest.raises(NotResumed) as caught:
         begin_attempt(tmp_path, "7", POLICY, programs.environ)
     assert str(caught.value) == (
-        "does not resume: node failure number 2 after step 20, and max_node_failures is 1"
+        "node failure: the run does not resume: node failure number 2 after step 20, and max_node_failures is 1"
         " (sweep retry resumes it with a new budget)"
     )
     assert read_attempts(tmp_path) == before
@@ -133,7 +133,7 @@ def test_why_a_run_does_not_resume_by_itself(
     save_checkpoint(tmp_path, 60)
     policy = dataclasses.replace(POLICY, requeue=requeue)  # type: ignore[arg-type]
     environ = {**programs.environ, "SLURM_JOB_END_TIME": str(int(time.time()))}
-    with pytest.raises(UserError) as caught:
+    with pytest.raises(NotResumed) as caught:
         end_attempt(Stopped(60, terminated=False), tmp_path, "7", policy, time.monotonic(), environ)
     assert str(caught.value) == (
         "time limit: stopped after step 60, with a checkpoint; it does not resume by itself:"
@@ -149,7 +149,7 @@ def test_the_last_time_limit_of_the_budget_starts_no_further_attempt(programs: P
     log_end(tmp_path, "time limit", 10)
     begin_attempt(tmp_path, "7", POLICY, environ)
     save_checkpoint(tmp_path, 20)
-    with pytest.raises(UserError, match="time limit number 2 after step 20, and max_timeouts is 1"):
+    with pytest.raises(NotResumed, match="time limit number 2 after step 20, and max_timeouts is 1"):
         end_attempt(Stopped(20, terminated=False), tmp_path, "7", POLICY, time.monotonic(), environ)
     assert programs.calls == []
 
@@ -161,7 +161,7 @@ def test_a_cancelled_job_is_not_started_again(state: str, calls: int, programs: 
     programs.add("squeue", f"echo {state}")
     begin_attempt(tmp_path, "9", POLICY, programs.environ)
     save_checkpoint(tmp_path, 60)
-    with pytest.raises((SystemExit, UserError)) as ended:
+    with pytest.raises((SystemExit, NotResumed)) as ended:
         end_attempt(Stopped(60, terminated=True), tmp_path, "9", POLICY, time.monotonic(), programs.environ)
     assert len(programs.calls) == calls
     if state != "RUNNING":
@@ -175,5 +175,5 @@ def test_a_step_that_could_not_be_saved(programs: Programs, tmp_path: Path) -> N
     stopped = Stopped(60, terminated=False, problem="No space left on device")
     text = r"stopped after step 60, which could not be saved \(No space left on device\)"
     policy = dataclasses.replace(POLICY, requeue="off")
-    with pytest.raises(UserError, match=text):
+    with pytest.raises(NotResumed, match=text):
         end_attempt(stopped, tmp_path, "7", policy, time.monotonic(), dict(os.environ))

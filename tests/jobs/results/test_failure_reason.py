@@ -7,8 +7,10 @@ from typing import Any
 import pytest
 
 from disttrain.records.summary_types import Failure
+from jobs.results.failure_kind import kind_of
 from jobs.results.failure_reason import explain, needs_log
 from jobs.results.job_log import parse_log_end
+from jobs.results.run_records import RunRecords
 from jobs.slurm.attempts import AccountingRow
 from jobs.slurm.states import State
 
@@ -45,7 +47,8 @@ OVER_MEMORY = f"out of memory: a rank used 3.00 GiB, and 2.00 GiB were requested
         (OVER | {"max_rss_bytes": None}, (), KILLED, BY_SIGKILL),
         # The error of a rank is the reason; the log then only has consequences.
         (OVER, (OWN,), KILLED, "rank 0 on n0: E: no such column"),
-        ({}, (LOST, failure(1, "no such column")), OOM_KILL, "rank 0 on n0: E: Connection closed by peer"),
+        ({}, (LOST, failure(1, "no such column")), OOM_KILL, "rank 1 on n1: E: no such column"),
+        ({}, (LOST, failure(1, "Connection reset")), "", "rank 0 on n0: E: Connection closed by peer"),
         # srun speaks of a rank that has reported its error.
         (
             {},
@@ -64,7 +67,8 @@ def test_reason_that_no_rank_gave(
     accounting: dict[str, Any], failures: tuple[Failure, ...], log: str, reason: str
 ) -> None:
     attempt = AccountingRow("7", state=State.FAILED, **accounting)
-    assert explain(State.FAILED, attempt, failures, 2, parse_log_end(log, 2)) == reason
+    explained = explain(State.FAILED, attempt, RunRecords(failures=failures), 2, parse_log_end(log, 2))
+    assert explained.text == reason
 
 
 @pytest.mark.parametrize(
@@ -81,3 +85,115 @@ def test_reason_that_no_rank_gave(
 )
 def test_only_failures_without_a_reason_need_the_log(state: State, failures: tuple[Failure, ...], needed: bool) -> None:
     assert needs_log(state, failures, 2) == needed
+
+
+AT_40 = RunRecords(last_step=40, saved_step=30)
+
+
+@pytest.mark.parametrize(
+    ("state", "accounting", "records", "kind", "text"),
+    [
+        (
+            State.TIMEOUT, {"timelimit_min": 60}, AT_40, "time limit",
+            "time limit of 60 min reached at step 40; sweep submit resumes it after step 30",
+        ),
+        (
+            State.TIMEOUT, {}, RunRecords(last_step=40), "time limit",
+            "time limit reached at step 40; it has no checkpoint, so sweep submit starts it from the beginning",
+        ),
+        (
+            State.TIMEOUT, {"timelimit_min": 1}, RunRecords(), "time limit",
+            "time limit of 1 min reached before the first step",
+        ),
+        (
+            State.PREEMPTED, {}, AT_40, "preemption",
+            "preempted at step 40; sweep submit resumes it after step 30",
+        ),
+        (State.NODE_FAIL, {"failed_node": "n7"}, RunRecords(), "node failure", "node n7 failed before the first step"),
+        (State.CANCELLED, {"cancelled_by": 0}, AT_40, "cancelled", "cancelled by root"),
+        (State.CANCELLED, {"cancelled_by": 2**31 - 9}, AT_40, "cancelled", "cancelled by user 2147483639"),
+        (State.CANCELLED, {}, AT_40, "cancelled", "cancelled"),
+        (State.OUT_OF_MEMORY, {}, AT_40, "host memory", f"out of memory: {MORE}"),
+        (State.BOOT_FAIL, {}, AT_40, "unknown", "boot fail"),
+        (
+            State.FAILED, {"exit_code": 3, "derived_exit_code": 0}, RunRecords(), "before Python",
+            "the batch script ended with exit code 3 before a rank started: see setup and its log",
+        ),
+        (
+            State.FAILED, {"exit_code": 1, "derived_exit_code": 1}, RunRecords(), "unknown",
+            "no rank reported an error: see its log",
+        ),
+    ],
+)  # fmt: skip
+def test_what_ended_a_run_from_outside(
+    state: State, accounting: dict[str, Any], records: RunRecords, kind: str, text: str
+) -> None:
+    reason = explain(state, AccountingRow("7", state=state, **accounting), records, 2, parse_log_end("", 2))
+    assert (reason.kind, reason.text) == (kind, text)
+
+
+@pytest.mark.parametrize(
+    ("error", "message", "kind"),
+    [
+        ("OutOfMemoryError", "CUDA out of memory. Tried to allocate 2.00 GiB", "GPU memory"),
+        ("RuntimeError", "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`", "GPU memory"),
+        ("MemoryError", "", "host memory"),
+        ("_ArrayMemoryError", "Unable to allocate 9 TiB", "host memory"),
+        ("RuntimeError", "[enforce fail] DefaultCPUAllocator: can't allocate memory", "host memory"),
+        ("RuntimeError", "DataLoader worker (pid 7) is killed by signal: Killed. ", "host memory"),
+        ("OSError", "[Errno 28] No space left on device: '/x'", "disk full"),
+        ("OSError", "[Errno 122] Disk quota exceeded", "disk full"),
+        ("ImportError", "libcudart.so.12: cannot open shared object file: No such file or directory", "import error"),
+        ("ModuleNotFoundError", "No module named 'x'", "import error"),
+        ("FileNotFoundError", "[Errno 2] No such file or directory: 'train.tsv'", "missing file"),
+        ("UserError", "dataset '/data/x' does not exist", "missing file"),
+        ("UserError", "lr is 'fast', not a number", "user error"),
+        ("RuntimeError", "Timed out waiting 1800000ms for recv operation to complete", "communication"),
+        ("ValueError", "bad", "exception"),
+    ],
+)
+def test_kind_of_an_error(error: str, message: str, kind: str) -> None:
+    failed = Failure(
+        rank=0, host="n0", time_s=1.0, error=error, message=message, traceback="", user_error=error == "UserError"
+    )
+    assert kind_of(failed) == kind
+
+
+def test_a_run_that_is_not_resumed_says_why_itself() -> None:
+    message = "time limit: stopped after step 40, with a checkpoint; it does not resume by itself: requeue is off"
+    failed = Failure(rank=0, host="n0", time_s=1.0, error="NotResumed", message=message, traceback="", user_error=True)
+    records = RunRecords(failures=(failed,))
+    reason = explain(State.FAILED, AccountingRow("7", exit_code=85), records, 2, parse_log_end("", 2))
+    assert (reason.kind, reason.text) == ("time limit", message)
+
+
+@pytest.mark.parametrize(
+    ("log", "evidence"),
+    [
+        (
+            "/var/spool/slurmd/job00012/slurm_script: line 18: module: command not found\n"
+            "slurmstepd: error: execve(): /envs/python: No such file or directory\n"
+            "slurmstepd: error: execve(): /envs/python: No such file or directory\n"
+            "srun: error: n1: tasks 0-1: Exited with exit code 2\n",
+            "module: command not found; /envs/python: No such file or directory",
+        ),
+        (
+            'Lmod has detected the following error:  The following module(s) are unknown: "cuda/99"\n',
+            'Lmod has detected the following error:  The following module(s) are unknown: "cuda/99"',
+        ),
+        (
+            "EnvironmentNameNotFound: Could not find conda environment: train\n",
+            "EnvironmentNameNotFound: Could not find conda environment: train",
+        ),
+        (
+            "/usr/bin/python3: Error while finding module specification for 'submitit.core._submit'"
+            " (ModuleNotFoundError: No module named 'submitit')\n",
+            "Error while finding module specification for 'submitit.core._submit'"
+            " (ModuleNotFoundError: No module named 'submitit')",
+        ),
+    ],
+)
+def test_a_failure_before_python(log: str, evidence: str) -> None:
+    attempt = AccountingRow("7", exit_code=2, derived_exit_code=2)
+    reason = explain(State.FAILED, attempt, RunRecords(), 2, parse_log_end(log, 2))
+    assert (reason.kind, reason.text) == ("before Python", f"before Python: {evidence}")

@@ -15,6 +15,7 @@ import submitit
 from jobs.environ import clean_environ
 from jobs.results.failure_reason import explain
 from jobs.results.job_log import parse_log_end, read_log_end
+from jobs.results.run_records import RunRecords
 from jobs.slurm.attempts import AccountingRow
 from jobs.slurm.sacct import query_sacct
 
@@ -71,7 +72,7 @@ def test_rank_killed_above_its_requested_memory(on_slurm: Mapping[str, str], tmp
     assert log_end.first is not None
     assert log_end.first.signal == "SIGKILL"
     assert row.requested_memory_bytes == 200 * 2**20
-    reason = explain(row.state, row, (), 1, log_end)
+    reason = explain(row.state, row, RunRecords(), 1, log_end).text
     assert re.fullmatch(r"out of memory: a rank used 0\.\d\d GiB, and 0\.20 GiB were requested per node: .*", reason)
 
 

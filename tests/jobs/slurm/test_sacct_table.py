@@ -92,6 +92,7 @@ CANCELLED = AccountingRow(
     nodes=1,
     reason="JobHeldUser",
     job_name="held",
+    cancelled_by=0,
 )
 
 
