@@ -20,7 +20,7 @@ from disttrain.environment.variables import parse_count
 from disttrain.errors import STOPPED_STATUS, Stopped
 from disttrain.records.attempt_log import NotResumed, ResumePolicy
 from disttrain.records.record_files import write_failure
-from jobs.resumption import begin_attempt, end_attempt
+from jobs.resumption import begin_attempt, end_attempt, notify_end
 
 
 @dataclass(frozen=True)
@@ -39,6 +39,7 @@ class RankTask:
         threads: The number of torch threads of this rank, unless the user's environment sets OMP_NUM_THREADS; None for
             the default, which follows the scheduler's cores.
         resume: How the run resumes after its job was ended; None outside Slurm.
+        notifies: Whether the end of the run may be what the user wants to be notified of.
     """
 
     run_dir: str
@@ -48,6 +49,7 @@ class RankTask:
     visible_gpus: str | None = None
     threads: int | None = None
     resume: ResumePolicy | None = None
+    notifies: bool = False
 
     def __call__(self) -> None:
         began_s = time.monotonic()
@@ -61,6 +63,16 @@ class RankTask:
         if self.folded:
             # It is for submitit's controller (see LocalRun): programs that this rank starts search their own folder.
             os.environ.pop("PYTHONSAFEPATH", None)
+        try:
+            self._run(began_s, stop_signals)
+        except (Exception, SystemExit):
+            if self.notifies:
+                notify_end(Path(self.run_dir))
+            raise
+        if self.notifies and _likely_rank(os.environ) == 0:
+            notify_end(Path(self.run_dir))
+
+    def _run(self, began_s: float, stop_signals: StopSignals | None) -> None:
         run_dir = Path(self.run_dir)
         try:
             from disttrain.run import run  # a rank imports it, the login node never does

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import subprocess
 import sys
 import time
@@ -151,3 +152,10 @@ def _answer(command: Sequence[str], environ: Mapping[str, str]) -> str:
     except (OSError, subprocess.TimeoutExpired):
         return ""
     return done.stdout.strip() if done.returncode == 0 else ""
+
+
+def notify_end(run_dir: Path) -> None:
+    """Lets a program of `sweep` notify the user if this run was the last one to end, or the first one to fail."""
+    problem = _failure([sys.executable, "-P", "-m", "jobs.submission.notification", str(run_dir)], os.environ)
+    if problem is not None:
+        print(f"note: no notification: {problem}", flush=True)

@@ -11,7 +11,7 @@ import typer
 
 from disttrain.errors import UserError
 from jobs.cli.options import Check, Json, OfCluster, Root, SubmittedSweep
-from jobs.cli.results_output import exit_if_failed, print_results, read_status
+from jobs.cli.results_output import exit_if_failed, notify_of, print_results, read_status
 from jobs.cli.shared import sweeps_root
 
 if TYPE_CHECKING:
@@ -39,6 +39,7 @@ def status(
     folder = find_folder(sweeps_root(root), sweep, cluster)
     recover(folder, os.environ)
     results = read_status(folder).results
+    notify_of(folder, results)
     print_results(results, folder, as_json=json_, all_runs=all_runs)
     if check:
         exit_if_failed(results)

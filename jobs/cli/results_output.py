@@ -74,8 +74,16 @@ def print_results(
 def print_ended(folder: SweepFolder, run_ids: Collection[str], *, as_json: bool) -> None:
     """Prints the results after a wait. The exit status is 1 if one of the awaited runs ended without success."""
     results = read_status(folder).results
+    notify_of(folder, results)
     print_results(results, folder, as_json=as_json)
     exit_if_failed([row for row in results if row.run_id in run_ids])
+
+
+def notify_of(folder: SweepFolder, results: Sequence[Result]) -> None:
+    """Sends the notifications that the runs could not send, for example because Slurm has killed the last one."""
+    from jobs.submission.notification import ends_by_results, notify
+
+    notify(folder, ends_by_results(results), os.environ)
 
 
 def exit_if_failed(results: Sequence[Result]) -> None:

@@ -167,6 +167,8 @@ def _with_user_defaults(cluster: ClusterProfile, environ: Mapping[str, str]) -> 
         for key, variable in USER_DEFAULTS.items()
         if key not in cluster.model_fields_set and environ.get(variable)
     }
+    if environ.get("SBATCH_NO_REQUEUE") and "requeue" not in cluster.model_fields_set:
+        defaults["requeue"] = "off"
     if not defaults:
         return cluster
     return override(cluster, defaults, lambda key: f"${USER_DEFAULTS.get(key, key)}")

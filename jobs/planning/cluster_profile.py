@@ -68,6 +68,11 @@ class ClusterProfile(BaseModel):
     max_timeouts: int = Field(10, ge=0, description="time limits after which a run still resumes by itself")
     max_preemptions: int = Field(20, ge=0, description="preemptions after which a run still resumes by itself")
     max_node_failures: int = Field(3, ge=0, description="node failures after which a run still resumes by itself")
+    notify: Line | None = Field(
+        None,
+        description="where one line of JSON is sent at the first failure and at the end of a sweep: a URL, in which"
+        " $NAME is a variable of the environment, or a shell command that reads the line",
+    )
     sbatch: dict[str, str | int | float | bool] = Field(
         default_factory=dict, description="any other option of sbatch: {mail-type: END}"
     )
@@ -191,6 +196,7 @@ def _validate(
         raise _value_error(error.errors(include_url=False), where, written) from None
     _check_sbatch_options(cluster, where)
     _check_texts(cluster, where)
+    _check_notify(cluster, where)
     try:
         parse_time_s(cluster.time)
     except UserError as error:
@@ -229,12 +235,21 @@ def _check_texts(cluster: ClusterProfile, where: Callable[[str], str]) -> None:
     texts |= {dotted(("sbatch", key)): ("sbatch", str(value)) for key, value in cluster.sbatch.items()}
     for name, (key, value) in texts.items():
         variable = find_variable(value)
-        if variable and name != "sbatch.comment":
+        if variable and name not in ("sbatch.comment", "notify"):
             message = f"{name} is {shorten(repr(value))}; the variable {variable} is not expanded"
             raise UserError(message, where=where(key), hint="write the value itself; only lines of setup are shell")
         if not value.isprintable():
             message = f"{name} is {shorten(repr(value))}, which has a line break or another control character"
             raise UserError(message, where=where(key), hint="write it in one line")
+
+
+def _check_notify(cluster: ClusterProfile, where: Callable[[str], str]) -> None:
+    """Checks that the address of notifications has no password: profiles are shared, and request.json is a file."""
+    if cluster.notify is not None and re.match(r"https?://[^/@]*:[^/@$]+@", cluster.notify):
+        message = "notify is an address with a password in it"
+        raise UserError(
+            message, where=where("notify"), hint="write $NAME in its place, and export NAME before sweep submit"
+        )
 
 
 def _check_sbatch_options(cluster: ClusterProfile, where: Callable[[str], str]) -> None:

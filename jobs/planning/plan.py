@@ -192,9 +192,9 @@ def slurm_parameters(name: str, allocation: Allocation, cluster: ClusterProfile)
 def request_of(group: JobGroup) -> dict[str, Any]:
     """What is requested for each run of a group, to compare it with a later plan. Lines of `setup` are a digest only.
 
-    The limit of tasks that run at the same time, and jobs to wait for, are not part of it.
+    The limit of tasks that run at the same time, the time of the warning and jobs to wait for are not part of it.
     """
-    left_out = ("job_name", "wckey", "srun_args", "array_parallelism")
+    left_out = ("job_name", "wckey", "srun_args", "array_parallelism", "signal_delay_s")
     request = {name: value for name, value in group.parameters.items() if name not in left_out}
     if options := request.get("additional_parameters"):
         # A job that follows another one requests the same otherwise.

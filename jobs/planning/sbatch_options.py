@@ -18,8 +18,10 @@ USER_DEFAULTS = {
     "constraint": "SBATCH_CONSTRAINT", "time": "SBATCH_TIMELIMIT",
 }  # fmt: skip
 
+_REQUEUE = frozenset({"requeue", "no-requeue"})  # options without a value
+
 # A variable never sets these: the plan decides, sbatch must not wait, and sacct is asked about one cluster.
-_NEVER = (PLANNED_OPTIONS - USER_DEFAULTS.keys()) | {"cpus-per-gpu", "wait", "clusters"}
+_NEVER = (PLANNED_OPTIONS - USER_DEFAULTS.keys() - _REQUEUE) | {"cpus-per-gpu", "wait", "clusters"}
 # Variables that are not named after their option.
 _OPTIONS = {
     "SBATCH_ARRAY_INX": "array",
@@ -30,7 +32,7 @@ _OPTIONS = {
     "SBATCH_WAIT4SWITCH": "switches",
 }
 # Each excludes the others.
-_ALTERNATIVES = (frozenset({"mem", "mem-per-cpu", "mem-per-gpu"}), frozenset({"requeue", "no-requeue"}))
+_ALTERNATIVES = (frozenset({"mem", "mem-per-cpu", "mem-per-gpu"}), _REQUEUE)
 _LINE = re.compile(r"^#SBATCH (--.*)$", re.MULTILINE)
 
 
@@ -55,6 +57,10 @@ def overruled_variables(environ: Mapping[str, str], script: str, options: Collec
     decided |= {option.replace("_", "-"): None for option in options}
     for line in _LINE.findall(script):
         option, _, value = shlex.split(line)[0].removeprefix("--").partition("=")
+        if option in _REQUEUE:
+            value = environ.get(
+                f"SBATCH_{option.upper().replace('-', '_')}", ""
+            )  # whatever its value, it says the same
         decided[option] = value
     for alternatives in _ALTERNATIVES:
         if not alternatives.isdisjoint(decided):

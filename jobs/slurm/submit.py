@@ -13,9 +13,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NoReturn
 
 from disttrain.errors import UserError
-from disttrain.records.attempt_log import ResumePolicy
 from jobs.entry import RankTask
 from jobs.environ import clean_environ
+from jobs.planning.cluster_profile import ClusterProfile
 from jobs.planning.expand import RunSpec
 from jobs.planning.interpreter import compute_python
 from jobs.planning.plan import JobGroup, Plan, request_of
@@ -216,7 +216,7 @@ def _sbatch(plan: Plan, group: JobGroup, token: str) -> list[str]:
 
     executor = SlurmExecutor(folder=plan.log_folder, python=compute_python(group.profile))
     executor.update_parameters(**group.parameters)
-    tasks = [rank_task(plan, run, group.profile.resume_policy if group.profile else None) for run in group.runs]
+    tasks = [rank_task(plan, run, group.profile) for run in group.runs]
     # submitit prints the output of sbatch after a refusal; our one-line error already has it.
     options = group.profile.sbatch if group.profile else ()
     overruled = overruled_variables(os.environ, plan.script(group), options)
@@ -279,11 +279,12 @@ def _reason(error: Exception) -> str:
     return "; ".join(lines) or type(error).__name__
 
 
-def rank_task(plan: Plan, run: RunSpec, resume: ResumePolicy | None) -> RankTask:
-    """The task that each rank of the run executes, and how the run resumes."""
+def rank_task(plan: Plan, run: RunSpec, profile: ClusterProfile | None) -> RankTask:
+    """The task that each rank of the run executes."""
     return RankTask(
         run_dir=str(SweepFolder(plan.folder).run(run.run_id)),
         nodes=run.allocation.nodes,
         gpus_per_node=run.allocation.gpus_per_node,
-        resume=resume,
+        resume=profile.resume_policy if profile else None,
+        notifies=profile is not None and profile.notify is not None,
     )

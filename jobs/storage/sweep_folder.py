@@ -129,6 +129,15 @@ class SweepFolder:
             with contextlib.suppress(OSError):
                 probe.unlink()
 
+    def notified_file(self, event: str) -> Path:
+        """The file that marks a notification as sent, for each submission of the user."""
+        return self.path / f".notified-{event.replace(' ', '-')}"
+
+    def forget_notifications(self) -> None:
+        """Lets the events of a new submission be notified."""
+        for path in self.path.glob(".notified-*"):
+            path.unlink(missing_ok=True)
+
     def run(self, run_id: str) -> Path:
         return self.path / "runs" / run_id
 

@@ -177,6 +177,8 @@ def _prepare(
     folder.write_request(plan.cluster, import_path)
     prepare(folder, sweep.document.text, plan_json(plan), [run["run_id"] for run in runs], submitted, dropped)
     prepare_runs(folder, runs, import_path)
+    if runs:
+        folder.forget_notifications()
 
 
 def _on_sent(folder: SweepFolder, group: JobGroup, job_id: str) -> None:

@@ -72,6 +72,7 @@ def resend(folder: SweepFolder, texts: Sequence[str], *, from_start: bool) -> No
                         kept[run["run_id"]] = _next_folder(run_dir)
                         _move_result(run_dir, kept[run["run_id"]])
                 prepare_runs(folder, chosen, import_path)
+                folder.forget_notifications()
                 uncancel(folder.path, [run["run_id"] for run in chosen], time.time())
             say(f"{plan.sweep} on {plan.cluster}: sending {len(chosen)} of {len(plan.runs)} runs again")
             for batch, overrides in batches:

@@ -41,6 +41,7 @@ warning_s: 300
 max_timeouts: 4
 max_preemptions: 5
 max_node_failures: 0
+notify: https://ntfy.example/$TOPIC
 sbatch: {mail-type: END, exclusive: true, nice: 100}
 """
 
@@ -71,6 +72,7 @@ def test_reads_every_key(tmp_path: Path) -> None:
         "max_timeouts": 4,
         "max_preemptions": 5,
         "max_node_failures": 0,
+        "notify": "https://ntfy.example/$TOPIC",
         "sbatch": {"mail-type": "END", "exclusive": True, "nice": 100},
     }
 

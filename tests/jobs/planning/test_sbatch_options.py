@@ -33,7 +33,7 @@ echo '#SBATCH --reservation=x'
 @pytest.mark.parametrize(
     "variable",
     [
-        "SBATCH_RESERVATION", "SBATCH_EXPORT", "SBATCH_HINT", "SBATCH_GPU_BIND",
+        "SBATCH_RESERVATION", "SBATCH_EXPORT", "SBATCH_HINT", "SBATCH_NO_REQUEUE", "SBATCH_REQUEUE", "SBATCH_GPU_BIND",
         "SBATCH_PROFILE", "SBATCH_OF_MY_OWN", "SBATCH_THREADS_PER_CORE", "SBATCH_REQ_SWITCH", "SBATCH_WAIT_ALL_NODES",
         "SBATCH_DISTRIBUTION",
     ],
@@ -45,7 +45,6 @@ def test_a_default_of_the_user_holds(variable: str) -> None:
 @pytest.mark.parametrize(
     "variable",
     [
-        "SBATCH_NO_REQUEUE", "SBATCH_REQUEUE",  # the key requeue of the profile decides
         # The script says something else.
         "SBATCH_ACCOUNT", "SBATCH_TIMELIMIT", "SBATCH_MEM_PER_NODE", "SBATCH_MEM_PER_CPU", "SBATCH_MEM_PER_GPU",
         "SBATCH_EXCLUSIVE", "SBATCH_WCKEY", "SBATCH_OPEN_MODE",
@@ -81,6 +80,14 @@ def test_what_the_script_shows_is_sent(profile: str, key: str, tmp_path: Path) -
 
 def test_an_equal_value_may_stay() -> None:
     assert overruled_variables({"SBATCH_ACCOUNT": "my project", "ACCOUNT": "x"}, SCRIPT) == frozenset()
+
+
+@pytest.mark.parametrize(
+    ("line", "overruled"), [("--requeue", "SBATCH_NO_REQUEUE"), ("--no-requeue", "SBATCH_REQUEUE")]
+)
+def test_the_plan_decides_on_a_requeue(line: str, overruled: str) -> None:
+    environ = {"SBATCH_REQUEUE": "1", "SBATCH_NO_REQUEUE": "1"}
+    assert overruled_variables(environ, f"#SBATCH {line}\n") == {overruled}
 
 
 def test_an_option_turned_off_stays_off() -> None:

@@ -37,7 +37,7 @@ class Slow(BagOfWords):
         return BuiltModel(SlowClassifier(len(encoded.reader), len(encoded.label_names)))
 """
 # Steps of 0.1 s: more than fit into two time limits of one minute, of which Slurm warns up to 60 s early.
-STEPS, PREEMPTED_STEPS = 700, 200
+STEPS, PREEMPTED_STEPS, LOST_STEPS = 700, 200, 120
 LIMIT_S = 480.0
 
 
@@ -60,10 +60,13 @@ class Disturbed:
         return [(record["step"], record["loss"]) for record in records(self.run_dir(name), rank, "step")]
 
 
-def submit(sweeping: Sweeping, name: str, allocation: str, steps: int, **slurm: Any) -> None:
+def submit(
+    sweeping: Sweeping, name: str, allocation: str, steps: int, checkpoint_every: int | None = None, **slurm: Any
+) -> None:
     base = {
         "model": "slow:Slow", "dataset": str(DATA / "sst2"), "device": "cpu", "per_gpu_batch": 4, "max_steps": steps,
         "lr": 1e-2, "max_train_examples": 200, "max_eval_examples": 40, "timing_warmup_steps": 1,
+        "checkpoint_every": checkpoint_every,
     }  # fmt: skip
     file = write_sweep(sweeping.folder / f"{name}.yaml", allocations=[allocation], base=base, slurm=slurm)
     sweeping.run("submit", file)
@@ -77,7 +80,7 @@ def disturbed(slurm_cluster: Mapping[str, str], tmp_path_factory: pytest.TempPat
     # An environment variable that every process of the jobs inherits.
     sweeping = Sweeping(folder, {**os.environ, **slurm_cluster, "TEST_OF_RESUMING": str(folder)})
     disturbed = Disturbed(sweeping, f"TEST_OF_RESUMING={folder}")
-    names = ("limits", "chained", "preempted", "undisturbed")
+    names = ("limits", "chained", "preempted", "undisturbed")  # and "lost"
     try:
         submit(sweeping, "limits", "1x1", STEPS, time="1", gpu_request="none")
         submit(sweeping, "chained", "1x1", STEPS, time="1", gpu_request="none", requeue="chain")
@@ -90,10 +93,32 @@ def disturbed(slurm_cluster: Mapping[str, str], tmp_path_factory: pytest.TempPat
         submit(sweeping, "undisturbed", "2x2", PREEMPTED_STEPS)
         for name in names:
             wait_for(lambda name=name: disturbed.row(name)["state"] == "COMPLETED", name, limit_s=LIMIT_S, pause_s=2)  # type: ignore[misc]
+        _lose_a_node(disturbed)
         yield disturbed
     finally:
-        for name in (*names, "urgent"):
+        for name in (*names, "lost", "urgent"):
             subprocess.run(["scancel", f"--name={name}"], env=sweeping.environ, check=False)
+
+
+def _lose_a_node(disturbed: Disturbed) -> None:
+    """Runs a sweep whose second node goes down, without a warning, and comes back."""
+    sweeping = disturbed.sweeping
+    submit(sweeping, "lost", "2x1", LOST_STEPS, checkpoint_every=10)
+    wait_for(lambda: records(disturbed.run_dir("lost"), 0, "checkpoint"), "a checkpoint", limit_s=90)
+    sweeping.outside("scontrol", "update", "nodename=node2", "state=down", "reason=test")
+    try:
+        wait_for(lambda: disturbed.row("lost")["state"] != "RUNNING", "the end of the attempt", limit_s=60)
+    finally:
+        sweeping.outside("scontrol", "update", "nodename=node2", "state=resume")
+    wait_for(lambda: disturbed.row("lost")["state"] == "COMPLETED", "its end", limit_s=LIMIT_S)
+
+
+def test_a_run_resumes_after_its_node_was_lost(disturbed: Disturbed) -> None:
+    first, second = read_attempts(disturbed.run_dir("lost"))
+    assert first.cause == "node failure"
+    assert second.first_step > 0
+    assert [step for step, _ in disturbed.losses("lost")] == list(range(1, LOST_STEPS + 1))
+    assert disturbed.row("lost")["attempts"] == 2
 
 
 def test_a_preempted_run_resumes_exactly(disturbed: Disturbed) -> None:

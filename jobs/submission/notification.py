@@ -1,0 +1,199 @@
+"""Tells the user that a sweep has ended, and of its first failure: once for each submission.
+
+The last run to end sends it from its compute node: python -m jobs.submission.notification RUN_FOLDER. It knows the
+other runs by their files. What left no files, such as a run that Slurm has killed, is seen by the next sweep status.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import subprocess
+import sys
+import urllib.error
+import urllib.request
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from disttrain.errors import UserError
+from disttrain.records.json_values import to_json
+from disttrain.records.record_files import read_failure
+from jobs.planning.labels import Variation
+from jobs.planning.plan import count_runs
+from jobs.results.result import Result
+from jobs.slurm.states import JobPhase
+from jobs.storage.ledger import read_ledger
+from jobs.storage.run_facts import failure_files, has_summary
+from jobs.storage.sweep_folder import SweepFolder
+from jobs.submission.messages import note
+
+_TIMEOUT_S = 15
+_VARIABLE = re.compile(r"\$(?:\{(?P<braced>\w+)\}|(?P<plain>\w+))")
+
+Event = Literal["first failure", "end"]
+
+
+@dataclass(frozen=True)
+class RunEnd:
+    """What is known of the end of one run.
+
+    Attributes:
+        name: The run in a message.
+        outcome: How it ended; None if it has not.
+        reason: Why it failed.
+    """
+
+    name: str
+    outcome: Literal["completed", "failed", "cancelled"] | None
+    reason: str | None = None
+
+
+def ends_by_results(results: Sequence[Result]) -> list[RunEnd]:
+    """The ends of the runs that the sweep file still has, by the status of the sweep."""
+    ends = []
+    for row in results:
+        if row.dropped:
+            continue
+        outcome: Literal["completed", "failed", "cancelled"] | None = None
+        if row.phase is JobPhase.FINISHED:
+            outcome = "completed" if row.state.is_success else "failed"
+            if row.scheduled.reason_kind == "cancelled":
+                outcome = "cancelled"
+        ends.append(RunEnd(row.name, outcome, row.scheduled.reason))
+    return ends
+
+
+def ends_by_files(folder: SweepFolder) -> list[RunEnd]:
+    """The same by the files of the runs alone."""
+    plan, cancelled = folder.plan(), read_ledger(folder.path).cancelled
+    present = [run for run in plan.runs if not run.get("dropped")]
+    variation = Variation(present)
+    ends = []
+    for run in present:
+        run_dir, name = folder.run(run["run_id"]), variation.name(run)
+        if has_summary(run_dir):
+            ends.append(RunEnd(name, "completed"))
+            continue
+        failures = []
+        for path in failure_files(run_dir):
+            with contextlib.suppress(UserError):  # a damaged file still says that the run has failed
+                failures.append(read_failure(path))
+        if failures:
+            first = min(filter(None, failures), key=lambda failure: failure.time_s, default=None)
+            reason = f"rank {first.rank} on {first.host}: {first.error}: {first.message}" if first else None
+            ends.append(RunEnd(name, "failed", reason))
+        else:
+            ends.append(RunEnd(name, "cancelled" if run["run_id"] in cancelled else None))
+    return ends
+
+
+def notify(folder: SweepFolder, ends: Sequence[RunEnd], environ: Mapping[str, str]) -> None:
+    """Sends what has not been sent yet. A failure to send is a note, and the next command tries again.
+
+    Args:
+        folder: The folder of the sweep.
+        ends: The ends of its runs.
+        environ: The environment, with the variables that the target names.
+    """
+    if not folder.is_owner() or not folder.request_file.exists():
+        return
+    target = _target(folder)
+    if target is None:
+        return
+    failed = [end for end in ends if end.outcome == "failed"]
+    if failed:
+        _send_once("first failure", target, folder, ends, failed[0], environ)
+    if ends and all(end.outcome for end in ends):
+        _send_once("end", target, folder, ends, None, environ)
+
+
+def _target(folder: SweepFolder) -> str | None:
+    cluster, _ = folder.read_request()
+    return cluster.profile.notify if cluster.profile else None
+
+
+def _send_once(
+    event: Event,
+    target: str,
+    folder: SweepFolder,
+    ends: Sequence[RunEnd],
+    failed: RunEnd | None,
+    environ: Mapping[str, str],
+) -> None:
+    mark = folder.notified_file(event)
+    try:
+        # The file system creates or refuses the file in one atomic step, also over NFS.
+        os.close(os.open(mark, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
+    except FileExistsError:
+        return
+    except OSError as error:
+        note(f"no notification is sent: {str(mark)!r} cannot be written: {error.strerror}")
+        return
+    try:
+        _send(target, _message(event, folder, ends, failed), environ)
+    except (OSError, ValueError, UserError, subprocess.SubprocessError) as error:
+        mark.unlink(missing_ok=True)
+        note(f"notify failed, and is tried again: {error}")
+
+
+def _message(event: Event, folder: SweepFolder, ends: Sequence[RunEnd], failed: RunEnd | None) -> str:
+    """One line of JSON."""
+    plan = folder.plan()
+    counts = {name: [end.outcome for end in ends].count(name) for name in ("completed", "failed", "cancelled")}
+    told = ", ".join(f"{number} {name}" for name, number in counts.items() if number)
+    text = f"{plan.sweep} on {plan.cluster} has ended: {count_runs(len(ends))}, {told}"
+    if failed is not None:
+        text = f"{plan.sweep} on {plan.cluster}, first failure: {failed.name}: {failed.reason or 'no reason is known'}"
+    values = {"event": event, "sweep": plan.sweep, "cluster": plan.cluster, "runs": len(ends), **counts, "text": text}
+    if failed is not None:
+        values |= {"run": failed.name, "reason": failed.reason}
+    return to_json(values)
+
+
+def _send(target: str, line: str, environ: Mapping[str, str]) -> None:
+    if not target.startswith(("http://", "https://")):
+        subprocess.run(
+            ["sh", "-c", target], input=f"{line}\n", text=True, env=dict(environ), timeout=_TIMEOUT_S, check=True
+        )
+        return
+    request = urllib.request.Request(  # noqa: S310 - http or https, by the line above
+        _expanded(target, environ), data=f"{line}\n".encode(), headers={"Content-Type": "application/json"}
+    )
+    try:
+        with urllib.request.urlopen(request, timeout=_TIMEOUT_S):  # noqa: S310
+            pass
+    except urllib.error.URLError as error:
+        # The error of the library may show the address, and with it the secret.
+        code = error.code if isinstance(error, urllib.error.HTTPError) else error.reason
+        raise OSError(f"{target}: {code}") from None
+
+
+def _expanded(target: str, environ: Mapping[str, str]) -> str:
+    """The address with the values of the variables that it names.
+
+    Raises:
+        UserError: A variable is not set.
+    """
+
+    def value(match: re.Match[str]) -> str:
+        name = match["braced"] or match["plain"]
+        if not environ.get(name):
+            raise UserError(f"notify: the variable {name} is not set")
+        return environ[name]
+
+    return _VARIABLE.sub(value, target)
+
+
+def main() -> None:
+    folder = SweepFolder(Path(sys.argv[1]).parent.parent)
+    try:
+        notify(folder, ends_by_files(folder), os.environ)
+    except UserError as error:
+        note(f"no notification is sent: {error}")
+
+
+if __name__ == "__main__":
+    main()
