@@ -71,6 +71,10 @@ class Stopped(BaseException):
         self.problem = problem
 
 
+class CollectiveTimeout(RuntimeError):
+    """Ranks waited in a collective of a training step for one that did not come; the message names it."""
+
+
 class BrokenNode(RuntimeError):
     """A rank computes wrong results: its training is worthless, and the fault is in its machine, not the user's."""
 

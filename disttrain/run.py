@@ -20,6 +20,7 @@ from disttrain.environment.stop_signals import StopSignals
 from disttrain.errors import STOPPED_STATUS, BrokenNode, NewerAttempt, Stopped, UserError, print_every_text
 from disttrain.records import record_files
 from disttrain.records.run_folder import begin_run
+from disttrain.records.stacks import remove_hang_files, remove_if_empty, stacks_name, write_stacks_on_signal
 from disttrain.records.summary_types import Summary
 
 # The packages of the extra [train], by the names that are imported.
@@ -90,6 +91,9 @@ def run(config: TrainConfig, env: RankEnv, output_dir: Path, stop_signals: StopS
         raise UserError(f"output_dir {str(output_dir)!r} cannot be created: {error.strerror}") from error
     # The failure record of an earlier attempt must not count as this attempt's.
     (output_dir / record_files.failure_name(env.rank)).unlink(missing_ok=True)
+    remove_hang_files(output_dir, env.rank)
+    stacks = output_dir / stacks_name(env.rank)
+    write_stacks_on_signal(stacks)
     # Objects made before the first step stay alive. Garbage collection would scan them repeatedly and free nothing,
     # which took 17 % of that time.
     gc.disable()
@@ -112,6 +116,7 @@ def run(config: TrainConfig, env: RankEnv, output_dir: Path, stop_signals: StopS
             exit_soon()
         raise
     finally:
+        remove_if_empty(stacks)
         gc.enable()
 
 

@@ -25,6 +25,7 @@ from disttrain.data.digest import DataState, data_state
 from disttrain.data.sources import import_readers
 from disttrain.distributed.device import choose_attention, gpu_uuid
 from disttrain.distributed.group import Group
+from disttrain.distributed.hang_watch import HangWatch
 from disttrain.distributed.start_record import start_record
 from disttrain.environment.stop_signals import StopSignals
 from disttrain.errors import NewerAttempt, UserError, first_line
@@ -230,7 +231,14 @@ def _train(
             group.say(f"note: {notice}")
         gc.freeze()  # collections during training then scan only the objects that training makes
         gc.enable()
-        with sampler:
+        watch = HangWatch(
+            group,
+            path.parent,
+            config.collective_timeout_s,
+            first_step,
+            checkpoints.is_overtaken if checkpoints is not None else lambda: False,
+        )
+        with sampler, watch:
             end = TrainingLoop(
                 config,
                 group,
@@ -246,6 +254,7 @@ def _train(
                 data=data,
                 start=start,
                 startup=prepared.startup,
+                watch=watch,
                 take_samples=sampler.taken,
                 skips_parameters=prepared.built.skips_parameters,
             ).run()

@@ -22,6 +22,7 @@ NOT_IDENTITY = frozenset(
         "stop_on_non_finite",
         "telemetry_every_s",
         "start_check_s",
+        "collective_timeout_s",
     }
 )
 

@@ -241,6 +241,15 @@ class TrainConfig:
             " 0 disables the check"
         ),
     ] = 1.0
+    collective_timeout_s: Annotated[
+        float | None,
+        Gt(0),
+        Unit("s"),
+        doc(
+            "maximum time of a training step before the run ends because ranks wait for one that does not come; other"
+            " collectives have 1800 s; default: 100 s or 20 times the median step, whichever is longer"
+        ),
+    ] = None
     output_dir: Annotated[
         Text | None,
         doc("folder for the results; default: torchrun/RUN_ID in $SWEEP_ROOT, or in runs if that is not set"),

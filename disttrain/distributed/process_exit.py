@@ -39,11 +39,14 @@ def leave_without_teardown(status: int = 0) -> None:
     atexit.register(exit_now)
 
 
-def exit_soon() -> None:
+def exit_soon(limit_s: float | None = None) -> None:
     """Ends this process with status 1 within a time limit, even if its teardown waits for ranks that cannot answer.
+
+    Args:
+        limit_s: The time limit; None for 15 s.
 
     The launcher ends the other ranks after this process has ended. NCCL's own teardown may wait for a collective that
     never completes, until the collective's time limit, and it holds the interpreter's lock. A thread of Python would
     then never run again. faulthandler's thread is written in C and needs no lock; it also prints where each thread is.
     """
-    faulthandler.dump_traceback_later(_EXIT_S, exit=True, file=_STDERR)
+    faulthandler.dump_traceback_later(limit_s or _EXIT_S, exit=True, file=_STDERR)

@@ -16,6 +16,7 @@ from typing import Any, Self, TypeVar
 
 from disttrain.errors import UserError, shorten
 from disttrain.records.atomic_write import atomic_write
+from disttrain.records.hang_types import HangPosition
 from disttrain.records.json_values import (
     check_fields,
     damaged,
@@ -228,6 +229,11 @@ def read_summary(folder: Path) -> Summary | None:
 def read_failure(path: Path) -> Failure | None:
     """The failure in a file, and its errors as of `read_summary`."""
     return _read(path, lambda values: from_json(Failure, values))
+
+
+def read_hang_position(path: Path) -> HangPosition | None:
+    """Where a rank was when a step did not end, and its errors as of `read_summary`."""
+    return _read(path, lambda values: from_json(HangPosition, values))
 
 
 def read_run_info(folder: Path) -> RunInfo | None:

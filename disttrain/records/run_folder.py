@@ -15,6 +15,7 @@ from disttrain.config.train_config import TrainConfig
 from disttrain.environment.rank_env import RankEnv
 from disttrain.records import record_files
 from disttrain.records.json_values import DamagedFile, read_object
+from disttrain.records.stacks import HANG_GLOBS, HANG_NAMES
 from disttrain.records.summary_types import RunInfo, Summary
 from disttrain.records.versions import versions
 
@@ -53,7 +54,8 @@ def remove_results(output_dir: Path, world_size: int) -> None:
     for folder in (output_dir / MODEL_NAME, *output_dir.glob(f".{MODEL_NAME}.*")):
         shutil.rmtree(folder, ignore_errors=True)
     ours = {name(rank) for rank in range(world_size) for name in (record_files.metrics_name, record_files.failure_name)}
-    for pattern in (record_files.METRICS_GLOB, record_files.FAILURE_GLOB):
+    ours |= {name(rank) for rank in range(world_size) for name in HANG_NAMES}
+    for pattern in (record_files.METRICS_GLOB, record_files.FAILURE_GLOB, *HANG_GLOBS):
         for path in output_dir.glob(pattern):
             if path.name not in ours:
                 path.unlink(missing_ok=True)

@@ -17,6 +17,7 @@ from disttrain.config.train_config import TrainConfig
 from disttrain.data.batches import Batch, GlobalBatches, Indices, RankStep, load_batches
 from disttrain.data.digest import DataState
 from disttrain.distributed.group import Group
+from disttrain.distributed.hang_watch import HangWatch
 from disttrain.distributed.shared_memory import SharedMean
 from disttrain.environment.stop_signals import StopSignals
 from disttrain.errors import Stopped
@@ -54,6 +55,7 @@ class TrainingLoop:
         data: Returns the state of the data, which checkpoints have.
         start: Where to begin; model and optimizer are in the state of that moment.
         startup: The start of this process.
+        watch: Ends this rank if a step does not end.
         take_samples: Returns the telemetry sampled since its last call.
         skips_parameters: Whether a step may give parameters no gradient; None if the first pass shows it.
     """
@@ -75,6 +77,7 @@ class TrainingLoop:
         data: Callable[[], DataState],
         start: ResumePoint,
         startup: Startup,
+        watch: HangWatch,
         take_samples: Callable[[], list[TelemetryRecord]],
         skips_parameters: bool | None = False,
     ) -> None:
@@ -90,6 +93,7 @@ class TrainingLoop:
         self._checkpoints = checkpoints
         self._data = data
         self._start = start
+        self._watch = watch
         self._take_samples = take_samples
         world_size = group.env.world_size
         self._plan = GlobalBatches(
@@ -142,6 +146,7 @@ class TrainingLoop:
         self._began_s = time.perf_counter()
         self._timer.restart()
         for step in self._rank_steps():
+            self._watch.step(step.step, self._step_writer.read_step)
             lr = self._set_lr(step.step)
             loss = self._add_gradients(step, batches)
             norm = self._clip_gradients()
@@ -219,6 +224,7 @@ class TrainingLoop:
         if self._eval_examples is None:
             return
         self._step_writer.flush()
+        self._watch.outside("an evaluation")
         broadcast_buffers(self._model, self._group)
         record = evaluate(self._model, self._eval_examples, self._classes, step, self._config, self._group)
         noted_s = time.perf_counter()
@@ -239,6 +245,7 @@ class TrainingLoop:
 
     def _save(self, checkpoints: CheckpointManager, step: RankStep) -> None:
         self._step_writer.flush()
+        self._watch.outside("a checkpoint")
         progress = Progress(step.end, self._train_s(), self._scaler.state(), self._best.state())
         broadcast_buffers(self._model, self._group)
         checkpoints.save(progress, self._model, self._optimizer, self._data(), self._writer)
@@ -264,6 +271,7 @@ class TrainingLoop:
 
     def _finish(self) -> EndRecord:
         self._step_writer.end()
+        self._watch.outside("the end of training")
         if self._start.position.step == self._steps and not self._start.records.size_bytes:
             # The run was saved after its last step, and its records, with the last evaluation, are lost.
             self._evaluate(self._steps)

@@ -49,6 +49,9 @@ class StepWriter:
         say: Prints a progress line.
         other_records: Returns the records, other than those of steps, since its last call.
         stop_on_non_finite: Whether a loss that is not finite ends the run.
+
+    Attributes:
+        read_step: The last step whose loss was read from the device, so that it has ended there; 0 before the first.
     """
 
     def __init__(
@@ -72,6 +75,7 @@ class StepWriter:
         self._non_finite = 0  # steps in a row whose loss is not finite
         self._pending: list[_Pending] = []
         self._flushed_s = time.monotonic()
+        self.read_step = 0
 
     def add(
         self,
@@ -94,6 +98,7 @@ class StepWriter:
         pending, self._pending = self._pending, []
         # One copy from the device for all steps.
         values = torch.stack([_values(entry) for entry in pending]).tolist()
+        self.read_step = pending[-1].step.step
         measured = self._timer.read()
         steps = [
             _step_record(entry, value, step.times) for entry, value, step in zip(pending, values, measured, strict=True)

@@ -18,6 +18,7 @@ from jobs.cli.list_command import list_sweeps
 from jobs.cli.plan_command import plan
 from jobs.cli.resend_commands import rerun, retry
 from jobs.cli.result_commands import collect, figures, status
+from jobs.cli.stacks_command import stacks
 from jobs.cli.submit_command import submit
 from jobs.cli.usage_errors import Command, UsageError, usage_message
 from jobs.cli.wait_command import wait
@@ -28,7 +29,7 @@ app = typer.Typer(
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
-for command in (plan, submit, status, wait, cancel, retry, rerun, forget, collect, figures):
+for command in (plan, submit, status, wait, cancel, retry, rerun, stacks, forget, collect, figures):
     app.command(cls=Command)(command)
 app.command("list", cls=Command)(list_sweeps)
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
 import time
 from collections.abc import Collection
 from pathlib import Path
 
 import psutil
 
+from disttrain.errors import UserError
 from disttrain.records.record_files import FAILURE_GLOB, SUMMARY_NAME
 from jobs.entry import RankTask
 from jobs.environ import clean_environ
@@ -21,6 +23,7 @@ _WEEK_MIN = 7 * 24 * 60  # submitit's local executor requires a limit; a laptop 
 _KILL_WAIT_S = 5.0
 _START_S = 10.0  # after this time submitit's controller has started every rank
 _TRACEBACK_S = 3.0  # the longest time for a failed rank to write its traceback
+_RANK = "SUBMITIT_LOCAL_GLOBALID"  # an environment variable of every rank, and of its children
 _MARK = "SWEEP_LOCAL_JOB"  # an environment variable of every process of a run: the folder of its logs
 
 
@@ -118,6 +121,24 @@ def end_processes(logs: Path, spared: Collection[str] = ()) -> None:
             with contextlib.suppress(psutil.NoSuchProcess):
                 process.kill()
         time.sleep(0.02)
+
+
+def signal_ranks(logs: Path, number: signal.Signals) -> None:
+    """Sends a signal to the ranks of a run, not to their children or to submitit's controller.
+
+    Args:
+        logs: The folder of the run's logs.
+        number: The signal.
+
+    Raises:
+        UserError: No rank of the run is on this machine.
+    """
+    ranks = {process.pid: process for process in _processes_of(logs, ()) if _RANK in process.environ()}
+    if not ranks:
+        raise UserError("no process of the run is on this machine", hint="run the command where the queue runs")
+    for process in ranks.values():
+        if process.ppid() not in ranks:
+            process.send_signal(number)
 
 
 def _processes_of(logs: Path, spared: Collection[str]) -> list[psutil.Process]:

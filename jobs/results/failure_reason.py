@@ -7,6 +7,7 @@ import signal
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
+from disttrain.errors import CollectiveTimeout
 from disttrain.records.attempt_log import not_resumed_cause
 from disttrain.records.summary_types import Failure
 from jobs.results.failure_kind import Kind, kind_of, lost_peer
@@ -36,7 +37,8 @@ def explain(
 
     If Slurm ended the run, the reason is Slurm's: the ranks then only report that they lost a peer. In all other cases
     the reason is the failure of the first rank that failed, because the others fail as a consequence. A killed rank
-    reports nothing, but srun does. A rank that only lost its connection to another one is never the reason.
+    reports nothing, but srun does. A rank that gave up waiting for another one says which one that was. A rank that only
+    lost its connection to another one is never the reason.
 
     Args:
         state: The final state of the run.
@@ -47,6 +49,9 @@ def explain(
     """
     if state is not State.FAILED:
         return _ended_by_slurm(state, attempt, records)
+    gave_up = _gave_up(records.failures)
+    if gave_up is not None:
+        return Reason("communication", gave_up.message)
     if needs_log(state, records.failures, world_size):
         reason = _by_slurm(attempt, _silent_ranks(records.failures, world_size), log_end)
         if reason is not None:
@@ -81,6 +86,19 @@ def _by_exit(attempt: AccountingRow | None, *, has_started: bool) -> Reason:
         text = f"the batch script ended with exit code {attempt.exit_code} before a rank started: see setup and its log"
         return Reason("before Python", text)
     return Reason("unknown", "no rank reported an error: see its log")
+
+
+def _gave_up(failures: Sequence[Failure]) -> Failure | None:
+    """The failure of the first rank that gave up waiting for another one; it names that rank.
+
+    When a rank gives up, the others lose their connection to it, and by their clocks that may be earlier.
+    """
+    for failure in failures:
+        if failure.error == CollectiveTimeout.__name__:
+            return failure
+        if not lost_peer(failure):
+            return None
+    return None
 
 
 def needs_log(state: State, failures: Sequence[Failure], world_size: int) -> bool:

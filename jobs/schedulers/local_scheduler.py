@@ -5,7 +5,9 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 
+from disttrain.records.stacks import STACKS_SIGNAL
 from jobs.local.local_queue import send_to_local
+from jobs.local.local_run import signal_ranks
 from jobs.local.queue_process import is_queue_alive
 from jobs.planning.plan import Plan
 from jobs.schedulers.answers import Answers, Question
@@ -49,6 +51,9 @@ class LocalScheduler:
 
     def cancel(self, jobs: Sequence[Job], *, only_pending: bool = False) -> None:
         """The queue finds the cancellation in the ledger, and ends these runs."""
+
+    def request_stacks(self, folder: SweepFolder, job: Job) -> None:
+        signal_ranks(folder.logs / job.job_id, STACKS_SIGNAL)
 
     def known_s(self, folder: SweepFolder) -> float | None:
         return time.time()

@@ -79,6 +79,13 @@ class Scheduler(Protocol):
             UserError: They could not be ended.
         """
 
+    def request_stacks(self, folder: SweepFolder, job: Job) -> None:
+        """Sends the ranks of a running job the signal on which they write their stacks.
+
+        Raises:
+            UserError: They cannot be reached.
+        """
+
     def ask(self, question: Question) -> Answers:
         """What is known now of all jobs in the ledger."""
 

@@ -8,12 +8,13 @@ from dataclasses import replace
 from pathlib import Path
 
 from disttrain.errors import UserError
+from disttrain.records.stacks import STACKS_SIGNAL
 from jobs.planning.plan import Plan
 from jobs.schedulers.answers import Answers, Question, age_text, save_rows
 from jobs.schedulers.conclude import MAY_RETURN, Conclusion, Evidence, conclude
 from jobs.schedulers.scheduler import Note, OnSent, Sent
 from jobs.slurm.attempts import AccountingRow, attempts_by_job, attempts_of, merge_history
-from jobs.slurm.control import cancel, compact_ids
+from jobs.slurm.control import cancel, compact_ids, signal_ranks
 from jobs.slurm.interrupted import finish_interrupted
 from jobs.slurm.sacct import query_sacct
 from jobs.slurm.sacct_table import AccountingUnavailable
@@ -58,6 +59,9 @@ class SlurmScheduler:
         if jobs:
             job_ids = compact_ids(job.job_id for job in jobs)
             cancel(job_ids, environ=self._environ, only_pending=only_pending)
+
+    def request_stacks(self, folder: SweepFolder, job: Job) -> None:
+        signal_ranks(job.job_id, STACKS_SIGNAL, environ=self._environ)
 
     def known_s(self, folder: SweepFolder) -> float | None:
         return folder.last_query_s()

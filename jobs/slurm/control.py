@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import signal
 from collections.abc import Iterable, Mapping, Sequence
 
 from disttrain.errors import UserError
@@ -15,6 +16,8 @@ _ENDED = re.compile(
     r"^[^:]*: scancel failed:(?: scancel: error: (?:Kill job error on job id \S+: )?"
     r"(?:Invalid job id(?: specified| \S+)?|Job/step already completing or completed|Job has already finished))+$"
 )
+
+_STEP = 0  # the only srun of the script
 
 
 def release(job_ids: Sequence[str], *, environ: Mapping[str, str], run: Runner = run_command) -> None:
@@ -47,6 +50,15 @@ def cancel(
         # A job that has ended in the meantime, or a long time ago, needs no end.
         if not _ENDED.search(error.message):
             raise
+
+
+def signal_ranks(job_id: str, number: signal.Signals, *, environ: Mapping[str, str], run: Runner = run_command) -> None:
+    """Sends a signal to the ranks of a job: to the step that its script starts, not to the script.
+
+    Raises:
+        UserError: The controller did not send it.
+    """
+    _control(["scancel", f"--signal={number.name.removeprefix('SIG')}", f"{job_id}.{_STEP}"], environ, run)
 
 
 def compact_ids(job_ids: Iterable[str]) -> list[str]:

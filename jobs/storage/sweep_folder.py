@@ -17,6 +17,7 @@ from disttrain.records.atomic_write import write_text
 from disttrain.records.attempt_log import ATTEMPTS_NAME
 from disttrain.records.json_values import DamagedFile, check_fields, damaged, read_object, to_json
 from disttrain.records.record_files import SUMMARY_NAME, failure_name, metrics_name
+from disttrain.records.stacks import remove_hang_files
 from disttrain.records.versions import versions
 from jobs.planning.cluster import DEBUG, LOCAL, Cluster, Kind
 from jobs.storage.code_state import git_state
@@ -325,6 +326,7 @@ def _remove_results(run_dir: Path, world_size: int) -> None:
     resumes = has_checkpoint(run_dir)
     for rank in range(world_size):
         (run_dir / failure_name(rank)).unlink(missing_ok=True)
+        remove_hang_files(run_dir, rank)
         if not resumes:  # a run with a checkpoint needs the records of the steps before it
             (run_dir / metrics_name(rank)).unlink(missing_ok=True)
 

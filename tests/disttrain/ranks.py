@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 import os
 import signal
+import subprocess
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,11 +16,14 @@ import torch
 import disttrain.data.image_decoder
 from disttrain.config.train_config import TrainConfig
 from disttrain.data.batches import RankStep
+from disttrain.distributed import hang_watch
 from disttrain.distributed.group import Group
 from disttrain.environment.rank_env import RankEnv
 from disttrain.environment.stop_signals import StopSignals
 from disttrain.errors import Stopped
 from disttrain.run import run
+from disttrain.training import loop as loop_module
+from disttrain.training.best_model import BestModel
 from disttrain.training.loop import TrainingLoop
 
 STEPS = 20  # of a run with `saved_often`
@@ -66,3 +71,57 @@ def stop_in(step: int, rank: int, number: signal.Signals, config: TrainConfig, e
         run(config, env, output_dir, StopSignals())
     except Stopped as stopped:
         (output_dir / f"stopped-{env.rank}").write_text(f"{stopped.step} {stopped.terminated} {stopped.problem}")
+
+
+def hang_in(
+    how: str, step: int, rank: int, stays_s: float, config: TrainConfig, env: RankEnv, output_dir: Path
+) -> None:
+    """Runs a rank; the rank with this number hangs.
+
+    Args:
+        how: ``stop`` stops its process in this step, ``data`` sleeps before its batch, ``evaluate`` and ``best`` sleep
+            in an evaluation and after it.
+        step: The step.
+        rank: The rank.
+        stays_s: How long it hangs; a process that is stopped is then killed.
+        config: The config.
+        env: The rank.
+        output_dir: The run's folder.
+    """
+
+    def hang_in_step(_: TrainingLoop, number: int) -> None:
+        if number == step:
+            _hang(how, stays_s)
+
+    hang_watch._OTHERS_S = (3.0, 3.0)
+    if env.rank == rank:
+        if how in ("stop", "data"):
+            _replace(TrainingLoop, "_set_lr", hang_in_step)
+        if how == "evaluate":
+            _replace(loop_module, "broadcast_buffers", lambda *_: _hang(how, stays_s))
+        if how == "best":
+            _replace(BestModel, "note", lambda *_: _hang(how, stays_s))
+    run(config, env, output_dir)
+
+
+def _replace(owner: Any, name: str, before: Callable[..., None]) -> None:
+    """Calls a function before the one that an object has under this name."""
+    original = getattr(owner, name)
+
+    def replaced(*arguments: Any, **named: Any) -> Any:
+        before(*arguments)
+        return original(*arguments, **named)
+
+    setattr(owner, name, replaced)
+
+
+def _hang(how: str, stays_s: float) -> None:
+    if how == "stop":
+        subprocess.Popen(["sh", "-c", f"sleep {stays_s}; kill -KILL {os.getpid()}"], start_new_session=True)
+        os.kill(os.getpid(), signal.SIGSTOP)
+    else:
+        read_slowly(stays_s)
+
+
+def read_slowly(stays_s: float) -> None:
+    time.sleep(stays_s)

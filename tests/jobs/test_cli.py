@@ -100,6 +100,7 @@ def test_no_command_prints_the_help(sweep: Sweep) -> None:
         "cancel",
         "retry",
         "rerun",
+        "stacks",
         "forget",
         "collect",
         "figures",
@@ -294,7 +295,7 @@ def test_help_loads_only_typer(tmp_path: Path) -> None:
     helped = modules(main_of("--help", then=PRINT_MODULES), tmp_path)
     more = {name for name in helped - typer if not name.startswith("typer.")}
     assert "typer" in typer
-    names = ("cancel", "forget", "list", "plan", "submit", "wait")
+    names = ("cancel", "forget", "list", "plan", "stacks", "submit", "wait")
     commands = {f"jobs.cli.{name}_command" for name in names}
     commands |= {"jobs.cli.resend_commands", "jobs.cli.result_commands", "jobs.cli.results_output"}
     shared = {"jobs.cli", "jobs.cli.options", "jobs.cli.shared", "jobs.cli.usage_errors"}

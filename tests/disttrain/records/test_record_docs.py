@@ -6,6 +6,7 @@ import dataclasses
 import re
 from pathlib import Path
 
+from disttrain.records.hang_types import HangPosition
 from disttrain.records.record_docs import records_page
 from disttrain.records.record_types import KINDS
 from disttrain.records.summary_types import SUMMARY_FIGURES, Failure, RunInfo
@@ -21,5 +22,7 @@ def test_the_page_has_every_written_field() -> None:
     """A property of a record type is not in the file, so only the summary has it."""
     sections = re.split(r"^## ", records_page(), flags=re.MULTILINE)[1:]
     names = [re.findall(r"^\| `(\w+)` \|", section, flags=re.MULTILINE) for section in sections]
-    written = [[field.name for field in dataclasses.fields(kind)] for kind in (*KINDS.values(), RunInfo, Failure)]
+    written = [
+        [field.name for field in dataclasses.fields(kind)] for kind in (*KINDS.values(), RunInfo, Failure, HangPosition)
+    ]
     assert names == [*written, list(SUMMARY_FIGURES)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import pytest
@@ -69,6 +70,24 @@ def test_reason_that_no_rank_gave(
     attempt = AccountingRow("7", state=State.FAILED, **accounting)
     explained = explain(State.FAILED, attempt, RunRecords(failures=failures), 2, parse_log_end(log, 2))
     assert explained.text == reason
+
+
+GAVE_UP = dataclasses.replace(failure(0, "rank 1 on n1 did not enter barrier 7"), error="CollectiveTimeout")
+
+
+@pytest.mark.parametrize(
+    ("failures", "reason"),
+    [
+        ((GAVE_UP, LOST), GAVE_UP.message),
+        # By the clock of its host, a rank lost the other one before that gave up.
+        ((LOST, GAVE_UP), GAVE_UP.message),
+        # An error is the cause of the wait.
+        ((OWN, GAVE_UP), "rank 0 on n0: E: no such column"),
+    ],
+)
+def test_a_rank_that_gave_up_names_the_late_one(failures: tuple[Failure, ...], reason: str) -> None:
+    attempt = AccountingRow("7", state=State.FAILED)
+    assert explain(State.FAILED, attempt, RunRecords(failures=failures), 3, parse_log_end(KILLED, 3)).text == reason
 
 
 @pytest.mark.parametrize(
