@@ -78,7 +78,7 @@ class HangWatch:
         self._watched_from = first_step + FIRST_STEPS
         self._is_overtaken = is_overtaken
         self._step_s: deque[float] = deque(maxlen=101)
-        self._at = self._sampled = _Moment(first_step, time.monotonic(), "start", 0, 0)
+        self._at = self._seen = _Moment(first_step, time.monotonic(), "start", 0, 0)
         self._stacks = folder / stacks_name(group.env.rank)
         self._stacks_bytes = 0
         self._answered = False
@@ -98,7 +98,7 @@ class HangWatch:
         """Notes that no step is running until the next call of `step`: its collectives may take longer.
 
         Args:
-            phase: What the loop does, for the reason of a failure: evaluation.
+            phase: What the loop does, for the reason of a failure: an evaluation.
         """
         before = self._at
         self._at = _Moment(before.step, time.monotonic(), phase, before.read_step, before.visits + 1)
@@ -115,22 +115,25 @@ class HangWatch:
 
     def _run(self) -> None:
         pause_s = min(2.0, max(0.05, (self._timeout_s or _DEFAULT_S) / 20))
+        waited_s = 0.0
         while not self._ended.wait(pause_s):
-            at = self._at
-            self._sample(at)
+            before, at = self._seen, self._at
+            # Pauses are counted, not the time: while Slurm has suspended a job, its ranks do not wait.
+            waited_s = waited_s + pause_s if at is before else 0.0
+            self._sample(before, at)
+            self._seen = at
             self._record_on_request()
             limit_s = self._limit_s()
-            waited_s = time.monotonic() - at.since_s
             if limit_s is None or at.step < self._watched_from or waited_s < limit_s / 2:
                 continue
             if at.phase != IN_STEP:
-                self._answer(at)
+                with contextlib.suppress(OSError):  # a full disk must not end this thread
+                    self._answer(at)
             elif waited_s >= limit_s or self._others_ask():
                 self._end(at, waited_s, min(max(limit_s / 4, _OTHERS_S[0]), _OTHERS_S[1]))
 
-    def _sample(self, at: _Moment) -> None:
-        """Adds the mean time of the steps since the last call, if there was nothing else between them."""
-        before, self._sampled = self._sampled, at
+    def _sample(self, before: _Moment, at: _Moment) -> None:
+        """Adds the mean time of the steps between two moments, if there was nothing else between them."""
         steps = at.step - before.step
         if steps > 0 and at.visits == before.visits and before.phase == at.phase == IN_STEP:
             self._step_s.append((at.since_s - before.since_s) / steps)
@@ -145,13 +148,11 @@ class HangWatch:
 
     def _record_on_request(self) -> None:
         """Writes the last collectives after a signal has made this rank write its stacks."""
-        try:
+        with contextlib.suppress(OSError):
             size_bytes = self._stacks.stat().st_size
-        except OSError:
-            return
-        if size_bytes != self._stacks_bytes:
-            self._stacks_bytes = size_bytes
-            self._write_flight()
+            if size_bytes != self._stacks_bytes:
+                self._stacks_bytes = size_bytes
+                self._write_flight()
 
     def _others_ask(self) -> bool:
         """Whether another rank has given up waiting."""

@@ -104,6 +104,18 @@ def hang_in(
     run(config, env, output_dir)
 
 
+def suspend_in(step: int, stays_s: float, config: TrainConfig, env: RankEnv, output_dir: Path) -> None:
+    """Runs a rank; in this step, its process is stopped for some time."""
+
+    def suspend(_: TrainingLoop, number: int) -> None:
+        if number == step:
+            subprocess.Popen(["sh", "-c", f"sleep {stays_s}; kill -CONT {os.getpid()}"], start_new_session=True)
+            os.kill(os.getpid(), signal.SIGSTOP)
+
+    _replace(TrainingLoop, "_set_lr", suspend)
+    run(config, env, output_dir)
+
+
 def _replace(owner: Any, name: str, before: Callable[..., None]) -> None:
     """Calls a function before the one that an object has under this name."""
     original = getattr(owner, name)

@@ -37,7 +37,8 @@ LATE = "rank 3 on n2 did not enter all-reduce 1204 (bucket 1) within 100 s"
         (all_but(3, **DECODES | {"frame": None}), {}, LATE),
         # The host runs ahead of a GPU: the others have entered more since then.
         (
-            [at(0, collective=1300), at(1, collective=1300), at(2), at(3, **DECODES)],
+            [at(rank, collective=1206, entered=(*ENTERED, "barrier 1205", "barrier 1206")) for rank in range(3)]
+            + [at(3, **DECODES)],
             {},
             f"{LATE}; it was in images.decode",
         ),

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import itertools
 import json
 import socket
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
 from disttrain.config.train_config import TrainConfig
+from disttrain.distributed.hang_watch import HangWatch, _Moment
 from disttrain.records.record_files import FAILURE_GLOB, failure_name, read_failure
 from disttrain.records.stacks import flight_name, hang_name, stacks_name
-from tests.disttrain.ranks import hang_in
+from tests.disttrain.ranks import ALONE, hang_in, suspend_in
 
 if TYPE_CHECKING:
     from tests.disttrain.conftest import Finished, RunRanks
@@ -81,3 +84,32 @@ def test_a_rank_between_steps_answers(config: TrainConfig, run_ranks: RunRanks) 
 def test_the_first_steps_may_take_longer(config: TrainConfig, run_ranks: RunRanks) -> None:
     finished = run_ranks(config, 2, target=functools.partial(hang_in, "data", 3, 1, 4 * LIMIT_S))
     assert finished.exit_codes == (0, 0)
+
+
+def test_a_suspended_job_does_not_wait(config: TrainConfig, run_ranks: RunRanks) -> None:
+    """As with scontrol suspend, all ranks are stopped for longer than the limit, and continue."""
+    finished = run_ranks(config, 2, target=functools.partial(suspend_in, STEP, 4 * LIMIT_S))
+    assert finished.exit_codes == (0, 0)
+
+
+def test_default_limit_follows_the_median_step(tmp_path: Path) -> None:
+    watch = HangWatch(ALONE, tmp_path, None, first_step=1)
+    assert watch._limit_s() is None
+    # Each look finds two more steps of 3 s; then 40 s pass between two steps, in an evaluation.
+    moments = [_Moment(1 + 2 * look, 6.0 * look, "step", 0, 0) for look in range(5)]
+    for before, at in itertools.pairwise(moments):
+        watch._sample(before, at)
+    assert watch._limit_s() == 100.0, "the median is 3 s"
+    late = _Moment(10, 64.0, "step", 0, visits=1)
+    watch._sample(moments[-1], late)
+    assert list(watch._step_s) == [3.0] * 4
+    for _ in range(5):
+        watch._sample(late, _Moment(11, 84.0, "step", 0, visits=1))
+    assert watch._limit_s() == 400.0, "the median is 20 s"
+
+
+def test_a_run_of_one_rank_has_no_thread(tmp_path: Path) -> None:
+    with HangWatch(ALONE, tmp_path, 0.01, first_step=1) as watch:
+        watch.step(50, 0)
+        time.sleep(0.1)
+    assert not list(tmp_path.iterdir())

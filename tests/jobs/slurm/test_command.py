@@ -6,13 +6,16 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import psutil
 import pytest
 
 import jobs.slurm.command
+from disttrain.errors import UserError
 from jobs.slurm.command import query_environ, run_command
+from jobs.slurm.control import signal_ranks
 from jobs.slurm.sacct import query_sacct
 from jobs.slurm.sacct_table import AccountingUnavailable
 from jobs.slurm.squeue import query_squeue
@@ -96,3 +99,17 @@ def test_variables_that_change_an_answer_are_not_passed_on() -> None:
     environ = {"PATH": "/bin", "SLURM_CONF": "c"}
     other = dict.fromkeys(("SACCT_FORMAT", "SQUEUE_SORT", "SCANCEL_CTLD", "SLURM_CLUSTERS"), "x")
     assert query_environ(environ | other) == environ
+
+
+def test_only_the_step_of_the_ranks_is_signalled() -> None:
+    """Not the script, which the signal would end, and no other task of the array."""
+    commands: list[list[str]] = []
+
+    def run(command: Sequence[str], _: Mapping[str, str]) -> subprocess.CompletedProcess[str]:
+        commands.append(list(command))
+        return subprocess.CompletedProcess(command, len(commands) - 1, "", "scancel: error: Invalid job id specified")
+
+    signal_ranks("7_3", signal.SIGQUIT, environ={}, run=run)
+    assert commands == [["scancel", "--signal=QUIT", "7_3.0"]]
+    with pytest.raises(UserError, match=r"scancel --signal=QUIT 7_3\.0: scancel failed: .*Invalid job id"):
+        signal_ranks("7_3", signal.SIGQUIT, environ={}, run=run)
