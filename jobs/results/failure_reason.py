@@ -37,8 +37,8 @@ def explain(
 
     If Slurm ended the run, the reason is Slurm's: the ranks then only report that they lost a peer. In all other cases
     the reason is the failure of the first rank that failed, because the others fail as a consequence. A killed rank
-    reports nothing, but srun does. A rank that gave up waiting for another one says which one that was. A rank that only
-    lost its connection to another one is never the reason.
+    reports nothing, but srun does. A rank that gave up waiting for another one says which one that was. A rank that
+    only lost its connection to another one is never the reason.
 
     Args:
         state: The final state of the run.
