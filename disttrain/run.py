@@ -21,6 +21,7 @@ from disttrain.errors import STOPPED_STATUS, BrokenNode, NewerAttempt, Stopped, 
 from disttrain.records import record_files
 from disttrain.records.run_folder import begin_run
 from disttrain.records.stacks import remove_hang_files, remove_if_empty, stacks_name, write_stacks_on_signal
+from disttrain.records.stage import end_stages, enter_stage
 from disttrain.records.summary_types import Summary
 
 # The packages of the extra [train], by the names that are imported.
@@ -94,6 +95,7 @@ def run(config: TrainConfig, env: RankEnv, output_dir: Path, stop_signals: StopS
     remove_hang_files(output_dir, env.rank)
     stacks = output_dir / stacks_name(env.rank)
     write_stacks_on_signal(stacks)
+    enter_stage(output_dir, env, "importing")
     # Objects made before the first step stay alive. Garbage collection would scan them repeatedly and free nothing,
     # which took 17 % of that time.
     gc.disable()
@@ -117,6 +119,7 @@ def run(config: TrainConfig, env: RankEnv, output_dir: Path, stop_signals: StopS
         raise
     finally:
         remove_if_empty(stacks)
+        end_stages(output_dir, env)
         gc.enable()
 
 
@@ -159,6 +162,7 @@ def _run(config: TrainConfig, env: RankEnv, output_dir: Path, stop_signals: Stop
     torch.set_num_threads(choose_threads(env, os.environ, len(os.sched_getaffinity(0))))
     if config.deterministic:
         compute_deterministically()
+    enter_stage(output_dir, env, "connecting")
     with process_group(env, config.device) as group:
         earlier_summary: Summary | None = None
         if group.is_main:
@@ -168,8 +172,10 @@ def _run(config: TrainConfig, env: RankEnv, output_dir: Path, stop_signals: Stop
             return earlier_summary
         if config.precision == "tf32":
             use_tf32(group.device)
+        enter_stage(output_dir, env, "start check")
         checked = check_start(config, group)  # first: preparing data may take an hour, and broken ranks waste it
         if family is None:
+            enter_stage(output_dir, env, "measuring")
             return run_link(group, output_dir, startup, checked.records, (*group.notices, *checked.notices))
         return _train(config, family, startup, group, output_dir, checked, stop_signals)
 
@@ -185,6 +191,7 @@ def _train(
 ) -> Summary:
     from disttrain.training_run import open_checkpoints, prepare, train_and_summarise
 
+    enter_stage(output_dir, group.env, "preparing data")
     prepared = prepare(config, family, startup, group, output_dir)
     checkpoints = open_checkpoints(config, group, output_dir, stop_signals)
     try:

@@ -41,6 +41,7 @@ from disttrain.models.family import BuiltModel, EncodedSplits, Family, load_fami
 from disttrain.records import record_files
 from disttrain.records.record_types import StartRecord, StartupRecord
 from disttrain.records.run_folder import remove_results, save_model
+from disttrain.records.stage import enter_stage, in_stage
 from disttrain.records.summary_types import Summary
 from disttrain.training.best_model import BestModel
 from disttrain.training.ddp import open_exchange
@@ -176,6 +177,7 @@ def train_and_summarise(
     # srun ends a job two minutes after its first rank has left, and a large model may take longer to save.
     with group.main_first():
         if group.is_main:
+            enter_stage(output_dir, group.env, "saving")
             best.restore()
             summary = _save_results(summary, config, prepared.built, output_dir, checkpoints, best)
     group.barrier()  # rank 0 holds the store on which the others wait
@@ -239,7 +241,7 @@ def _train(
             checkpoints.is_overtaken if checkpoints is not None else lambda: False,
         )
         with sampler, watch:
-            end = TrainingLoop(
+            loop = TrainingLoop(
                 config,
                 group,
                 prepared.model,
@@ -257,7 +259,10 @@ def _train(
                 watch=watch,
                 take_samples=sampler.taken,
                 skips_parameters=prepared.built.skips_parameters,
-            ).run()
+                in_stage=functools.partial(in_stage, path.parent, group.env),
+            )
+            enter_stage(path.parent, group.env, "training", steps=loop.steps)
+            end = loop.run()
         writer.write([*sampler.taken(), end])
 
 

@@ -11,7 +11,7 @@ from typing import Any
 from disttrain.records.figures import Figure, figures_of
 from disttrain.records.hang_types import HangPosition
 from disttrain.records.record_types import KINDS
-from disttrain.records.summary_types import SUMMARY_FIGURES, Failure, RunInfo
+from disttrain.records.summary_types import SUMMARY_FIGURES, Failure, RunInfo, Stage
 
 _PAGE = """# Records
 
@@ -37,7 +37,7 @@ null if the figure of one rank is not known. Start-up times cover the last start
 def records_page() -> str:
     """The text of the page."""
     sections = [_section(kind, f"{kind.__name__}: `{name}`") for name, kind in KINDS.items()]
-    sections += [_section(kind, kind.__name__) for kind in (RunInfo, Failure, HangPosition)]
+    sections += [_section(kind, kind.__name__) for kind in (RunInfo, Failure, Stage, HangPosition)]
     return "\n".join([_PAGE, *sections, _SUMMARY, figure_table(SUMMARY_FIGURES.values())])
 
 

@@ -26,7 +26,7 @@ from disttrain.records.json_values import (
     type_check,
 )
 from disttrain.records.record_types import KINDS, Record
-from disttrain.records.summary_types import SUMMARY_FIGURES, Failure, RunInfo, Summary
+from disttrain.records.summary_types import SUMMARY_FIGURES, Failure, RunInfo, Stage, Summary
 
 T = TypeVar("T")
 
@@ -45,6 +45,7 @@ _SUMMARY_CHECKS = {name: type_check(figure.type) for name, figure in SUMMARY_FIG
 
 SUMMARY_NAME = "summary.json"
 RUN_NAME = "run.json"
+STAGE_NAME = "stage.json"
 CHECKPOINTS_NAME = "checkpoints"
 METRICS_GLOB = "metrics-rank*.jsonl"
 FAILURE_GLOB = "failure-rank*.json"
@@ -239,6 +240,11 @@ def read_hang_position(path: Path) -> HangPosition | None:
 def read_run_info(folder: Path) -> RunInfo | None:
     """The identity of the run in a folder, from its run.json, and its errors as of `read_summary`."""
     return _read(folder / RUN_NAME, _run_info)
+
+
+def read_stage(folder: Path) -> Stage | None:
+    """What rank 0 of a run does, by its last stage.json, and the errors as of `read_summary`."""
+    return _read(folder / STAGE_NAME, lambda values: from_json(Stage, values))
 
 
 def _run_info(values: Mapping[str, Any]) -> RunInfo:

@@ -67,6 +67,31 @@ class Failure:
     user_error: Annotated[bool, doc("True if the mistake is in the config or the data, not in the program."), EXCEPTION]
 
 
+@dataclass(frozen=True, kw_only=True)
+class Stage:
+    """What rank 0 does at present: stage.json, which it replaces at each change and removes at its end.
+
+    If the process is killed, the file stays. It says something only about a run that runs.
+    """
+
+    stage: Annotated[
+        str,
+        doc(
+            "importing; connecting (the ranks find each other); start check; preparing data; training; evaluating;"
+            " saving (a checkpoint, or the trained model); measuring (of a link run)."
+        ),
+        LOOP,
+    ]
+    since_s: Annotated[float, Unit("s since 1970"), doc("Time at which it began."), WALL]
+    steps: Annotated[int | None, doc("Number of steps in the run; null before training."), LOOP] = None
+    host: Annotated[str, doc("Name of the host of rank 0."), SYSTEM]
+    pid: Annotated[int, doc("Process id of rank 0."), SYSTEM]
+    job_id: Annotated[
+        str | None, doc("Id of the Slurm job, or the launcher's id of the run; null without one."), PLACE
+    ] = None
+    restart_count: Annotated[int, doc("Number of earlier starts of the same job."), PLACE] = 0
+
+
 # The summary of a run: every figure of SUMMARY_FIGURES by name. A figure that was not measured is None.
 Summary = dict[str, Any]
 

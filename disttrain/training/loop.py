@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from itertools import islice
 
 import numpy as np
@@ -27,6 +27,7 @@ from disttrain.measure.startup import Startup
 from disttrain.models.family import EncodedSplits
 from disttrain.records.record_files import RecordWriter
 from disttrain.records.record_types import ClockRecord, EndRecord, Record, TelemetryRecord
+from disttrain.records.stage import StageName
 from disttrain.training.best_model import BestModel
 from disttrain.training.comm_cross_check import PAIRS, WARM_UP, cross_check, preserve_training_state
 from disttrain.training.ddp import broadcast_buffers, skip_gradient_sync, wrap_ddp
@@ -58,6 +59,7 @@ class TrainingLoop:
         watch: Ends this rank if a step does not end.
         take_samples: Returns the telemetry sampled since its last call.
         skips_parameters: Whether a step may give parameters no gradient; None if the first pass shows it.
+        in_stage: Notes for the block that training is interrupted, and by what.
     """
 
     def __init__(
@@ -80,6 +82,7 @@ class TrainingLoop:
         watch: HangWatch,
         take_samples: Callable[[], list[TelemetryRecord]],
         skips_parameters: bool | None = False,
+        in_stage: Callable[[StageName], AbstractContextManager[None]] = lambda _: nullcontext(),
     ) -> None:
         self._config = config
         self._group = group
@@ -95,6 +98,7 @@ class TrainingLoop:
         self._start = start
         self._watch = watch
         self._take_samples = take_samples
+        self._in_stage = in_stage
         world_size = group.env.world_size
         self._plan = GlobalBatches(
             examples=len(encoded.train),
@@ -122,6 +126,11 @@ class TrainingLoop:
         self._stop_signals = stop_signals
         self._saved_step = 0
         self._began_s = self._eval_s = 0.0
+
+    @property
+    def steps(self) -> int:
+        """The number of steps in the run, including those of earlier attempts."""
+        return self._steps
 
     def run(self) -> EndRecord:
         """Trains to the last step.
@@ -226,7 +235,8 @@ class TrainingLoop:
         self._step_writer.flush()
         self._watch.outside("an evaluation")
         broadcast_buffers(self._model, self._group)
-        record = evaluate(self._model, self._eval_examples, self._classes, step, self._config, self._group)
+        with self._in_stage("evaluating"):
+            record = evaluate(self._model, self._eval_examples, self._classes, step, self._config, self._group)
         noted_s = time.perf_counter()
         self._best.note(record)
         self._eval_s += time.perf_counter() - noted_s
@@ -248,7 +258,8 @@ class TrainingLoop:
         self._watch.outside("a checkpoint")
         progress = Progress(step.end, self._train_s(), self._scaler.state(), self._best.state())
         broadcast_buffers(self._model, self._group)
-        checkpoints.save(progress, self._model, self._optimizer, self._data(), self._writer)
+        with self._in_stage("saving"):
+            checkpoints.save(progress, self._model, self._optimizer, self._data(), self._writer)
         self._saved_step = step.step
 
     def _stop_if_agreed(self, agreement: StopAgreement, step: RankStep) -> None:

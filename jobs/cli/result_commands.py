@@ -11,7 +11,7 @@ import typer
 
 from disttrain.errors import UserError
 from jobs.cli.options import Check, Json, OfCluster, Root, SubmittedSweep
-from jobs.cli.results_output import exit_if_failed, notify_of, print_results, read_status
+from jobs.cli.results_output import exit_if_failed, follow_status, notify_of, print_results, read_status
 from jobs.cli.shared import sweeps_root
 
 if TYPE_CHECKING:
@@ -27,6 +27,9 @@ def status(
     all_runs: Annotated[
         bool, typer.Option("--all-runs", help="Show every run, also if they do not fit on the screen.")
     ] = False,
+    watch: Annotated[
+        bool, typer.Option("--watch", help="Follow the runs on the screen until they have ended; needs a terminal.")
+    ] = False,
     check: Check = False,
 ) -> None:
     """Show the states of the runs: first the counts, then the table.
@@ -38,7 +41,8 @@ def status(
 
     folder = find_folder(sweeps_root(root), sweep, cluster)
     recover(folder, os.environ)
-    results = read_status(folder).results
+    current = follow_status(folder) if watch else read_status(folder)
+    results = current.results
     notify_of(folder, results)
     print_results(results, folder, as_json=json_, all_runs=all_runs)
     if check:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+import sys
 from typing import TYPE_CHECKING
 
 import typer
 
+from disttrain.errors import UserError
 from jobs.cli.shared import stderr_console, table_console
 
 # All other imports are inside the functions, so `sweep --help` loads almost nothing.
@@ -29,9 +31,34 @@ def read_status(folder: SweepFolder) -> Status:
     # A sweep of 10,000 runs is a million objects that live until the end. To search them for garbage takes a tenth.
     gc.set_threshold(50_000, 20, 100)
     current = read_status(folder, os.environ)
+    print_notices(current)
+    return current
+
+
+def follow_status(folder: SweepFolder) -> Status:
+    """The status of a sweep after its submitted runs have ended, and its notices on stderr; until then a live screen.
+
+    Raises:
+        UserError: The output is no terminal.
+    """
+    from rich.console import Console
+
+    from jobs.results.live.live_status import follow
+    from jobs.results.status import submitted_runs
+
+    console = Console()
+    if not sys.stdout.isatty() or console.is_dumb_terminal:
+        hint = "sweep wait prints a line for each change, sweep status the states now"
+        raise UserError("the output is no terminal", where="--watch", hint=hint)
+    current = follow(folder, submitted_runs(folder), console, os.environ)
+    print_notices(current)
+    return current
+
+
+def print_notices(current: Status) -> None:
+    """Prints the notices of a status on stderr."""
     for notice in current.notices:
         stderr_console().print(f"note: {notice}", markup=False, highlight=False, soft_wrap=True)
-    return current
 
 
 def print_results(

@@ -20,18 +20,16 @@ def wait(
 
     The exit status is 1 if one of these runs has ended without success.
     """
+    from jobs.results.status import submitted_runs
     from jobs.results.watch import Watch
     from jobs.schedulers.states import scheduler_for
-    from jobs.storage.ledger import read_ledger
     from jobs.storage.sweep_folder import find_folder
     from jobs.submission.recovery import recover
 
     folder = find_folder(sweeps_root(root), sweep, cluster)
     recover(folder, os.environ)
-    plan = folder.plan()
-    submitted = read_ledger(folder.path).jobs
-    run_ids = {run["run_id"] for run in plan.runs if run["run_id"] in submitted and not run.get("dropped")}
-    poll_s = poll or scheduler_for(plan.kind, os.environ).poll_s
+    run_ids = submitted_runs(folder)
+    poll_s = poll or scheduler_for(folder.plan().kind, os.environ).poll_s
     if run_ids:
         with Watch(folder, run_ids, stderr_console(), os.environ, poll_s) as watch:
             watch.wait()

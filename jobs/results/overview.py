@@ -12,7 +12,7 @@ from jobs.slurm.states import JobPhase, State
 from jobs.storage.ledger import read_ledger
 from jobs.storage.sweep_folder import SweepFolder
 
-_ATTENTION, _FAILED, _RUNNING = "need attention", "failed", "running"
+ATTENTION, FAILED, RUNNING = "need attention", "failed", "running"
 
 
 def overview(
@@ -34,36 +34,36 @@ def overview(
         first.append(dropped_heading(dropped))
     last = "sweep status --all-runs shows every run, sweep collect -o FILE writes every measurement"
     yield from first
-    sections: dict[str, list[Result]] = {_ATTENTION: [], _FAILED: [], _RUNNING: []}
+    sections: dict[str, list[Result]] = {ATTENTION: [], FAILED: [], RUNNING: []}
     for row in present:
-        if (name := _section(row)) is not None:
+        if (name := section_of(row)) is not None:
             sections[name].append(row)
     filled = {name: rows for name, rows in sections.items() if rows}
     jobs = read_ledger(folder.path).jobs
     left = height - 1 - _height([*first, last], width)  # a line for the next prompt
     for number, (name, rows) in enumerate(filled.items()):
         blocks = (run_lines(row, folder, jobs.get(row.run_id, ())) for row in rows)
-        if name == _RUNNING:
+        if name == RUNNING:
             blocks = ([f"{row.name}  {row.state}, step {row.figures.get('steps') or 0}"] for row in rows)
-        lines = list(_lines(name, len(rows), blocks, width, left // (len(filled) - number)))
+        lines = list(section_lines(name, len(rows), blocks, width, left // (len(filled) - number)))
         left -= _height(lines, width)
         yield from lines
     yield last
 
 
-def _section(row: Result) -> str | None:
+def section_of(row: Result) -> str | None:
     """The section in which a run is named; None if there is nothing to say about it."""
     if row.phase is JobPhase.FINISHED and not row.state.is_success:
-        return _FAILED
+        return FAILED
     # A reason to wait, or a file that is damaged.
     if row.scheduled.reason or row.phase is JobPhase.UNKNOWN or row.state is State.NOT_SUBMITTED:
-        return _ATTENTION
+        return ATTENTION
     if row.phase is JobPhase.RUNNING:
-        return _RUNNING
+        return RUNNING
     return None
 
 
-def _lines(name: str, count: int, blocks: Iterable[list[str]], width: int | None, height: int) -> Iterator[str]:
+def section_lines(name: str, count: int, blocks: Iterable[list[str]], width: int | None, height: int) -> Iterator[str]:
     """The lines of a section: how many runs it has, and the first of them that fit into its height."""
     height -= 1
     shown: list[list[str]] = []

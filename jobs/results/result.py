@@ -52,7 +52,9 @@ class Scheduled:
         FAILURES,
     ] = None
     reason: Annotated[
-        str | None, doc("Why the run waits or did not complete, and which of its files are damaged."), FAILURES
+        str | None,
+        doc("Why the run waits, makes no steps or did not complete, and which of its files are damaged."),
+        FAILURES,
     ] = None
     job_id: Annotated[str | None, doc("Id of the latest job."), LEDGER] = None
     attempts: Annotated[int | None, doc("Number of attempts of all its jobs."), SACCT, InTable(1)] = None

@@ -101,21 +101,32 @@ def _last_step(path: Path) -> tuple[int | None, str | None]:
     step: int | None = None
     wrong: str | None = None
     try:
-        with path.open("rb") as file:
-            size = file.seek(0, os.SEEK_END)
-            for tail in _TAIL_SIZES_BYTES:
-                file.seek(max(0, size - tail))
-                lines = file.read().split(b"\n")
-                if tail < size:
-                    lines = lines[1:]  # the first line is truncated by the tail
-                step, wrong = _last_step_in(lines)
-                if step is not None or tail >= size:
-                    break
+        for lines in read_tails(path):
+            step, wrong = _last_step_in(lines)
+            if step is not None:
+                break
     except (FileNotFoundError, NotADirectoryError):
         return None, None
     except OSError as error:
         raise UnreadableFile(f"{path.name} cannot be read: {error.strerror}") from None
     return step or 0, wrong
+
+
+def read_tails(path: Path) -> Iterator[Sequence[bytes]]:
+    """The complete lines at the end of a file, and what is after the last line end; each time of a longer part.
+
+    Raises:
+        OSError: The file cannot be read.
+    """
+    with path.open("rb") as file:
+        size = file.seek(0, os.SEEK_END)
+        for tail in _TAIL_SIZES_BYTES:
+            file.seek(max(0, size - tail))
+            lines = file.read().split(b"\n")
+            if tail >= size:
+                yield lines
+                return
+            yield lines[1:]  # the first line is truncated by the tail
 
 
 def _last_step_in(lines: Sequence[bytes]) -> tuple[int | None, str | None]:

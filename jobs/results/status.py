@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
 from jobs.results.collect import join
 from jobs.results.job_log import read_log_end
+from jobs.results.live.stalls import read_stall
 from jobs.results.result import Result
 from jobs.results.run_records import read_run
+from jobs.schedulers.conclude import Conclusion
+from jobs.schedulers.scheduler import Scheduler
 from jobs.schedulers.states import last_states, read_states, scheduler_for
+from jobs.slurm.squeue import QueuedJob
 from jobs.slurm.states import State
 from jobs.storage.ledger import LEDGER_NAME, Ledger, read_ledger
 from jobs.storage.sweep_folder import SweepFolder
@@ -26,9 +31,11 @@ class Status:
     notices: tuple[str, ...]
     is_current: bool = True  # False if the accounting did not answer: the states are from an earlier answer
     is_saved: bool = True  # False if the answer of the accounting could not be saved; a notice says why
+    queue: Mapping[str, QueuedJob] = field(default_factory=dict)  # what squeue lists, by job id
+    asked_s: float | None = None  # the time of the question to the scheduler, if it was asked earlier
 
 
-def read_status(folder: SweepFolder, environ: Mapping[str, str]) -> Status:
+def read_status(folder: SweepFolder, environ: Mapping[str, str], scheduler: Scheduler | None = None) -> Status:
     """The state of every run, from one sacct call and, if a run has not ended, one squeue call.
 
     sacct's answer is saved in accounting.jsonl, if this user owns the folder, because sites purge their accounting.
@@ -36,9 +43,10 @@ def read_status(folder: SweepFolder, environ: Mapping[str, str]) -> Status:
     Args:
         folder: The folder of a submitted sweep.
         environ: The environment for sacct and squeue.
+        scheduler: The scheduler to ask; None for one that asks each time.
     """
     plan, ledger = folder.plan(), read_ledger(folder.path)
-    scheduler = scheduler_for(plan.kind, environ)
+    scheduler = scheduler or scheduler_for(plan.kind, environ)
     run_ids = [run["run_id"] for run in plan.runs]
     states = read_states(folder, plan.sweep, scheduler, ledger, run_ids)
     answers = states.answers
@@ -48,12 +56,34 @@ def read_status(folder: SweepFolder, environ: Mapping[str, str]) -> Status:
         ledger,
         answers.attempts,
         records,
-        states.conclusions,
+        _with_stalls(folder, plan.runs, states.conclusions),
         has_accounting=scheduler.has_accounting,
         read_log=partial(read_log_end, folder.logs),
     )
     notices = (*states.damage, *answers.notices, *_unsubmitted_notice(plan.runs, ledger))
-    return Status(results, notices, answers.is_current, answers.is_saved)
+    return Status(results, notices, answers.is_current, answers.is_saved, answers.queue or {}, answers.asked_s)
+
+
+def _with_stalls(
+    folder: SweepFolder, planned: Sequence[Mapping[str, Any]], conclusions: Mapping[str, Conclusion]
+) -> dict[str, Conclusion]:
+    """The conclusions; of a run that runs and writes no steps, with that as its reason."""
+    checked, now_s = dict(conclusions), time.time()
+    for run in planned:
+        conclusion = conclusions[run["run_id"]]
+        if conclusion.state is State.RUNNING and conclusion.reason is None:
+            started_s = None if conclusion.attempt is None else conclusion.attempt.start_s
+            reason = read_stall(folder.run(run["run_id"]), run["world_size"], started_s, now_s)
+            checked[run["run_id"]] = replace(conclusion, reason=reason)
+    return checked
+
+
+def submitted_runs(folder: SweepFolder) -> frozenset[str]:
+    """The ids of the runs that were submitted and that the sweep file still has: a command may wait for them."""
+    submitted = read_ledger(folder.path).jobs
+    return frozenset(
+        run["run_id"] for run in folder.plan().runs if run["run_id"] in submitted and not run.get("dropped")
+    )
 
 
 def _unsubmitted_notice(planned: Sequence[Mapping[str, Any]], ledger: Ledger) -> tuple[str, ...]:

@@ -144,7 +144,12 @@ def _table(results: Sequence[Result], width: int | None) -> Iterator[TextTable |
         if len(varied) > 1:
             width += max(0, label.width - _ONE_AXIS_LABEL)
     shown = [TextColumn(column.name, column.cells, column.is_number) for column in _fitting(columns, width)]
-    yield TextTable(shown, [_STATE_STYLE.get(row.state, "red") for row in results])
+    yield TextTable(shown, [state_style(row.state) for row in results])
+
+
+def state_style(state: State) -> str:
+    """The style of a row in this state."""
+    return _STATE_STYLE.get(state, "red")
 
 
 def _columns(results: Sequence[Result]) -> Iterator[_Column]:

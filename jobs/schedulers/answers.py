@@ -45,6 +45,7 @@ class Answers:
         here: The name of the cluster that was asked; None if that is not known.
         is_current: Whether the accounting has answered; else the attempts are from an earlier answer.
         is_saved: Whether that answer could be saved; else a notice says why not.
+        asked_s: The time of the question, in seconds since 1970, if it was asked earlier; None if it was asked now.
     """
 
     attempts: Mapping[str, tuple[AccountingRow, ...]]
@@ -53,6 +54,7 @@ class Answers:
     here: str | None = None
     is_current: bool = True
     is_saved: bool = True
+    asked_s: float | None = None
 
 
 def read_saved_rows(path: Path) -> tuple[tuple[AccountingRow, ...], list[int]]:

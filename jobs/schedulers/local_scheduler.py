@@ -58,6 +58,9 @@ class LocalScheduler:
     def known_s(self, folder: SweepFolder) -> float | None:
         return time.time()
 
+    def has_news(self, folder: SweepFolder) -> bool:
+        return True
+
     def ask(self, question: Question) -> Answers:
         return Answers(attempts_by_job(question.saved))
 

@@ -86,6 +86,9 @@ class Scheduler(Protocol):
             UserError: They cannot be reached.
         """
 
+    def has_news(self, folder: SweepFolder) -> bool:
+        """Whether a question now may have another answer than the last one."""
+
     def ask(self, question: Question) -> Answers:
         """What is known now of all jobs in the ledger."""
 

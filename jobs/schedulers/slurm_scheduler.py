@@ -66,10 +66,13 @@ class SlurmScheduler:
     def known_s(self, folder: SweepFolder) -> float | None:
         return folder.last_query_s()
 
+    def has_news(self, folder: SweepFolder) -> bool:
+        return True
+
     def ask(self, question: Question) -> Answers:
         """The answers of sacct and, if a run has not ended by sacct, of squeue."""
         folder, job_name, ledger, run_ids = question.folder, question.job_name, question.ledger, question.run_ids
-        saved = _named(question.saved, job_name)
+        saved = rows_named(question.saved, job_name)
         answers = Answers(attempts_by_job(saved))
         here = None
         if _unfinished(run_ids, ledger, answers) and any(job.cluster for job in ledger.all_jobs()):
@@ -85,7 +88,8 @@ class SlurmScheduler:
         except AccountingUnavailable as error:
             unavailable = error
         else:
-            ours = [row for row in _named(rows, job_name) if None in (row.user_id, user_id) or row.user_id == user_id]
+            ours = rows_named(rows, job_name)
+            ours = tuple(row for row in ours if None in (row.user_id, user_id) or row.user_id == user_id)
             merged = merge_history(saved, ours)
             attempts = attempts_by_job(merged)
             if folder.is_owner():
@@ -106,7 +110,8 @@ class SlurmScheduler:
 
     def conclude(self, question: Question, answers: Answers) -> dict[str, Conclusion]:
         folder, ledger = question.folder, question.ledger
-        is_owner, now_s = folder.is_owner(), time.time()
+        is_owner = folder.is_owner()
+        now_s = time.time() if answers.asked_s is None else answers.asked_s
         conclusions = {}
         for run_id in question.run_ids:
             jobs = ledger.jobs.get(run_id, ())
@@ -142,7 +147,7 @@ def _unfinished(run_ids: Sequence[str], ledger: Ledger, answers: Answers) -> boo
     return False
 
 
-def _named(rows: Sequence[AccountingRow], job_name: str) -> tuple[AccountingRow, ...]:
+def rows_named(rows: Sequence[AccountingRow], job_name: str) -> tuple[AccountingRow, ...]:
     """The rows of jobs of this name: numbers of jobs are used again, and other clusters have them too."""
     return tuple(row for row in rows if row.job_name in (None, job_name))
 

@@ -10,6 +10,7 @@ from jobs.schedulers.answers import Answers, Question, read_saved_rows
 from jobs.schedulers.conclude import Conclusion
 from jobs.schedulers.local_scheduler import LocalScheduler
 from jobs.schedulers.scheduler import Scheduler
+from jobs.schedulers.shared_slurm import SharedSlurm
 from jobs.schedulers.slurm_scheduler import SlurmScheduler
 from jobs.slurm.attempts import attempts_by_job
 from jobs.storage.ledger import LEDGER_NAME, Ledger
@@ -30,6 +31,13 @@ def scheduler_for(
     if kind == "slurm":
         return SlurmScheduler(environ)
     return LocalScheduler(max_ranks, in_process=in_process)
+
+
+def watching_scheduler(kind: Kind, environ: Mapping[str, str]) -> Scheduler:
+    """The scheduler for a command that follows a sweep: all that follow it share the answers of Slurm."""
+    if kind == "slurm":
+        return SharedSlurm(environ)
+    return scheduler_for(kind, environ)
 
 
 @dataclass(frozen=True)

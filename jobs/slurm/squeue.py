@@ -14,6 +14,7 @@ from jobs.slurm.states import State, parse_state
 _CLUSTER_NAME = re.compile(r"^ClusterName\s*=\s*(\S+)", re.MULTILINE)
 _MAX_ARRAY_SIZE = re.compile(r"^MaxArraySize\s*=\s*(\d+)", re.MULTILINE)
 _TOKEN = re.compile(r"\bsweep:([0-9a-f]{16})\b")
+_TIMES = {"SLURM_TIME_FORMAT": "%s"}  # seconds since 1970, which do not depend on a time zone
 # The reasons of a job that waits as every job does.
 _USUAL = frozenset({"", "None", "Priority", "Resources", "BeginTime", "Cleaning"})
 _ADVICE = {
@@ -36,12 +37,17 @@ class QueuedJob:
         state: Its state.
         reason: Slurm's word for why it waits.
         token: The token of the submission that sent it; None if it has none.
+        start_s: The time at which it started or, of one that waits, is expected to start, in seconds since 1970; None
+            if Slurm does not know it.
+        priority: Its priority: of those that wait, Slurm considers the highest first; None if it is not known.
     """
 
     job_id: str
     state: State
     reason: str = ""
     token: str | None = None
+    start_s: int | None = None
+    priority: int | None = None
 
     @property
     def explanation(self) -> str | None:
@@ -72,16 +78,25 @@ def query_squeue(
     Raises:
         AccountingUnavailable: squeue cannot be queried.
     """
-    command = ["squeue", "--noheader", "--all", "--array", f"--name={name}", "--states=all", "--format=%i|%T|%r|%k"]
+    columns = "--format=%i|%T|%r|%S|%Q|%k"
+    command = ["squeue", "--noheader", "--all", "--array", f"--name={name}", "--states=all", columns]
     if user_id is not None:
         command.append(f"--user={user_id}")
     jobs = {}
-    for line in ask_controller(command, environ, run).splitlines():
-        job_id, *values = line.strip().split("|", 3)  # the comment is last: it may have any character
-        if len(values) == 3:  # with several clusters, each list has a title
-            token = _TOKEN.search(values[2])
-            jobs[job_id] = QueuedJob(job_id, parse_state(values[0]), values[1], token and token[1])
+    for line in ask_controller(command, {**environ, **_TIMES}, run).splitlines():
+        job_id, *values = line.strip().split("|", 5)  # the comment is last: it may have any character
+        if len(values) == 5:  # with several clusters, each list has a title
+            state, reason, start, priority, comment = values
+            token = _TOKEN.search(comment)
+            jobs[job_id] = QueuedJob(
+                job_id, parse_state(state), reason, token and token[1], _number(start), _number(priority)
+            )
     return jobs
+
+
+def _number(text: str) -> int | None:
+    """A number that squeue prints; None for a word such as N/A."""
+    return int(text) if text.isascii() and text.isdecimal() else None
 
 
 def comment_of(token: str) -> str:

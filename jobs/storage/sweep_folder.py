@@ -16,7 +16,7 @@ from disttrain.errors import UserError, shorten, suggest_name
 from disttrain.records.atomic_write import write_text
 from disttrain.records.attempt_log import ATTEMPTS_NAME
 from disttrain.records.json_values import DamagedFile, check_fields, damaged, read_object, to_json
-from disttrain.records.record_files import SUMMARY_NAME, failure_name, metrics_name
+from disttrain.records.record_files import STAGE_NAME, SUMMARY_NAME, failure_name, metrics_name
 from disttrain.records.stacks import remove_hang_files
 from disttrain.records.versions import versions
 from jobs.planning.cluster import DEBUG, LOCAL, Cluster, Kind
@@ -82,6 +82,11 @@ class SweepFolder:
     def query_time_file(self) -> Path:
         """The time of the last answer of Slurm's accounting, in seconds since 1970."""
         return self.path / "queried.txt"
+
+    @property
+    def watch_file(self) -> Path:
+        """What squeue answered to the commands that follow the sweep. It is private."""
+        return self.path / "watch.json"
 
     @property
     def results_file(self) -> Path:
@@ -321,7 +326,7 @@ def prepare_runs(folder: SweepFolder, runs: Sequence[Mapping[str, Any]], import_
 
 def _remove_results(run_dir: Path, world_size: int) -> None:
     """Removes the summary, the failures, the log of attempts and, unless it can resume, the records of a run."""
-    for name in (SUMMARY_NAME, ATTEMPTS_NAME):
+    for name in (SUMMARY_NAME, ATTEMPTS_NAME, STAGE_NAME):
         (run_dir / name).unlink(missing_ok=True)
     resumes = has_checkpoint(run_dir)
     for rank in range(world_size):

@@ -71,12 +71,12 @@ class FakeSlurm:
             if waiting:
                 first, last = (task.partition("_")[2] for task in (waiting[0], waiting[-1]))
                 rows.append(_row(f"{array}_[{first}-{last}%1000]", array, State.PENDING, submit_s, folder.sweep_name))
-                queue += [f"{task}|PENDING|Priority|sweep:{'0' * 16}" for task in waiting]
+                queue += [f"{task}|PENDING|Priority|N/A|1|sweep:{'0' * 16}" for task in waiting]
             for task, state in zip(started, itertools.cycle(_STATES)):
                 rows += _attempt(task, str(next(raw_ids)), state, submit_s, folder.sweep_name)
                 _write_files(folder, jobs[task].run_id, task, state)
                 if state is State.RUNNING:
-                    queue.append(f"{task}|RUNNING|None|sweep:{'0' * 16}")
+                    queue.append(f"{task}|RUNNING|None|{submit_s}|1|sweep:{'0' * 16}")
         self._write_answers(rows, queue)
 
     def _write_answers(self, rows: Sequence[str], queue: Sequence[str]) -> None:

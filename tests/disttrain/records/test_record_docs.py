@@ -9,7 +9,7 @@ from pathlib import Path
 from disttrain.records.hang_types import HangPosition
 from disttrain.records.record_docs import records_page
 from disttrain.records.record_types import KINDS
-from disttrain.records.summary_types import SUMMARY_FIGURES, Failure, RunInfo
+from disttrain.records.summary_types import SUMMARY_FIGURES, Failure, RunInfo, Stage
 
 
 def test_the_page_is_generated(repository: Path) -> None:
@@ -23,6 +23,7 @@ def test_the_page_has_every_written_field() -> None:
     sections = re.split(r"^## ", records_page(), flags=re.MULTILINE)[1:]
     names = [re.findall(r"^\| `(\w+)` \|", section, flags=re.MULTILINE) for section in sections]
     written = [
-        [field.name for field in dataclasses.fields(kind)] for kind in (*KINDS.values(), RunInfo, Failure, HangPosition)
+        [field.name for field in dataclasses.fields(kind)]
+        for kind in (*KINDS.values(), RunInfo, Failure, Stage, HangPosition)
     ]
     assert names == [*written, list(SUMMARY_FIGURES)]

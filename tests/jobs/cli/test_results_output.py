@@ -8,7 +8,7 @@ import pytest
 
 from jobs.slurm.states import State
 from jobs.storage.sweep_folder import SweepFolder
-from tests.jobs.command import SWEEP, Sweep, note
+from tests.jobs.command import SWEEP, Output, Sweep, note
 
 pytestmark = pytest.mark.process
 
@@ -53,3 +53,21 @@ def test_a_sweep_larger_than_the_screen_is_not_printed_in_full(
     assert (lines["status"] != lines["collect"]) == is_large
     assert len(lines["status"]) <= 40 + 6
     assert sweep("status", "--json").out.count('"run_id"') == 2 * seeds
+
+
+def test_only_a_terminal_can_watch(sweep: Sweep, submitted: SweepFolder) -> None:
+    note(submitted, State.COMPLETED, State.COMPLETED)
+    output = sweep("status", "--watch")
+    hint = "sweep wait prints a line for each change, sweep status the states now"
+    assert output == Output(2, "", f"error: --watch: the output is no terminal ({hint})\n")
+
+
+def test_a_sweep_that_has_ended_is_printed(
+    sweep: Sweep, submitted: SweepFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    note(submitted, State.COMPLETED, State.FAILED)
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+    monkeypatch.setenv("TERM", "xterm")
+    watched = sweep("status", "--watch")
+    assert (watched.exit_code, "s on local: 2 runs, 1 COMPLETED, 1 FAILED" in watched.out) == (0, True)
+    assert sweep("status", "--watch", "--check").exit_code == 1

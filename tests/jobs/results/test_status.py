@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import socket
@@ -31,6 +32,7 @@ from jobs.slurm.squeue import QueuedJob
 from jobs.slurm.states import State
 from jobs.storage import ledger
 from jobs.storage.sweep_folder import SweepFolder, prepare, prepare_runs
+from tests.jobs.results.live.test_stalls import START, step_line, write_run
 
 RUNNING = AccountingRow("7_0", state=State.RUNNING, submit_s=10, start_s=20, elapsed_s=5, alloc_gpus=1)
 DONE = replace(RUNNING, state=State.COMPLETED, end_s=50, elapsed_s=30, exit_code=0)
@@ -111,6 +113,38 @@ def test_one_sacct_call_for_all_jobs(sacct: Sacct, write_sweep: Callable[..., Sw
         ("b", "PENDING", 0),
     ]
     assert status.notices == ()
+
+
+@pytest.mark.process
+def test_a_run_that_makes_no_steps_says_so(
+    sacct: Sacct, write_sweep: Callable[..., SweepFolder], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Only the files of a run that runs are read for it: those of the other run would say the same."""
+    folder = write_sweep()
+    ledger.record(folder.path, {"a": "7_0", "b": "7_1"}, 9.0)
+    for run_id in "ab":
+        write_run(folder.run(run_id), {0: START + step_line(119)}, time.time() - 245)
+    finish(folder, "b")
+    sacct.answer = [RUNNING, replace(DONE, job_id="7_1")]
+    sacct.queued = {"7_0": RUNS}
+    opened: list[Path] = []
+    real = io.open
+
+    def count(path: Path, *arguments: Any, **options: Any) -> Any:
+        opened.append(Path(path))
+        return real(path, *arguments, **options)
+
+    monkeypatch.setattr(io, "open", count)
+    reasons = [row.scheduled.reason for row in read_status(folder, {}).results]
+    assert reasons == ["no step for 4 min (rank 0 last wrote step 119)", None]
+    names = [path.name for path in opened if path.parent == folder.run("b")]
+    assert sorted(set(names)) == ["run.json", "summary.json"]
+    assert (folder.run("a") / "stage.json") in opened
+    sacct.answer, sacct.queued = [replace(DONE, job_id=job_id) for job_id in ("7_0", "7_1")], {}
+    finish(folder, "a")
+    opened.clear()
+    assert [row.scheduled.reason for row in read_status(folder, {}).results] == [None, None]
+    assert {path.name for path in opened if folder.run("a") in path.parents} == {"run.json", "summary.json"}
 
 
 @pytest.mark.process

@@ -11,11 +11,11 @@ from jobs.slurm.sacct_table import AccountingUnavailable
 from jobs.slurm.squeue import QueuedJob, cluster_name, query_squeue
 from jobs.slurm.states import State
 
-LIST = """7_0|RUNNING|None|mine|sweep:0123456789abcdef
-7_1|PENDING|JobArrayTaskLimit|sweep:0123456789abcdefx
-8|CANCELLED|None|(null)
+LIST = """7_0|RUNNING|None|1700000000|10|mine|sweep:0123456789abcdef
+7_1|PENDING|JobArrayTaskLimit|N/A|4294901700|sweep:0123456789abcdefx
+8|CANCELLED|None|Unknown|-1|(null)
 CLUSTER: other
-9|HIBERNATING|None|
+9|HIBERNATING|None||٣|
 """
 
 
@@ -38,15 +38,16 @@ def test_jobs_by_id() -> None:
         "s", user_id=1000, environ={"SQUEUE_FORMAT": "%A", "SLURM_CLUSTERS": "all", "SLURM_CONF": "c"}, run=slurm
     )
     assert jobs == {
-        "7_0": QueuedJob("7_0", State.RUNNING, "None", "0123456789abcdef"),
-        "7_1": QueuedJob("7_1", State.PENDING, "JobArrayTaskLimit"),
+        "7_0": QueuedJob("7_0", State.RUNNING, "None", "0123456789abcdef", 1_700_000_000, 10),
+        "7_1": QueuedJob("7_1", State.PENDING, "JobArrayTaskLimit", priority=4_294_901_700),
         "8": QueuedJob("8", State.CANCELLED, "None"),
         "9": QueuedJob("9", State.UNKNOWN, "None"),
     }
     assert slurm.command == [
-        "squeue", "--noheader", "--all", "--array", "--name=s", "--states=all", "--format=%i|%T|%r|%k", "--user=1000"
+        "squeue", "--noheader", "--all", "--array", "--name=s", "--states=all", "--format=%i|%T|%r|%S|%Q|%k",
+        "--user=1000",
     ]  # fmt: skip
-    assert slurm.environ == {"SLURM_CONF": "c"}
+    assert slurm.environ == {"SLURM_CONF": "c", "SLURM_TIME_FORMAT": "%s"}
     query_squeue("s", user_id=None, environ={}, run=slurm)
     assert not any(word.startswith("--user") for word in slurm.command)
 
