@@ -132,7 +132,7 @@ def _cells(row: Result, view: View, places: Mapping[str, str]) -> tuple[str, ...
     if progress.steps is not None:
         step = f"{progress.step or 0}/{progress.steps}"
     left = ""
-    if progress.left_s is not None:
+    if progress.left_s is not None and not row.scheduled.reason:  # a run without steps does not get there
         left = str(timedelta(seconds=round(progress.left_s)))
     return (
         row.label,

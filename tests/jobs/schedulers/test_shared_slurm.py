@@ -139,7 +139,7 @@ def test_no_other_watcher_asks_while_slurm_is_slow(shim: Shim, clock: Clock, fol
     first, second = Watcher(folder), Watcher(folder)
     clock.now_s = 1_700_000_009.0  # a half minute of the clock ends in one second
 
-    def slow(job_ids: list[str], **_: Any) -> tuple[AccountingRow, ...]:
+    def slow(job_ids: list[str], **__: Any) -> tuple[AccountingRow, ...]:
         for _ in range(25):
             clock.pass_s(1.0)
             assert second.look() is State.PENDING, "nothing is known yet"
@@ -150,6 +150,14 @@ def test_no_other_watcher_asks_while_slurm_is_slow(shim: Shim, clock: Clock, fol
         assert first.look() is State.RUNNING
     assert second.look() is State.RUNNING
     assert shim.count("sacct") == 1
+
+
+def test_of_watchers_that_want_to_ask_at_once_one_does(
+    shim: Shim, folder: SweepFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(SharedSlurm, "_is_fresh", lambda *_: False)
+    assert [Watcher(folder).look() for _ in range(3)] == [State.RUNNING] * 3
+    assert (shim.count("sacct"), shim.count("squeue")) == (1, 1)
 
 
 def test_another_user_asks_for_himself(

@@ -55,7 +55,7 @@ def test_each_run_of_a_small_sweep() -> None:
     ]
     progress = {
         rows[1].run_id: RunProgress("training", 120, 400, 0.5, 99.6, 3725.0),
-        rows[2].run_id: RunProgress("preparing data"),
+        rows[2].run_id: RunProgress("evaluating", 120, 400, 0.5, 99.6, 3725.0),
     }
     queue = [
         QueuedJob("7_3", State.PENDING, "Priority", priority=5, start_s=int(NOW_S) + 720),
@@ -70,8 +70,8 @@ def test_each_run_of_a_small_sweep() -> None:
     assert lines[3].split() == ["label", "state", "stage", "step", "loss", "samples/s", "time", "left"]
     assert [" ".join(line.split()) for line in lines[5:]] == [
         "1x1 seed=0 COMPLETED 400 0.2500 1234",
-        "1x1 seed=1 RUNNING training 120/400 0.5000 100 1:02:05",
-        "1x1 seed=2 RUNNING preparing data",
+        "1x1 seed=1 RUNNING training 120/400 0.5000 100",
+        "1x1 seed=2 RUNNING evaluating 120/400 0.5000 100 1:02:05",
         "1x1 seed=3 PENDING starts in 12 min",
         "1x1 seed=4 PENDING place 1 of 3",
         "1x1 seed=5 FAILED",
