@@ -15,6 +15,7 @@ from jobs import __version__
 from jobs.cli.cancel_command import cancel
 from jobs.cli.forget_command import forget
 from jobs.cli.list_command import list_sweeps
+from jobs.cli.logs_command import logs
 from jobs.cli.plan_command import plan
 from jobs.cli.resend_commands import rerun, retry
 from jobs.cli.result_commands import collect, figures, status
@@ -29,7 +30,7 @@ app = typer.Typer(
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
-for command in (plan, submit, status, wait, cancel, retry, rerun, stacks, forget, collect, figures):
+for command in (plan, submit, status, wait, logs, cancel, retry, rerun, stacks, forget, collect, figures):
     app.command(cls=Command)(command)
 app.command("list", cls=Command)(list_sweeps)
 

@@ -29,6 +29,7 @@ OfSweep = Annotated[
     str | None,
     typer.Option("--sweep", metavar="SWEEP", help="A sweep's file, name or folder. Default: the last submitted sweep."),
 ]
+RunName = Annotated[str, typer.Argument(metavar="RUN", help="A label, a run id, or the unique start of an id.")]
 RunNames = Annotated[list[str] | None, typer.Argument(metavar="RUN", help="Labels, run ids, or unique starts of ids.")]
 Root = Annotated[
     Path | None, typer.Option("--root", metavar="DIR", help="Folder of all sweeps. Default: $SWEEP_ROOT, or ./runs.")

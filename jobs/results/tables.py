@@ -9,7 +9,6 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 from disttrain.records.json_values import to_json as to_json_text
@@ -21,6 +20,7 @@ from jobs.results.result import COLUMNS, Result, column_name
 from jobs.results.run_records import read_run
 from jobs.results.text_table import GAP, TextColumn, TextTable
 from jobs.slurm.states import State
+from jobs.storage.job_logs import log_files
 from jobs.storage.ledger import Job, read_ledger
 from jobs.storage.run_lookup import list_names
 from jobs.storage.sweep_folder import SweepFolder
@@ -250,12 +250,8 @@ def run_lines(row: Result, folder: SweepFolder, jobs: Sequence[Job]) -> list[str
     for failure in read_run(folder.run(row.run_id)).failures[:1]:
         rank = failure.rank
         lines.append(f"    traceback in {folder.run(row.run_id) / failure_name(rank)}")
-    logs: list[Path] = []
-    for job in jobs[-1:]:
-        # The local executor has one log folder for each job, Slurm has one for all jobs.
-        names = (f"{job.job_id}_{rank}_log.err", f"{job.job_id}/*_{rank}_log.err")
-        logs += [path for name in names for path in folder.logs.glob(name)]
-    return [*lines, *(f"    log in {path}" for path in sorted(logs)[:1])]
+    logs = [path for job in jobs[-1:] for path in log_files(folder.logs, job.job_id, rank) if path.suffix == ".err"]
+    return [*lines, *(f"    log in {path}" for path in logs[:1])]
 
 
 def to_csv(results: Sequence[Result], *, all_columns: bool = False) -> str:
