@@ -75,6 +75,7 @@ def print_results(
     """
     from rich.console import Console
 
+    from jobs.results.failure_pattern import failure_patterns
     from jobs.results.overview import overview
     from jobs.results.tables import failure_lines, results_report, to_json
 
@@ -89,13 +90,16 @@ def print_results(
         height = console.height
     console = table_console()
     title = f"{plan.sweep} on {plan.cluster}"
+    patterns = failure_patterns(results)
     if not all_runs and len(results) > height:
-        print(*overview(results, folder, title, width, height), sep="\n")
+        print(*overview(results, folder, title, width, height - len(patterns)), *patterns, sep="\n")
         return
     for part in results_report(results, title, width):
         console.print(part, markup=False, highlight=False, crop=False)
     for lines in failure_lines(results, folder):
         print(*lines, sep="\n")
+    for line in patterns:
+        print(line)
 
 
 def print_ended(folder: SweepFolder, run_ids: Collection[str], *, as_json: bool) -> None:

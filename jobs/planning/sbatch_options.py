@@ -31,8 +31,9 @@ _OPTIONS = {
     "SBATCH_REQ_SWITCH": "switches",
     "SBATCH_WAIT4SWITCH": "switches",
 }
+MEMORY_OPTIONS = frozenset({"mem", "mem-per-cpu", "mem-per-gpu"})
 # Each excludes the others.
-_ALTERNATIVES = (frozenset({"mem", "mem-per-cpu", "mem-per-gpu"}), _REQUEUE)
+_ALTERNATIVES = (MEMORY_OPTIONS, _REQUEUE)
 _LINE = re.compile(r"^#SBATCH (--.*)$", re.MULTILINE)
 
 

@@ -16,7 +16,7 @@ from jobs.results.result import Result
 from jobs.results.run_records import read_run
 from jobs.schedulers.conclude import Conclusion
 from jobs.schedulers.scheduler import Scheduler
-from jobs.schedulers.states import last_states, read_states, scheduler_for
+from jobs.schedulers.states import States, last_states, read_states, scheduler_for
 from jobs.slurm.squeue import QueuedJob
 from jobs.slurm.states import State
 from jobs.storage.ledger import LEDGER_NAME, Ledger, read_ledger
@@ -50,18 +50,32 @@ def read_status(folder: SweepFolder, environ: Mapping[str, str], scheduler: Sche
     run_ids = [run["run_id"] for run in plan.runs]
     states = read_states(folder, plan.sweep, scheduler, ledger, run_ids)
     answers = states.answers
-    records = {run_id: read_run(folder.run(run_id)) for run_id in run_ids}
-    results = join(
-        plan.runs,
+    results = read_rows(folder, plan.runs, ledger, scheduler, states)
+    notices = (*states.damage, *answers.notices, *_unsubmitted_notice(plan.runs, ledger))
+    return Status(results, notices, answers.is_current, answers.is_saved, answers.queue or {}, answers.asked_s)
+
+
+def read_rows(
+    folder: SweepFolder, runs: Sequence[Mapping[str, Any]], ledger: Ledger, scheduler: Scheduler, states: States
+) -> tuple[Result, ...]:
+    """The rows of some runs, from their records and the states that are known of them.
+
+    Args:
+        folder: The folder of the sweep.
+        runs: The runs, as plan.json has them.
+        ledger: The ledger of the sweep.
+        scheduler: Its scheduler.
+        states: The states of these runs.
+    """
+    return join(
+        runs,
         ledger,
-        answers.attempts,
-        records,
-        _with_stalls(folder, plan.runs, states.conclusions),
+        states.answers.attempts,
+        {run["run_id"]: read_run(folder.run(run["run_id"])) for run in runs},
+        _with_stalls(folder, runs, states.conclusions),
         has_accounting=scheduler.has_accounting,
         read_log=partial(read_log_end, folder.logs),
     )
-    notices = (*states.damage, *answers.notices, *_unsubmitted_notice(plan.runs, ledger))
-    return Status(results, notices, answers.is_current, answers.is_saved, answers.queue or {}, answers.asked_s)
 
 
 def _with_stalls(

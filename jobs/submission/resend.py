@@ -16,11 +16,13 @@ from jobs.planning.cluster import Cluster
 from jobs.planning.expand import RunSpec
 from jobs.planning.labels import Variation
 from jobs.planning.plan import Plan, make_plan
+from jobs.planning.request_changes import NO_CHANGES, RequestChanges
 from jobs.schedulers.states import read_states, scheduler_for
 from jobs.slurm.states import State
 from jobs.storage.ledger import Ledger, read_ledger, submission_lock, uncancel
 from jobs.storage.run_lookup import find_runs, list_names
 from jobs.storage.sweep_folder import SweepFolder, prepare_runs
+from jobs.submission.failed_runs import ALL_FAILED, FailedRuns
 from jobs.submission.launch import send, write_errors
 from jobs.submission.messages import note, say
 from jobs.submission.selection import note_timeouts
@@ -28,7 +30,14 @@ from jobs.submission.selection import note_timeouts
 _EARLIER = "earlier"  # the folder in that of a run for the files of its earlier results
 
 
-def resend(folder: SweepFolder, texts: Sequence[str], *, from_start: bool) -> None:
+def resend(
+    folder: SweepFolder,
+    texts: Sequence[str],
+    *,
+    from_start: bool,
+    only: FailedRuns = ALL_FAILED,
+    changes: RequestChanges = NO_CHANGES,
+) -> None:
     """Sends runs of a submitted sweep again, with the requests of its latest submission.
 
     Args:
@@ -36,13 +45,17 @@ def resend(folder: SweepFolder, texts: Sequence[str], *, from_start: bool) -> No
         texts: What the user typed for each run; nothing for all failed and cancelled runs.
         from_start: Whether they start from the beginning: their files move to ``earlier/<n>/``. If not, they resume
             from their last checkpoint, and none of them may be done.
+        only: Which of these runs are sent.
+        changes: What they request otherwise. It holds for this submission: request.json stays as it is.
 
     Raises:
-        UserError: A run has not ended, or is done and should resume; or the scheduler refuses a job.
+        UserError: A run has not ended, or is done and should resume; or the cluster does not accept a change, or the
+            scheduler a job.
     """
     folder.require_owner("only its owner can send runs again")
     plan = folder.plan()
     cluster, import_path = folder.read_request()
+    cluster = changes.apply(cluster)
     scheduler = scheduler_for(plan.kind, os.environ)
     scheduler.require(cluster.name)
     with submission_lock(folder.path):
@@ -53,17 +66,16 @@ def resend(folder: SweepFolder, texts: Sequence[str], *, from_start: bool) -> No
             raise UserError("; ".join(states.damage), where=str(folder.path), hint="restore the line first")
         by_run = {run_id: conclusion.state for run_id, conclusion in states.conclusions.items()}
         chosen = _chosen(plan.runs, texts, by_run, from_start=from_start)
+        chosen = only.among(folder, chosen, ledger, scheduler, states)
         if not chosen:
-            say(f"nothing to send: no run of {plan.sweep} on {plan.cluster} has failed or was cancelled")
+            say(f"nothing to send: no run of {plan.sweep} on {plan.cluster} has failed or was cancelled{only}")
             return
         batches = plans_of(folder, plan.sweep, cluster, chosen, ledger)
         for batch, _ in batches:
             ids = {run.run_id for run in batch.runs}
             note_timeouts(folder, batch, ledger, set() if from_start else ids, states.conclusions)
         kept: dict[str, Path] = {}
-        later = "sweep submit sends {} later"
-        if from_start:
-            later = "sweep rerun sends {} later, and the earlier result stays until then"
+        with_changes = f", with {changes}" if str(changes) else ""
         try:
             with write_errors(folder, "nothing was sent; free some space, then try again"):
                 if from_start:
@@ -74,11 +86,20 @@ def resend(folder: SweepFolder, texts: Sequence[str], *, from_start: bool) -> No
                 prepare_runs(folder, chosen, import_path)
                 folder.forget_notifications()
                 uncancel(folder.path, [run["run_id"] for run in chosen], time.time())
-            say(f"{plan.sweep} on {plan.cluster}: sending {len(chosen)} of {len(plan.runs)} runs again")
+            say(f"{plan.sweep} on {plan.cluster}: sending {len(chosen)} of {len(plan.runs)} runs again{with_changes}")
             for batch, overrides in batches:
-                send(folder, batch, scheduler, overrides, later)
+                send(folder, batch, scheduler, overrides, _later(changes, from_start=from_start))
         finally:
             _restore_unsent(folder, kept, ledger)
+
+
+def _later(changes: RequestChanges, *, from_start: bool) -> str:
+    """What sends the runs that Slurm does not accept now."""
+    if from_start:
+        return "sweep rerun sends {} later, and the earlier result stays until then"
+    if str(changes):
+        return "sweep retry with the same changes sends {} later"
+    return "sweep submit sends {} later"
 
 
 def plans_of(

@@ -11,12 +11,14 @@ import pytest
 
 from disttrain.errors import UserError
 from jobs.planning.plan import Plan
+from jobs.planning.request_changes import RequestChanges
 from jobs.planning.sweep_file import parse_sweep
 from jobs.planning.yaml_file import parse_yaml
 from jobs.slurm.states import State
 from jobs.storage.ledger import read_ledger
 from jobs.storage.sweep_folder import SweepFolder
 from jobs.submission.cancellation import cancel_runs, choose
+from jobs.submission.failed_runs import FailedRuns
 from jobs.submission.launch import launch
 from jobs.submission.resend import resend
 from tests.jobs.submission.fake_slurm import LOADED, Slurm, plan_of
@@ -169,6 +171,51 @@ def test_a_retry_warns_of_the_same_time_limit(slurm: Slurm, plan: Plan, capsys: 
     capsys.readouterr()
     resend(SweepFolder(plan.folder), [plan.runs[0].run_id], from_start=False)
     assert "note: 1 run has reached the time limit without a checkpoint: " in capsys.readouterr().err
+
+
+def test_a_changed_request_is_for_this_submission(slurm: Slurm, plan: Plan, capsys: pytest.CaptureFixture[str]) -> None:
+    """The ledger has it, request.json has not, and the run keeps its id."""
+    folder, run_id = SweepFolder(plan.folder), plan.runs[0].run_id
+    request = folder.request_file.read_text()
+    slurm.states["1_0"] = State.TIMEOUT
+    capsys.readouterr()
+    changes = RequestChanges(("node17",), time="2:00:00")
+    resend(folder, [], from_start=False, changes=changes)
+    output = capsys.readouterr()
+    sent = "s on site: sending 1 of 4 runs again, with --time 2:00:00 --exclude node17"
+    assert (output.out.splitlines()[0], output.err) == (sent, "")
+    before, changed = (job.request for job in read_ledger(folder.path).jobs[run_id])
+    assert changed == {**(before or {}), "time": 120, "additional_parameters": {"exclude": "node17"}}
+    assert folder.request_file.read_text() == request
+    # A submission neither sends it again, nor is silent about its request.
+    launch(plan, LOADED, max_ranks=None)
+    note = "note: 1 run waits with another request than the sweep has now (time 120, now 60; "
+    assert capsys.readouterr().err.startswith(note)
+    assert slurm.submitted[2:] == [[run_id]]
+    # The next retry has the request of the sweep.
+    slurm.states["3_0"] = State.FAILED
+    resend(folder, [], from_start=False)
+    assert read_ledger(folder.path).jobs[run_id][-1].request == before
+
+
+def test_a_retry_by_state(slurm: Slurm, plan: Plan) -> None:
+    slurm.states |= {"1_0": State.TIMEOUT, "1_1": State.FAILED, "2_0": State.NODE_FAIL}
+    folder, ids = SweepFolder(plan.folder), [run.run_id for run in plan.runs]
+    resend(folder, [], from_start=False, only=FailedRuns(State.NODE_FAIL))
+    assert slurm.submitted[2:] == [[ids[2]]]
+    resend(folder, ids[:2], from_start=False, only=FailedRuns(State.FAILED, "No Rank reported"))
+    assert slurm.submitted[3:] == [[ids[1]]]
+    resend(folder, [], from_start=False, only=FailedRuns(State.TIMEOUT, "out of memory"))
+    assert slurm.submitted[4:] == []
+
+
+def test_changed_runs_that_do_not_fit(slurm: Slurm, plan: Plan, capsys: pytest.CaptureFixture[str]) -> None:
+    """A submission would send them with the request of the sweep."""
+    slurm.states["1_0"] = State.FAILED
+    slurm.limit = 0
+    capsys.readouterr()
+    resend(SweepFolder(plan.folder), [], from_start=False, changes=RequestChanges(partition="big"))
+    assert "; sweep retry with the same changes sends it later" in capsys.readouterr().err
 
 
 def test_jobs_of_another_cluster_are_not_cancelled(slurm: Slurm, plan: Plan, monkeypatch: pytest.MonkeyPatch) -> None:
