@@ -13,6 +13,7 @@ import typer
 from disttrain.errors import UserError, print_every_text
 from jobs import __version__
 from jobs.cli.cancel_command import cancel
+from jobs.cli.clean_command import clean
 from jobs.cli.forget_command import forget
 from jobs.cli.list_command import list_sweeps
 from jobs.cli.logs_command import logs
@@ -30,7 +31,7 @@ app = typer.Typer(
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
-for command in (plan, submit, status, wait, logs, cancel, retry, rerun, stacks, forget, collect, figures):
+for command in (plan, submit, status, wait, logs, cancel, retry, rerun, stacks, forget, clean, collect, figures):
     app.command(cls=Command)(command)
 app.command("list", cls=Command)(list_sweeps)
 

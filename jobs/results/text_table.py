@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -112,3 +113,16 @@ def text_width(text: str) -> int:
         (2, 4)
     """
     return len(text) if text.isascii() else cell_len(text)
+
+
+def binary_size(size_bytes: float) -> str:
+    """A size in bytes as text, in powers of 1024.
+
+    Example:
+        >>> binary_size(4096), binary_size(1.25 * 2**20), binary_size(4), binary_size(1020 * 2**30)
+        ('4 KiB', '1.25 MiB', '4 B', '1020 GiB')
+    """
+    power = min(4, int(math.log2(max(1, size_bytes)) // 10))
+    number = size_bytes / 1024**power
+    digits = f"{number:.0f}" if number >= 100 else f"{number:.3g}"
+    return f"{digits} {('B', 'KiB', 'MiB', 'GiB', 'TiB')[power]}"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -10,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from disttrain.errors import UserError
 from jobs.planning.labels import run_name
 from jobs.results.step_lanes import PHASE_NAMES, Lane, Timeline, read_timeline
+from jobs.results.text_table import binary_size
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -187,17 +187,6 @@ def new_figure(width: float, height: float) -> Figure:
     except ImportError as error:
         raise UserError(f"figures need matplotlib: {error}", hint="in the checkout: pip install '.[report]'") from error
     return Figure(figsize=(width, height), layout="constrained")
-
-
-def binary_size(size_bytes: float) -> str:
-    """A size in bytes as text, in powers of 1024.
-
-    Example:
-        >>> binary_size(4096), binary_size(1.25 * 2**20), binary_size(4)
-        ('4 KiB', '1.25 MiB', '4 B')
-    """
-    power = min(3, int(math.log2(max(1, size_bytes)) // 10))
-    return f"{size_bytes / 1024**power:.3g} {('B', 'KiB', 'MiB', 'GiB')[power]}"
 
 
 def _ms(time_ms: float) -> str:

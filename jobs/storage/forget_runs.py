@@ -55,14 +55,14 @@ def forget_runs(folder: SweepFolder, run_ids: Collection[str], time_s: float) ->
 def _remove_files(folder: SweepFolder, run_ids: Collection[str], jobs: Ledger) -> None:
     """Removes the folders of the runs, and the logs of their jobs."""
     for run_id in run_ids:
-        _remove(folder.run(run_id))
+        remove(folder.run(run_id))
         for figure in (folder.path / "figures").glob(f"*-{run_id}.svg"):
-            _remove(figure)
+            remove(figure)
     forgotten = {job.job_id for run_id in run_ids for job in jobs.jobs.get(run_id, ())}
     for job_id in forgotten:
         # The folder of a local run, or the files of a Slurm job: 7_0_* of an array task, 7_* of a plain job.
         for path in (folder.logs / job_id, *folder.logs.glob(f"{job_id}_*")):
-            _remove(path)
+            remove(path)
     remaining = {job.job_id for job in jobs.all_jobs()} - forgotten
     for array in set(map(array_of, forgotten)) - set(map(array_of, remaining)):
         _remove_script(folder.logs, array)
@@ -77,7 +77,8 @@ def _remove_script(logs: Path, array: str) -> None:
     script.unlink(missing_ok=True)
 
 
-def _remove(path: Path) -> None:
+def remove(path: Path) -> None:
+    """Removes a file, a folder with all its files, or a link."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
     else:

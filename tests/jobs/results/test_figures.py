@@ -18,7 +18,8 @@ from disttrain.records.record_files import RecordWriter, metrics_name
 from disttrain.records.record_types import ClockRecord, ExchangeRecord, LinkRecord, Record, StartRecord, StepRecord
 from jobs.results.figures import bus_bandwidth, save, write_figures
 from jobs.results.step_lanes import read_timeline
-from jobs.results.timeline import binary_size, new_figure, timeline
+from jobs.results.text_table import binary_size
+from jobs.results.timeline import new_figure, timeline
 from jobs.storage.sweep_folder import SweepFolder
 
 LINKS = tuple(

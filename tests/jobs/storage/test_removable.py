@@ -1,0 +1,123 @@
+"""What can be removed from the folder of a sweep, and what never is."""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+
+import pytest
+
+from jobs.storage import ledger
+from jobs.storage.ledger import read_ledger
+from jobs.storage.removable import Kind, Removable, leftovers, of_runs
+from jobs.storage.sweep_folder import SweepFolder
+
+UUID = "0123456789abcdef" * 2
+
+
+def write(folder: SweepFolder, *names: str, size: int = 10) -> None:
+    for name in names:
+        path = folder.path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"x" * size)
+
+
+def found(folder: SweepFolder, items: list[Removable]) -> dict[str, list[str]]:
+    """The removable paths by kind."""
+    paths: dict[str, list[str]] = {}
+    for item in items:
+        paths.setdefault(item.kind.value, []).extend(str(path.relative_to(folder.path)) for path in item.paths)
+    return paths
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> SweepFolder:
+    """The folder of a sweep with three runs, of which each has a checkpoint, a model and an earlier result."""
+    folder = SweepFolder(tmp_path / "s" / "site")
+    for run_id in ("1x1-a", "1x1-b", "1x1-c"):
+        run = f"runs/{run_id}"
+        checkpoint = f"{run}/checkpoints/attempt-00001"
+        write(folder, checkpoint, f"{checkpoint}-step-000000005.pt", f"{checkpoint}-step-000000005.json")
+        write(folder, f"{run}/summary.json", f"{run}/metrics-rank00000.jsonl", f"{run}/run.json")
+        write(folder, f"{run}/model/weights", f"{run}/.model.77/weights", f"{run}/earlier/1/model/weights")
+        write(folder, f"{run}/earlier/1/checkpoints/attempt-00001-step-000000002.pt", f"{run}/earlier/1/summary.json")
+    ledger.record(folder.path, {"1x1-a": "7_0", "1x1-b": "7_1", "1x1-c": "9"}, 1.0)
+    return folder
+
+
+def test_what_runs_no_longer_need(folder: SweepFolder) -> None:
+    """a is done, b failed and resumes from its checkpoint, c runs. Claims stay, for an attempt on a lost node."""
+    items = list(of_runs(folder, {"1x1-a": "a", "1x1-b": "b"}, {"1x1-a"}))
+    checkpoint = "runs/1x1-a/checkpoints/attempt-00001-step-000000005"
+    earlier = "earlier/1/checkpoints/attempt-00001-step-000000002.pt"
+    assert found(folder, items) == {
+        "checkpoints": [f"{checkpoint}.json", f"runs/1x1-a/{earlier}", f"{checkpoint}.pt", f"runs/1x1-b/{earlier}"],
+        "models": ["runs/1x1-a/earlier/1/model", "runs/1x1-a/model", "runs/1x1-b/earlier/1/model"],
+        "leftovers": ["runs/1x1-a/.model.77", "runs/1x1-b/.model.77"],
+    }
+    assert {(item.name, item.kind): item.size_bytes for item in items if item.name == "a"} == {
+        ("a", Kind.CHECKPOINTS): 30, ("a", Kind.MODELS): 20, ("a", Kind.LEFTOVERS): 10
+    }  # fmt: skip
+
+
+def test_links_to_another_disk_stay(folder: SweepFolder, tmp_path: Path) -> None:
+    run_dir = folder.run("1x1-d")
+    run_dir.mkdir()
+    write(SweepFolder(tmp_path), "disk/attempt-00001-step-000000005.pt")
+    for name in ("checkpoints", "model"):
+        (run_dir / name).symlink_to(tmp_path / "disk")
+    assert list(of_runs(folder, {"1x1-d": "d"}, {"1x1-d"})) == []
+
+
+def old_leftovers(folder: SweepFolder) -> list[str]:
+    planned = [{"run_id": "1x1-a"}, {"run_id": "1x1-planned"}]
+    items = list(leftovers(folder, planned, read_ledger(folder.path), time.time() + 3700))
+    return found(folder, items).get("leftovers", [])
+
+
+def test_leftovers(folder: SweepFolder) -> None:
+    unused = ["runs/1x1-x/run.json", "runs/1x1-y/.run.json.12"]
+    logs = ["logs/8_0_0_log.out", "logs/8_submission.sh", "logs/8_1_submitted.pkl", "logs/6_0_result.pkl"]
+    local = ["logs/local-1-abc-0/9_0_log.out"]
+    unsent = [f"logs/{UUID}.pkl", f"logs/.submission_file_{UUID}.sh"]
+    temporary = [".plan.json.123", ".space.4"]
+    write(folder, *unused, *logs, *local, *unsent, *temporary)
+    dangling = f"logs/.submission_file_{UUID[::-1]}.sh"
+    (folder.path / dangling).symlink_to(folder.logs / "5_submission.sh")
+    expected = {"runs/1x1-x", "runs/1x1-y", "logs/local-1-abc-0", dangling, *logs, *unsent, *temporary}
+    assert set(old_leftovers(folder)) == expected
+    # A command that runs now may have written them.
+    assert list(leftovers(folder, [], read_ledger(folder.path), time.time())) == []
+
+
+def test_what_is_no_leftover(folder: SweepFolder) -> None:
+    """Known runs and jobs, results of runs that plan.json lacks, the sweep's own files, and files of the user."""
+    write(folder, "runs/1x1-planned/run.json", "runs/1x1-lost/summary.json", "runs/1x1-lost/run.json")
+    ledger.record(folder.path, {"1x1-sent": "9_1"}, 2.0)  # its job waits
+    write(folder, "runs/1x1-sent/run.json")
+    write(folder, "runs/1x1-failed/failure-rank00000.json", "runs/mine/notes.txt", "runs/notes.txt")
+    write(folder, "logs/7_0_0_log.out", "logs/7_2_0_log.out", "logs/7_submission.sh", "logs/9_0_log.err")
+    write(folder, "logs/queue.log", "logs/8_notes.txt", "plan.json", "results.csv", ".submit.claim", "data.json")
+    (folder.logs / f".submission_file_{UUID}.sh").symlink_to(folder.logs / "7_submission.sh")
+    assert old_leftovers(folder) == []
+
+
+@pytest.mark.parametrize("event", ["damage", "intend", "token"])
+def test_without_a_complete_ledger_there_are_no_leftovers(folder: SweepFolder, event: str) -> None:
+    """It may lack jobs that run."""
+    write(folder, "logs/8_0_log.out")
+    assert old_leftovers(folder) == ["logs/8_0_log.out"]
+    if event == "damage":
+        with (folder.path / "ledger.jsonl").open("a") as file:
+            file.write("{wrong\n")
+    else:
+        ledger.intend(folder.path, ["1x1-x"] if event == "intend" else [], 2.0, token="t")
+    assert old_leftovers(folder) == []
+
+
+def test_a_folder_that_is_younger_stays(folder: SweepFolder) -> None:
+    write(folder, "runs/1x1-x/run.json")
+    now_s = time.time()
+    os.utime(folder.run("1x1-x"), (now_s, now_s + 200))
+    assert old_leftovers(folder) == []
