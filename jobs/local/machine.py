@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+
+# A line of nvidia-smi -L. The lines of MIG slices are indented.
+_LISTED_GPU = re.compile(r"^GPU (?:(?P<index>\d+): (?P<model>.+?) \(UUID: (?P<uuid>[^)]+)\))?.*$", re.MULTILINE)
 
 
 @dataclass(frozen=True)
@@ -55,12 +59,25 @@ def _core_count() -> int:
 
 
 def _gpu_count() -> int:
+    return len(_listed_gpus())
+
+
+def gpu_model(gpu: str) -> str | None:
+    """The model of a GPU, by its name in CUDA_VISIBLE_DEVICES: its number or UUID; None if it is not known."""
+    for match in _listed_gpus():
+        if gpu in (match["index"], match["uuid"]):
+            return match["model"]
+    return None
+
+
+def _listed_gpus() -> list[re.Match[str]]:
+    """The GPUs that the driver lists."""
     if shutil.which("nvidia-smi") is None:
-        return 0
+        return []
     listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, check=False, timeout=60)
     if listed.returncode != 0:
-        return 0
-    return sum(line.startswith("GPU ") for line in listed.stdout.splitlines())
+        return []
+    return list(_LISTED_GPU.finditer(listed.stdout))
 
 
 def place(

@@ -113,7 +113,7 @@ def plans_of(
     try:
         return [
             (
-                make_plan(sweep_name, [_run_spec(run, n) for n, run in enumerate(members)], cluster, folder.path),
+                make_plan(sweep_name, [run_spec(run, n) for n, run in enumerate(members)], cluster, folder.path),
                 overrides,
             )
             for overrides, members in _by_overrides(runs, ledger)
@@ -200,7 +200,7 @@ def _by_overrides(
     return [(dict(overrides), members) for overrides, members in groups.items()]
 
 
-def _run_spec(run: Mapping[str, Any], index: int) -> RunSpec:
+def run_spec(run: Mapping[str, Any], index: int) -> RunSpec:
     """A run of plan.json as the plan has it."""
     return RunSpec(
         run_id=run["run_id"],

@@ -97,11 +97,14 @@ def test_no_command_prints_the_help(sweep: Sweep) -> None:
         "submit",
         "status",
         "wait",
+        "logs",
+        "stacks",
         "cancel",
         "retry",
         "rerun",
-        "stacks",
+        "debug",
         "forget",
+        "clean",
         "collect",
         "figures",
         "list",
@@ -291,11 +294,11 @@ def test_version(sweep: Sweep) -> None:
 
 @pytest.mark.process
 def test_help_loads_only_typer(tmp_path: Path) -> None:
-    typer = modules(f"import sys, typer\n{PRINT_MODULES}", tmp_path)
+    typer = modules(f"from __future__ import annotations\nimport sys, typer\n{PRINT_MODULES}", tmp_path)
     helped = modules(main_of("--help", then=PRINT_MODULES), tmp_path)
     more = {name for name in helped - typer if not name.startswith("typer.")}
     assert "typer" in typer
-    names = ("cancel", "forget", "list", "plan", "stacks", "submit", "wait")
+    names = ("cancel", "clean", "debug", "forget", "list", "logs", "plan", "stacks", "submit", "wait")
     commands = {f"jobs.cli.{name}_command" for name in names}
     commands |= {"jobs.cli.resend_commands", "jobs.cli.result_commands", "jobs.cli.results_output"}
     shared = {"jobs.cli", "jobs.cli.options", "jobs.cli.shared", "jobs.cli.usage_errors"}

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jobs.local.machine import Machine, Placement, QueuedRun, place, this_machine
+from jobs.local.machine import Machine, Placement, QueuedRun, gpu_model, place, this_machine
 
 MACHINES = st.builds(
     Machine, st.integers(1, 16), st.integers(0, 8).map(lambda count: tuple(str(index) for index in range(count)))
@@ -106,6 +106,7 @@ def test_counts_the_gpus_that_are_not_hidden(tmp_path: Path, monkeypatch: pytest
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
     assert this_machine({}).gpus == ("0", "1")
     assert this_machine({"CUDA_VISIBLE_DEVICES": ""}).gpus == ()
+    assert [gpu_model(name) for name in ("1", "GPU-8f1c", "2")] == ["NVIDIA A100", "NVIDIA A100", None]
     (tmp_path / "nvidia-smi").write_text("#!/bin/sh\necho GPU 0 has fallen off the bus\nexit 9\n")
     assert this_machine({}).gpus == ()
 

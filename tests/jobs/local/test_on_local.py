@@ -203,6 +203,27 @@ def test_status_names_reason_traceback_and_log(ended: Ended) -> None:
     assert ended.rows[KILLED]["reason"]
 
 
+def test_logs_print_the_rank_that_failed(ended: Ended) -> None:
+    run_id = ended.rows[RAISES]["run_id"]
+    for options in ([], ["--follow"]):
+        printed = ended.sweeping.run("logs", run_id, *options)
+        assert "_1_log.err <==\n" in printed.stdout
+        assert "IsADirectoryError" in printed.stdout
+        assert printed.stderr == ""
+
+
+def test_debug_repeats_a_run(ended: Ended) -> None:
+    run_id = ended.rows[GOOD]["run_id"]
+    before = {path: path.stat().st_mtime_ns for path in ended.folder.rglob("*")}
+    lines = ended.sweeping.run("debug", run_id, timeout_s=RUN_LIMIT_S).stdout.splitlines()
+    first, scratch = lines[0].split(" as one rank, in ")
+    assert first == f"debug: {run_id} ({ended.rows[GOOD]['label']})"
+    assert not lines[1].startswith("  ")  # it is the same machine, with the same packages
+    losses = [json.loads((run / "summary.json").read_text())["train_loss"] for run in before if run.name == run_id]
+    assert json.loads((Path(scratch) / "summary.json").read_text())["train_loss"] == pytest.approx(losses[0])
+    assert {path: path.stat().st_mtime_ns for path in ended.folder.rglob("*")} == before
+
+
 def test_no_process_remains(ended: Ended) -> None:
     wait_for(lambda: not processes_with(f"{MARK}={ended.sweeping.folder}"), "end of the queue", limit_s=10)
 
