@@ -69,12 +69,12 @@ def logs(
         if rank is None and failed not in (None, log.rank):
             _note(f"rank {failed} reported the first failure: sweep logs {found['run_id']} --rank {failed}")
     else:
-        paths = log.files()
+        paths = log.files(log.latest_job())
         if not paths:
             raise log.missing(log.ask().conclusions[log.run_id])
         printer.print_new(paths)
     if printer.is_empty:
-        _note(f"the log of rank {log.rank} is empty: {log.files()[0]}")
+        _note(f"the log of rank {log.rank} is empty: {log.files(log.latest_job())[0]}")
 
 
 def _failed_rank(run_dir: Path) -> int | None:
@@ -95,13 +95,19 @@ class _RunLog:
     name: str
     rank: int
 
-    def files(self) -> list[Path]:
-        """The files of the log that exist. The latest job may be another one than before."""
-        from jobs.storage.job_logs import log_files
+    def latest_job(self) -> str | None:
+        """The id of the latest job; None if there is none."""
         from jobs.storage.ledger import read_ledger
 
-        jobs = read_ledger(self.folder.path).jobs.get(self.run_id, ())
-        return [path for job in jobs[-1:] for path in log_files(self.folder.logs, job.job_id, self.rank)]
+        for job in read_ledger(self.folder.path).jobs.get(self.run_id, ())[-1:]:
+            return job.job_id
+        return None
+
+    def files(self, job_id: str | None) -> list[Path]:
+        """The files that a job has of this log."""
+        from jobs.storage.job_logs import log_files
+
+        return log_files(self.folder.logs, job_id, self.rank) if job_id is not None else []
 
     def ask(self) -> States:
         """The state of the run now."""
@@ -115,9 +121,8 @@ class _RunLog:
     def missing(self, conclusion: Conclusion) -> UserError:
         """The error that there is no log, by the state of the run."""
         from jobs.slurm.states import State
-        from jobs.storage.ledger import read_ledger
 
-        if conclusion.state is State.NOT_SUBMITTED or self.run_id not in read_ledger(self.folder.path).jobs:
+        if conclusion.state is State.NOT_SUBMITTED or self.latest_job() is None:
             return UserError(f"{self.name} was never submitted", hint="sweep submit sends it")
         if conclusion.state.is_pending:
             return UserError(f"{self.name} still waits: {_state_text(conclusion)}", hint="--follow waits for its start")
@@ -137,7 +142,8 @@ def _follow(log: _RunLog, printer: LogPrinter) -> None:
     interval_s = scheduler_for(log.folder.plan().kind, os.environ).poll_s
     notes: set[str] = set()
     while True:
-        printer.print_new(log.files())  # Slurm's answer may take a while
+        job_id = log.latest_job()  # another one, after the run was sent again
+        printer.print_new(log.files(job_id))  # Slurm's answer may take a while
         states = log.ask()
         conclusion = states.conclusions[log.run_id]
         has_ended = conclusion.state.is_finished
@@ -145,16 +151,16 @@ def _follow(log: _RunLog, printer: LogPrinter) -> None:
             if text not in notes:
                 _note(text)
             notes.add(text)
-        if conclusion.state is State.NOT_SUBMITTED or (has_ended and not log.files()):
+        if conclusion.state is State.NOT_SUBMITTED or (has_ended and not log.files(job_id)):
             raise log.missing(conclusion)
         if printer.is_empty and conclusion.state.is_pending and "waits" not in notes:
             notes.add("waits")
             _note(f"{log.name} still waits: {_state_text(conclusion)}")
         end_s = time.monotonic() + interval_s
-        printer.print_new(log.files())
+        printer.print_new(log.files(job_id))
         while not has_ended and time.monotonic() < end_s:
             time.sleep(_POLL_S)
-            printer.print_new(log.files())
+            printer.print_new(log.files(job_id))
         if has_ended:
             return
 

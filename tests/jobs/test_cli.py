@@ -384,6 +384,9 @@ def test_a_login_node_needs_no_torch(tmp_path: Path) -> None:
     )
     rows: list[dict[str, Any]] = json.loads(run("status", "--json").stdout)["runs"]
     assert [(row["job_id"], row["state"]) for row in rows] == [("7", "COMPLETED"), ("8", "PENDING")]
+    (tmp_path / "runs" / "s" / "slurm" / "logs" / "7_0_log.out").write_text("a line\n")
+    assert run("logs", done["run_id"]).stdout.endswith("/7_0_log.out <==\na line\n")
+    assert run("clean").stdout == "s on slurm: nothing can be removed\n"
     run("collect", "-o", "all.csv")
     assert (tmp_path / "all.csv").read_text() == (tmp_path / "runs/s/slurm/results.csv").read_text()
 

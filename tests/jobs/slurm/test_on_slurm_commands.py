@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.jobs.sweeping import Sweeping, records, tiny_base, wait_for, write_sweep
+from tests.jobs.sweeping import Sweeping, by_run, records, tiny_base, wait_for, write_sweep
 
 pytestmark = pytest.mark.slurm
 
@@ -152,3 +152,31 @@ def test_a_repeated_run_keeps_its_earlier_result(sweeping: Sweeping, tmp_path: P
     assert limits.split() == ["3", "3"]
     hours = sweeping.outside("sacct", "-nPX", "-j", f"{before['job_id']},{after['job_id']}", "-o", "ElapsedRaw")
     assert after["gpu_hours"] == pytest.approx(sum(map(int, hours.split())) * 2 / 3600, abs=1e-5)
+
+
+def test_a_log_is_followed_and_a_retry_goes_to_the_other_node(sweeping: Sweeping, tmp_path: Path) -> None:
+    path = tmp_path / f"{name_in(tmp_path)}.yaml"
+    write_sweep(path, allocations=["1x1"], base=tiny_base(max_steps=60), seeds=[0, 1])
+    sweeping.run("submit", path)
+    first, second = [row["run_id"] for row in sweeping.status()]
+    followed = sweeping.run("logs", first, "--follow", timeout_s=150)
+    assert "step 60/60  loss " in followed.stdout
+    logs = tmp_path / "runs" / path.stem / "two_nodes" / "logs"
+    job_id = by_run(sweeping.status())[first]["job_id"]
+    assert followed.stdout.startswith(f"==> {logs}/{job_id}_0_log.out <==\n")
+    wait_for(lambda: states(sweeping) == ["COMPLETED"] * 2, "end of both runs", limit_s=60)
+    # The second run is sent again on one node, and cancelled; its retry may not use that node.
+    sweeping.run("submit", path, "max_steps=100000")
+    endless = next(row["run_id"] for row in sweeping.status() if row["max_steps"] == 100000)
+    wait_for(lambda: by_run(sweeping.status())[endless]["state"] == "RUNNING", "start", limit_s=60)
+    sweeping.run("cancel", endless)
+    wait_for(lambda: by_run(sweeping.status())[endless]["state"] == "CANCELLED", "end", limit_s=60)
+    refused = sweeping.run("retry", endless, "--exclude", "node99", exit_code=2).stderr
+    assert "sbatch refused 1 runs of 1x1: " in refused
+    sent = sweeping.run("retry", endless, "--exclude", "node1", "--time", "5", "--state", "cancelled").stdout
+    assert "runs again, with --time 5 --exclude node1\n" in sent
+    wait_for(lambda: by_run(sweeping.status())[endless]["state"] == "RUNNING", "start of the retry", limit_s=60)
+    job = sweeping.outside("scontrol", "show", "job", by_run(sweeping.status())[endless]["job_id"])
+    for value in ("ExcNodeList=node1\n", "TimeLimit=00:05:00", " NodeList=node2\n"):
+        assert value in job
+    assert second in sweeping.run("clean", timeout_s=90).stdout
