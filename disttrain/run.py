@@ -19,9 +19,9 @@ from disttrain.environment.rank_env import RankEnv, choose_threads
 from disttrain.environment.stop_signals import StopSignals
 from disttrain.errors import STOPPED_STATUS, BrokenNode, NewerAttempt, Stopped, UserError, print_every_text
 from disttrain.records import record_files
+from disttrain.records.lifecycle.stacks import remove_hang_files, remove_if_empty, stacks_name, write_stacks_on_signal
+from disttrain.records.lifecycle.stage import end_stages, enter_stage
 from disttrain.records.run_folder import begin_run
-from disttrain.records.stacks import remove_hang_files, remove_if_empty, stacks_name, write_stacks_on_signal
-from disttrain.records.stage import end_stages, enter_stage
 from disttrain.records.summary_types import Summary
 
 # The packages of the extra [train], by the names that are imported.

@@ -39,9 +39,9 @@ from disttrain.models.compile import compile_model, why_not_compiled
 from disttrain.models.encoding import encode_splits
 from disttrain.models.family import BuiltModel, EncodedSplits, Family, load_family
 from disttrain.records import record_files
+from disttrain.records.lifecycle.stage import enter_stage, in_stage
 from disttrain.records.record_types import StartRecord, StartupRecord
 from disttrain.records.run_folder import remove_results, save_model
-from disttrain.records.stage import enter_stage, in_stage
 from disttrain.records.summary_types import Summary
 from disttrain.training.best_model import BestModel
 from disttrain.training.ddp import open_exchange

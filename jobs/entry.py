@@ -18,7 +18,7 @@ from disttrain.environment.rank_env import RankEnv
 from disttrain.environment.stop_signals import StopSignals
 from disttrain.environment.variables import parse_count
 from disttrain.errors import STOPPED_STATUS, Stopped
-from disttrain.records.attempt_log import NotResumed, ResumePolicy
+from disttrain.records.lifecycle.attempt_log import NotResumed, ResumePolicy
 from disttrain.records.record_files import write_failure
 from jobs.resumption import begin_attempt, end_attempt, notify_end
 

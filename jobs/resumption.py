@@ -12,7 +12,7 @@ from pathlib import Path
 
 from disttrain.environment.variables import parse_count
 from disttrain.errors import STOPPED_STATUS, Stopped
-from disttrain.records.attempt_log import (
+from disttrain.records.lifecycle.attempt_log import (
     Attempt,
     Cause,
     NotResumed,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from disttrain.records.hang_types import IN_STEP, HangPosition
+from disttrain.records.lifecycle.hang_types import IN_STEP, HangPosition
 
 _MOST_NAMED = 3  # the most ranks that a reason names
 

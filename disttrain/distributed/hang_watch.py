@@ -21,9 +21,9 @@ from disttrain.distributed.group import Group
 from disttrain.distributed.process_exit import exit_soon
 from disttrain.errors import CollectiveTimeout
 from disttrain.records import record_files
-from disttrain.records.hang_types import IN_STEP, HangPosition
 from disttrain.records.json_values import DamagedFile
-from disttrain.records.stacks import HANG_GLOB, deepest_frame, flight_name, hang_name, stacks_name
+from disttrain.records.lifecycle.hang_types import IN_STEP, HangPosition
+from disttrain.records.lifecycle.stacks import HANG_GLOB, deepest_frame, flight_name, hang_name, stacks_name
 from disttrain.records.summary_types import Failure
 
 # Without collective_timeout_s, a step may take the larger of these two.

@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from disttrain.records.figures import Figure, figures_of
-from disttrain.records.hang_types import HangPosition
+from disttrain.records.lifecycle.hang_types import HangPosition
 from disttrain.records.record_types import KINDS
 from disttrain.records.summary_types import SUMMARY_FIGURES, Failure, RunInfo, Stage
 

@@ -16,7 +16,6 @@ from typing import Any, Self, TypeVar
 
 from disttrain.errors import UserError, shorten
 from disttrain.records.atomic_write import atomic_write
-from disttrain.records.hang_types import HangPosition
 from disttrain.records.json_values import (
     check_fields,
     damaged,
@@ -25,6 +24,7 @@ from disttrain.records.json_values import (
     to_json,
     type_check,
 )
+from disttrain.records.lifecycle.hang_types import HangPosition
 from disttrain.records.record_types import KINDS, Record
 from disttrain.records.summary_types import SUMMARY_FIGURES, Failure, RunInfo, Stage, Summary
 

@@ -15,7 +15,7 @@ from disttrain.config.train_config import TrainConfig
 from disttrain.environment.rank_env import RankEnv
 from disttrain.records import record_files
 from disttrain.records.json_values import DamagedFile, read_object
-from disttrain.records.stacks import HANG_GLOBS, HANG_NAMES
+from disttrain.records.lifecycle.stacks import HANG_GLOBS, HANG_NAMES
 from disttrain.records.summary_types import RunInfo, Summary
 from disttrain.records.versions import versions
 

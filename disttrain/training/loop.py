@@ -25,9 +25,9 @@ from disttrain.measure.clock_offset import clock_offset
 from disttrain.measure.phase_timer import PhaseTimer
 from disttrain.measure.startup import Startup
 from disttrain.models.family import EncodedSplits
+from disttrain.records.lifecycle.stage import StageName
 from disttrain.records.record_files import RecordWriter
 from disttrain.records.record_types import ClockRecord, EndRecord, Record, TelemetryRecord
-from disttrain.records.stage import StageName
 from disttrain.training.best_model import BestModel
 from disttrain.training.comm_cross_check import PAIRS, WARM_UP, cross_check, preserve_training_state
 from disttrain.training.ddp import broadcast_buffers, skip_gradient_sync, wrap_ddp

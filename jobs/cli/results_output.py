@@ -75,7 +75,7 @@ def print_results(
     """
     from rich.console import Console
 
-    from jobs.results.failure_pattern import failure_patterns
+    from jobs.results.failures.failure_pattern import failure_patterns
     from jobs.results.overview import overview
     from jobs.results.tables import failure_lines, results_report, to_json
 

@@ -17,7 +17,7 @@ from disttrain.config.unknown_key import suggest_key
 from disttrain.config.value_errors import describe_value_error
 from disttrain.config.yaml_nodes import dotted
 from disttrain.errors import UserError, shorten
-from disttrain.records.attempt_log import Requeue, ResumePolicy
+from disttrain.records.lifecycle.attempt_log import Requeue, ResumePolicy
 from jobs.planning.sbatch_options import PLANNED_OPTIONS
 from jobs.planning.yaml_file import Document, load_yaml
 

@@ -8,9 +8,9 @@ from typing import Any
 
 from jobs.planning.labels import Variation
 from jobs.results.comparability import with_reasons
-from jobs.results.failure_kind import Kind
-from jobs.results.failure_reason import explain, needs_log
-from jobs.results.job_log import LogEnd, parse_log_end
+from jobs.results.failures.failure_kind import Kind
+from jobs.results.failures.failure_reason import explain, needs_log
+from jobs.results.failures.job_log import LogEnd, parse_log_end
 from jobs.results.result import Requested, Result, Scheduled
 from jobs.results.run_records import RunRecords
 from jobs.schedulers.conclude import Conclusion

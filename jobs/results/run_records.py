@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from disttrain.errors import shorten
-from disttrain.records.attempt_log import checkpoint_step
 from disttrain.records.json_values import DamagedFile, UnreadableFile, damaged, parse_object, type_check
+from disttrain.records.lifecycle.attempt_log import checkpoint_step
 from disttrain.records.record_files import metrics_name, read_failure, read_run_info, read_summary
 from disttrain.records.record_types import ExchangeRecord, StepRecord
 from disttrain.records.summary_types import Failure, Summary

@@ -10,7 +10,7 @@ from functools import partial
 from typing import Any
 
 from jobs.results.collect import join
-from jobs.results.job_log import read_log_end
+from jobs.results.failures.job_log import read_log_end
 from jobs.results.live.stalls import read_stall
 from jobs.results.result import Result
 from jobs.results.run_records import read_run

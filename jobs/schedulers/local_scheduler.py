@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 
-from disttrain.records.stacks import STACKS_SIGNAL
+from disttrain.records.lifecycle.stacks import STACKS_SIGNAL
 from jobs.local.local_queue import send_to_local
 from jobs.local.local_run import signal_ranks
 from jobs.local.queue_process import is_queue_alive

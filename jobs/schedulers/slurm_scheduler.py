@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from disttrain.errors import UserError
-from disttrain.records.stacks import STACKS_SIGNAL
+from disttrain.records.lifecycle.stacks import STACKS_SIGNAL
 from jobs.planning.plan import Plan
 from jobs.schedulers.answers import Answers, Question, age_text, save_rows
 from jobs.schedulers.conclude import MAY_RETURN, Conclusion, Evidence, conclude

@@ -14,10 +14,10 @@ from typing import Any
 
 from disttrain.errors import UserError, shorten, suggest_name
 from disttrain.records.atomic_write import write_text
-from disttrain.records.attempt_log import ATTEMPTS_NAME
 from disttrain.records.json_values import DamagedFile, check_fields, damaged, read_object, to_json
+from disttrain.records.lifecycle.attempt_log import ATTEMPTS_NAME
+from disttrain.records.lifecycle.stacks import remove_hang_files
 from disttrain.records.record_files import STAGE_NAME, SUMMARY_NAME, failure_name, metrics_name
-from disttrain.records.stacks import remove_hang_files
 from disttrain.records.versions import versions
 from jobs.planning.cluster import DEBUG, LOCAL, Cluster, Kind
 from jobs.storage.code_state import git_state

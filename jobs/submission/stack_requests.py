@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from disttrain.errors import UserError
-from disttrain.records.stacks import last_frame, stacks_name
+from disttrain.records.lifecycle.stacks import last_frame, stacks_name
 from jobs.planning.labels import Variation
 from jobs.schedulers.states import read_states, scheduler_for
 from jobs.slurm.states import State

@@ -11,7 +11,7 @@ import pytest
 
 import jobs.resumption
 from disttrain.errors import STOPPED_STATUS, Stopped
-from disttrain.records.attempt_log import Attempt, NotResumed, ResumePolicy, log_end, log_start, read_attempts
+from disttrain.records.lifecycle.attempt_log import Attempt, NotResumed, ResumePolicy, log_end, log_start, read_attempts
 from jobs.resumption import begin_attempt, end_attempt
 
 pytestmark = pytest.mark.process

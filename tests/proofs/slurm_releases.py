@@ -7,7 +7,7 @@ import subprocess
 import sys
 import time
 
-from tests.jobs.slurm.test_on_slurm_interrupted import POINTS
+from tests.jobs.on_slurm.test_interrupted import POINTS
 from tests.proofs.sweeping import REPOSITORY, cluster_environ
 
 IN_DEBIAN = [sys.executable, str(REPOSITORY / "tests" / "slurm_cluster" / "in_debian"), "trixie"]

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from disttrain.records.json_values import DamagedFile
+from disttrain.records.lifecycle.stage import TRAINING
 from disttrain.records.record_files import metrics_name, read_stage
-from disttrain.records.stage import TRAINING
 from disttrain.records.summary_types import Stage
 from jobs.results.live.rank_tail import read_rank_tail
 from jobs.schedulers.answers import age_text

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from disttrain.analysis.hang_cause import find_cause
-from disttrain.records.hang_types import HangPosition
+from disttrain.records.lifecycle.hang_types import HangPosition
 
 HOSTS = ["n1", "n1", "n2", "n2"]
 ENTERED = ("barrier 1202", "all-reduce 1203 (bucket 0)", "all-reduce 1204 (bucket 1)")

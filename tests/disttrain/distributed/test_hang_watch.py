@@ -15,8 +15,8 @@ import pytest
 
 from disttrain.config.train_config import TrainConfig
 from disttrain.distributed.hang_watch import HangWatch, _Moment
+from disttrain.records.lifecycle.stacks import flight_name, hang_name, stacks_name
 from disttrain.records.record_files import FAILURE_GLOB, failure_name, read_failure
-from disttrain.records.stacks import flight_name, hang_name, stacks_name
 from tests.disttrain.ranks import ALONE, hang_in, suspend_in
 
 if TYPE_CHECKING:

@@ -6,7 +6,7 @@ import dataclasses
 import re
 from pathlib import Path
 
-from disttrain.records.hang_types import HangPosition
+from disttrain.records.lifecycle.hang_types import HangPosition
 from disttrain.records.record_docs import records_page
 from disttrain.records.record_types import KINDS
 from disttrain.records.summary_types import SUMMARY_FIGURES, Failure, RunInfo, Stage

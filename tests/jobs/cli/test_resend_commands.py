@@ -43,7 +43,9 @@ def test_status_says_what_failed_runs_have_in_common(
     sweep: Sweep, submitted: SweepFolder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     line = "all 3 failed runs used node17: sweep retry --exclude node17 leaves it out"
-    monkeypatch.setattr("jobs.results.failure_pattern.failure_patterns", lambda results: [line][: len(results) - 1])
+    monkeypatch.setattr(
+        "jobs.results.failures.failure_pattern.failure_patterns", lambda results: [line][: len(results) - 1]
+    )
     for command in ("status", "collect"):
         assert sweep(command).out.endswith(f"\n{line}\n")
     assert line not in sweep("status", "--json").out

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from disttrain.records.stacks import stacks_name
+from disttrain.records.lifecycle.stacks import stacks_name
 from jobs.schedulers.local_scheduler import LocalScheduler
 from jobs.slurm.states import State
 from jobs.storage.sweep_folder import SweepFolder

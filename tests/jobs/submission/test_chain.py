@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from disttrain.errors import UserError
-from disttrain.records.attempt_log import Attempt, log_start, read_attempts
+from disttrain.records.lifecycle.attempt_log import Attempt, log_start, read_attempts
 from jobs.slurm.states import State
 from jobs.storage.ledger import read_ledger
 from jobs.storage.sweep_folder import SweepFolder

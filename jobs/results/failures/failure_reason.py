@@ -8,10 +8,10 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 from disttrain.errors import CollectiveTimeout
-from disttrain.records.attempt_log import not_resumed_cause
+from disttrain.records.lifecycle.attempt_log import not_resumed_cause
 from disttrain.records.summary_types import Failure
-from jobs.results.failure_kind import Kind, kind_of, lost_peer
-from jobs.results.job_log import LogEnd
+from jobs.results.failures.failure_kind import Kind, kind_of, lost_peer
+from jobs.results.failures.job_log import LogEnd
 from jobs.results.run_records import RunRecords
 from jobs.slurm.attempts import AccountingRow
 from jobs.slurm.states import State

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from disttrain.checkpoint.files import _NAME
-from disttrain.records.attempt_log import (
+from disttrain.records.lifecycle.attempt_log import (
     ATTEMPTS_NAME,
     Attempt,
     ResumePolicy,

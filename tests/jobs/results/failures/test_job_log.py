@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jobs.results.job_log import LogEnd, parse_log_end, read_log_end
+from jobs.results.failures.job_log import LogEnd, parse_log_end, read_log_end
 
 # kill -9 of rank 1 (recorded). srun ends the other rank then.
 KILLED = """\

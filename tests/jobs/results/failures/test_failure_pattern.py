@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from jobs.results.failure_pattern import failure_patterns
+from jobs.results.failures.failure_pattern import failure_patterns
 from jobs.results.result import Result
 from tests.jobs.results.rows import make_result
 

@@ -13,8 +13,8 @@ import pytest
 import submitit
 
 from jobs.environ import clean_environ
-from jobs.results.failure_reason import explain
-from jobs.results.job_log import parse_log_end, read_log_end
+from jobs.results.failures.failure_reason import explain
+from jobs.results.failures.job_log import parse_log_end, read_log_end
 from jobs.results.run_records import RunRecords
 from jobs.slurm.attempts import AccountingRow
 from jobs.slurm.sacct import query_sacct

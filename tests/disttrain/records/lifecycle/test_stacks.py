@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from disttrain.records.stacks import (
+from disttrain.records.lifecycle.stacks import (
     STACKS_SIGNAL,
     deepest_frame,
     last_frame,

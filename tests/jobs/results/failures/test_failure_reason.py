@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 
 from disttrain.records.summary_types import Failure
-from jobs.results.failure_kind import kind_of
-from jobs.results.failure_reason import explain, needs_log
-from jobs.results.job_log import parse_log_end
+from jobs.results.failures.failure_kind import kind_of
+from jobs.results.failures.failure_reason import explain, needs_log
+from jobs.results.failures.job_log import parse_log_end
 from jobs.results.run_records import RunRecords
 from jobs.slurm.attempts import AccountingRow
 from jobs.slurm.states import State

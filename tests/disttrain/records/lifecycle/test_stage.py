@@ -13,8 +13,8 @@ import pytest
 from disttrain.config.train_config import TrainConfig
 from disttrain.environment.rank_env import RankEnv
 from disttrain.records.atomic_write import write_text
+from disttrain.records.lifecycle.stage import end_stages, enter_stage, in_stage
 from disttrain.records.record_files import read_stage
-from disttrain.records.stage import end_stages, enter_stage, in_stage
 from disttrain.run import run
 
 if TYPE_CHECKING:
@@ -89,7 +89,7 @@ def note_stages(config: TrainConfig, env: RankEnv, output_dir: Path) -> None:
         with (output_dir / f"stages-{env.rank}.jsonl").open("a") as file:
             file.write(text)
 
-    pytest.MonkeyPatch().setattr("disttrain.records.stage.write_text", write_and_append)
+    pytest.MonkeyPatch().setattr("disttrain.records.lifecycle.stage.write_text", write_and_append)
     run(config, env, output_dir)
 
 

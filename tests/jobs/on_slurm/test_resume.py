@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from disttrain.records.attempt_log import read_attempts
+from disttrain.records.lifecycle.attempt_log import read_attempts
 from tests.jobs.sweeping import DATA, Sweeping, processes_with, records, wait_for, write_sweep
 
 pytestmark = pytest.mark.slurm
