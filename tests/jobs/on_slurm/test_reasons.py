@@ -21,8 +21,6 @@ pytestmark = pytest.mark.slurm
 MODELS = """
 import time
 
-from disttrain.bert import main  # noqa: F401 - a module of ours that can be imported
-
 
 class Model:
     INPUT = "text"

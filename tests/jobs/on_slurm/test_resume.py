@@ -109,7 +109,9 @@ def _lose_a_node(disturbed: Disturbed) -> None:
     try:
         wait_for(lambda: disturbed.row("lost")["state"] != "RUNNING", "the end of the attempt", limit_s=60)
     finally:
-        sweeping.outside("scontrol", "update", "nodename=node2", "state=resume")
+        # Slurm may have taken it back by itself, and then refuses this.
+        resume = ["scontrol", "update", "nodename=node2", "state=resume"]
+        subprocess.run(resume, env=sweeping.environ, check=False)
     wait_for(lambda: disturbed.row("lost")["state"] == "COMPLETED", "its end", limit_s=LIMIT_S)
 
 

@@ -185,7 +185,8 @@ def test_a_changed_request_is_for_this_submission(slurm: Slurm, plan: Plan, caps
     sent = "s on site: sending 1 of 4 runs again, with --time 2:00:00 --exclude node17"
     assert (output.out.splitlines()[0], output.err) == (sent, "")
     before, changed = (job.request for job in read_ledger(folder.path).jobs[run_id])
-    assert changed == {**(before or {}), "time": 120, "additional_parameters": {"exclude": "node17"}}
+    options = {"requeue": True, "exclude": "node17"}
+    assert changed == {**(before or {}), "time": 120, "additional_parameters": options}
     assert folder.request_file.read_text() == request
     # A submission neither sends it again, nor is silent about its request.
     launch(plan, LOADED, max_ranks=None)
