@@ -11,6 +11,8 @@ from jobs.results.result import Result
 from jobs.slurm.states import State
 
 _FEWEST = 3  # failed runs; fewer are no pattern
+# Of thousands of failures, some are on the same node by chance.
+_LEAST_SHARE = 1 / 3
 # Ends that a node or a value may cause: nobody asked for them.
 _FAILURES = frozenset({State.FAILED, State.TIMEOUT, State.OUT_OF_MEMORY, State.NODE_FAIL, State.BOOT_FAIL})
 
@@ -26,15 +28,17 @@ class _Trait:
 def failure_patterns(results: Sequence[Result]) -> list[str]:
     """A line for each node, and each value, at which the failures of a sweep gather.
 
-    They gather if at least 3 runs failed there, more than half of the runs there failed, and more than half of the
-    others succeeded.
+    They gather if at least 3 runs and a third of all failed runs failed there, more than half of the runs there failed,
+    and more than half of the others succeeded.
 
     Args:
         results: The rows. Dropped runs, and those that were cancelled or have not ended, say nothing.
     """
     ended = [row for row in results if not row.dropped and (row.state.is_success or row.state in _FAILURES)]
     failed = frozenset(row.run_id for row in ended if row.state in _FAILURES)
-    lines = []
+    lines: list[str] = []
+    if len(failed) < _FEWEST:
+        return lines
     for trait in _gathering(ended, failed, _nodes):
         nodes = ",".join(trait.names)
         pronoun = "them" if len(trait.names) > 1 else "it"
@@ -76,9 +80,12 @@ def _traits(ended: Sequence[Result], names_of: Callable[[Result], Iterable[str]]
 
 def _gathers(run_ids: frozenset[str], failed: frozenset[str], ended: frozenset[str]) -> bool:
     """Whether the failures gather in some of the runs that have ended."""
-    failed_here, others = run_ids & failed, ended - run_ids
-    most_failed_here = len(failed_here) >= _FEWEST and 2 * len(failed_here) > len(run_ids)
-    return most_failed_here and 2 * len(others - failed) > len(others)
+    here, others = len(run_ids), len(ended) - len(run_ids)
+    failed_here = len(run_ids & failed)
+    failed_others = len(failed) - failed_here
+    if failed_here < max(_FEWEST, _LEAST_SHARE * len(failed)):
+        return False
+    return 2 * failed_here > here and 2 * failed_others < others
 
 
 def _nodes(row: Result) -> Sequence[str]:

@@ -43,6 +43,8 @@ def test_failures_gather_on_a_node() -> None:
         pytest.param([*on("n1", 2, 0), *on("n2", 0, 5)], id="two failures are too few"),
         pytest.param([*on("n1", 3, 3), *on("n2", 0, 5)], id="half of its runs succeeded"),
         pytest.param([*on("n1", 3, 0), *on("n2", 3, 0)], id="they fail on every node"),
+        pytest.param([*on("n1", 3, 0), *on("n2", 7, 20)], id="less than a third of the failures"),
+        pytest.param([*on("n1", 3, 0), *on("n2", 2, 1)], id="most of the others failed too"),
         pytest.param(on("n1", 3, 2), id="no other node was used"),
         pytest.param([*on("n1", 5, 0, "CANCELLED"), *on("n2", 0, 5)], id="cancelled runs did not fail"),
         pytest.param([*on("n[1-", 3, 0), *on("n2", 0, 5)], id="a damaged hostlist"),
