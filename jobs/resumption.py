@@ -156,6 +156,9 @@ def _answer(command: Sequence[str], environ: Mapping[str, str]) -> str:
 
 def notify_end(run_dir: Path) -> None:
     """Lets a program of `sweep` notify the user if this run was the last one to end, or the first one to fail."""
-    problem = _failure([sys.executable, "-P", "-m", "jobs.submission.notification", str(run_dir)], os.environ)
-    if problem is not None:
-        print(f"note: no notification: {problem}", flush=True)
+    try:
+        done = _run([sys.executable, "-P", "-m", "jobs.submission.notification", str(run_dir)], os.environ)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        print(f"note: no notification: {error}", flush=True)
+        return
+    print(done.stderr, end="", flush=True)  # its notes

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import socket
 import subprocess
 import threading
 from collections.abc import Iterator, Mapping
@@ -152,15 +153,18 @@ def test_the_first_failure_and_the_end_are_notified(
     """The runs send it themselves; later commands send nothing again."""
     port, received = server
     sweeping = Sweeping(tmp_path, {**os.environ, **slurm_cluster, "TOPIC": "a-secret"})
-    host = re.search(r"SlurmctldHost\[0\] *= \S+\((\S+)\)", sweeping.outside("scontrol", "show", "config"))
-    assert host is not None
+    controller = re.search(r"SlurmctldHost\[0\] *= \S+\((\S+)\)", sweeping.outside("scontrol", "show", "config"))
+    assert controller is not None
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as towards:
+        towards.connect((controller[1], 9))  # nothing is sent: the system chooses this machine's address
+        address = towards.getsockname()[0]
     file = write_sweep(
         tmp_path / "notified.yaml",
         allocations=["1x1"],
         base=tiny_base(),
         seeds=[0, 1],
         include=[{"allocation": "1x1", "dataset": str(tmp_path / "gone"), "seed": 2}],
-        slurm={"gpu_request": "none", "notify": f"http://{host[1]}:{port}/$TOPIC"},
+        slurm={"gpu_request": "none", "notify": f"http://{address}:{port}/$TOPIC"},
     )
     (tmp_path / "gone").mkdir()
     (tmp_path / "gone" / "train.tsv").write_text("sentence\tlabel\n")
