@@ -22,15 +22,19 @@ def wait(
     """
     from jobs.results.status import submitted_runs
     from jobs.results.watch import Watch
-    from jobs.schedulers.states import scheduler_for
+    from jobs.schedulers.states import scheduler_for, watching_scheduler
     from jobs.storage.sweep_folder import find_folder
     from jobs.submission.recovery import recover
 
     folder = find_folder(sweeps_root(root), sweep, cluster)
     recover(folder, os.environ)
     run_ids = submitted_runs(folder)
-    poll_s = poll or scheduler_for(folder.plan().kind, os.environ).poll_s
+    kind = folder.plan().kind
+    poll_s = poll or scheduler_for(kind, os.environ).poll_s
+    shared = None
+    if poll is None and kind == "slurm":
+        shared = watching_scheduler(kind, os.environ)
     if run_ids:
-        with Watch(folder, run_ids, stderr_console(), os.environ, poll_s) as watch:
+        with Watch(folder, run_ids, stderr_console(), os.environ, poll_s, shared) as watch:
             watch.wait()
     print_ended(folder, run_ids, as_json=json_)

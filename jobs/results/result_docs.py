@@ -18,6 +18,7 @@ A row is one run. A missing value is an empty cell in CSV and null in JSON, neve
 |---|---|
 | `sweep status`, `sweep collect` | a table: label, run id, the fields that vary, and the figures that fit |
 | `sweep status` of a large sweep | counts, then runs that need attention, failed or run; all with `--all-runs` |
+| `sweep status --watch` | a screen that follows the runs: stage, step, loss, samples/s and time left |
 | `sweep collect --csv`, `-o FILE.csv`, `results.csv` | every column; `--all-columns` adds the other config fields |
 | `sweep collect --json`, `-o FILE.json`, `sweep status --json` | every column, and the complete `config` of each run |
 

@@ -13,6 +13,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from jobs.results.result import Result
 from jobs.results.status import Status, read_status
+from jobs.schedulers.scheduler import Scheduler
 from jobs.slurm.states import JobPhase, State
 from jobs.storage.sweep_folder import SweepFolder
 
@@ -26,6 +27,8 @@ class Watch(AbstractContextManager["Watch"]):
         console: The console for the output.
         environ: The environment for sacct.
         poll_s: The interval between two queries in seconds; sites request at most one or two sacct calls a minute.
+        scheduler: A scheduler that shares its answers, and is asked whenever it has news; None for one that is asked
+            for this command alone, at this interval.
     """
 
     def __init__(
@@ -35,12 +38,14 @@ class Watch(AbstractContextManager["Watch"]):
         console: Console,
         environ: Mapping[str, str],
         poll_s: float,
+        scheduler: Scheduler | None = None,
     ) -> None:
         self._folder = folder
         self._run_ids = run_ids
         self._console = console
         self._environ = environ
         self._poll_s = poll_s
+        self._scheduler = scheduler
         self._last_query_s = float("-inf")
         self._states: dict[str, str] = {}
         self._notices: set[str] = set()
@@ -75,11 +80,11 @@ class Watch(AbstractContextManager["Watch"]):
         return [result for result in results if result.run_id in self._run_ids]
 
     def tick(self) -> None:
-        """Queries the status if the interval is over, and prints the changes."""
-        if time.monotonic() - self._last_query_s < self._poll_s:
+        """Queries the status if the interval is over or there is news, and prints the changes."""
+        if not self._is_due():
             return
         self._last_query_s = time.monotonic()
-        self._status = read_status(self._folder, self._environ)
+        self._status = read_status(self._folder, self._environ, self._scheduler)
         for notice in self._status.notices:
             if notice not in self._notices:
                 self._notices.add(notice)
@@ -92,6 +97,11 @@ class Watch(AbstractContextManager["Watch"]):
         done = sum(result.phase is JobPhase.FINISHED for result in self._awaited)
         now = "  ".join(f"{result.label} step {result.figures.get('steps') or 0}" for result in running[:3])
         self._progress.update(self._bar, total=len(self._awaited), completed=done, now=now)
+
+    def _is_due(self) -> bool:
+        if self._scheduler is not None and self._status is not None:
+            return self._scheduler.has_news(self._folder)
+        return time.monotonic() - self._last_query_s >= self._poll_s
 
     def wait_for_room(self, unsent: Collection[str], sleep: Callable[[float], None] = time.sleep) -> None:
         """Queries the status until a tenth of the sent runs have ended, for ten intervals at most.

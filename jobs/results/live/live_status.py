@@ -62,5 +62,8 @@ def _screen(folder: SweepFolder, title: str, status: Status, console: Console) -
         row.run_id: read_progress(folder.run(row.run_id), row.requested.world_size)
         for row in shown_runs(status.results, console.height)
     }
-    view = View(title, status.results, progress, status.queue, status.notices, time.time(), status.asked_s)
+    notices = status.notices
+    if status.asked_s is None and not status.is_current:
+        notices = (*notices, "Slurm has not answered yet: the states are the last known ones")
+    view = View(title, status.results, progress, status.queue, notices, time.time(), status.asked_s)
     return screen(view, console.width, console.height)

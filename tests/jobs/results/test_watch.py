@@ -13,6 +13,7 @@ import jobs.results.watch
 from jobs.results.result import Result
 from jobs.results.status import Status
 from jobs.results.watch import Watch, change_line
+from jobs.schedulers.shared_slurm import SharedSlurm
 from jobs.storage.sweep_folder import SweepFolder
 from tests.jobs.results.rows import make_result
 
@@ -81,6 +82,25 @@ def test_queries_at_most_once_per_interval(monkeypatch: pytest.MonkeyPatch, tmp_
         for _ in range(5):
             watch.tick()
     assert (len(queries), watch.finished) == (1, False)
+
+
+def test_with_a_shared_scheduler_news_are_read(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Other commands that follow the sweep have asked: their answer does not wait for the interval."""
+    scheduler = SharedSlurm({})
+    news = iter([False, True, False, True])
+    monkeypatch.setattr(scheduler, "has_news", lambda _: next(news))
+    states = iter(["PENDING", "RUNNING", "COMPLETED"])
+    asked: list[object] = []
+
+    def answer(_folder: object, _environ: object, asked_scheduler: object) -> Status:
+        asked.append(asked_scheduler)
+        return Status((make_result("1x1-a", state=next(states)),), ())
+
+    monkeypatch.setattr(jobs.results.watch, "read_status", answer)
+    slept: list[float] = []
+    with Watch(SweepFolder(tmp_path), {"1x1-a"}, Console(file=io.StringIO()), {}, 3600.0, scheduler) as watch:
+        watch.wait(slept.append)
+    assert (len(slept), asked) == (4, [scheduler] * 3)
 
 
 def test_other_runs_do_not_keep_it_waiting(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

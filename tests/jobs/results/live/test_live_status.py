@@ -85,3 +85,11 @@ def test_ctrl_c_restores_the_terminal(answers: list[Status], tmp_path: Path) -> 
     with pytest.raises(KeyboardInterrupt):
         follow(SweepFolder(tmp_path), {"a"}, console, {}, interrupt)
     assert "\x1b[?25h" in text_of(console)
+
+
+def test_states_without_an_answer_are_called_so(answers: list[Status], tmp_path: Path) -> None:
+    """Another watcher has just asked."""
+    answers += [Status((WAITS,), (), is_current=False), Status((DONE,), ())]
+    console = terminal()
+    follow(SweepFolder(tmp_path), {"a", "b"}, console, {}, lambda _: None)
+    assert "note: Slurm has not answered yet: the states are the last known ones" in text_of(console)
