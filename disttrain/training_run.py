@@ -173,11 +173,11 @@ def train_and_summarise(
     keeps_best = config.keep_best_model and group.is_main
     best = BestModel(prepared.model, start.progress.best, keep=keeps_best)
     _train(config, group, prepared, path, checked, checkpoints, stop_signals, data, start, best)
+    enter_stage(output_dir, group.env, "saving")
     summary = _summarise(config, group, prepared.startup, path)
     # srun ends a job two minutes after its first rank has left, and a large model may take longer to save.
     with group.main_first():
         if group.is_main:
-            enter_stage(output_dir, group.env, "saving")
             best.restore()
             summary = _save_results(summary, config, prepared.built, output_dir, checkpoints, best)
     group.barrier()  # rank 0 holds the store on which the others wait

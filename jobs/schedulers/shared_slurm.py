@@ -108,7 +108,8 @@ class SharedSlurm(SlurmScheduler):
 def _read(folder: SweepFolder) -> _Shared | None:
     """What the processes share; None if it is not readable or damaged."""
     try:
-        stat = folder.watch_file.stat()
+        with folder.watch_file.open("rb") as file:  # NFS shows changes by other hosts when a file is opened
+            stat = os.fstat(file.fileno())
     except OSError:
         return None
     return _parse(folder.watch_file, (stat.st_ino, stat.st_mtime_ns, stat.st_size))

@@ -22,6 +22,7 @@ StageName = Literal[
 ]
 TRAINING: Literal["training"] = "training"
 _FIRST = "importing"
+_SHORT_S = 1.0
 
 
 def enter_stage(output_dir: Path, env: RankEnv, name: StageName, *, steps: int | None = None) -> None:
@@ -59,10 +60,15 @@ def enter_stage(output_dir: Path, env: RankEnv, name: StageName, *, steps: int |
 
 @contextlib.contextmanager
 def in_stage(output_dir: Path, env: RankEnv, name: StageName) -> Iterator[None]:
-    """Interrupts training with another stage for the block."""
-    enter_stage(output_dir, env, name)
+    """Interrupts training with another stage for the block, unless the stage has just changed: a run may evaluate or
+    save after every step, and a file that is replaced takes the disk some ms.
+    """
+    notes = env.rank == 0 and not _has_just_changed(output_dir)
+    if notes:
+        enter_stage(output_dir, env, name)
     yield
-    enter_stage(output_dir, env, TRAINING)
+    if notes:
+        enter_stage(output_dir, env, TRAINING)
 
 
 def end_stages(output_dir: Path, env: RankEnv) -> None:
@@ -73,6 +79,11 @@ def end_stages(output_dir: Path, env: RankEnv) -> None:
         noted = _read(output_dir)
         if noted is not None and _is_own(noted, env):
             (output_dir / STAGE_NAME).unlink(missing_ok=True)
+
+
+def _has_just_changed(output_dir: Path) -> bool:
+    noted = _read(output_dir)
+    return noted is not None and 0 <= time.time() - noted.since_s < _SHORT_S
 
 
 def _read(output_dir: Path) -> Stage | None:

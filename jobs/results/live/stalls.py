@@ -37,34 +37,38 @@ class RankActivity:
     wrote_s: float | None
 
 
-def stall(since_s: float, ranks: Sequence[RankActivity], median_step_ms: float | None, now_s: float) -> str | None:
+def stall(
+    since_s: float, steps: int | None, ranks: Sequence[RankActivity], median_step_ms: float | None, now_s: float
+) -> str | None:
     """What to say of a run in the stage training whose ranks have written no step for too long; None otherwise.
 
     A rank writes the steps that it has finished every 5 s, so the newest file of all ranks shows the last step of the
     run. The run is silent since then, or since training began or resumed: evaluations, checkpoints and the end of a run
-    are stages of their own, in which no step is expected. It may be silent for 2 minutes, or 10 times as long as a
-    median step and one interval of writing if that is longer. Before the first step it may be silent for 10 minutes.
+    are stages of their own, in which no step is expected. After the last step the final checkpoint may still be
+    written. The run may be silent for 2 minutes, or 10 times as long as a median step and one interval of writing if
+    that is longer. Before the first step it may be silent for 10 minutes.
 
     The rank that is named has the lowest last step; of several, it is the one that wrote longest ago. Ranks write at
     different moments, so a difference of less than 5 s of steps does not prove that this rank is the cause.
 
     Args:
         since_s: The time at which training began or resumed, in seconds since 1970.
+        steps: The number of steps in the run; None if it is not known.
         ranks: What each rank has written.
         median_step_ms: The median time of the last steps; None without a step since the start.
         now_s: The time now.
 
     Example:
-        >>> stall(0, [RankActivity(0, 120, 1000), RankActivity(1, 119, 1000)], 50.0, 1240)
+        >>> stall(0, 200, [RankActivity(0, 120, 1000), RankActivity(1, 119, 1000)], 50.0, 1240)
         'no step for 4 min (rank 1 last wrote step 119)'
     """
     silent_s = now_s - max([since_s, *(rank.wrote_s for rank in ranks if rank.wrote_s is not None)])
     limit_s = _FIRST_STEP_S
     if median_step_ms is not None:
         limit_s = max(_LEAST_S, _STEPS * median_step_ms / 1000 + _FLUSH_S)
-    if silent_s < limit_s:
-        return None
     last = min(ranks, key=lambda rank: (rank.step, rank.wrote_s or 0.0))
+    if silent_s < limit_s or (steps is not None and last.step >= steps):
+        return None
     wrote = f"rank {last.rank} last wrote step {last.step}"
     if last.step == 0:
         wrote = f"rank {last.rank} has written no step"
@@ -96,7 +100,7 @@ def read_stall(run_dir: Path, world_size: int, started_s: float | None, now_s: f
         RankActivity(rank, tail.last.step if tail.last else 0, _wrote_s(run_dir, rank))
         for rank, tail in enumerate(tails)
     ]
-    return stall(stage.since_s, ranks, max(medians, default=None), now_s)
+    return stall(stage.since_s, stage.steps, ranks, max(medians, default=None), now_s)
 
 
 def _read_stage(run_dir: Path) -> Stage | None:

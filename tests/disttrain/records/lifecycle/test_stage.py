@@ -28,10 +28,13 @@ def stage_of(folder: Path) -> str | None:
     return None if stage is None else stage.stage
 
 
-def test_each_stage_replaces_the_one_before(tmp_path: Path) -> None:
+def test_each_stage_replaces_the_one_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     before_s = time.time()
     enter_stage(tmp_path, ENV, "importing")
     enter_stage(tmp_path, ENV, "training", steps=9)
+    with in_stage(tmp_path, ENV, "evaluating"):
+        assert stage_of(tmp_path) == "training", "it has just begun"
+    monkeypatch.setattr("disttrain.records.stage._SHORT_S", 0.0)
     with in_stage(tmp_path, ENV, "evaluating"):
         noted = read_stage(tmp_path)
     assert noted is not None
@@ -90,6 +93,7 @@ def note_stages(config: TrainConfig, env: RankEnv, output_dir: Path) -> None:
             file.write(text)
 
     pytest.MonkeyPatch().setattr("disttrain.records.lifecycle.stage.write_text", write_and_append)
+    pytest.MonkeyPatch().setattr("disttrain.records.lifecycle.stage._SHORT_S", 0.0)
     run(config, env, output_dir)
 
 

@@ -25,6 +25,8 @@ START = '{"kind": "start", "time_s": 1.0}\n'
         ((120, 120), (9760, 9750), 50.0, "no step for 4 min (rank 1 last wrote step 120)"),
         ((120, 120), (9760, 9990), 50.0, None),  # one rank still writes
         ((120, 120), (9881, 9881), 50.0, None),  # less than 2 minutes
+        ((200, 200), (9000, 9000), 50.0, None),  # the last step: the final checkpoint may still be written
+        ((200, 199), (9000, 9000), 50.0, "no step for 16 min (rank 1 last wrote step 199)"),
         ((9, 9), (9700, 9700), 30_000.0, None),  # 5 minutes are 10 steps
         ((9, 9), (9690, 9690), 30_000.0, "no step for 5 min (rank 0 last wrote step 9)"),
         ((0, 0), (9410, 9410), None, None),  # the first step may compile the model
@@ -35,8 +37,10 @@ def test_silence(
     steps: tuple[int, int], wrote_s: tuple[float, float | None], median_step_ms: float | None, line: str | None
 ) -> None:
     ranks = [RankActivity(rank, step, time_s) for rank, (step, time_s) in enumerate(zip(steps, wrote_s, strict=True))]
-    assert stall(0.0, ranks, median_step_ms, NOW_S) == line
-    assert stall(NOW_S - 100, ranks, median_step_ms, NOW_S) is None, "training has just resumed after an evaluation"
+    assert stall(0.0, 200, ranks, median_step_ms, NOW_S) == line
+    assert stall(NOW_S - 100, 200, ranks, median_step_ms, NOW_S) is None, (
+        "training has just resumed after an evaluation"
+    )
 
 
 def step_line(step: int, step_ms: float = 50.0) -> str:
