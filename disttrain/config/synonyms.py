@@ -102,7 +102,6 @@ _ANSWERS: Mapping[Place | None, Mapping[str, str]] = {
         "write cpus_per_gpu, the CPU cores of each rank": "cpus num_cpus cpus_per_node cores cores_per_gpu",
         "write gpu_request: gres, which requests the GPUs of the allocation": "gres",
         "write requeue: off": "no_requeue",
-        "write warning_s, the seconds between Slurm's warning and the time limit": "signal",
     },
     None: {
         "drop it: every step is recorded":
@@ -137,6 +136,7 @@ _ONLY_HERE: Mapping[Place, Mapping[str, str]] = {
         **_OUTPUT_DIR,
         "drop it: each rank writes its log to logs/ in the folder of the sweep": "output error open_mode",
         "drop it: the runs become job arrays; max_running limits how many run at the same time": "array",
+        "write warning_s, the seconds between Slurm's warning and the time limit": "signal",
         "write sbatch: {exclude: VALUE}": "exclude",  # in other places it is the key of the sweep file
     },
 }  # fmt: skip

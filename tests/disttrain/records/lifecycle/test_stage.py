@@ -34,7 +34,7 @@ def test_each_stage_replaces_the_one_before(tmp_path: Path, monkeypatch: pytest.
     enter_stage(tmp_path, ENV, "training", steps=9)
     with in_stage(tmp_path, ENV, "evaluating"):
         assert stage_of(tmp_path) == "training", "it has just begun"
-    monkeypatch.setattr("disttrain.records.stage._SHORT_S", 0.0)
+    monkeypatch.setattr("disttrain.records.lifecycle.stage._SHORT_S", 0.0)
     with in_stage(tmp_path, ENV, "evaluating"):
         noted = read_stage(tmp_path)
     assert noted is not None
