@@ -27,7 +27,7 @@ def profiles(cluster: Cluster) -> list[ClusterProfile]:
 
 def test_every_allocation_gets_the_changes() -> None:
     changes = RequestChanges(("node17", "node[18-19]"), "2:00:00", 48.5, "big")
-    for profile in profiles(changes.apply(site(sbatch={"nice": 5}))):
+    for profile in profiles(changes.apply(site(sbatch={"requeue": True, "nice": 5}))):
         assert (profile.time_min, profile.memory_gb_per_gpu, profile.partition) == (120, 48.5, "big")
         assert profile.sbatch == {"nice": 5, "exclude": "node17,node[18-19]"}
     assert str(changes) == (
@@ -51,7 +51,7 @@ def test_excluded_nodes_add_to_those_of_the_profile(before: str | int | bool, af
 def test_memory_is_stronger_than_an_option_of_sbatch() -> None:
     (profile, _) = profiles(RequestChanges(memory_gb_per_gpu=64.0).apply(site(sbatch={"mem-per-cpu": "2G", "nice": 5})))
     parameters = slurm_parameters("s", Allocation(1, 2), profile)
-    assert (parameters["mem"], parameters["additional_parameters"]) == (f"{128 * 1024}M", {"nice": 5})
+    assert (parameters["mem"], parameters["additional_parameters"]) == (f"{128 * 1024}M", {"requeue": True, "nice": 5})
 
 
 @pytest.mark.parametrize(
