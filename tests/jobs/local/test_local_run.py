@@ -86,7 +86,7 @@ def test_a_rank_has_nothing_of_a_surrounding_launcher(folder: SweepFolder, monke
         assert seen["environ"]["HF_HOME"] == "/hf"
         assert seen["task"] == {
             "run_dir": str(folder.run("succeeds")), "nodes": 2, "gpus_per_node": 1, "folded": True,
-            "visible_gpus": "", "threads": 3,
+            "visible_gpus": "", "threads": 3, "resume": None, "notifies": False,
         }  # fmt: skip
     assert os.environ["RANK"] == "3"
 

@@ -27,7 +27,7 @@ def profiles(cluster: Cluster) -> list[ClusterProfile]:
 
 def test_every_allocation_gets_the_changes() -> None:
     changes = RequestChanges(("node17", "node[18-19]"), "2:00:00", 48.5, "big")
-    for profile in profiles(changes.apply(site(sbatch={"requeue": True, "nice": 5}))):
+    for profile in profiles(changes.apply(site(sbatch={"nice": 5}))):
         assert (profile.time_min, profile.memory_gb_per_gpu, profile.partition) == (120, 48.5, "big")
         assert profile.sbatch == {"nice": 5, "exclude": "node17,node[18-19]"}
     assert str(changes) == (
