@@ -22,6 +22,8 @@ from disttrain.records.lifecycle.attempt_log import NotResumed, ResumePolicy
 from disttrain.records.record_files import write_failure
 from jobs.resumption import begin_attempt, end_attempt, notify_end
 
+_NOTIFY_S = 60.0  # a rank that has failed ends after this time, whatever its threads do
+
 
 @dataclass(frozen=True)
 class RankTask:
@@ -53,6 +55,8 @@ class RankTask:
 
     def __call__(self) -> None:
         began_s = time.monotonic()
+        # What a later job may get: the run changes its own, for example to the network of these nodes.
+        environ = dict(os.environ)
         _restore_signals()
         stop_signals = StopSignals() if self.resume is not None else None
         if self.visible_gpus is not None:
@@ -64,15 +68,19 @@ class RankTask:
             # It is for submitit's controller (see LocalRun): programs that this rank starts search their own folder.
             os.environ.pop("PYTHONSAFEPATH", None)
         try:
-            self._run(began_s, stop_signals)
-        except (Exception, SystemExit):
+            self._run(began_s, stop_signals, environ)
+        except (Exception, SystemExit) as error:
             if self.notifies:
-                notify_end(Path(self.run_dir))
+                from disttrain.distributed.process_exit import exit_soon
+
+                if isinstance(error, Exception):
+                    exit_soon(_NOTIFY_S)  # `run` has set a shorter time
+                notify_end(Path(self.run_dir), environ)
             raise
         if self.notifies and _likely_rank(os.environ) == 0:
-            notify_end(Path(self.run_dir))
+            notify_end(Path(self.run_dir), environ)
 
-    def _run(self, began_s: float, stop_signals: StopSignals | None) -> None:
+    def _run(self, began_s: float, stop_signals: StopSignals | None, environ: Mapping[str, str]) -> None:
         run_dir = Path(self.run_dir)
         try:
             from disttrain.run import run  # a rank imports it, the login node never does
@@ -98,12 +106,14 @@ class RankTask:
                 run(config, env, run_dir, stop_signals)
         except Stopped as stopped:
             if self.resume is not None and env.rank == 0:
-                self._end_attempt(stopped, self.resume, env, began_s)
+                self._end_attempt(stopped, self.resume, env, began_s, environ)
 
-    def _end_attempt(self, stopped: Stopped, policy: ResumePolicy, env: RankEnv, began_s: float) -> None:
+    def _end_attempt(
+        self, stopped: Stopped, policy: ResumePolicy, env: RankEnv, began_s: float, environ: Mapping[str, str]
+    ) -> None:
         """Rank 0 of a run that has stopped: starts the next attempt, or leaves the reason why there is none."""
         try:
-            end_attempt(stopped, Path(self.run_dir), str(env.job_id), policy, began_s, os.environ)
+            end_attempt(stopped, Path(self.run_dir), str(env.job_id), policy, began_s, environ)
         except NotResumed as error:
             write_failure(Path(self.run_dir), env.rank, error)
             print(f"note: {error}", flush=True)
@@ -136,3 +146,4 @@ def _restore_signals() -> None:
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     signal.signal(signal.SIGCONT, signal.SIG_DFL)
     signal.signal(signal.SIGUSR2, signal.SIG_IGN)
+    signal.signal(signal.SIGQUIT, signal.SIG_IGN)  # sweep stacks sends it, also before `run` can write them

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import subprocess
 import sys
 import time
@@ -23,13 +22,16 @@ from disttrain.records.lifecycle.attempt_log import (
     read_attempts,
     why_not_again,
 )
+from disttrain.records.record_files import SUMMARY_NAME
 
-# The commands of Slurm give up on a controller after 10 to 30 s. srun ends rank 0 two minutes after the others.
-_COMMAND_TIMEOUT_S = 45
-# Slurm ends a requeued job within seconds.
-_WAIT_FOR_END_S = 45
+# srun ends rank 0 two minutes after the first of the other ranks: all of this must fit into that time. The commands of
+# Slurm give up on a controller after 10 to 30 s; a chain waits for the submissions of other runs too.
+_QUERY_TIMEOUT_S, _REQUEUE_TIMEOUT_S, _CHAIN_TIMEOUT_S, _NOTIFY_TIMEOUT_S = 10, 45, 95, 45
+_WAIT_FOR_END_S = 45  # Slurm ends a requeued job within seconds
+_WAIT_AFTER_TERM_S = 5
 # Slurm may send the warning up to 60 s early, and the clock of this process starts some seconds after the job's.
 _EARLY_S = 90
+_NOT_ENDED = ("PENDING", "RUNNING", "CONFIGURING", "COMPLETING")
 _CAUSES: dict[str, Cause] = {"NODE_FAIL": "node failure", "PREEMPTED": "preemption", "TIMEOUT": "time limit"}
 
 
@@ -45,6 +47,8 @@ def begin_attempt(run_dir: Path, job_id: str, policy: ResumePolicy, environ: Map
     Raises:
         NotResumed: The run has used its budget, or makes no progress.
     """
+    if (run_dir / SUMMARY_NAME).exists():
+        return  # it was done when its node failed: the ranks only return
     attempts = read_attempts(run_dir)
     if attempts and attempts[-1].cause is None:
         log_end(run_dir, _cause_by_accounting(attempts[-1].job_id, environ))
@@ -73,7 +77,7 @@ def end_attempt(
     Raises:
         NotResumed: The run does not resume by itself. The message says why, and that it has a checkpoint.
     """
-    cause = _cause_of(stopped, policy, time.monotonic() - began_s, environ)
+    cause = _cause_of(stopped, job_id, policy, time.monotonic() - began_s, environ)
     with contextlib.suppress(OSError):  # a full disk must not keep the run from its next attempt
         log_end(run_dir, cause, stopped.step)
     saved = f"stopped after step {stopped.step}, with a checkpoint"
@@ -99,17 +103,18 @@ def end_attempt(
 def _start_next(run_dir: Path, job_id: str, policy: ResumePolicy, environ: Mapping[str, str]) -> str | None:
     """Requeues this job, or submits the next one; why that failed, None if it did not."""
     # For a task of an array its own id: SLURM_JOB_ID may name the array, and all its tasks with it.
-    command = ["scontrol", "requeue", job_id]
+    command, timeout_s = ["scontrol", "requeue", job_id], _REQUEUE_TIMEOUT_S
     if policy.requeue == "chain":
         # A program of its own: `sweep` is above this module, and its submission must not see the state of the rank.
         command = [sys.executable, "-P", "-m", "jobs.submission.chain", str(run_dir), job_id]
-    return _failure(command, environ)
+        timeout_s = _CHAIN_TIMEOUT_S
+    return _failure(command, environ, timeout_s)
 
 
-def _failure(command: Sequence[str], environ: Mapping[str, str]) -> str | None:
+def _failure(command: Sequence[str], environ: Mapping[str, str], timeout_s: float) -> str | None:
     """Runs a command. What is wrong if it fails, in one line."""
     try:
-        done = _run(command, environ)
+        done = _run(command, environ, timeout_s)
     except (OSError, subprocess.TimeoutExpired) as error:
         return f"{command[0]}: {getattr(error, 'strerror', None) or 'no answer'}"
     if done.returncode == 0:
@@ -117,22 +122,42 @@ def _failure(command: Sequence[str], environ: Mapping[str, str]) -> str | None:
     return " ".join(done.stderr.split()) or f"{' '.join(command)} ended with status {done.returncode}"
 
 
-def _run(command: Sequence[str], environ: Mapping[str, str]) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        command, env=dict(environ), stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="replace",
-        timeout=_COMMAND_TIMEOUT_S, check=False,
-    )  # fmt: skip
+def _run(command: Sequence[str], environ: Mapping[str, str], timeout_s: float) -> subprocess.CompletedProcess[str]:
+    """Runs a command. At the timeout it gets SIGTERM first, at which a submission gives back its lock.
+
+    Raises:
+        OSError: It cannot be started.
+        subprocess.TimeoutExpired: It has not ended in time.
+    """
+    shown = {name: value for name, value in environ.items() if not name.startswith(("SQUEUE_", "SACCT_"))}
+    with subprocess.Popen(
+        command, env=shown, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        errors="replace",
+    ) as process:  # fmt: skip
+        try:
+            stdout, stderr = process.communicate(timeout=timeout_s)
+        except subprocess.TimeoutExpired:
+            process.terminate()
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(_WAIT_AFTER_TERM_S)
+            process.kill()
+            raise
+    return subprocess.CompletedProcess(command, process.returncode, stdout, stderr)
 
 
-def _cause_of(stopped: Stopped, policy: ResumePolicy, elapsed_s: float, environ: Mapping[str, str]) -> Cause:
+def _cause_of(
+    stopped: Stopped, job_id: str, policy: ResumePolicy, elapsed_s: float, environ: Mapping[str, str]
+) -> Cause:
     """Why the ranks were asked to stop. Slurm sends the same warning before a time limit and for a preemption."""
+    # After a scancel, the job no longer runs by the controller: a requeue would bring it back. Without
+    # preempt_send_user_signal, a preemption begins with SIGTERM too, and the job still runs in its grace time.
+    state = _answer(["squeue", "--noheader", f"--jobs={job_id}", "--format=%T"], environ)
+    if state not in ("RUNNING", "") or (stopped.terminated and not state):
+        return "termination"
     if stopped.terminated:
-        # Without preempt_send_user_signal, a preemption begins with SIGTERM, and the job still runs in its grace time.
-        # After a scancel it does not, and must not be started again.
-        state = _answer(["squeue", "--noheader", f"--jobs={environ.get('SLURM_JOB_ID', '')}", "--format=%T"], environ)
-        return "preemption" if state == "RUNNING" else "termination"
+        return "preemption"
     left_s = policy.time_limit_s - elapsed_s
-    end_s = parse_count(environ.get("SLURM_JOB_END_TIME", ""))  # from Slurm 22.05 on
+    end_s = parse_count(environ.get("SLURM_JOB_END_TIME", ""))  # not in every release
     if end_s is not None:
         left_s = end_s - time.time()
     return "time limit" if left_s <= policy.warning_s + _EARLY_S else "preemption"
@@ -141,23 +166,26 @@ def _cause_of(stopped: Stopped, policy: ResumePolicy, elapsed_s: float, environ:
 def _cause_by_accounting(job_id: str, environ: Mapping[str, str]) -> Cause:
     """Why the latest ended attempt of a job has ended, if sacct is there and knows."""
     command = ["sacct", "--noheader", "--parsable2", "--duplicates", "--allocations", f"--jobs={job_id}", "-o", "State"]
-    ended = [line for line in _answer(command, environ).splitlines() if line in _CAUSES]
-    return _CAUSES[ended[-1]] if ended else "unknown"
+    states = [line.split()[0] for line in _answer(command, environ).splitlines() if line.split()]
+    ended = [state for state in states if state not in _NOT_ENDED]
+    return _CAUSES.get(ended[-1], "unknown") if ended else "unknown"
 
 
 def _answer(command: Sequence[str], environ: Mapping[str, str]) -> str:
     """What a command prints; nothing if it fails."""
     try:
-        done = _run(command, environ)
+        done = _run(command, environ, _QUERY_TIMEOUT_S)
     except (OSError, subprocess.TimeoutExpired):
         return ""
     return done.stdout.strip() if done.returncode == 0 else ""
 
 
-def notify_end(run_dir: Path) -> None:
+def notify_end(run_dir: Path, environ: Mapping[str, str]) -> None:
     """Lets a program of `sweep` notify the user if this run was the last one to end, or the first one to fail."""
     try:
-        done = _run([sys.executable, "-P", "-m", "jobs.submission.notification", str(run_dir)], os.environ)
+        done = _run(
+            [sys.executable, "-P", "-m", "jobs.submission.notification", str(run_dir)], environ, _NOTIFY_TIMEOUT_S
+        )
     except (OSError, subprocess.TimeoutExpired) as error:
         print(f"note: no notification: {error}", flush=True)
         return

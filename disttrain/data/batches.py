@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import faulthandler
+import signal
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import count
@@ -236,6 +238,16 @@ def load_batches(
         yield {name: tensor.to(device, non_blocking=True) for name, tensor in batch.items()}
 
 
+def _ignore_signals(_worker: int) -> None:
+    """Lets a worker process continue when Slurm signals all processes of a job: it ends with its rank.
+
+    Until the rank has saved, it needs batches. And the stacks that SIGQUIT asks for are those of the rank.
+    """
+    faulthandler.unregister(signal.SIGQUIT)
+    for number in (signal.SIGTERM, signal.SIGUSR2, signal.SIGQUIT):
+        signal.signal(number, signal.SIG_IGN)
+
+
 def _host_batches(
     examples: Examples, index_lists: Iterable[Indices], num_workers: int, *, pin_memory: bool
 ) -> Iterator[Batch]:
@@ -256,6 +268,7 @@ def _host_batches(
         num_workers=num_workers,
         pin_memory=pin_memory,
         multiprocessing_context="fork",
+        worker_init_fn=_ignore_signals,
         # A separate generator. Otherwise each iterator draws a seed from the generator of dropout, and the losses
         # change with the number of workers and after a resume.
         generator=torch.Generator(),

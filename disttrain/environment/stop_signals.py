@@ -39,14 +39,16 @@ class StopSignals:
         finally:
             signal.signal(TERMINATION, signal.SIG_DFL)
 
+    def give_time(self) -> None:
+        """No rank is stuck: this process may take until Slurm kills it."""
+        signal.alarm(0)
+
     def _note_warning(self, _number: int, _frame: FrameType | None) -> None:
         self.warned = True
 
     def _note_termination(self, _number: int, _frame: FrameType | None) -> None:
-        # Slurm sends the signal to the processes that load data too. They inherit this method, and must work until the
-        # rank has saved; they end when it does.
         if os.getpid() != self._process:
-            return
+            return  # a process that this one has forked
         self.terminated = True
         # The kernel ends the process, even if it waits for another rank in C.
         signal.signal(signal.SIGALRM, signal.SIG_DFL)

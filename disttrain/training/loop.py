@@ -272,11 +272,13 @@ class TrainingLoop:
         self._timer.restart()
         if cause is None:
             return
+        agreement.signals.give_time()
         problem = None
         if self._checkpoints is not None:
             if self._saved_step != step.step:
                 self._save(self._checkpoints, step)
-            problem = next((outcome.error for outcome in self._checkpoints.end(self._writer) if outcome.error), None)
+            outcomes = self._checkpoints.end(self._writer)
+            problem = next((outcome.error for outcome in outcomes if outcome.step == step.step), None)
         self._group.barrier()  # rank 0 holds the store of the others, and ends the job next
         raise Stopped(step.step, terminated=cause == "termination", problem=problem)
 

@@ -27,10 +27,13 @@ class StopAgreement:
         signals: The signals of this rank.
         group: The ranks.
         step: The last step before this attempt.
+
+    Attributes:
+        signals: The signals of this rank.
     """
 
     def __init__(self, signals: StopSignals, group: Group, step: int) -> None:
-        self._signals = signals
+        self.signals = signals
         self._group = group
         self._checked_step, self._due = step, step + 1
         self._checked_s = time.monotonic()
@@ -42,12 +45,12 @@ class StopAgreement:
             step: The step just done.
         """
         if self._group.backend is None:
-            return _cause(self._signals.warned, self._signals.terminated)
+            return _cause(self.signals.warned, self.signals.terminated)
         if step < self._due:
             return None
         # One all-reduce: how many ranks were warned or are to end, and rank 0's decision. On a GPU the host waits for
         # it, which drains the queue of kernels once in CHECK_EVERY_S.
-        values = (self._signals.warned + _FACTOR * self._signals.terminated, self._next_steps(step))
+        values = (self.signals.warned + _FACTOR * self.signals.terminated, self._next_steps(step))
         received, steps = self._group.sum(torch.tensor(values, device=self._group.device)).tolist()
         self._checked_step, self._due, self._checked_s = step, step + steps, time.monotonic()
         return _cause(received % _FACTOR > 0, received >= _FACTOR)

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from jobs.results.status import Status
     from jobs.storage.sweep_folder import SweepFolder
 
+_NOTIFY_TIMEOUT_S = 5.0  # a command does not wait long for an address that does not answer
 _PIPE_HEIGHT = 40  # the lines of a screen, where the output is a log or a pipe
 
 
@@ -114,7 +115,7 @@ def notify_of(folder: SweepFolder, results: Sequence[Result]) -> None:
     """Sends the notifications that the runs could not send, for example because Slurm has killed the last one."""
     from jobs.submission.notification import ends_by_results, notify
 
-    notify(folder, ends_by_results(results), os.environ)
+    notify(folder, ends_by_results(results), os.environ, timeout_s=_NOTIFY_TIMEOUT_S)
 
 
 def exit_if_failed(results: Sequence[Result]) -> None:

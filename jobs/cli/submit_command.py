@@ -94,6 +94,7 @@ def _submit_and_wait(
     from jobs.results.watch import Watch
     from jobs.schedulers.states import scheduler_for
     from jobs.storage.sweep_folder import SweepFolder
+    from jobs.submission.chain import resume_stopped
     from jobs.submission.launch import launch
 
     folder = SweepFolder(plan.folder)
@@ -106,6 +107,11 @@ def _submit_and_wait(
         try:
             never_sent = _send_rest(plan, sweep, unsent, watch, poll_s)
             watch.wait()
+            try:
+                while resume_stopped(folder):
+                    watch.wait()
+            except (UserError, OSError) as error:
+                watch.say(f"note: {error}; what has stopped needs another sweep submit")
         except KeyboardInterrupt:
             watch.say(f"the jobs continue; sweep status {sweep.name} shows the progress")
             raise

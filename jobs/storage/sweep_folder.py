@@ -139,10 +139,10 @@ class SweepFolder:
         """The file that marks a notification as sent, for each submission of the user."""
         return self.path / f".notified-{event.replace(' ', '-')}"
 
-    def forget_notifications(self) -> None:
-        """Lets the events of a new submission be notified."""
-        for path in self.path.glob(".notified-*"):
-            path.unlink(missing_ok=True)
+    def forget_notifications(self, events: Sequence[str] = ("first failure", "end")) -> None:
+        """Lets these events of a new submission be notified."""
+        for event in events:
+            self.notified_file(event).unlink(missing_ok=True)
 
     def run(self, run_id: str) -> Path:
         return self.path / "runs" / run_id
@@ -214,19 +214,33 @@ class SweepFolder:
         runs = ",\n".join(f"    {to_json(run)}" for run in plan["runs"])
         write_text(self.plan_file, "\n".join(["{", *first, '  "runs": [', runs, "  ]", "}\n"]))
 
-    def write_request(self, cluster: Cluster, import_path: Sequence[str]) -> None:
-        """Writes what the jobs of the latest submission request. It is private: lines of `setup` may have secrets."""
-        request = {"cluster": cluster.to_json(), "import_path": list(import_path)}
-        write_text(self.request_file, to_json(request, indent=2) + "\n", private=True)
+    def write_request(self, cluster: Cluster, import_path: Sequence[str], run_id: str | None = None) -> None:
+        """Writes what the jobs of the latest submission request. It is private: lines of `setup` may have secrets.
 
-    def read_request(self) -> tuple[Cluster, list[str]]:
+        Args:
+            cluster: The cluster.
+            import_path: The folders in which the ranks search for the user's own model.
+            run_id: The run whose next jobs request something else than those of the other runs; None for all runs.
+        """
+        path = self.request_file if run_id is None else self.run(run_id) / self.request_file.name
+        request = {"cluster": cluster.to_json(), "import_path": list(import_path)}
+        write_text(path, to_json(request, indent=2) + "\n", private=True)
+
+    def read_request(self, run_id: str | None = None) -> tuple[Cluster, list[str]]:
         """The cluster of the latest submission, and the folders in which its ranks search for the user's own model.
+
+        Args:
+            run_id: The run whose own request is read, if it has one.
 
         Raises:
             UserError: The file is missing, as after a former release, or damaged.
         """
         hint = "sweep submit writes it"
-        request = read_object(self.request_file, hint)
+        request = None
+        if run_id is not None:
+            request = read_object(self.run(run_id) / self.request_file.name, hint)
+        if request is None:
+            request = read_object(self.request_file, hint)
         if request is None:
             raise UserError(f"{str(self.request_file)!r} is missing", hint=hint)
         try:
@@ -304,7 +318,13 @@ def prepare(
     write_text(folder.path.parent.parent / _LAST, f"{folder.sweep_name}/{folder.cluster_name}\n")
 
 
-def prepare_runs(folder: SweepFolder, runs: Sequence[Mapping[str, Any]], import_path: Sequence[str] = ()) -> None:
+def prepare_runs(
+    folder: SweepFolder,
+    runs: Sequence[Mapping[str, Any]],
+    import_path: Sequence[str] = (),
+    *,
+    continues: bool = False,
+) -> None:
     """Writes the files that the ranks read. It runs before the submission.
 
     Args:
@@ -312,6 +332,7 @@ def prepare_runs(folder: SweepFolder, runs: Sequence[Mapping[str, Any]], import_
         runs: The runs that are about to be submitted, as in the plan. The summary and failure files of their earlier
             attempts are removed; otherwise the new attempt would look finished.
         import_path: The folders in which the ranks search for the user's own model family.
+        continues: Whether the runs continue the attempts of the user's latest submission.
     """
     facts = {"versions": versions(), "git": git_state(Path.cwd()), "import_path": list(import_path)}
     for run in runs:
@@ -320,13 +341,16 @@ def prepare_runs(folder: SweepFolder, runs: Sequence[Mapping[str, Any]], import_
             run_dir.mkdir(parents=True)
         except FileExistsError:
             _remove_results(run_dir, run["world_size"])
+            if not continues:
+                for name in (ATTEMPTS_NAME, folder.request_file.name):
+                    (run_dir / name).unlink(missing_ok=True)
         planned = {name: value for name, value in run.items() if name != "dropped"}
         write_text(run_dir / "run.json", to_json({**planned, **facts}, indent=2) + "\n", private=True)
 
 
 def _remove_results(run_dir: Path, world_size: int) -> None:
-    """Removes the summary, the failures, the log of attempts and, unless it can resume, the records of a run."""
-    for name in (SUMMARY_NAME, ATTEMPTS_NAME, STAGE_NAME):
+    """Removes the summary, the stage, the failures and, unless it can resume, the records of a run."""
+    for name in (SUMMARY_NAME, STAGE_NAME):
         (run_dir / name).unlink(missing_ok=True)
     resumes = has_checkpoint(run_dir)
     for rank in range(world_size):

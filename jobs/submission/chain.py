@@ -1,4 +1,7 @@
-"""Submits the job that follows this one, from a compute node: python -m jobs.submission.chain RUN_FOLDER JOB_ID."""
+"""Submits the job that follows this one, from a compute node: python -m jobs.submission.chain RUN_FOLDER JOB_ID.
+
+Where compute nodes have no sbatch, `sweep submit --wait` does it.
+"""
 
 from __future__ import annotations
 
@@ -9,15 +12,19 @@ import time
 from pathlib import Path
 
 from disttrain.errors import UserError
+from disttrain.records.lifecycle.attempt_log import checkpoint_step, not_resumed_cause, read_attempts, why_not_again
+from disttrain.records.record_files import read_failure
+from jobs.planning.cluster_profile import ClusterProfile
 from jobs.planning.plan import Plan
 from jobs.schedulers.states import scheduler_for
 from jobs.storage.ledger import read_ledger, submission_lock
+from jobs.storage.run_facts import failure_files
 from jobs.storage.sweep_folder import SweepFolder
 from jobs.submission.launch import send
-from jobs.submission.resend import plans_of
+from jobs.submission.resend import plans_of, resend
 
 # Tasks of an array reach their time limits together, and submit one after the other.
-_LOCK_WAIT_S = 40.0
+_LOCK_WAIT_S = 60.0
 _RETRY_S = 0.5
 
 
@@ -51,12 +58,38 @@ def _send_next(folder: SweepFolder, run_id: str, job_id: str) -> None:
     jobs = ledger.jobs.get(run_id, ())
     if not runs or run_id in ledger.cancelled or not jobs or jobs[-1].job_id != job_id:
         raise UserError("the run was cancelled, forgotten or sent again in the meantime")
-    cluster, _ = folder.read_request()
+    cluster, _ = folder.read_request(run_id)
     scheduler = scheduler_for(stored.kind, os.environ)
     for plan, overrides in plans_of(folder, stored.sweep, cluster, runs, ledger):
         sent = send(folder, _following(plan, job_id), scheduler, overrides)
         if sent.unsent:
             raise UserError(f"Slurm accepts no more jobs ({sent.reason})")
+
+
+def resume_stopped(folder: SweepFolder) -> bool:
+    """Sends the runs of a chain whose job could not submit the next one: sbatch is not on its node, or refused it.
+
+    Returns:
+        Whether there were any. A run whose budget is used, or that makes no progress, is not sent.
+    """
+    cluster, _ = folder.read_request()
+    if cluster.profile is None or cluster.profile.requeue != "chain":
+        return False
+    stopped = [run["run_id"] for run in folder.plan().runs if _is_stopped(folder.run(run["run_id"]), cluster.profile)]
+    if stopped:
+        resend(folder, stopped, from_start=False, continues=True)
+    return bool(stopped)
+
+
+def _is_stopped(run_dir: Path, profile: ClusterProfile) -> bool:
+    """Whether a run has stopped at a warning and could not start again."""
+    attempts = read_attempts(run_dir)
+    if not attempts or attempts[-1].last_step is None or attempts[-1].cause == "termination":
+        return False
+    failures = [read_failure(path) for path in failure_files(run_dir)]
+    if not any(failure is not None and not_resumed_cause(failure) for failure in failures):
+        return False
+    return why_not_again(attempts, checkpoint_step(run_dir), profile.resume_policy) is None
 
 
 def _following(plan: Plan, job_id: str) -> Plan:

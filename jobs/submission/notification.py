@@ -7,10 +7,12 @@ other runs by their files. What left no files, such as a run that Slurm has kill
 from __future__ import annotations
 
 import contextlib
+import http.client
 import os
 import re
 import subprocess
 import sys
+import time
 import urllib.error
 import urllib.request
 from collections.abc import Mapping, Sequence
@@ -30,7 +32,8 @@ from jobs.storage.run_facts import failure_files, has_summary
 from jobs.storage.sweep_folder import SweepFolder
 from jobs.submission.messages import note
 
-_TIMEOUT_S = 15
+_TIMEOUT_S = 15.0
+_VOID_S = 60.0  # above the time that sending can take
 _VARIABLE = re.compile(r"\$(?:\{(?P<braced>\w+)\}|(?P<plain>\w+))")
 
 Event = Literal["first failure", "end"]
@@ -90,13 +93,22 @@ def ends_by_files(folder: SweepFolder) -> list[RunEnd]:
     return ends
 
 
-def notify(folder: SweepFolder, ends: Sequence[RunEnd], environ: Mapping[str, str]) -> None:
+def notify(
+    folder: SweepFolder,
+    ends: Sequence[RunEnd],
+    environ: Mapping[str, str],
+    *,
+    wait_s: float = 0.0,
+    timeout_s: float = _TIMEOUT_S,
+) -> None:
     """Sends what has not been sent yet. A failure to send is a note, and the next command tries again.
 
     Args:
         folder: The folder of the sweep.
         ends: The ends of its runs.
         environ: The environment, with the variables that the target names.
+        wait_s: How long to wait for another process that sends the same.
+        timeout_s: How long the target may take.
     """
     if not folder.is_owner() or not folder.request_file.exists():
         return
@@ -105,9 +117,9 @@ def notify(folder: SweepFolder, ends: Sequence[RunEnd], environ: Mapping[str, st
         return
     failed = [end for end in ends if end.outcome == "failed"]
     if failed:
-        _send_once("first failure", target, folder, ends, failed[0], environ)
+        _send_once("first failure", target, folder, ends, failed[0], environ, wait_s, timeout_s)
     if ends and all(end.outcome for end in ends):
-        _send_once("end", target, folder, ends, None, environ)
+        _send_once("end", target, folder, ends, None, environ, wait_s, timeout_s)
 
 
 def _target(folder: SweepFolder) -> str | None:
@@ -122,21 +134,53 @@ def _send_once(
     ends: Sequence[RunEnd],
     failed: RunEnd | None,
     environ: Mapping[str, str],
+    wait_s: float,
+    timeout_s: float,
 ) -> None:
     mark = folder.notified_file(event)
     try:
-        # The file system creates or refuses the file in one atomic step, also over NFS.
-        os.close(os.open(mark, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
-    except FileExistsError:
-        return
+        if not _claim(mark, wait_s):
+            return
     except OSError as error:
         note(f"no notification is sent: {str(mark)!r} cannot be written: {error.strerror}")
         return
     try:
-        _send(target, _message(event, folder, ends, failed), environ)
-    except (OSError, ValueError, UserError, subprocess.SubprocessError) as error:
+        _send(target, _message(event, folder, ends, failed), environ, timeout_s)
+        mark.write_text("sent\n", encoding="utf-8")
+    except BaseException as error:
         mark.unlink(missing_ok=True)
+        if not isinstance(error, OSError | ValueError | UserError | subprocess.SubprocessError):
+            raise
         note(f"notify failed, and is tried again: {error}")
+
+
+def _claim(mark: Path, wait_s: float) -> bool:
+    """Whether this process is the one to send. The mark is empty while a process sends, and says so afterwards.
+
+    A process that was killed while it sent leaves an empty mark, which is void after some time.
+
+    Raises:
+        OSError: The mark cannot be written.
+    """
+    deadline_s = time.monotonic() + wait_s
+    while True:
+        try:
+            # The file system creates or refuses the file in one atomic step, also over NFS.
+            os.close(os.open(mark, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
+            return True
+        except FileExistsError:
+            pass
+        with contextlib.suppress(FileNotFoundError):
+            status = mark.stat()
+            if status.st_size:
+                return False
+            if time.time() - status.st_mtime > _VOID_S:
+                mark.unlink(missing_ok=True)
+                continue
+        # When a rank ends, so do all ranks of the run, and with them the process that sends.
+        if time.monotonic() >= deadline_s:
+            return False
+        time.sleep(0.2)
 
 
 def _message(event: Event, folder: SweepFolder, ends: Sequence[RunEnd], failed: RunEnd | None) -> str:
@@ -153,22 +197,26 @@ def _message(event: Event, folder: SweepFolder, ends: Sequence[RunEnd], failed: 
     return to_json(values)
 
 
-def _send(target: str, line: str, environ: Mapping[str, str]) -> None:
+def _send(target: str, line: str, environ: Mapping[str, str], timeout_s: float) -> None:
     if not target.startswith(("http://", "https://")):
         subprocess.run(
-            ["sh", "-c", target], input=f"{line}\n", text=True, env=dict(environ), timeout=_TIMEOUT_S, check=True
+            ["sh", "-c", target], input=f"{line}\n", text=True, env=dict(environ), timeout=timeout_s, check=True
         )
         return
     request = urllib.request.Request(  # noqa: S310 - http or https, by the line above
         _expanded(target, environ), data=f"{line}\n".encode(), headers={"Content-Type": "application/json"}
     )
     try:
-        with urllib.request.urlopen(request, timeout=_TIMEOUT_S):  # noqa: S310
+        with urllib.request.urlopen(request, timeout=timeout_s):  # noqa: S310
             pass
-    except urllib.error.URLError as error:
+    except (urllib.error.URLError, http.client.HTTPException) as error:
         # The error of the library may show the address, and with it the secret.
-        code = error.code if isinstance(error, urllib.error.HTTPError) else error.reason
-        raise OSError(f"{target}: {code}") from None
+        reason: object = type(error).__name__
+        if isinstance(error, urllib.error.HTTPError):
+            reason = error.code
+        elif isinstance(error, urllib.error.URLError):
+            reason = error.reason
+        raise OSError(f"{target}: {reason}") from None
 
 
 def _expanded(target: str, environ: Mapping[str, str]) -> str:
@@ -190,7 +238,7 @@ def _expanded(target: str, environ: Mapping[str, str]) -> str:
 def main() -> None:
     folder = SweepFolder(Path(sys.argv[1]).parent.parent)
     try:
-        notify(folder, ends_by_files(folder), os.environ)
+        notify(folder, ends_by_files(folder), os.environ, wait_s=_TIMEOUT_S)
     except UserError as error:
         note(f"no notification is sent: {error}")
 

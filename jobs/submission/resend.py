@@ -17,7 +17,7 @@ from jobs.planning.expand import RunSpec
 from jobs.planning.labels import Variation
 from jobs.planning.plan import Plan, make_plan
 from jobs.planning.request_changes import NO_CHANGES, RequestChanges
-from jobs.schedulers.states import read_states, scheduler_for
+from jobs.schedulers.states import States, read_states, scheduler_for
 from jobs.slurm.states import State
 from jobs.storage.ledger import Ledger, read_ledger, submission_lock, uncancel
 from jobs.storage.run_lookup import find_runs, list_names
@@ -37,6 +37,7 @@ def resend(
     from_start: bool,
     only: FailedRuns = ALL_FAILED,
     changes: RequestChanges = NO_CHANGES,
+    continues: bool = False,
 ) -> None:
     """Sends runs of a submitted sweep again, with the requests of its latest submission.
 
@@ -47,6 +48,7 @@ def resend(
             from their last checkpoint, and none of them may be done.
         only: Which of these runs are sent.
         changes: What they request otherwise. It holds for this submission: request.json stays as it is.
+        continues: Whether the runs continue the attempts of the user's latest submission, with its budgets.
 
     Raises:
         UserError: A run has not ended, or is done and should resume; or the cluster does not accept a change, or the
@@ -83,14 +85,25 @@ def resend(
                         run_dir = folder.run(run["run_id"])
                         kept[run["run_id"]] = _next_folder(run_dir)
                         _move_result(run_dir, kept[run["run_id"]])
-                prepare_runs(folder, chosen, import_path)
-                folder.forget_notifications()
+                prepare_runs(folder, chosen, import_path, continues=continues)
+                if str(changes):
+                    for run in chosen:
+                        folder.write_request(cluster, import_path, run["run_id"])
+                # Runs that failed before, and are not sent again, are no news.
+                folder.forget_notifications(["end"] if _stay_failed(states, chosen) else ["first failure", "end"])
                 uncancel(folder.path, [run["run_id"] for run in chosen], time.time())
             say(f"{plan.sweep} on {plan.cluster}: sending {len(chosen)} of {len(plan.runs)} runs again{with_changes}")
             for batch, overrides in batches:
                 send(folder, batch, scheduler, overrides, _later(changes, from_start=from_start))
         finally:
             _restore_unsent(folder, kept, ledger)
+
+
+def _stay_failed(states: States, chosen: Sequence[Mapping[str, Any]]) -> bool:
+    """Whether a run has failed and is not among those that are sent again."""
+    sent = {run["run_id"] for run in chosen}
+    ended = {run_id for run_id, conclusion in states.conclusions.items() if conclusion.state.is_finished}
+    return any(not states.conclusions[run_id].state.is_success for run_id in ended - sent)
 
 
 def _later(changes: RequestChanges, *, from_start: bool) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -58,11 +59,16 @@ def die_in(step: int, rank: int, config: TrainConfig, env: RankEnv, output_dir: 
 
 
 def stop_in(step: int, rank: int, number: signal.Signals, config: TrainConfig, env: RankEnv, output_dir: Path) -> None:
-    """Runs a rank that acts on stop signals; the rank with this number gets the signal during this step."""
+    """Runs a rank that acts on stop signals; the rank with this number gets the signal during this step.
+
+    Its data workers get it too: Slurm signals all processes of a job.
+    """
     add_gradients = TrainingLoop._add_gradients
 
     def add_and_signal(loop: TrainingLoop, rank_step: RankStep, batches: Any) -> Any:
         if rank_step.step == step and env.rank == rank:
+            for worker in multiprocessing.active_children():
+                os.kill(worker.pid or 0, number)
             os.kill(os.getpid(), number)
         return add_gradients(loop, rank_step, batches)
 

@@ -12,6 +12,7 @@ import pytest
 import jobs.resumption
 from disttrain.errors import STOPPED_STATUS, Stopped
 from disttrain.records.lifecycle.attempt_log import Attempt, NotResumed, ResumePolicy, log_end, log_start, read_attempts
+from disttrain.records.record_files import SUMMARY_NAME
 from jobs.resumption import begin_attempt, end_attempt
 
 pytestmark = pytest.mark.process
@@ -99,7 +100,7 @@ def test_a_warned_job_requeues_itself(
     with pytest.raises(SystemExit) as ended:
         end_attempt(Stopped(60, terminated=False), tmp_path, "7_3", POLICY, time.monotonic(), environ)
     assert ended.value.code == STOPPED_STATUS
-    assert programs.calls == ["scontrol requeue 7_3"], "its own task, not the array"
+    assert programs.calls[-1:] == ["scontrol requeue 7_3"], "its own task, not the array"
     assert [(attempt.cause, attempt.last_step) for attempt in read_attempts(tmp_path)] == [(cause, 60)]
     text = f"{cause}: stopped after step 60, with a checkpoint; the run resumes in its next attempt\n"
     assert capsys.readouterr().out == text
@@ -154,19 +155,42 @@ def test_the_last_time_limit_of_the_budget_starts_no_further_attempt(programs: P
     assert programs.calls == []
 
 
-@pytest.mark.parametrize(("state", "calls"), [("RUNNING", 2), ("COMPLETING", 1), ("", 1)])
-def test_a_cancelled_job_is_not_started_again(state: str, calls: int, programs: Programs, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("terminated", "state", "cause"),
+    [
+        (True, "RUNNING", "preemption"),
+        (True, "COMPLETING", "termination"),
+        (True, "", "termination"),
+        (False, "RUNNING", "preemption"),
+        (False, "CANCELLED", "termination"),  # at the same time as the warning
+        (False, "", "preemption"),  # squeue is not there
+    ],
+)
+def test_a_cancelled_job_is_not_started_again(
+    terminated: bool, state: str, cause: str, programs: Programs, tmp_path: Path
+) -> None:
     """SIGTERM begins a preemption, while the job still runs, or follows a scancel."""
     programs.add("scontrol", "")
     programs.add("squeue", f"echo {state}")
-    begin_attempt(tmp_path, "9", POLICY, programs.environ)
+    begin_attempt(tmp_path, "9_1", POLICY, programs.environ)
     save_checkpoint(tmp_path, 60)
     with pytest.raises((SystemExit, NotResumed)) as ended:
-        end_attempt(Stopped(60, terminated=True), tmp_path, "9", POLICY, time.monotonic(), programs.environ)
-    assert len(programs.calls) == calls
-    if state != "RUNNING":
+        end_attempt(Stopped(60, terminated=terminated), tmp_path, "9_1", POLICY, time.monotonic(), programs.environ)
+    # The number of the job alone would name all tasks, if it is that of the array.
+    assert programs.calls[0] == "squeue --noheader --jobs=9_1 --format=%T"
+    assert programs.calls[1:] == (["scontrol requeue 9_1"] if cause == "preemption" else [])
+    if cause == "termination":
         assert str(ended.value) == "termination: stopped after step 60, with a checkpoint (sweep retry resumes it)"
-    assert read_attempts(tmp_path)[-1].cause == ("preemption" if state == "RUNNING" else "termination")
+    assert read_attempts(tmp_path)[-1].cause == cause
+
+
+def test_a_run_that_was_done_needs_no_budget(programs: Programs, tmp_path: Path) -> None:
+    for number in range(3):
+        log_start(tmp_path, Attempt("7", 10 * number, 0.0))
+        log_end(tmp_path, "node failure")
+    (tmp_path / SUMMARY_NAME).write_text('{"steps": 3}')
+    begin_attempt(tmp_path, "7", POLICY, programs.environ)  # its checkpoints are removed: it would have no progress
+    assert len(read_attempts(tmp_path)) == 3
 
 
 def test_a_step_that_could_not_be_saved(programs: Programs, tmp_path: Path) -> None:

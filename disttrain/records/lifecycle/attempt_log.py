@@ -21,6 +21,7 @@ MOST_WITHOUT_PROGRESS = 3
 Cause = Literal["time limit", "preemption", "node failure", "termination", "unknown"]
 Requeue = Literal["slurm", "chain", "off"]
 
+_NO_PROGRESS = "made no progress"
 _MANIFEST = re.compile(r"attempt-\d{5}-step-(\d{9})\.json")
 
 
@@ -129,7 +130,7 @@ def why_not_again(attempts: Sequence[Attempt], step: int, policy: ResumePolicy) 
     latest = attempts[-MOST_WITHOUT_PROGRESS:]
     if len(latest) == MOST_WITHOUT_PROGRESS and all(attempt.first_step >= step for attempt in latest):
         ends = ", ".join(attempt.cause or "unknown" for attempt in latest)
-        return f"{len(latest)} attempts made no progress after step {step} (they ended by: {ends})"
+        return f"{len(latest)} attempts {_NO_PROGRESS} after step {step} (they ended by: {ends})"
     causes = [attempt.cause or "unknown" for attempt in attempts]
     preemptions = len([cause for cause in causes if cause in ("preemption", "unknown")])
     for name, key, number, most in (
@@ -146,6 +147,8 @@ def not_resumed_cause(failure: Failure) -> str | None:
     """The cause at which a run ended that does not start again by itself; None for any other failure."""
     if failure.error != NotResumed.__name__:
         return None
+    if _NO_PROGRESS in failure.message:
+        return "no progress"
     return failure.message.partition(":")[0]
 
 

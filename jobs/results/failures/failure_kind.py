@@ -29,17 +29,13 @@ Kind = Literal[
 # The kinds that the class of an exception or its message show; the first that fits.
 _BY_ERROR: tuple[tuple[Kind, re.Pattern[str]], ...] = (
     ("GPU memory", re.compile(r"^OutOfMemoryError: |CUDA (?:error: )?out of memory|CUBLAS_STATUS_ALLOC_FAILED")),
-    (
-        "host memory",
-        re.compile(r"^MemoryError: |DefaultCPUAllocator: can't allocate|\[Errno 12\]|Cannot allocate memory"),
-    ),
     ("host memory", re.compile(r"^\w*MemoryError: |DefaultCPUAllocator: can't allocate|\[Errno 12\]")),
     ("host memory", re.compile(r"Cannot allocate memory|DataLoader worker .* killed by signal: Killed")),
     ("disk full", re.compile(r"\[Errno 28\]|No space left on device|\[Errno 122\]|[Dd]isk quota exceeded")),
     ("import error", re.compile(r"^(?:ImportError|ModuleNotFoundError): |the package '\S+' is not installed")),
     ("missing file", re.compile(r"^(?:FileNotFoundError|LocalEntryNotFoundError|DatasetNotFoundError): ")),
-    ("missing file", re.compile(r"\[Errno 2\]|does not exist|no such file", re.IGNORECASE)),
-    ("communication", re.compile(r"^(?:Dist\w*Error|HangError): |Timed out waiting|[Ww]atchdog caught collective")),
+    ("missing file", re.compile(r"\[Errno 2\]|'[^']*/[^']*' does not exist|[Nn]o such file")),
+    ("communication", re.compile(r"^(?:Dist\w*Error|CollectiveTimeout): |Timed out waiting|[Ww]atchdog caught")),
 )
 # The messages of gloo and NCCL when the process at the other end of a connection has exited.
 _LOST_PEER = re.compile(r"[Cc]onnection (closed|reset)|[Bb]roken pipe|remote process exited|socket.*closed", re.DOTALL)

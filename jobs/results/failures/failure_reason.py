@@ -53,7 +53,7 @@ def explain(
     if gave_up is not None:
         return Reason("communication", gave_up.message)
     if needs_log(state, records.failures, world_size):
-        reason = _by_slurm(attempt, _silent_ranks(records.failures, world_size), log_end)
+        reason = _by_slurm(attempt, records, _silent_ranks(records.failures, world_size), log_end)
         if reason is not None:
             return reason
     if records.failures:
@@ -108,11 +108,15 @@ def needs_log(state: State, failures: Sequence[Failure], world_size: int) -> boo
     return all(map(lost_peer, failures))
 
 
-def _by_slurm(attempt: AccountingRow | None, silent: Collection[int], log_end: LogEnd) -> Reason | None:
+def _by_slurm(
+    attempt: AccountingRow | None, records: RunRecords, silent: Collection[int], log_end: LogEnd
+) -> Reason | None:
     """The reason by the job's log and by its memory in the accounting; None if they do not have it."""
     if log_end.out_of_memory:
         return Reason("host memory", f"out of memory: {_MORE_MEMORY}")
-    if log_end.before_python is not None:
+    # A run goes on after a line of `setup` that failed and that it does not need.
+    was_ended = log_end.first is not None and log_end.first.signal is not None
+    if log_end.before_python is not None and records.last_step is None and not was_ended:
         return Reason("before Python", f"before Python: {log_end.before_python}")
     end = log_end.first
     if end is not None and not end.ranks & set(silent):

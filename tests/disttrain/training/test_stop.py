@@ -16,8 +16,9 @@ from disttrain.config.train_config import TrainConfig
 from disttrain.environment.stop_signals import StopSignals
 from disttrain.records.record_files import FAILURE_GLOB, metrics_name, read_records
 from disttrain.records.record_types import CheckpointRecord, StepRecord
+from disttrain.run import run
 from disttrain.training.stop_agreement import CHECK_EVERY_S, StopAgreement
-from tests.disttrain.ranks import ALONE, STEPS, saved_often, stop_in
+from tests.disttrain.ranks import ALONE, STEPS, from_files, saved_often, stop_in
 
 WARNED, TERMINATED = signal.SIGUSR2, signal.SIGTERM
 
@@ -53,6 +54,19 @@ def test_all_ranks_stop_and_the_next_attempt_continues(
     assert resumed.exit_codes == (0,) * ranks
     assert f"resumes after step {step}, from attempt 1" in resumed.summary["notices"]
     assert losses(resumed.output_dir, ranks) == losses(uninterrupted.output_dir, ranks)
+
+
+@pytest.mark.parametrize("number", [WARNED, TERMINATED])
+def test_data_workers_go_on_until_the_step_is_saved(
+    number: signal.Signals, vit_config: TrainConfig, run_ranks: Callable[..., Any]
+) -> None:
+    config = dataclasses.replace(saved_often(vit_config), num_workers=1)
+    stopped = run_ranks(config, 2, target=functools.partial(from_files, functools.partial(stop_in, 6, 1, number)))
+    assert stopped.exit_codes == (0, 0)
+    assert not list(stopped.output_dir.glob(FAILURE_GLOB))
+    resumed = run_ranks(config, 2, stopped.output_dir, target=functools.partial(from_files, run))
+    assert resumed.exit_codes == (0, 0)
+    assert any("resumes after step" in notice for notice in resumed.summary["notices"])
 
 
 class Clock:

@@ -173,7 +173,7 @@ def test_cancelled_run_has_no_failure_reason(ended: Ended) -> None:
     # Its ranks end on SIGTERM. submitit's own handler would ignore it, until SIGKILL 30 s later.
     assert ended.ended_s[CANCELLED] - ended.failed_s[CANCELLED] < 20
     # One rank may still report that it lost the other: this is not the reason.
-    assert ended.rows[CANCELLED]["reason"] == "cancelled"
+    assert ended.rows[CANCELLED]["reason"] == "cancelled by root"
 
 
 def test_torch_sees_no_allocated_gpus(ended: Ended) -> None:

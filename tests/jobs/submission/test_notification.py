@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import threading
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, HTTPServer
@@ -140,3 +142,38 @@ def test_without_a_target_nothing_is_written(slurm: Slurm, tmp_path: Path) -> No
     launch(plan, LOADED, max_ranks=None)
     notify(SweepFolder(plan.folder), [RunEnd("a", "failed")], {})
     assert not list(plan.folder.glob(".notified*"))
+
+
+def test_a_process_that_was_killed_while_it_sent(slurm: Slurm, receiver: Receiver, tmp_path: Path) -> None:
+    """A rank that fails ends the others of its run, and with them the one that sends."""
+    folder, ends = submitted(tmp_path, receiver.address), [RunEnd("a", "completed")]
+    mark = folder.notified_file("end")
+    mark.touch()
+    notify(folder, ends, {})
+    assert receiver.lines == [], "another process sends it now"
+    os.utime(mark, (time.time() - 100, time.time() - 100))
+    notify(folder, ends, {})
+    assert len(receiver.lines) == 1
+    notify(folder, ends, {})
+    assert len(receiver.lines) == 1
+
+
+def test_an_address_that_is_none_shows_no_secret(
+    slurm: Slurm, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = submitted(tmp_path, "http://127.0.0.1:9/$TOPIC")
+    notify(folder, [RunEnd("a", "completed")], {"TOPIC": "a secret"})
+    err = capsys.readouterr().err
+    assert "note: notify failed, and is tried again: http://127.0.0.1:9/$TOPIC: InvalidURL" in err
+    assert not folder.notified_file("end").exists()
+
+
+def test_a_retry_of_one_run_is_no_news_of_another(slurm: Slurm, receiver: Receiver, tmp_path: Path) -> None:
+    folder = submitted(tmp_path, receiver.address)
+    first, other = (run["run_id"] for run in folder.plan().runs[:2])
+    slurm.states = dict.fromkeys(slurm.states, State.FAILED)
+    ends = [RunEnd(first, "failed", "x"), RunEnd(other, "failed", "y")]
+    notify(folder, ends, {})
+    resend(folder, [first], from_start=False)
+    notify(folder, [RunEnd(first, None), ends[1]], {})
+    assert [line["event"] for line in receiver.lines] == ["first failure", "end"]
