@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import faulthandler
 import json
 import os
 import signal
@@ -22,7 +23,8 @@ from disttrain.records.lifecycle.attempt_log import NotResumed, ResumePolicy
 from disttrain.records.record_files import write_failure
 from jobs.resumption import begin_attempt, end_attempt, notify_end
 
-_NOTIFY_S = 60.0  # a rank that has failed ends after this time, whatever its threads do
+_NOTIFY_S = 60.0  # a rank that has failed ends after this time
+_STDERR = 2  # the descriptor: sys.stderr may be replaced by an object without one
 
 
 @dataclass(frozen=True)
@@ -71,10 +73,9 @@ class RankTask:
             self._run(began_s, stop_signals, environ)
         except (Exception, SystemExit) as error:
             if self.notifies:
-                from disttrain.distributed.process_exit import exit_soon
-
                 if isinstance(error, Exception):
-                    exit_soon(_NOTIFY_S)  # `run` has set a shorter time
+                    # `run` has set a shorter time, after which this process ends even if its threads hang.
+                    faulthandler.dump_traceback_later(_NOTIFY_S, exit=True, file=_STDERR)
                 notify_end(Path(self.run_dir), environ)
             raise
         if self.notifies and _likely_rank(os.environ) == 0:
