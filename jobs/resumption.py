@@ -50,8 +50,10 @@ def begin_attempt(run_dir: Path, job_id: str, policy: ResumePolicy, environ: Map
     if (run_dir / SUMMARY_NAME).exists():
         return  # it was done when its node failed: the ranks only return
     attempts = read_attempts(run_dir)
-    if attempts and attempts[-1].cause is None:
-        log_end(run_dir, _cause_by_accounting(attempts[-1].job_id, environ))
+    if attempts and attempts[-1].cause in (None, "termination"):
+        # At SIGTERM a rank does not know why. That the job starts again, it may owe to a lost node.
+        cause = _cause_by_accounting(attempts[-1].job_id, environ)
+        log_end(run_dir, cause, attempts[-1].last_step)
         attempts = read_attempts(run_dir)
     step = checkpoint_step(run_dir)
     reason = why_not_again(attempts, step, policy)

@@ -74,6 +74,16 @@ def test_the_end_of_an_attempt_that_could_not_log_it(
     assert [(attempt.first_step, attempt.cause) for attempt in read_attempts(tmp_path)] == [(0, cause), (40, None)]
 
 
+def test_accounting_knows_better_why_a_rank_was_ended(programs: Programs, tmp_path: Path) -> None:
+    """A node was lost: the ranks on the others get SIGTERM, save, and do not know why."""
+    programs.add("sacct", "echo NODE_FAIL")
+    log_start(tmp_path, Attempt("7", 0, 0.0))
+    log_end(tmp_path, "termination", 40)
+    begin_attempt(tmp_path, "7", POLICY, programs.environ)
+    first = read_attempts(tmp_path)[0]
+    assert (first.cause, first.last_step) == ("node failure", 40)
+
+
 def test_a_run_over_its_budget_does_not_begin(programs: Programs, tmp_path: Path) -> None:
     for step in (10, 20):
         save_checkpoint(tmp_path, step)
