@@ -15,8 +15,10 @@ _CLUSTER_NAME = re.compile(r"^ClusterName\s*=\s*(\S+)", re.MULTILINE)
 _MAX_ARRAY_SIZE = re.compile(r"^MaxArraySize\s*=\s*(\d+)", re.MULTILINE)
 _TOKEN = re.compile(r"\bsweep:([0-9a-f]{16})\b")
 _TIMES = {"SLURM_TIME_FORMAT": "%s"}  # seconds since 1970, which do not depend on a time zone
-# The reasons of a job that waits as every job does.
-_USUAL = frozenset({"", "None", "Priority", "Resources", "BeginTime", "Cleaning"})
+# The reasons of a job that waits as every job does: for its turn, for `max_running`, or for the job that it follows.
+_USUAL = frozenset({
+    "", "None", "Priority", "Resources", "BeginTime", "Cleaning", "JobArrayTaskLimit", "Dependency",
+})  # fmt: skip
 _ADVICE = {
     "JobHeldUser": "it is held; scontrol release {job} starts it",
     "JobHeldAdmin": "an administrator holds it",

@@ -17,6 +17,9 @@ from jobs.planning.expand import RunSpec
 from jobs.planning.labels import Variation
 from jobs.planning.plan import Plan, make_plan
 from jobs.planning.request_changes import NO_CHANGES, RequestChanges
+from jobs.results.failures.failure_pattern import failure_patterns
+from jobs.results.result import Result
+from jobs.results.status import read_rows
 from jobs.schedulers.states import States, read_states, scheduler_for
 from jobs.slurm.states import State
 from jobs.storage.ledger import Ledger, read_ledger, submission_lock, uncancel
@@ -72,6 +75,8 @@ def resend(
         if not chosen:
             say(f"nothing to send: no run of {plan.sweep} on {plan.cluster} has failed or was cancelled{only}")
             return
+        if not from_start:
+            _propose(changes, read_rows(folder, plan.runs, ledger, scheduler, states))
         batches = plans_of(folder, plan.sweep, cluster, chosen, ledger)
         for batch, _ in batches:
             ids = {run.run_id for run in batch.runs}
@@ -97,6 +102,13 @@ def resend(
                 send(folder, batch, scheduler, overrides, _later(changes, from_start=from_start))
         finally:
             _restore_unsent(folder, kept, ledger)
+
+
+def _propose(changes: RequestChanges, rows: Sequence[Result]) -> None:
+    """Says where the failures of the sweep gather, unless the user leaves out a node already."""
+    if not changes.exclude:
+        for line in failure_patterns(rows):
+            note(line)
 
 
 def _stay_failed(states: States, chosen: Sequence[Mapping[str, Any]]) -> bool:

@@ -263,3 +263,15 @@ def test_an_interrupted_move_is_taken_back(
     assert list((folder.run(run_id) / "earlier").iterdir()) == []
     assert calls[2:] == ["summary.json"][: len(calls[2:])]
     assert len(slurm.submitted) == 2
+
+
+@pytest.mark.parametrize(("changes", "is_said"), [(RequestChanges(), True), (RequestChanges(("node17",)), False)])
+def test_a_retry_proposes_to_leave_out_a_node(
+    changes: RequestChanges, is_said: bool, slurm: Slurm, plan: Plan, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    line = "4 of 5 failed runs used node17: sweep retry --exclude node17 leaves it out"
+    monkeypatch.setattr("jobs.submission.resend.failure_patterns", lambda rows: [line] * (len(rows) == 4))
+    slurm.states = dict.fromkeys(slurm.states, State.FAILED)
+    resend(SweepFolder(plan.folder), [], from_start=False, changes=changes)
+    assert (f"note: {line}\n" in capsys.readouterr().err) == is_said
