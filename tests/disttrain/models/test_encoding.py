@@ -81,7 +81,7 @@ def what_rank_1_did(config: TrainConfig, run_ranks: Callable[..., Any], *, other
 def with_teardown(target: Callable[..., None], config: TrainConfig, env: RankEnv, output_dir: Path) -> None:
     import disttrain.run
 
-    disttrain.run.leave_without_teardown = lambda: None  # type: ignore[attr-defined]
+    disttrain.run.leave_without_teardown = lambda status=0: None  # type: ignore[attr-defined]
     target(config, env, output_dir)
 
 
