@@ -169,7 +169,7 @@ class TrainingLoop:
             # After the evaluation of the same step: a run that resumes here must have its record.
             if self._checkpoints is not None and self._checkpoints.is_due(step.step):
                 self._save_if_due(self._checkpoints, step)
-            if agreement is not None and step.step < self._steps:
+            if agreement is not None and step.step < self._steps and agreement.is_due(step.step):
                 self._stop_if_agreed(agreement, step)
 
     def _warm_up(self) -> None:

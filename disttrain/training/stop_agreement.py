@@ -38,16 +38,20 @@ class StopAgreement:
         self._checked_step, self._due = step, step + 1
         self._checked_s = time.monotonic()
 
+    def is_due(self, step: int) -> bool:
+        """Whether to call `cause` after this step; the same on every rank. Without other ranks only after a signal."""
+        if self._group.backend is None:
+            return self.signals.warned or self.signals.terminated
+        return step >= self._due
+
     def cause(self, step: int) -> StopCause | None:
         """Why all ranks stop after this step; None if they continue. The same on every rank.
 
         Args:
-            step: The step just done.
+            step: The step just done, at which a check is due.
         """
         if self._group.backend is None:
             return _cause(self.signals.warned, self.signals.terminated)
-        if step < self._due:
-            return None
         # One all-reduce: how many ranks were warned or are to end, and rank 0's decision. On a GPU the host waits for
         # it, which drains the queue of kernels once in CHECK_EVERY_S.
         values = (self.signals.warned + _FACTOR * self.signals.terminated, self._next_steps(step))

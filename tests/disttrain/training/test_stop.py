@@ -8,12 +8,15 @@ import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 import torch
 
 from disttrain.config.train_config import TrainConfig
+from disttrain.environment.rank_env import RankEnv
 from disttrain.environment.stop_signals import StopSignals
+from disttrain.measure.phase_timer import PhaseTimer
 from disttrain.records.record_files import FAILURE_GLOB, metrics_name, read_records
 from disttrain.records.record_types import CheckpointRecord, StepRecord
 from disttrain.run import run
@@ -106,7 +109,8 @@ def test_number_of_checks(step_s: float, most: int, handlers: None, monkeypatch:
     agreement = StopAgreement(StopSignals(), group, 0)  # type: ignore[arg-type]
     for step in range(1, 1001):
         clock.now_s += step_s
-        assert agreement.cause(step) is None
+        if agreement.is_due(step):
+            assert agreement.cause(step) is None
     assert 1000 * step_s / CHECK_EVERY_S <= group.sums + 1 or step_s > CHECK_EVERY_S
     assert group.sums <= most
 
@@ -114,6 +118,21 @@ def test_number_of_checks(step_s: float, most: int, handlers: None, monkeypatch:
 def test_a_single_rank_needs_no_check(handlers: None) -> None:
     signals = StopSignals()
     agreement = StopAgreement(signals, ALONE, 0)
+    assert not agreement.is_due(1)
     assert agreement.cause(1) is None
     signal.raise_signal(signal.SIGUSR2)
+    assert agreement.is_due(2)
     assert agreement.cause(2) == "warning"
+
+
+def test_a_step_without_a_check_leaves_the_timer_alone(
+    handlers: None, bert_config: TrainConfig, tmp_path: Path
+) -> None:
+    """A restart marks the time once more, on a GPU with an event, and discards what was measured since the step."""
+    config = dataclasses.replace(bert_config, max_steps=4, eval_every=4)
+    calls = []
+    for signals in (None, StopSignals()):
+        with patch.object(PhaseTimer, "restart", autospec=True, side_effect=PhaseTimer.restart) as restarts:
+            run(config, RankEnv(), tmp_path / str(len(calls)), signals)
+        calls.append(restarts.call_count)
+    assert calls[0] == calls[1]
