@@ -110,11 +110,6 @@ def _start_next(run_dir: Path, job_id: str, policy: ResumePolicy, environ: Mappi
         # A program of its own: `sweep` is above this module, and its submission must not see the state of the rank.
         command = [sys.executable, "-P", "-m", "jobs.submission.chain", str(run_dir), job_id]
         timeout_s = _CHAIN_TIMEOUT_S
-    return _failure(command, environ, timeout_s)
-
-
-def _failure(command: Sequence[str], environ: Mapping[str, str], timeout_s: float) -> str | None:
-    """Runs a command. What is wrong if it fails, in one line."""
     try:
         done = _run(command, environ, timeout_s)
     except (OSError, subprocess.TimeoutExpired) as error:

@@ -113,9 +113,10 @@ def print_ended(folder: SweepFolder, run_ids: Collection[str], *, as_json: bool)
 
 def notify_of(folder: SweepFolder, results: Sequence[Result]) -> None:
     """Sends the notifications that the runs could not send, for example because Slurm has killed the last one."""
-    from jobs.submission.notification import ends_by_results, notify
+    from jobs.submission.notification import ends_by_results, notify, target_of
 
-    notify(folder, ends_by_results(results), os.environ, timeout_s=_NOTIFY_TIMEOUT_S)
+    if target_of(folder) is not None:
+        notify(folder, ends_by_results(results), os.environ, timeout_s=_NOTIFY_TIMEOUT_S)
 
 
 def exit_if_failed(results: Sequence[Result]) -> None:

@@ -15,8 +15,6 @@ from typing import Any, NoReturn
 from disttrain.errors import UserError
 from jobs.entry import RankTask
 from jobs.environ import clean_environ
-from jobs.planning.cluster_profile import ClusterProfile
-from jobs.planning.expand import RunSpec
 from jobs.planning.interpreter import compute_python
 from jobs.planning.plan import JobGroup, Plan, request_of
 from jobs.planning.sbatch_options import overruled_variables
@@ -216,7 +214,7 @@ def _sbatch(plan: Plan, group: JobGroup, token: str) -> list[str]:
 
     executor = SlurmExecutor(folder=plan.log_folder, python=compute_python(group.profile))
     executor.update_parameters(**group.parameters)
-    tasks = [rank_task(plan, run, group.profile) for run in group.runs]
+    tasks = rank_tasks(plan, group)
     # submitit prints the output of sbatch after a refusal; our one-line error already has it.
     options = group.profile.sbatch if group.profile else ()
     overruled = overruled_variables(os.environ, plan.script(group), options)
@@ -279,12 +277,19 @@ def _reason(error: Exception) -> str:
     return "; ".join(lines) or type(error).__name__
 
 
-def rank_task(plan: Plan, run: RunSpec, profile: ClusterProfile | None) -> RankTask:
-    """The task that each rank of the run executes."""
-    return RankTask(
-        run_dir=str(SweepFolder(plan.folder).run(run.run_id)),
-        nodes=run.allocation.nodes,
-        gpus_per_node=run.allocation.gpus_per_node,
-        resume=profile.resume_policy if profile else None,
-        notifies=profile is not None and profile.notify is not None,
-    )
+def rank_tasks(plan: Plan, group: JobGroup) -> list[RankTask]:
+    """The tasks of the runs of a group: each rank of a run executes that of the run."""
+    resume, notifies = None, False
+    if group.profile is not None:
+        resume, notifies = group.profile.resume_policy, group.profile.notify is not None
+    folder = SweepFolder(plan.folder)
+    return [
+        RankTask(
+            run_dir=str(folder.run(run.run_id)),
+            nodes=run.allocation.nodes,
+            gpus_per_node=run.allocation.gpus_per_node,
+            resume=resume,
+            notifies=notifies,
+        )
+        for run in group.runs
+    ]

@@ -340,17 +340,21 @@ def forget(folder: Path, run_ids: Sequence[str], time_s: float) -> None:
 
 
 @contextmanager
-def submission_lock(folder: Path) -> Iterator[None]:
+def submission_lock(folder: Path, wait_s: float = _SUBMISSION_WAIT_S) -> Iterator[None]:
     """Locks the submission of a sweep, so that two commands cannot submit or remove the same runs.
 
     A process that is told to end gives the lock back: from another login node, nobody could see that it has ended.
+
+    Args:
+        folder: The folder of the sweep.
+        wait_s: How long to wait for another process.
 
     Raises:
         UserError: Another process has the lock, or the folder cannot be written.
     """
     with signal_handlers(exiting_handlers()), ExitStack() as stack:
         try:
-            stack.enter_context(claimed(folder / ".submit.claim", _SUBMISSION_WAIT_S))
+            stack.enter_context(claimed(folder / ".submit.claim", wait_s))
         except ClaimHeldError as error:
             message = f"another sweep command is running in {folder}: {error.holder}"
             raise UserError(message, hint=error.hint) from None

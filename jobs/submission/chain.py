@@ -8,24 +8,21 @@ from __future__ import annotations
 import dataclasses
 import os
 import sys
-import time
 from pathlib import Path
 
 from disttrain.errors import UserError
 from disttrain.records.lifecycle.attempt_log import checkpoint_step, not_resumed_cause, read_attempts, why_not_again
-from disttrain.records.record_files import read_failure
 from jobs.planning.cluster_profile import ClusterProfile
 from jobs.planning.plan import Plan
+from jobs.results.run_records import read_run
 from jobs.schedulers.states import scheduler_for
 from jobs.storage.ledger import read_ledger, submission_lock
-from jobs.storage.run_facts import failure_files
 from jobs.storage.sweep_folder import SweepFolder
 from jobs.submission.launch import send
 from jobs.submission.resend import plans_of, resend
 
 # Tasks of an array reach their time limits together, and submit one after the other.
 _LOCK_WAIT_S = 60.0
-_RETRY_S = 0.5
 
 
 def send_next(run_dir: Path, job_id: str) -> None:
@@ -39,17 +36,8 @@ def send_next(run_dir: Path, job_id: str) -> None:
         UserError: The run was cancelled, or sent again in the meantime, or Slurm refuses the job.
     """
     folder, run_id = SweepFolder(run_dir.parent.parent), run_dir.name
-    deadline_s = time.monotonic() + _LOCK_WAIT_S
-    while True:
-        try:
-            with submission_lock(folder.path):
-                _send_next(folder, run_id, job_id)
-            return
-        except UserError as error:
-            # Only the lock's error is worth another try.
-            if "another sweep command is running" not in error.message or time.monotonic() > deadline_s:
-                raise
-        time.sleep(_RETRY_S)
+    with submission_lock(folder.path, _LOCK_WAIT_S):
+        _send_next(folder, run_id, job_id)
 
 
 def _send_next(folder: SweepFolder, run_id: str, job_id: str) -> None:
@@ -86,8 +74,7 @@ def _is_stopped(run_dir: Path, profile: ClusterProfile) -> bool:
     attempts = read_attempts(run_dir)
     if not attempts or attempts[-1].last_step is None or attempts[-1].cause == "termination":
         return False
-    failures = [read_failure(path) for path in failure_files(run_dir)]
-    if not any(failure is not None and not_resumed_cause(failure) for failure in failures):
+    if not any(map(not_resumed_cause, read_run(run_dir).failures)):
         return False
     return why_not_again(attempts, checkpoint_step(run_dir), profile.resume_policy) is None
 

@@ -1,4 +1,4 @@
-"""Tells the user that a sweep has ended, and of its first failure: once for each submission.
+"""Notifies the user of the first failure of a sweep and of its end: once for each submission.
 
 The last run to end sends it from its compute node: python -m jobs.submission.notification RUN_FOLDER. It knows the
 other runs by their files. What left no files, such as a run that Slurm has killed, is seen by the next sweep status.
@@ -22,11 +22,13 @@ from typing import Literal
 
 from disttrain.errors import UserError
 from disttrain.records.json_values import to_json
-from disttrain.records.record_files import read_failure
 from jobs.planning.labels import Variation
 from jobs.planning.plan import count_runs
+from jobs.results.failures.failure_reason import explain
+from jobs.results.failures.job_log import LogEnd
 from jobs.results.result import Result
-from jobs.slurm.states import JobPhase
+from jobs.results.run_records import read_run
+from jobs.slurm.states import JobPhase, State
 from jobs.storage.ledger import read_ledger
 from jobs.storage.run_facts import failure_files, has_summary
 from jobs.storage.sweep_folder import SweepFolder
@@ -80,13 +82,10 @@ def ends_by_files(folder: SweepFolder) -> list[RunEnd]:
         if has_summary(run_dir):
             ends.append(RunEnd(name, "completed"))
             continue
-        failures = []
-        for path in failure_files(run_dir):
-            with contextlib.suppress(UserError):  # a damaged file still says that the run has failed
-                failures.append(read_failure(path))
-        if failures:
-            first = min(filter(None, failures), key=lambda failure: failure.time_s, default=None)
-            reason = f"rank {first.rank} on {first.host}: {first.error}: {first.message}" if first else None
+        if failure_files(run_dir):
+            records, reason = read_run(run_dir), None
+            if records.failures:  # a damaged file still says that the run has failed
+                reason = explain(State.FAILED, None, records, run["world_size"], LogEnd()).text
             ends.append(RunEnd(name, "failed", reason))
         else:
             ends.append(RunEnd(name, "cancelled" if run["run_id"] in cancelled else None))
@@ -110,48 +109,40 @@ def notify(
         wait_s: How long to wait for another process that sends the same.
         timeout_s: How long the target may take.
     """
-    if not folder.is_owner() or not folder.request_file.exists():
-        return
-    target = _target(folder)
+    target = target_of(folder)
     if target is None:
         return
-    failed = [end for end in ends if end.outcome == "failed"]
-    if failed:
-        _send_once("first failure", target, folder, ends, failed[0], environ, wait_s, timeout_s)
+
+    def send_once(event: Event, failed: RunEnd | None = None) -> None:
+        mark = folder.notified_file(event)
+        try:
+            if not _claim(mark, wait_s):
+                return
+        except OSError as error:
+            note(f"no notification is sent: {str(mark)!r} cannot be written: {error.strerror}")
+            return
+        try:
+            _send(target, _message(event, folder, ends, failed), environ, timeout_s)
+            mark.write_text("sent\n", encoding="utf-8")
+        except BaseException as error:
+            mark.unlink(missing_ok=True)
+            if not isinstance(error, OSError | ValueError | UserError | subprocess.SubprocessError):
+                raise
+            note(f"notify failed, and is tried again: {error}")
+
+    failed = next((end for end in ends if end.outcome == "failed"), None)
+    if failed is not None:
+        send_once("first failure", failed)
     if ends and all(end.outcome for end in ends):
-        _send_once("end", target, folder, ends, None, environ, wait_s, timeout_s)
+        send_once("end")
 
 
-def _target(folder: SweepFolder) -> str | None:
+def target_of(folder: SweepFolder) -> str | None:
+    """Where this user's notifications of a sweep go; None if there are none to send."""
+    if not folder.is_owner() or not folder.request_file.exists():
+        return None
     cluster, _ = folder.read_request()
     return cluster.profile.notify if cluster.profile else None
-
-
-def _send_once(
-    event: Event,
-    target: str,
-    folder: SweepFolder,
-    ends: Sequence[RunEnd],
-    failed: RunEnd | None,
-    environ: Mapping[str, str],
-    wait_s: float,
-    timeout_s: float,
-) -> None:
-    mark = folder.notified_file(event)
-    try:
-        if not _claim(mark, wait_s):
-            return
-    except OSError as error:
-        note(f"no notification is sent: {str(mark)!r} cannot be written: {error.strerror}")
-        return
-    try:
-        _send(target, _message(event, folder, ends, failed), environ, timeout_s)
-        mark.write_text("sent\n", encoding="utf-8")
-    except BaseException as error:
-        mark.unlink(missing_ok=True)
-        if not isinstance(error, OSError | ValueError | UserError | subprocess.SubprocessError):
-            raise
-        note(f"notify failed, and is tried again: {error}")
 
 
 def _claim(mark: Path, wait_s: float) -> bool:
@@ -187,8 +178,8 @@ def _message(event: Event, folder: SweepFolder, ends: Sequence[RunEnd], failed: 
     """One line of JSON."""
     plan = folder.plan()
     counts = {name: [end.outcome for end in ends].count(name) for name in ("completed", "failed", "cancelled")}
-    told = ", ".join(f"{number} {name}" for name, number in counts.items() if number)
-    text = f"{plan.sweep} on {plan.cluster} has ended: {count_runs(len(ends))}, {told}"
+    outcomes = ", ".join(f"{number} {name}" for name, number in counts.items() if number)
+    text = f"{plan.sweep} on {plan.cluster} has ended: {count_runs(len(ends))}, {outcomes}"
     if failed is not None:
         text = f"{plan.sweep} on {plan.cluster}, first failure: {failed.name}: {failed.reason or 'no reason is known'}"
     values = {"event": event, "sweep": plan.sweep, "cluster": plan.cluster, "runs": len(ends), **counts, "text": text}

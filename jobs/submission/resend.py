@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -76,7 +76,7 @@ def resend(
             say(f"nothing to send: no run of {plan.sweep} on {plan.cluster} has failed or was cancelled{only}")
             return
         if not from_start:
-            _propose(changes, read_rows(folder, plan.runs, ledger, scheduler, states))
+            _propose(changes, lambda: read_rows(folder, plan.runs, ledger, scheduler, states))
         batches = plans_of(folder, plan.sweep, cluster, chosen, ledger)
         for batch, _ in batches:
             ids = {run.run_id for run in batch.runs}
@@ -104,10 +104,10 @@ def resend(
             _restore_unsent(folder, kept, ledger)
 
 
-def _propose(changes: RequestChanges, rows: Sequence[Result]) -> None:
+def _propose(changes: RequestChanges, rows: Callable[[], Sequence[Result]]) -> None:
     """Says where the failures of the sweep gather, unless the user leaves out a node already."""
     if not changes.exclude:
-        for line in failure_patterns(rows):
+        for line in failure_patterns(rows()):
             note(line)
 
 

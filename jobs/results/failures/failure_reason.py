@@ -114,11 +114,11 @@ def _by_slurm(
     """The reason by the job's log and by its memory in the accounting; None if they do not have it."""
     if log_end.out_of_memory:
         return Reason("host memory", f"out of memory: {_MORE_MEMORY}")
-    # A run goes on after a line of `setup` that failed and that it does not need.
-    was_ended = log_end.first is not None and log_end.first.signal is not None
-    if log_end.before_python is not None and records.last_step is None and not was_ended:
-        return Reason("before Python", f"before Python: {log_end.before_python}")
     end = log_end.first
+    # A run continues after a line of `setup` that failed and that it does not need.
+    was_signalled = end is not None and end.signal is not None
+    if log_end.before_python is not None and records.last_step is None and not was_signalled:
+        return Reason("before Python", f"before Python: {log_end.before_python}")
     if end is not None and not end.ranks & set(silent):
         return None  # it is the end of a rank that has reported an error
     # Slurm may end a job for memory without saying so in its states (OverMemoryKill), and so does the kernel.

@@ -25,7 +25,7 @@ def follow(
     environ: Mapping[str, str],
     sleep: Callable[[float], None] = time.sleep,
 ) -> Status:
-    """Shows the runs of a sweep until some of them have ended.
+    """Shows the runs of a sweep until those to wait for have ended.
 
     Slurm is asked at most once each half minute, for all that follow the sweep. In between, the screen shows what the
     files of the runs say that run and are on the screen.
