@@ -130,7 +130,7 @@ def test_a_step_without_a_check_leaves_the_timer_alone(
 ) -> None:
     """A restart marks the time once more, on a GPU with an event, and discards what was measured since the step."""
     config = dataclasses.replace(bert_config, max_steps=4, eval_every=4)
-    calls = []
+    calls: list[int] = []
     for signals in (None, StopSignals()):
         with patch.object(PhaseTimer, "restart", autospec=True, side_effect=PhaseTimer.restart) as restarts:
             run(config, RankEnv(), tmp_path / str(len(calls)), signals)
