@@ -36,7 +36,7 @@ class _Script:
     """The needed part of the section `script` of a command's run."""
 
     flags: str
-    switches: list[str]
+    switches: tuple[str, ...]
     launcher: str
     working_dir: str
 

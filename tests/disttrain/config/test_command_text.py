@@ -67,6 +67,12 @@ def test_flags(flags: str) -> None:
     check_flags(flags)
 
 
+@pytest.mark.parametrize("flags", ["--{key} '{value}'", '"--{key}" {value}', "--{key}", "{value}", "", "--lr {values}"])
+def test_wrong_flags(flags: str) -> None:
+    with pytest.raises(UserError, match=r"^flags .* (has no \{(key|value)\}|has a quote)"):
+        check_flags(flags)
+
+
 @pytest.mark.parametrize("launcher", ["ranks", "torchrun", "torchrun --max-restarts 3 --rdzv-conf timeout=900"])
 def test_launchers(launcher: str) -> None:
     check_launcher(launcher)
@@ -85,7 +91,7 @@ def test_other_braces_are_text(name: str) -> None:
 
 
 def test_a_placeholder_has_any_name() -> None:
-    assert placeholders("python {größe}/{a b}.py {opt.lr}", ["opt.lr", "größe", "a b", "c"]) == [
+    assert placeholders("python '{größe}/{a b}.py' {opt.lr}", ["opt.lr", "größe", "a b", "c"]) == [
         "opt.lr",
         "größe",
         "a b",
