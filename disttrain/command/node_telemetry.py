@@ -1,0 +1,3 @@
+"""The samples of the GPUs that a script uses, and of its host, written next to the script by its supervisor."""
+
+from __future__ import annotations
