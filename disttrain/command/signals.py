@@ -17,6 +17,7 @@ WARNING = signal.SIGUSR2  # Slurm sends it before a time limit and for a preempt
 # A script must not die of these only because it has no handler for them.
 _IGNORED_BY_SCRIPT = (WARNING, signal.SIGQUIT)
 _RESET_IN_SCRIPT = (signal.SIGTERM, signal.SIGINT, signal.SIGCHLD, signal.SIGUSR1, signal.SIGCONT)
+_CGROUP = Path("/proc/self/cgroup")
 FORWARDED = frozenset({WARNING, signal.SIGTERM, signal.SIGINT, signal.SIGUSR1})
 _HANDLED = (*FORWARDED, signal.SIGCHLD)
 
@@ -77,15 +78,13 @@ def prepare_script_signals(warning: signal.Signals = WARNING) -> None:
         signal.signal(number, signal.SIG_IGN)
 
 
-def signals_to_forward(
-    environ: Mapping[str, str], cgroup: Path = Path("/proc/self/cgroup")
-) -> frozenset[signal.Signals]:
+def signals_to_forward(environ: Mapping[str, str]) -> frozenset[signal.Signals]:
     """The signals that the script gets from this process alone; their sender sends the others to both.
 
     Slurm signals every process of a step, unless it tracks them with cgroups: then only those that it has started. A
     terminal sends an interrupt to every process in its foreground.
     """
-    if in_slurm_step(environ) and "/slurm" not in _text(cgroup):
+    if in_slurm_step(environ) and "/slurm" not in _text(_CGROUP):
         return frozenset()
     with contextlib.suppress(OSError):
         if os.tcgetpgrp(0) == os.getpgrp():

@@ -20,12 +20,17 @@ def start_script(tmp_path: Path) -> Iterator[StartScript]:
     """Starts ranks that run a Python script, given as text."""
     started: list[Ranks] = []
 
-    def start(text: str, values: dict[str, Any] | None = None, *, launcher: str = "ranks", **arguments: Any) -> Ranks:
+    def start(
+        text: str,
+        values: dict[str, Any] | None = None,
+        *,
+        command: str = f"{sys.executable} train.py",
+        launcher: str = "ranks",
+        **arguments: Any,
+    ) -> Ranks:
         (tmp_path / "work").mkdir(exist_ok=True)
         (tmp_path / "work" / "train.py").write_text(text)
-        config = CommandConfig(
-            f"{sys.executable} train.py", values or {}, launcher=launcher, working_dir=str(tmp_path / "work")
-        )
+        config = CommandConfig(command, values or {}, launcher=launcher, working_dir=str(tmp_path / "work"))
         started.append(start_ranks(tmp_path / "run", config, **arguments))
         return started[-1]
 

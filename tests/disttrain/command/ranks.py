@@ -21,6 +21,7 @@ from disttrain.records.summary_types import Failure, Summary
 _RANK = """
 import json, os, signal, sys
 from pathlib import Path
+from disttrain.command import signals
 from disttrain.command_run import run_command
 from disttrain.config.command_config import CommandConfig
 from disttrain.environment.rank_env import RankEnv
@@ -29,6 +30,7 @@ folder, config, options = Path(sys.argv[1]), json.loads(sys.argv[2]), json.loads
 config["switches"] = tuple(config["switches"])
 if "warning" in options:
     options["warning"] = signal.Signals(options["warning"])
+signals._CGROUP = Path(os.environ.get("TEST_CGROUP", "/dev/null"))
 env = RankEnv.from_environ(os.environ)
 try:
     run_command(CommandConfig(**config), env, folder, **options)
@@ -41,6 +43,13 @@ except ScriptFailed as failed:
 loaded = sorted({"torch", "numpy"} & set(sys.modules))
 assert not loaded, loaded
 """
+
+
+def in_slurm_cgroup(folder: Path) -> dict[str, str]:
+    """The variable of ranks in a step in which Slurm signals only the processes that it has started itself."""
+    path = folder / "cgroup"
+    path.write_text("0::/system.slice/slurmstepd.scope/job_7/step_0/user/task_0\n")
+    return {"TEST_CGROUP": str(path)}
 
 
 @dataclasses.dataclass
