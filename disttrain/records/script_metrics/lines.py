@@ -102,7 +102,7 @@ def step_of(values: Mapping[str, Any]) -> int | None:
 
 
 def number(value: Any) -> float | None:
-    """A value of a line as a number, which may be infinite; None if it is none, such as true or a text."""
+    """A value of a line as a number, infinite if it is too large; None if it is none, such as true or a text."""
     if type(value) is float:
         return value
     if type(value) is not int:
@@ -110,4 +110,4 @@ def number(value: Any) -> float | None:
     try:
         return float(value)
     except OverflowError:
-        return math.copysign(math.inf, value)
+        return math.inf
