@@ -18,9 +18,11 @@ from disttrain.records.record_files import STAGE_NAME, read_stage
 from disttrain.records.summary_types import Stage
 
 StageName = Literal[
-    "importing", "connecting", "start check", "preparing data", "training", "evaluating", "saving", "measuring"
-]
+    "importing", "connecting", "start check", "preparing data", "training", "evaluating", "saving", "measuring",
+    "running",
+]  # fmt: skip
 TRAINING: Literal["training"] = "training"
+RUNNING: Literal["running"] = "running"  # the script of a command
 _FIRST = "importing"
 _SHORT_S = 1.0
 
