@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any, get_args
 
+from disttrain.config.command_config import SECTION, is_command
 from disttrain.errors import UserError, shorten
 from disttrain.records.json_values import check_fields
 from jobs.planning.allocation import Allocation
@@ -27,6 +28,16 @@ class PlannedRun:
     asked: dict[str, Any] | None = None
     train: dict[str, Any]
     dropped: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Script:
+    """What the run of a command has in its section `script`."""
+
+    flags: str
+    switches: tuple[str, ...]
+    launcher: str
+    working_dir: str
 
 
 @dataclass(frozen=True)
@@ -70,8 +81,27 @@ def check_plan(plan: Mapping[str, Any]) -> None:
             raise ValueError(f"{where}: allocation is {shorten(repr(run['allocation']))}")
         if not 0 < run["world_size"] <= _MOST_RANKS:
             raise ValueError(f"{where}: world_size is {run['world_size']}")
-        if not isinstance(run["train"].get("model"), str):
+        if is_command(run):
+            _check_script(run, where)
+        elif not isinstance(run["train"].get("model"), str):
             raise ValueError(f"{where}: train.model is {shorten(repr(run['train'].get('model')))}")
+
+
+def _check_script(run: Mapping[str, Any], where: str) -> None:
+    """Checks what the run of a command has besides."""
+    section, nodes, command = run[SECTION], run.get("nodes"), run["train"].get("command")
+    if not isinstance(section, dict) or section.keys() - {field.name for field in fields(_Script)}:
+        raise ValueError(f"{where}: {SECTION} is {shorten(repr(section))}")
+    try:
+        check_fields(_Script, section)
+    except ValueError as error:
+        raise ValueError(f"{where}: {SECTION}: {error}") from None
+    if not section["launcher"].strip():
+        raise ValueError(f"{where}: {SECTION}: launcher is {section['launcher']!r}")
+    if not isinstance(command, str):
+        raise ValueError(f"{where}: train.command is {shorten(repr(command))}")
+    if nodes != Allocation.parse(run["allocation"]).nodes:
+        raise ValueError(f"{where}: nodes is {shorten(repr(nodes))}")
 
 
 def _check_names(plan: Mapping[str, Any]) -> None:
