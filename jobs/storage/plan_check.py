@@ -27,12 +27,13 @@ class PlannedRun:
     point: dict[str, Any]
     asked: dict[str, Any] | None = None
     train: dict[str, Any]
+    script: dict[str, Any] | None = None
     dropped: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Script:
-    """What the run of a command has in its section `script`."""
+    """The needed part of the section `script` of a command's run."""
 
     flags: str
     switches: tuple[str, ...]
@@ -73,6 +74,8 @@ def check_plan(plan: Mapping[str, Any]) -> None:
             raise ValueError(f"{where} is {shorten(repr(run))}")
         try:
             check_fields(PlannedRun, run)
+            if is_command(run):
+                _check_script(run[SECTION] or {})
         except ValueError as error:
             raise ValueError(f"{where}: {error}") from None
         if not RUN_ID.fullmatch(run["run_id"]):
@@ -81,27 +84,19 @@ def check_plan(plan: Mapping[str, Any]) -> None:
             raise ValueError(f"{where}: allocation is {shorten(repr(run['allocation']))}")
         if not 0 < run["world_size"] <= _MOST_RANKS:
             raise ValueError(f"{where}: world_size is {run['world_size']}")
-        if is_command(run):
-            _check_script(run, where)
-        elif not isinstance(run["train"].get("model"), str):
-            raise ValueError(f"{where}: train.model is {shorten(repr(run['train'].get('model')))}")
+        name = "command" if is_command(run) else "model"
+        if not isinstance(run["train"].get(name), str):
+            raise ValueError(f"{where}: train.{name} is {shorten(repr(run['train'].get(name)))}")
 
 
-def _check_script(run: Mapping[str, Any], where: str) -> None:
-    """Checks what the run of a command has besides."""
-    section, nodes, command = run[SECTION], run.get("nodes"), run["train"].get("command")
-    if not isinstance(section, dict) or section.keys() - {field.name for field in fields(_Script)}:
-        raise ValueError(f"{where}: {SECTION} is {shorten(repr(section))}")
-    try:
-        check_fields(_Script, section)
-    except ValueError as error:
-        raise ValueError(f"{where}: {SECTION}: {error}") from None
+def _check_script(section: Mapping[str, Any]) -> None:
+    """Checks the section `script` of a run."""
+    check_fields(_Script, section)
+    unknown = section.keys() - {field.name for field in fields(_Script)}
+    if unknown:
+        raise ValueError(f"{SECTION} has {shorten(repr(min(unknown)))}, of another release")
     if not section["launcher"].strip():
-        raise ValueError(f"{where}: {SECTION}: launcher is {section['launcher']!r}")
-    if not isinstance(command, str):
-        raise ValueError(f"{where}: train.command is {shorten(repr(command))}")
-    if nodes != Allocation.parse(run["allocation"]).nodes:
-        raise ValueError(f"{where}: nodes is {shorten(repr(nodes))}")
+        raise ValueError(f"launcher is {section['launcher']!r}")
 
 
 def _check_names(plan: Mapping[str, Any]) -> None:

@@ -58,7 +58,7 @@ def debug_run(folder: SweepFolder, run_id: str, name: str) -> None:
         name: The name of the run, for messages.
 
     Raises:
-        UserError: The run was never submitted, cannot be run as one rank, or torch is missing and needed.
+        UserError: The run was never submitted, cannot be run as one rank, or torch is missing.
     """
     run = _read_run(folder.run(run_id) / RUN_NAME, name)
     if is_link(run):
@@ -74,7 +74,8 @@ def debug_run(folder: SweepFolder, run_id: str, name: str) -> None:
     scratch.create()
     prepare_runs(scratch, [run], run.get("import_path") or ())
     say(f"debug: {name} as one rank, in {scratch.run(run_id)}")
-    for line in differences(_recorded(folder.run(run_id), run), _here(_device(run))):
+    device = None if is_command(run) else run["train"].get("device")
+    for line in differences(_recorded(folder.run(run_id), run), _here(device)):
         say(f"  {line}")
     run_in_debugger(plan, plan.runs)
 
@@ -115,14 +116,6 @@ def _last_start(path: Path) -> StartRecord | None:
     except ValueError:
         return None
     return record if isinstance(record, StartRecord) else None
-
-
-def _device(run: Mapping[str, Any]) -> str | None:
-    """The device that a run asks for; a script says nothing of it."""
-    if is_command(run):
-        return None
-    device: str | None = run["train"].get("device")
-    return device
 
 
 def _here(device: str | None) -> Setting:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from disttrain.config.command_config import CommandConfig, is_command
+from jobs.planning.allocation import Allocation
 
 # srun's lines are the last ones of a log. Only this much is read: a log can have any size.
 _TAIL_BYTES = 2**16
@@ -55,7 +56,7 @@ class Tasks:
         if not is_command(run):
             return cls(run["world_size"])
         if CommandConfig.from_run(run).uses_torchrun:
-            return cls(run["nodes"], are_ranks=False, run_script=True)
+            return cls(Allocation.parse(run["allocation"]).nodes, are_ranks=False, run_script=True)
         return cls(run["world_size"], run_script=True)
 
 

@@ -273,25 +273,9 @@ def test_100_000_lines_and_damaged_ones_leave_the_table_alone(tmp_path: Path) ->
     }  # fmt: skip
 
 
-@pytest.mark.parametrize(
-    ("changes", "reason"),
-    [
-        ({"script": None}, "runs[0]: script is None"),
-        ({"script": {}}, "runs[0]: script: it has no 'flags'"),
-        ({"nodes": "1"}, "runs[0]: nodes is '1'"),
-        ({"train": {}}, "runs[0]: train.command is None"),
-    ],
-)
-def test_a_damaged_run_of_a_script(changes: dict[str, Any], reason: str) -> None:
-    with pytest.raises(ValueError, match=reason.replace("[", r"\[")):
-        check_plan({"runs": [script_run() | changes]})
-
-
-@pytest.mark.parametrize(
-    ("name", "value"), [("launcher", " "), ("launcher", 3), ("switches", "amp"), ("later", 1), ("flags", None)]
-)
-def test_a_damaged_section(name: str, value: Any) -> None:
+@pytest.mark.parametrize("changes", [{"launcher": " "}, {"launcher": 3}, {"switches": "amp"}, {"later": 1}])
+def test_a_damaged_section_is_refused(changes: dict[str, Any]) -> None:
     run = script_run()
     check_plan({"runs": [run]})
-    with pytest.raises(ValueError, match=name):
-        check_plan({"runs": [run | {"script": run["script"] | {name: value}}]})
+    with pytest.raises(ValueError, match=rf"^runs\[0\]: .*{next(iter(changes))}"):
+        check_plan({"runs": [run | {"script": run["script"] | changes}]})

@@ -13,10 +13,8 @@ import pytest
 from disttrain.errors import UserError
 from jobs.storage.code_state import git_state
 from jobs.storage.sweep_folder import SweepFolder
-from jobs.submission import debug_run as debug_module
 from jobs.submission.debug_run import Setting, debug_run, differences
 from jobs.submission.launch import launch
-from tests.jobs.script_runs import script_run
 from tests.jobs.submission.fake_slurm import LOADED, Slurm, plan_of
 
 pytestmark = pytest.mark.process
@@ -149,9 +147,3 @@ def test_what_cannot_be_repeated(folder: SweepFolder, monkeypatch: pytest.Monkey
     path.unlink()
     assert refused().startswith("the run was never submitted: it has no run.json")
     assert list((folder.path.parents[1] / "scratch").iterdir()) == []
-
-
-def test_a_script_says_nothing_of_its_device() -> None:
-    """Its field `device` is the user's own."""
-    assert debug_module._device(script_run(device="cpu")) is None
-    assert debug_module._device({"train": {"model": "bert", "device": "cpu"}}) == "cpu"
