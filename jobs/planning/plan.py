@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from disttrain.config.command_config import is_command
 from disttrain.config.train_config import LINK
 from disttrain.errors import UserError
 from jobs.planning.allocation import Allocation
@@ -253,12 +254,12 @@ def run_json(run: RunSpec) -> dict[str, Any]:
 
 def is_link(run: Mapping[str, Any]) -> bool:
     """Whether a run, as `run_json` returned it, only measures the link of its allocation."""
-    return bool(run["train"]["model"] == LINK)
+    return not is_command(run) and bool(run["train"]["model"] == LINK)
 
 
 def has_bucket_times(run: Mapping[str, Any]) -> bool:
     """Whether a run, as `run_json` returned it, times its gradient buckets."""
-    return bool(run["train"].get("detailed_timing")) and run["world_size"] > 1
+    return not is_command(run) and bool(run["train"].get("detailed_timing")) and run["world_size"] > 1
 
 
 def count_runs(number: int) -> str:
