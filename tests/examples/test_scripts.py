@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 
 from tests.jobs.sweeping import wait_for
 
@@ -152,18 +151,3 @@ def test_torchrun_names_the_exit_status(folder: Folder) -> None:
     assert launcher.returncode == 1
     assert f"exitcode  : {STOPPED} " in output
     assert (folder.run_dir / "checkpoint.pt").exists()
-
-
-@pytest.mark.parametrize("sweep", sorted(EXAMPLES.glob("*.yaml")), ids=lambda sweep: sweep.stem)
-def test_its_script_has_every_flag(sweep: Path) -> None:
-    sections = yaml.safe_load(sweep.read_text())
-    added = sections.get("include", [])
-    for command in filter(None, [sections.get("command"), *(entry["command"] for entry in added)]):
-        python, script, *rest = command.split()
-        assert (python, rest) == ("python", [])
-        source = (EXAMPLES / script).read_text()
-        # Of a mixed sweep, an entry of include has the keys of base and its own.
-        keys = {key for name in ("base", *(() if added else ("axes",))) for key in sections.get(name, {})}
-        keys |= {key for entry in added for key in entry} - {"command", "allocation"}
-        keys |= {"seed"} if "seeds" in sections else set()
-        assert [key for key in sorted(keys) if f'"--{key}"' not in source and f"\n    {key}: " not in source] == []
