@@ -63,15 +63,15 @@ class Metrics(TrainerCallback):
         self.step, self.time_s = state.global_step, None
 
     def on_log(self, args, state, control, logs, **kwargs):
-        if not state.is_world_process_zero:
-            return
+        values = {name: logs[name] for name in ("loss", "eval_loss", "eval_accuracy") if name in logs}
         if "loss" in logs:
             now = time.perf_counter()
             if self.time_s is not None:  # the first steps are slower
                 examples = (state.global_step - self.step) * args.train_batch_size * args.world_size
-                logs = {**logs, "samples_per_s": examples / (now - self.time_s)}
+                values["samples_per_s"] = examples / (now - self.time_s)
             self.step, self.time_s = state.global_step, now
-        log_metrics(step=state.global_step, **logs)
+        if state.is_world_process_zero and values:
+            log_metrics(step=state.global_step, **values)
 
 
 class SaveAtWarning(TrainerCallback):

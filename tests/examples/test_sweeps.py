@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from pathlib import Path
 
 import pytest
+import yaml
 
 from disttrain.config.command_config import CommandConfig
 from disttrain.config.train_config import TrainConfig
@@ -28,6 +30,11 @@ def _in_the_checkout(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def runs_of(name: str) -> tuple[RunSpec, ...]:
     return expand(load_sweep(EXAMPLES / f"{name}.yaml"))
+
+
+def test_the_readme_prints_the_first_example() -> None:
+    blocks = re.findall(r"^```yaml\n(.*?)^```", (REPOSITORY / "README.md").read_text(), re.MULTILINE | re.DOTALL)
+    assert yaml.safe_load(blocks[0]) == yaml.safe_load((EXAMPLES / "ddp_loop.yaml").read_text())
 
 
 def test_each_example_is_tested() -> None:
