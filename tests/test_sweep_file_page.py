@@ -15,7 +15,9 @@ from jobs.planning.sweep_sections import SECTIONS
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 PAGE = (REPOSITORY / "docs" / "sweep-file.md").read_text(encoding="utf-8")
+SCRIPT_PAGE = (REPOSITORY / "docs" / "your-script.md").read_text(encoding="utf-8")
 EXAMPLES = re.findall(r"^```yaml\n(.*?)^```", PAGE, re.MULTILINE | re.DOTALL)
+EXAMPLES += re.findall(r"^```yaml\n(# \d+ runs\n.*?)^```", SCRIPT_PAGE, re.MULTILINE | re.DOTALL)
 # The keys that an example does not show.
 REST = {"name": "example", "allocations": ["1x1", "2x1"], "base": {"model": "bert"}}
 
@@ -28,7 +30,9 @@ def test_every_key_has_an_example() -> None:
 
 
 @pytest.mark.parametrize("example", EXAMPLES, ids=lambda example: " ".join(yaml.safe_load(example)))
-def test_example_has_its_number_of_runs(example: str, tmp_path: Path) -> None:
+def test_example_has_its_number_of_runs(example: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "train.py").touch()
     (tmp_path / "data").symlink_to(REPOSITORY / "sweeps" / "data")
     path = tmp_path / "sweep.yaml"
     rest = [yaml.safe_dump({key: value}) for key, value in REST.items() if key not in yaml.safe_load(example)]

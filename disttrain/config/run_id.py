@@ -8,6 +8,7 @@ import json
 import os
 from typing import Any
 
+from disttrain.config.command_config import CommandConfig
 from disttrain.config.train_config import PATH_FIELDS, TrainConfig
 
 # Fields that change where or how fast a run computes, but not what: they are not part of its id. One exception is
@@ -29,11 +30,12 @@ NOT_IDENTITY = frozenset(
 _DEFAULTS = {field.name: field.default for field in dataclasses.fields(TrainConfig) if field.name not in NOT_IDENTITY}
 
 
-def run_id(allocation: str, config: TrainConfig) -> str:
+def run_id(allocation: str, config: TrainConfig | CommandConfig) -> str:
     """The identity of a run: ``<allocation>-<12 hex digits>``.
 
     The digits are a SHA-256 over the allocation and the fields of the resolved config that differ from their defaults,
     without the fields that cannot change results. A new field whose default keeps the behaviour thus changes no id.
+    For a command they are over the allocation, the command, and the values in any order.
 
     Args:
         allocation: The allocation, for example ``2x2``.
@@ -43,8 +45,17 @@ def run_id(allocation: str, config: TrainConfig) -> str:
         >>> run_id("1x1", TrainConfig(model="bert"))[:4]
         '1x1-'
     """
+    identity = {"allocation": allocation, **_identity(config)}
+    text = json.dumps(identity, sort_keys=True, separators=(",", ":"))
+    return f"{allocation}-{hashlib.sha256(text.encode()).hexdigest()[:12]}"
+
+
+def _identity(config: TrainConfig | CommandConfig) -> dict[str, Any]:
+    """What a run computes, as JSON values."""
+    if isinstance(config, CommandConfig):
+        return {"command": config.command, "values": dict(config.values)}
     resolved = config.resolved()
-    identity: dict[str, Any] = {"allocation": allocation}
+    identity: dict[str, Any] = {}
     for name, default in _DEFAULTS.items():
         value = getattr(resolved, name)
         if value == default:
@@ -52,5 +63,4 @@ def run_id(allocation: str, config: TrainConfig) -> str:
         if name in PATH_FIELDS:
             value = os.path.normpath(value)
         identity[name] = value
-    text = json.dumps(identity, sort_keys=True, separators=(",", ":"))
-    return f"{allocation}-{hashlib.sha256(text.encode()).hexdigest()[:12]}"
+    return identity

@@ -8,7 +8,6 @@ from enum import Enum
 from functools import cache
 
 from disttrain.config.field_docs import field_type
-from disttrain.config.train_config import FAMILIES
 
 
 class Place(Enum):
@@ -63,7 +62,7 @@ _SAME = {
         "optimizer": "optim optimizer_name",
         "output_dir": "output out_dir save_dir output_path results_dir default_root_dir project_dir",
     },
-    Place.TOP: {"axes": "parameters params grid matrix"},
+    Place.TOP: {"axes": "parameters params grid matrix", "command": "cmd script entrypoint"},
     Place.SLURM: {"partition": "queue", "cpus_per_gpu": "cpus_per_task", "time": "time_limit walltime"},
 }  # fmt: skip
 _NODES_AND_GPUS = """
@@ -86,7 +85,6 @@ _ANSWERS: Mapping[Place | None, Mapping[str, str]] = {
         "write precision: {precision}": "bf16 fp16 tf32 amp use_amp mixed_precision half_precision dtype torch_dtype",
         "write device: {device}": "use_cpu no_cuda use_cuda use_gpu accelerator",
         "write seed, which also draws the order of the data": "data_seed",
-        "write model: {families}": "program",
         "write it in the mapping architecture, which trains from scratch":
             "hidden_size hidden_dim num_hidden_layers num_layers n_layers layers layer num_attention_heads num_heads"
             " intermediate_size hidden_dropout_prob",
@@ -94,6 +92,7 @@ _ANSWERS: Mapping[Place | None, Mapping[str, str]] = {
     Place.TOP: {
         "write allocations: [2x4], which means 2 nodes with 4 GPUs each": _NODES_AND_GPUS,
         "write name, which also names the jobs": "job_name",
+        "write command: python SCRIPT.py": "program",
         "write seeds: [0, 1, 2]": "num_seeds n_seeds",
     },
     Place.SLURM: {
@@ -137,12 +136,14 @@ _ONLY_HERE: Mapping[Place, Mapping[str, str]] = {
         "drop it: each rank writes its log to logs/ in the folder of the sweep": "output error open_mode",
         "drop it: the runs become job arrays; max_running limits how many run at the same time": "array",
         "write warning_s, the seconds between Slurm's warning and the time limit": "signal",
-        "write sbatch: {exclude: VALUE}": "exclude",  # in other places it is the key of the sweep file
+        # In other places these are keys of the sweep file.
+        "write sbatch: {exclude: VALUE}": "exclude",
+        "write sbatch: {switches: VALUE}": "switches",
     },
 }  # fmt: skip
 # Options of sbatch without a key of their own.
 _SBATCH_OPTIONS = """
-    mail-user mail-type nodelist reservation exclusive licenses dependency begin comment nice chdir export switches
+    mail-user mail-type nodelist reservation exclusive licenses dependency begin comment nice chdir export
     gpu-bind gpu-freq cpu-freq mem-bind threads-per-core time-min deadline priority prefer contiguous oversubscribe
     wckey
 """
@@ -202,7 +203,6 @@ def _place(place: Place | None, here: Place) -> list[str]:
 def _everywhere() -> Mapping[str, _Answer]:
     """The answers by the letters of a name."""
     values = {name: field_type(name) for name in ("lr_schedule", "precision", "device", "optimizer")}
-    values["families"] = " or ".join(FAMILIES)
     options = _SBATCH_OPTIONS.split()
     answers = {key_letters(option): _Answer(Place.SLURM, f"write sbatch: {{{option}: VALUE}}") for option in options}
     for same_place, keys in _SAME.items():

@@ -62,7 +62,7 @@ def suggest_key(
     others = {synonym: text for synonym, text in hints.items() if len(key_letters(synonym)) >= _SHORTEST_SYNONYM}
     for place, names in elsewhere.items():
         others = {key: did_you_mean(key, place, here) for key in names if key not in hints} | others
-    meant = _correct_spelling(name, known, others)
+    meant = correct_spelling(name, known, others)
     if meant in others and meant not in known:
         return others[meant]
     return _describe(meant, name, known, _COMPLETE_LISTS[here])
@@ -80,7 +80,7 @@ def suggest_spelling(name: str, known: Collection[str], complete_list: str) -> s
         >>> suggest_spelling("split_name", ["eval_every", "eval_split", "lr"], "docs/config.md lists the fields")
         'closest: eval_split; docs/config.md lists the fields'
     """
-    return _describe(_correct_spelling(name, known), name, known, complete_list)
+    return _describe(correct_spelling(name, known), name, known, complete_list)
 
 
 def _describe(meant: str | None, name: str, known: Collection[str], complete_list: str) -> str:
@@ -117,7 +117,7 @@ def _words(name: str) -> frozenset[str]:
     return frozenset(word.lower().removesuffix("s") or "s" for word in words)
 
 
-def _correct_spelling(name: str, known: Collection[str], others: Collection[str] = ()) -> str | None:
+def correct_spelling(name: str, known: Collection[str], others: Collection[str] = ()) -> str | None:
     """The name of which this is a misspelling, or the only known name that it begins; None if there is no such name.
 
     One edit is a misspelling; from 14 letters on also two, from 21 on three. A word that is spelt correctly is what the
@@ -129,7 +129,7 @@ def _correct_spelling(name: str, known: Collection[str], others: Collection[str]
         others: Other names that have an answer.
 
     Example:
-        >>> [_correct_spelling(name, ["max_steps", "epochs"]) for name in ("max_stesp", "epoc", "min_steps")]
+        >>> [correct_spelling(name, ["max_steps", "epochs"]) for name in ("max_stesp", "epoc", "min_steps")]
         ['max_steps', 'epochs', None]
     """
     letters = key_letters(name)

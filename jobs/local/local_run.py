@@ -49,7 +49,7 @@ class LocalRun:
         from submitit import LocalExecutor
 
         executor = LocalExecutor(folder=self._log_dir)
-        executor.update_parameters(tasks_per_node=self.run.world_size, timeout_min=_WEEK_MIN)
+        executor.update_parameters(tasks_per_node=self.run.tasks, timeout_min=_WEEK_MIN)
         task = RankTask(
             run_dir=str(self._run_dir),
             nodes=self.run.nodes,
@@ -77,7 +77,7 @@ class LocalRun:
         self.kill()
         self._job.done()  # reaps the controller
         failed = any(self._run_dir.glob(FAILURE_GLOB))
-        complete = (self._run_dir / SUMMARY_NAME).exists() and self._finished_ranks() == self.run.world_size
+        complete = (self._run_dir / SUMMARY_NAME).exists() and self._finished_ranks() == self.run.tasks
         if complete and not failed:
             return State.COMPLETED
         return State.FAILED
@@ -93,9 +93,9 @@ class LocalRun:
             # The failed rank may still be writing its traceback into the log; it then ends by itself.
             return alive < len(self._ranks_seen) or time.monotonic() - self._failed_s > _TRACEBACK_S
         # A rank may die between two polls, before it was ever seen.
-        all_started = len(self._ranks_seen) == self.run.world_size or time.monotonic() - self._started > _START_S
+        all_started = len(self._ranks_seen) == self.run.tasks or time.monotonic() - self._started > _START_S
         # A rank writes its result before it exits. If it has exited without a result, it was killed.
-        return all_started and alive + self._finished_ranks() < self.run.world_size
+        return all_started and alive + self._finished_ranks() < self.run.tasks
 
     def _count_living_ranks(self) -> int:
         """The number of living ranks; the process ids of all ranks are remembered."""
@@ -107,7 +107,7 @@ class LocalRun:
         return sum(is_alive(rank) for rank in ranks)
 
     def _finished_ranks(self) -> int:
-        return sum(job.paths.result_pickle.exists() for job in map(self._job.task, range(self.run.world_size)))
+        return sum(job.paths.result_pickle.exists() for job in map(self._job.task, range(self.run.tasks)))
 
 
 def end_processes(logs: Path, spared: Collection[str] = ()) -> None:

@@ -22,10 +22,18 @@ class QueuedRun:
     nodes: int
     gpus_per_node: int
     on_cpu: bool  # whether its config says device: cpu
+    by_node: bool = False  # whether each node has one process, which starts the ranks
 
     @property
     def world_size(self) -> int:
         return self.nodes * self.gpus_per_node
+
+    @property
+    def tasks(self) -> int:
+        """The number of processes that the queue starts."""
+        if self.by_node:
+            return self.nodes
+        return self.world_size
 
 
 @dataclass(frozen=True)

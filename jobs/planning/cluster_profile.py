@@ -17,12 +17,15 @@ from disttrain.config.unknown_key import suggest_key
 from disttrain.config.value_errors import describe_value_error
 from disttrain.config.yaml_nodes import dotted
 from disttrain.errors import UserError, shorten
-from disttrain.records.lifecycle.attempt_log import Requeue, ResumePolicy
+from disttrain.records.lifecycle.attempt_log import Requeue, ResumePolicy, WarningSignal
 from jobs.planning.sbatch_options import PLANNED_OPTIONS
 from jobs.planning.yaml_file import Document, load_yaml
 
 # The top-level keys of a sweep file. They are here because a profile answers one that is written under slurm.
-SECTIONS = ("name", "allocations", "base", "axes", "zip", "exclude", "include", "seeds", "measure_link", "slurm")
+SECTIONS = (
+    "name", "allocations", "command", "flags", "switches", "launcher", "base", "axes", "zip", "exclude", "include",
+    "seeds", "measure_link", "slurm",
+)  # fmt: skip
 
 _TIME = re.compile(r"(?:(?P<days>[0-9]{1,9})-)?(?P<rest>[0-9]{1,9}(?::[0-9]{1,9}){0,2})")
 
@@ -65,6 +68,9 @@ class ClusterProfile(BaseModel):
     warning_s: int = Field(
         120, ge=10, le=65535, description="seconds between Slurm's warning, at which a run saves, and the time limit"
     )
+    warning_signal: WarningSignal = Field(
+        "USR2", description="signal that your own script gets at the warning; the runs of our models save by themselves"
+    )
     max_timeouts: int = Field(10, ge=0, description="time limits after which a run still resumes by itself")
     max_preemptions: int = Field(20, ge=0, description="preemptions after which a run still resumes by itself")
     max_node_failures: int = Field(3, ge=0, description="node failures after which a run still resumes by itself")
@@ -93,6 +99,7 @@ class ClusterProfile(BaseModel):
             self.max_timeouts,
             self.max_preemptions,
             self.max_node_failures,
+            self.warning_signal,
         )
 
 

@@ -5,15 +5,21 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import json
+import os
 import re
+import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from disttrain.config.command_config import is_command
+from disttrain.config.command_text import script_of
 from disttrain.config.train_config import PATH_FIELDS, TrainConfig
 from jobs.planning.plan import is_link
+from jobs.planning.run_keys import COMMAND
 from jobs.planning.sweep_sections import canonical
 
 _DEFAULTS = {field.name: field.default for field in dataclasses.fields(TrainConfig)}
+_ABSENT = object()  # what a command has for a key of other commands only
 # More combinations of fields than these are not tried: the label then has every field that varies.
 _MOST_FIELDS_TRIED = 3
 
@@ -32,9 +38,13 @@ class Variation:
         self._runs = runs
         self.fields = tuple(self._varied_fields())
         self._numbers = {name: self._mapping_numbers(name) for name in self.fields}
-        trained = [run for run in runs if not is_link(run)]
+        self._commands = command_names([run["train"][COMMAND] for run in runs if is_command(run)])
+        trained = [run for run in runs if not is_link(run) and not is_command(run)]
+        commands = [run for run in runs if is_command(run)]
         links = [run for run in runs if is_link(run)]
         self._label_fields = self._fewest_fields(trained, ())
+        # Next to runs of our models, the label of a command says what it is.
+        self._command_label_fields = self._fewest_fields(commands, (COMMAND,) if trained else ())
         self._link_label_fields = self._fewest_fields(links, ("model",))
 
     def values(self, run: Mapping[str, Any]) -> dict[str, Any]:
@@ -47,7 +57,7 @@ class Variation:
 
     def label(self, run: Mapping[str, Any]) -> str:
         """The allocation, and the values that tell this run from the others: ``2x2 lr=2e-05 seed=1``."""
-        parts = (f"{name}={self._text(run, name)}" for name in self._fields_in_label(run))
+        parts = (f"{name}={self._text(run, name)}" for name in self._fields_in_label(run) if not _is_absent(run, name))
         return " ".join((run["allocation"], *parts))
 
     def name(self, run: Mapping[str, Any]) -> str:
@@ -62,17 +72,19 @@ class Variation:
     def _fields_in_label(self, run: Mapping[str, Any]) -> tuple[str, ...]:
         if is_link(run):
             return self._link_label_fields
+        if is_command(run):
+            return self._command_label_fields
         return self._label_fields
 
     def _varied_fields(self) -> Iterator[str]:
         listed = itertools.chain.from_iterable(run["point"] for run in self._runs)
         asked = itertools.chain.from_iterable(_asked(run) for run in self._runs)
         for name in dict.fromkeys((*listed, *asked)):
-            runs = [run for run in self._runs if _has(run, name)]
+            runs = [run for run in self._runs if is_command(run) or _has(run, name)]
             # Both: a field that only follows from another one, such as the dataset from the model, does not vary, nor
             # does one that is written out in one run and has the same default in another.
-            if _differ(_asked(run).get(name, _DEFAULTS.get(name)) for run in runs) and _differ(
-                run["train"].get(name) for run in runs
+            if _differ(_asked(run).get(name, _default(run, name)) for run in runs) and _differ(
+                run["train"].get(name, _ABSENT) for run in runs
             ):
                 yield name
 
@@ -85,6 +97,8 @@ class Variation:
         value = _value(run, name)
         if isinstance(value, Mapping):
             return f"#{self._numbers[name][canonical(value)]}"
+        if name == COMMAND and is_command(run):
+            return self._commands[value]
         return value_text(value)
 
     def _fewest_fields(self, runs: Sequence[Mapping[str, Any]], always: tuple[str, ...]) -> tuple[str, ...]:
@@ -110,7 +124,7 @@ class Variation:
         """Whether no two runs have the same allocation and the same values in these fields."""
         seen = set()
         for run in runs:
-            key = (run["allocation"], *(self._text(run, name) for name in fields))
+            key = (run["allocation"], *(_is_absent(run, name) or self._text(run, name) for name in fields))
             if key in seen:
                 return False
             seen.add(key)
@@ -127,7 +141,19 @@ def _value(run: Mapping[str, Any], name: str) -> Any:
 
 def _has(run: Mapping[str, Any], name: str) -> bool:
     """Whether a run has a field. A link run trains nothing: it has only the fields that are set for it."""
-    return not is_link(run) or name in _asked(run)
+    return not (_is_absent(run, name) or (is_link(run) and name not in _asked(run)))
+
+
+def _is_absent(run: Mapping[str, Any], name: str) -> bool:
+    """Whether a run is a command without this key."""
+    return is_command(run) and name not in run["train"]
+
+
+def _default(run: Mapping[str, Any], name: str) -> Any:
+    """The value of a field that is not set for a run."""
+    if is_command(run):
+        return _ABSENT
+    return _DEFAULTS.get(name)
 
 
 def _asked(run: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -147,7 +173,7 @@ def _differ(values: Iterator[Any]) -> bool:
 
 def _comparable(value: Any) -> tuple[type, Any]:
     """A value to compare with others: 1, 1.0 and true all differ, also within a mapping."""
-    if isinstance(value, Mapping):
+    if isinstance(value, Mapping | list):
         return str, canonical(value)
     return type(value), value
 
@@ -158,7 +184,7 @@ def run_name(run_id: str, label: str) -> str:
 
 
 def value_text(value: Any) -> str:
-    """A value as one would write it in YAML.
+    """A value as one would write it in YAML, in one line.
 
     Example:
         >>> value_text(2e-05), value_text(True), value_text(None), value_text("./data")
@@ -168,10 +194,32 @@ def value_text(value: Any) -> str:
         return "null"
     if isinstance(value, bool):
         return str(value).lower()
+    if isinstance(value, list):
+        return json.dumps(value, ensure_ascii=False)
     text = str(value)
     if not text.isprintable():
         return json.dumps(text)  # a line break would split the line of a run
     return text
+
+
+def command_names(commands: Sequence[str]) -> dict[str, str]:
+    """A short name for each command: that of its script or program, and a number if others have the same.
+
+    Example:
+        >>> list(command_names(["python src/a.py --x 1", "./run.sh", "python a.py"]).values())
+        ['a.py#1', 'run.sh', 'a.py#2']
+    """
+    names = {}
+    for command in dict.fromkeys(commands):
+        words = shlex.split(command) or [command]
+        names[command] = os.path.basename(script_of(command) or words[0])
+    same: dict[str, list[str]] = {}
+    for command, name in names.items():
+        same.setdefault(name, []).append(command)
+    return {
+        command: name if len(same[name]) == 1 else f"{name}#{same[name].index(command) + 1}"
+        for command, name in names.items()
+    }
 
 
 def link_name(label: str) -> str:

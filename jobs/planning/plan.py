@@ -1,4 +1,4 @@
-"""The plan, as data: runs grouped by allocation, each group one job array, and the batch script of each group."""
+"""The plan, as data: runs in groups that request the same, each one job array, and the batch script of each group."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from disttrain.config.command_config import SECTION, CommandConfig, is_command
 from disttrain.config.train_config import LINK
 from disttrain.errors import UserError
 from jobs.planning.allocation import Allocation
@@ -28,8 +29,8 @@ _WAIT_FOR_OTHER_RANKS_S = 120
 class JobGroup:
     """Runs of one allocation that are submitted as one job array. A group of one run is a plain job.
 
-    All tasks of an array have the same parameters, so each allocation needs at least one array. It gets more arrays if
-    one would be larger than the cluster accepts.
+    All tasks of an array have the same parameters, so each allocation needs at least one array, and one more for runs
+    that torchrun starts. It gets more arrays if one would be larger than the cluster accepts.
     """
 
     allocation: Allocation
@@ -41,6 +42,13 @@ class JobGroup:
     def time_min(self) -> int | None:
         """The time limit of a run; None for no limit."""
         return self.profile.time_min if self.profile else None
+
+    @property
+    def tasks(self) -> int:
+        """The number of processes that Slurm, or the local queue, starts for each run."""
+        if uses_torchrun(self.runs[0]):
+            return self.allocation.nodes
+        return self.allocation.world_size
 
     @property
     def requests_gpus(self) -> bool:
@@ -92,7 +100,7 @@ class Plan:
 
 
 def make_plan(sweep_name: str, runs: Sequence[RunSpec], cluster: Cluster, folder: Path) -> Plan:
-    """Groups runs by allocation, in the order of their first runs, and splits groups at the array limit.
+    """Groups runs by what they request, in the order of their first runs, and splits groups at the array limit.
 
     Args:
         sweep_name: The name of the sweep and of its jobs.
@@ -108,18 +116,23 @@ def make_plan(sweep_name: str, runs: Sequence[RunSpec], cluster: Cluster, folder
         profile = cluster.profile_for(run.allocation)
         if run.import_error and not (profile and imports_elsewhere(profile)):
             raise run.import_error
-    by_allocation: dict[Allocation, list[RunSpec]] = {}
+    alike: dict[tuple[Allocation, bool], list[RunSpec]] = {}
     for run in runs:
-        by_allocation.setdefault(run.allocation, []).append(run)
+        alike.setdefault((run.allocation, uses_torchrun(run)), []).append(run)
     groups: list[JobGroup] = []
-    for allocation, members in by_allocation.items():
+    for (allocation, by_node), members in alike.items():
         profile = cluster.profile_for(allocation)
         if profile is None:
             groups.append(JobGroup(allocation, tuple(members), {}, None))
             continue
-        group = JobGroup(allocation, tuple(members), slurm_parameters(sweep_name, allocation, profile), profile)
-        groups += split_group(group, profile.max_array_size)
+        parameters = slurm_parameters(sweep_name, allocation, profile, by_node=by_node)
+        groups += split_group(JobGroup(allocation, tuple(members), parameters, profile), profile.max_array_size)
     return Plan(sweep_name, cluster, folder, tuple(groups))
+
+
+def uses_torchrun(run: RunSpec) -> bool:
+    """Whether torchrun starts the ranks of a node, so that each node gets one task."""
+    return isinstance(run.config, CommandConfig) and run.config.uses_torchrun
 
 
 def split_group(group: JobGroup, most_runs: int) -> list[JobGroup]:
@@ -148,24 +161,35 @@ def with_runs(plan: Plan, run_ids: Collection[str]) -> Plan:
     return dataclasses.replace(plan, groups=tuple(group for group in groups if group.runs))
 
 
-def slurm_parameters(name: str, allocation: Allocation, cluster: ClusterProfile) -> dict[str, Any]:
+def slurm_parameters(
+    name: str, allocation: Allocation, cluster: ClusterProfile, *, by_node: bool = False
+) -> dict[str, Any]:
     """The parameters of submitit's SlurmExecutor for one allocation.
 
     Each GPU gets one task: srun starts the ranks, not a launcher inside the job.
+
+    Args:
+        name: The name of the jobs.
+        allocation: The allocation.
+        cluster: What the jobs request.
+        by_node: Whether each node gets one task in place of that, with the cores of all its GPUs.
     """
     gpus = allocation.gpus_per_node
+    tasks, cpus = gpus, cluster.cpus_per_gpu
+    if by_node:
+        tasks, cpus = 1, cluster.cpus_per_gpu * gpus
     parameters: dict[str, Any] = {
         "job_name": name,
         "nodes": allocation.nodes,
-        "ntasks_per_node": gpus,
-        "cpus_per_task": cluster.cpus_per_gpu,
+        "ntasks_per_node": tasks,
+        "cpus_per_task": cpus,
         "time": cluster.time_min,
         "signal_delay_s": cluster.resume_policy.warning_s,
         "wckey": None,  # else submitit sets its own wckey, which some sites refuse
         # Slurm 22.05 and 23.02 do not pass --cpus-per-task to srun: each rank would get one core.
         "srun_args": [
             "-c",
-            str(cluster.cpus_per_gpu),
+            str(cpus),
             "--kill-on-bad-exit=1",
             f"--wait={_WAIT_FOR_OTHER_RANKS_S}",
             "--export=ALL",  # with SBATCH_EXPORT=NONE, srun would not pass on what `setup` and submitit set
@@ -239,6 +263,10 @@ def plan_json(plan: Plan) -> dict[str, Any]:
 
 def run_json(run: RunSpec) -> dict[str, Any]:
     """One run as JSON."""
+    train, settings = dict(vars(run.config)), {}
+    if isinstance(run.config, CommandConfig):
+        train = {"command": run.config.command, **run.config.values}
+        settings = {SECTION: run.config.settings()}
     return {
         "run_id": run.run_id,
         "allocation": str(run.allocation),
@@ -247,18 +275,19 @@ def run_json(run: RunSpec) -> dict[str, Any]:
         "world_size": run.allocation.world_size,
         "point": dict(run.point),
         "asked": dict(run.asked),
-        "train": dict(vars(run.config)),
+        "train": train,
+        **settings,
     }
 
 
 def is_link(run: Mapping[str, Any]) -> bool:
     """Whether a run, as `run_json` returned it, only measures the link of its allocation."""
-    return bool(run["train"]["model"] == LINK)
+    return not is_command(run) and bool(run["train"]["model"] == LINK)
 
 
 def has_bucket_times(run: Mapping[str, Any]) -> bool:
     """Whether a run, as `run_json` returned it, times its gradient buckets."""
-    return bool(run["train"].get("detailed_timing")) and run["world_size"] > 1
+    return not is_command(run) and bool(run["train"].get("detailed_timing")) and run["world_size"] > 1
 
 
 def count_runs(number: int) -> str:

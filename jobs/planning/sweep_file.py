@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -13,11 +14,12 @@ from disttrain.config.train_config import FAMILIES
 from disttrain.config.yaml_nodes import KeyPath
 from disttrain.errors import UserError
 from jobs.planning.allocation import Allocation
+from jobs.planning.command_section import CommandSection, KeyedValue, check_switches, read_commands
+from jobs.planning.run_keys import COMMAND, format_override
 from jobs.planning.sweep_sections import (
     Pattern,
     SlurmSection,
     check_sections,
-    format_override,
     read_allocations,
     read_axes,
     read_base,
@@ -40,18 +42,20 @@ class Sweep:
     Args:
         document: The file, with its lines.
         folder: The absolute path of the file's folder; relative paths in the file start there.
-        axes: The values by field name, in file order; the runs are their product.
-        zip: The values by field name: lists of equal length, which vary together.
+        commands: Which runs are commands, and how they run.
+        axes: The values by key, in file order; the runs are their product.
+        zip: The values by key: lists of equal length, which vary together.
         seeds: The seeds; None if the file has no such list.
         measure_link: Whether each allocation also gets a run of model `link`.
         slurm: The changes to the cluster profile, each checked alone.
-        overrides: The texts of ``--set`` by field name, as on the command line. `base` includes their values.
+        overrides: The texts of ``--set`` by key, as on the command line. `base` includes their values.
     """
 
     name: str
     document: Document
     folder: str
     allocations: tuple[Allocation, ...]
+    commands: CommandSection
     base: Mapping[str, Any]
     axes: Mapping[str, tuple[Any, ...]]
     zip: Mapping[str, tuple[Any, ...]]
@@ -73,13 +77,30 @@ class Sweep:
             return format_override(str(keys[1]), self.overrides[str(keys[1])])
         return self.document.where(*keys)
 
+    @cached_property
+    def names(self) -> tuple[str, ...]:
+        """The key of every value that a run may have."""
+        seed = () if self.seeds is None else ("seed",)
+        return tuple(dict.fromkeys((*(value.name for value in self.values()), *seed)))
+
+    def values(self) -> Iterator[KeyedValue]:
+        """Every value that a run may have, but for the seeds."""
+        for name, value in self.base.items():
+            yield KeyedValue(name, value, ("base", name))
+        for section, lists in (("axes", self.axes), ("zip", self.zip)):
+            for name, values in lists.items():
+                yield from (KeyedValue(name, value, (section, name, row)) for row, value in enumerate(values))
+        for index, entry in enumerate(self.include):
+            for name, value in entry.values.items():
+                yield KeyedValue(name, value, ("include", index, name))
+
 
 def load_sweep(path: Path, overrides: Mapping[str, str] = _NO_OVERRIDES) -> Sweep:
     """Reads a sweep file.
 
     Args:
         path: The YAML file.
-        overrides: The texts of ``--set`` by field name; their values replace values of `base`.
+        overrides: The texts of ``--set`` by key; their values replace values of `base`.
 
     Raises:
         UserError: The first mistake in the file or the overrides, with its line.
@@ -93,30 +114,38 @@ def parse_sweep(document: Document, folder: str, overrides: Mapping[str, str] = 
     Args:
         document: The file's content.
         folder: The absolute path of the file's folder.
-        overrides: The texts of ``--set`` by field name; their values replace values of `base`.
+        overrides: The texts of ``--set`` by key; their values replace values of `base`.
 
     Raises:
         UserError: The first mistake, with its line.
     """
     check_sections(document)
+    name, allocations, commands = (
+        read_name(document),
+        read_allocations(document, "allocations"),
+        read_commands(document),
+    )
+    include = read_patterns(document, commands, "include")
     sweep = Sweep(
-        name=read_name(document),
+        name=name,
         document=document,
         folder=folder,
-        allocations=read_allocations(document, "allocations"),
-        base=read_base(document, overrides),
-        axes=read_axes(document),
-        zip=read_zip(document),
-        exclude=read_patterns(document, "exclude"),
-        include=read_patterns(document, "include"),
+        allocations=allocations,
+        commands=commands,
+        base=read_base(document, commands.keys, overrides),
+        axes=read_axes(document, commands.keys),
+        zip=read_zip(document, commands.keys),
+        exclude=read_patterns(document, commands, "exclude"),
+        include=include,
         seeds=read_seeds(document),
         measure_link=read_measure_link(document),
-        slurm=read_slurm(document),
+        slurm=read_slurm(document, include),
         overrides=dict(overrides),
     )
     _check_each_field_once(sweep)
-    if not any("model" in fields for fields in (sweep.base, sweep.axes, sweep.zip)):
-        hint = f"write model: {' or '.join(FAMILIES)} under base, or list both under axes"
+    check_switches(document, commands.switches, sweep.values(), sweep.where)
+    if not commands.own_keys and not any("model" in fields for fields in (sweep.base, sweep.axes, sweep.zip)):
+        hint = f"write model: {' or '.join(FAMILIES)} under base, or {COMMAND}: python SCRIPT.py at the top level"
         raise document.error(("base",), "model is missing", hint=hint)
     return sweep
 

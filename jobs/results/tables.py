@@ -63,7 +63,7 @@ def plan_report(plan: Plan) -> Iterator[TextTable | str]:
 
 def _request(group: JobGroup) -> str:
     """What a group asks for."""
-    request = f"nodes {group.allocation.nodes}, tasks {group.allocation.world_size}"
+    request = f"nodes {group.allocation.nodes}, tasks {group.tasks}"
     if group.requests_gpus:
         request += f", GPUs {group.allocation.world_size}"
     else:

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, get_args
 
+from disttrain.config.command_config import SECTION, is_command
 from disttrain.errors import UserError, shorten
 from disttrain.records.json_values import check_fields
 from jobs.planning.allocation import Allocation
@@ -26,7 +27,18 @@ class PlannedRun:
     point: dict[str, Any]
     asked: dict[str, Any] | None = None
     train: dict[str, Any]
+    script: dict[str, Any] | None = None
     dropped: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Script:
+    """The needed part of the section `script` of a command's run."""
+
+    flags: str
+    switches: list[str]
+    launcher: str
+    working_dir: str
 
 
 @dataclass(frozen=True)
@@ -62,6 +74,8 @@ def check_plan(plan: Mapping[str, Any]) -> None:
             raise ValueError(f"{where} is {shorten(repr(run))}")
         try:
             check_fields(PlannedRun, run)
+            if is_command(run):
+                check_fields(_Script, run[SECTION] or {})
         except ValueError as error:
             raise ValueError(f"{where}: {error}") from None
         if not RUN_ID.fullmatch(run["run_id"]):
@@ -70,8 +84,9 @@ def check_plan(plan: Mapping[str, Any]) -> None:
             raise ValueError(f"{where}: allocation is {shorten(repr(run['allocation']))}")
         if not 0 < run["world_size"] <= _MOST_RANKS:
             raise ValueError(f"{where}: world_size is {run['world_size']}")
-        if not isinstance(run["train"].get("model"), str):
-            raise ValueError(f"{where}: train.model is {shorten(repr(run['train'].get('model')))}")
+        name = "command" if is_command(run) else "model"
+        if not isinstance(run["train"].get(name), str):
+            raise ValueError(f"{where}: train.{name} is {shorten(repr(run['train'].get(name)))}")
 
 
 def _check_names(plan: Mapping[str, Any]) -> None:

@@ -10,6 +10,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from disttrain.config.command_config import is_command
 from disttrain.errors import UserError
 from disttrain.records.json_values import check_fields, damaged, read_object
 from disttrain.records.record_files import RUN_NAME, decode, metrics_name
@@ -62,7 +63,7 @@ def debug_run(folder: SweepFolder, run_id: str, name: str) -> None:
     run = _read_run(folder.run(run_id) / RUN_NAME, name)
     if is_link(run):
         raise UserError(f"{name} times the link between ranks, and here is one rank", hint="choose another run")
-    if find_spec("torch") is None:
+    if not is_command(run) and find_spec("torch") is None:
         raise UserError("sweep debug trains in this process, and torch is not installed here", hint="use a GPU node")
     try:
         spec = run_spec(run, 0)
@@ -73,7 +74,8 @@ def debug_run(folder: SweepFolder, run_id: str, name: str) -> None:
     scratch.create()
     prepare_runs(scratch, [run], run.get("import_path") or ())
     say(f"debug: {name} as one rank, in {scratch.run(run_id)}")
-    for line in differences(_recorded(folder.run(run_id), run), _here(run["train"].get("device"))):
+    device = None if is_command(run) else run["train"].get("device")
+    for line in differences(_recorded(folder.run(run_id), run), _here(device)):
         say(f"  {line}")
     run_in_debugger(plan, plan.runs)
 

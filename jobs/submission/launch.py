@@ -9,11 +9,12 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from functools import partial
 from typing import Any
 
-from disttrain.config.train_config import LINK, PATH_FIELDS
+from disttrain.config.command_config import SECTION
+from disttrain.config.train_config import PATH_FIELDS, TrainConfig
 from disttrain.errors import UserError
 from disttrain.records.json_values import parse_object, to_json
 from jobs.local.debug import run_in_debugger, scratch_folder
-from jobs.planning.plan import JobGroup, Plan, count_runs, plan_json, run_json, with_runs
+from jobs.planning.plan import JobGroup, Plan, count_runs, is_link, plan_json, run_json, with_runs
 from jobs.planning.sweep_file import Sweep
 from jobs.schedulers.scheduler import Scheduler, Sent
 from jobs.schedulers.states import scheduler_for
@@ -113,7 +114,8 @@ def launch_rest(plan: Plan, sweep: Sweep, unsent: frozenset[str]) -> frozenset[s
 
 def _is_changed(run: Mapping[str, Any], planned: Mapping[str, Any]) -> bool:
     """Whether plan.json has the run as dropped, or with another config: fields that are not part of its id differ."""
-    return bool(planned.get("dropped")) or parse_object(to_json(run).encode())["train"] != planned["train"]
+    now = parse_object(to_json(run).encode())
+    return bool(planned.get("dropped")) or any(now.get(name) != planned.get(name) for name in ("train", SECTION))
 
 
 def send(
@@ -154,8 +156,8 @@ def _submitted(folder: SweepFolder, ledger: Ledger) -> dict[str, Mapping[str, st
 
 def _paths_of(plan: Plan) -> set[str]:
     """The paths and hub ids of data and pretrained weights in a plan."""
-    values = (getattr(run.config, field) for run in plan.runs for field in PATH_FIELDS)
-    return set(filter(None, values))
+    configs = [run.config for run in plan.runs if isinstance(run.config, TrainConfig)]
+    return set(filter(None, (getattr(config, field) for config in configs for field in PATH_FIELDS)))
 
 
 @contextlib.contextmanager
@@ -201,7 +203,7 @@ def _check_same_data(folder: SweepFolder, plan: Plan, ledger: Ledger) -> None:
     fingerprints = folder.fingerprints()
     moved: dict[tuple[str, str, str], None] = {}
     for run in plan.runs:
-        if run.run_id not in earlier:
+        if run.run_id not in earlier or not isinstance(run.config, TrainConfig):
             continue
         for field in PATH_FIELDS:
             before, now = earlier[run.run_id].get(field), getattr(run.config, field)
@@ -218,7 +220,7 @@ def _check_same_data(folder: SweepFolder, plan: Plan, ledger: Ledger) -> None:
 
 def debug(plan: Plan, sweep: Sweep) -> None:
     """Runs every run of the plan in this process, as one rank, in a scratch folder. Link runs are left out."""
-    trained = with_runs(plan, {run.run_id for run in plan.runs if run.config.model != LINK})
+    trained = with_runs(plan, {run.run_id for run in plan.runs if not is_link(run_json(run))})
     scratch = dataclasses.replace(trained, folder=scratch_folder(plan.sweep_name))
     folder = SweepFolder(scratch.folder)
     folder.create()

@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from disttrain.config.command_config import CommandConfig, is_command
 from disttrain.config.train_config import TrainConfig
 from disttrain.errors import UserError
 from disttrain.records.record_files import SUMMARY_NAME
@@ -230,7 +231,7 @@ def run_spec(run: Mapping[str, Any], index: int) -> RunSpec:
     return RunSpec(
         run_id=run["run_id"],
         allocation=Allocation.parse(run["allocation"]),
-        config=TrainConfig(**run["train"]),
+        config=CommandConfig.from_run(run) if is_command(run) else TrainConfig(**run["train"]),
         point=run["point"],
         asked=run.get("asked") or {},
         index=index,

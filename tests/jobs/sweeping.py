@@ -13,6 +13,8 @@ from typing import Any, TypeVar
 
 import yaml
 
+from disttrain.config.train_config import TrainConfig
+from jobs.planning.expand import RunSpec
 from jobs.slurm.states import State
 
 T = TypeVar("T")
@@ -27,6 +29,12 @@ OTHER_HOST = ["unshare", "--uts", "--pid", "--fork", "--mount-proc", "sh", "-c",
 _TINY = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 64}
 TINY_BERT = {**_TINY, "vocab_size": 1000}
 TINY_VIT = {**_TINY, "patch_size": 8}
+
+
+def train_config(run: RunSpec) -> TrainConfig:
+    """The config of a run of our models."""
+    assert isinstance(run.config, TrainConfig)
+    return run.config
 
 
 def tiny_base(**changes: Any) -> dict[str, Any]:

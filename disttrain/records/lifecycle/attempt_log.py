@@ -20,6 +20,7 @@ MOST_WITHOUT_PROGRESS = 3
 
 Cause = Literal["time limit", "preemption", "node failure", "termination", "unknown"]
 Requeue = Literal["slurm", "chain", "off"]
+WarningSignal = Literal["USR2", "USR1", "TERM", "INT", "HUP", "CONT"]
 
 _NO_PROGRESS = "made no progress"
 _MANIFEST = re.compile(r"attempt-\d{5}-step-(\d{9})\.json")
@@ -40,6 +41,7 @@ class ResumePolicy:
         max_timeouts: The number of time limits after which the run still resumes.
         max_preemptions: The number of preemptions, and of ends whose cause is not known.
         max_node_failures: The number of node failures.
+        warning_signal: The signal that the user's own script gets at the warning, without SIG.
     """
 
     requeue: Requeue
@@ -48,6 +50,7 @@ class ResumePolicy:
     max_timeouts: int
     max_preemptions: int
     max_node_failures: int
+    warning_signal: WarningSignal = "USR2"
 
 
 @dataclass(frozen=True)

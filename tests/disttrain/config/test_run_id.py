@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from disttrain.config.command_config import CommandConfig
 from disttrain.config.run_id import run_id
 from disttrain.config.train_config import TrainConfig
 from disttrain.config.validation import validate
@@ -30,3 +31,36 @@ def test_the_order_of_an_architecture_is_no_difference() -> None:
     orders = (sizes, dict(reversed(sizes.items())))
     first, second = (run_id("1x1", TrainConfig(model="bert", architecture=order)) for order in orders)
     assert first == second
+
+
+def test_ids_of_commands_are_frozen() -> None:
+    """If an id changes, finished runs are no longer found."""
+    values = {
+        "lr": 1e-4,
+        "name": "größe $HOME 'x'",
+        "sizes": [1, 2.0],
+        "amp": True,
+        "none": None,
+        "opt": {"b": 1, "a": 2},
+    }
+    command = CommandConfig("python train.py --data '/my data'", values)
+    assert run_id("2x2", command) == "2x2-90f105b89ec1"
+    assert run_id("1x1", CommandConfig("./train", {})) == "1x1-04a81afff132"
+
+
+def test_the_order_of_values_is_no_difference() -> None:
+    first, second = (CommandConfig("./train", values) for values in ({"a": 1, "b": 2}, {"b": 2, "a": 1}))
+    assert run_id("1x1", first) == run_id("1x1", second)
+    assert run_id("1x1", first) != run_id("1x2", first)
+
+
+def test_how_a_command_is_started_changes_no_id() -> None:
+    plain = CommandConfig("./train", {"a": True})
+    changed = CommandConfig("./train", {"a": True}, "{key}={value}", ("a",), "torchrun", "/elsewhere")
+    assert run_id("1x1", plain) == run_id("1x1", changed)
+
+
+def test_values_of_a_command_keep_their_type() -> None:
+    """They are other texts for the script."""
+    values = [1, 1.0, True, "1", [1], None]
+    assert len({run_id("1x1", CommandConfig("./train", {"a": value})) for value in values}) == len(values)

@@ -96,7 +96,7 @@ PRECISION = f"write precision: {field_type('precision')}"
         # W&B
         ("parameters", "did you mean axes at the top level?"),
         ("method", "drop it: every combination of the axes runs, each to its last step"),
-        ("program", "write model: bert or vit"),
+        ("program", "at the top level, write command: python SCRIPT.py"),
         ("wd", "did you mean weight_decay?"),
         # other spellings of the same names
         ("learningRate", "did you mean lr?"),

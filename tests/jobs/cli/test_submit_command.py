@@ -18,6 +18,7 @@ from jobs.slurm.states import State
 from jobs.storage import ledger
 from jobs.storage.sweep_folder import SweepFolder
 from tests.jobs.command import Sweep
+from tests.jobs.sweeping import train_config
 
 pytestmark = pytest.mark.process
 
@@ -32,7 +33,7 @@ def queues(sweep: Sweep, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> lis
         folder, jobs = SweepFolder(plan.folder), {run.run_id: f"local-{run.run_id}" for run in plan.runs}
         ledger.intend(folder.path, list(jobs), 1.0, overrides)
         ledger.record(folder.path, jobs, 1.0)
-        states = [State.COMPLETED if run.config.weight_decay else State.FAILED for run in plan.runs]
+        states = [State.COMPLETED if train_config(run).weight_decay else State.FAILED for run in plan.runs]
         for run in plan.runs:
             (folder.run(run.run_id) / "summary.json").write_text('{"steps": 3}')
         rows = [AccountingRow(job, state=state, submit_s=1) for job, state in zip(jobs.values(), states, strict=True)]

@@ -38,6 +38,7 @@ max_array_size: 500
 max_running: 8
 requeue: chain
 warning_s: 300
+warning_signal: USR1
 max_timeouts: 4
 max_preemptions: 5
 max_node_failures: 0
@@ -69,6 +70,7 @@ def test_reads_every_key(tmp_path: Path) -> None:
         "max_running": 8,
         "requeue": "chain",
         "warning_s": 300,
+        "warning_signal": "USR1",
         "max_timeouts": 4,
         "max_preemptions": 5,
         "max_node_failures": 0,

@@ -15,6 +15,7 @@ from disttrain.config.train_config import FAMILY_CHECKPOINT, FAMILY_DATASET, Tra
 from jobs.planning.expand import RunSpec, expand
 from jobs.planning.sweep_file import load_sweep, parse_sweep
 from jobs.planning.yaml_file import parse_yaml
+from tests.jobs.sweeping import train_config
 
 ROOT = Path(__file__).parents[3]
 SWEEPS = Path(__file__).parents[1] / "data" / "sweeps"
@@ -33,7 +34,7 @@ def test_the_order_of_runs() -> None:
     runs = expand(load_sweep(SWEEPS / "everything.yaml"))
     assert [run.index for run in runs] == list(range(len(runs)))
     assert lines_of(runs) == EVERYTHING.splitlines()
-    assert [(run.config.seed, run.config.max_steps, run.config.lr) for run in runs[-4:]] == [
+    assert [(train_config(run).seed, train_config(run).max_steps, train_config(run).lr) for run in runs[-4:]] == [
         (0, 3, 2e-5),
         (1, 3, 2e-5),
         (7, 5, 2e-5),
@@ -105,7 +106,7 @@ base: {model: bert, checkpoint: google-bert/bert-base-uncased, dataset: stanford
 
 def test_an_equal_setup_is_dropped() -> None:
     (run,) = runs_of("name: s\nallocations: [2x2]\nbase: {model: bert, setup: 2_2}\n")
-    assert run.config.setup is None
+    assert train_config(run).setup is None
 
 
 def test_ids_do_not_depend_on_the_folder(tmp_path: Path) -> None:
@@ -114,7 +115,7 @@ def test_ids_do_not_depend_on_the_folder(tmp_path: Path) -> None:
         (tmp_path / folder / "data" / "sst2").mkdir(parents=True)
         (tmp_path / folder / "other").mkdir()
     first, second = (runs_of(text, str(tmp_path / folder)) for folder in ("a", "b"))
-    assert [run.config.dataset for run in first] == [
+    assert [train_config(run).dataset for run in first] == [
         str(tmp_path / "a/data/sst2"),
         str(tmp_path / "a/other"),
         "org/name",
@@ -145,7 +146,7 @@ exclude:
   - {architecture: {a: true}, checkpoint: x/y}
   - {architecture: {a: 1.0}, checkpoint: x/y}
 """)
-    assert [(run.config.architecture, run.config.checkpoint) for run in runs] == [
+    assert [(train_config(run).architecture, train_config(run).checkpoint) for run in runs] == [
         (None, "google-bert/bert-base-uncased"),
         (None, "x/y"),
         ({"a": True}, None),
@@ -258,7 +259,7 @@ def test_the_grids_of_the_study(
     assert [(str(run.allocation), run.point) for run in runs] == grid
     fixed |= {"model": model, "checkpoint": FAMILY_CHECKPOINT[model], "dataset": FAMILY_DATASET[model]}
     for run in runs:
-        if run.config.model != "link":
+        if train_config(run).model != "link":
             assert {name: getattr(run.config, name) for name in fixed} == fixed
 
 
@@ -269,7 +270,7 @@ def test_the_grids_of_the_study(
 def test_the_study_trains_published_models(model: str, changed: set[str], experiment: str) -> None:
     """`changed` are the fields that change this model for speed by default."""
     runs = expand(load_sweep(ROOT / "sweeps" / f"{model}_{experiment}.yaml"))
-    training = [run for run in runs if run.config.model != "link"]
+    training = [run for run in runs if train_config(run).model != "link"]
     assert training
     for run in training:
         assert {name: getattr(run.config, name) for name in changed} == dict.fromkeys(changed, False)

@@ -32,7 +32,7 @@ def mistake(text: str, **overrides: str) -> str:
         ("parameters", "did you mean axes?"),
         ("method", "drop it: every combination of the axes runs, each to its last step"),
         ("metric", "drop it: every combination of the axes runs, each to its last step"),
-        ("program", "under base, write model: bert or vit"),
+        ("program", "write command: python SCRIPT.py"),
         ("learning_rate", "did you mean lr under base?"),
         ("nodes", ALLOCATIONS),
         ("gpus_per_node", ALLOCATIONS),

@@ -12,6 +12,7 @@ from jobs.planning.expand import RunSpec, expand, expanded_ids
 from jobs.planning.sweep_file import Sweep, parse_sweep
 from jobs.planning.yaml_file import parse_yaml
 from jobs.storage.dropped_runs import dropped_runs
+from tests.jobs.sweeping import train_config
 
 BOTH, FIRST = "axes: {lr: [1, 2]}", "axes: {lr: [1]}"
 DECAY = {"weight_decay": "0.1"}
@@ -31,7 +32,7 @@ def dropped_after(*submissions: tuple[str, Mapping[str, str]]) -> list[str]:
         sweep, runs = read(sections, overrides)
         dropped = dropped_runs(sweep, [run.run_id for run in runs], submitted)
         submitted |= dict.fromkeys([run.run_id for run in runs], overrides)
-        names |= {run.run_id: f"{run.config.lr:g} {run.config.weight_decay:g}" for run in runs}
+        names |= {run.run_id: f"{train_config(run).lr:g} {train_config(run).weight_decay:g}" for run in runs}
     return sorted(names[run_id] for run_id in dropped)
 
 
