@@ -28,7 +28,8 @@ import json, os, sys
 from pathlib import Path
 
 rank = os.environ.get("RANK", "none")
-Path(f"{os.environ['KEPT']}-{rank}.json").write_text(json.dumps({"arguments": sys.argv[1:], "environ": dict(os.environ)}))
+kept = {"arguments": sys.argv[1:], "environ": dict(os.environ)}
+Path(f"{os.environ['KEPT']}-{rank}.json").write_text(json.dumps(kept))
 """
 FAILS = """
 import os, time
@@ -57,7 +58,8 @@ parser.add_argument("--what")
 what = parser.parse_args().what
 with open(os.environ["SWEEP_METRICS"], "a") as file:
     if what == "damaged":
-        file.write('{"step": 1, "loss": 2.0}\\n{"step": 2, "loss"\\n\\x00\\xff\\n[1, 2]\\n{"step": 3, "loss": 1.0}\\n{"step": 4, "lo')
+        file.write('{"step": 1, "loss": 2.0}\\n{"step": 2, "loss"\\n\\x00\\xff\\n[1, 2]\\n')
+        file.write('{"step": 3, "loss": 1.0}\\n{"step": 4, "lo')
     if what == "many":
         for step in range(1, 100_001):
             file.write(json.dumps({"step": step, "loss": 1 / step}) + "\\n")
@@ -117,7 +119,7 @@ def test_an_example_on_four_allocations(sweeping: Sweeping, name: str) -> None:
     rows = end(sweeping, name)
     assert [row["allocation"] for row in rows] == ALLOCATIONS
     for row in rows:
-        assert (row["state"], row["reason"], row["lr"]) == ("COMPLETED", None, 1e-3), row
+        assert (row["state"], row["reason"]) == ("COMPLETED", None), row
         assert row["steps"] > 0
         assert 0 < row["metrics.loss.best"] <= row["metrics.loss"]
         assert row["gpu_hours"] >= 0
