@@ -18,8 +18,8 @@ Message = Mapping[str, Any]
 
 _HEAD = struct.Struct("!I")
 _LONGEST = 2**26  # bytes; a report with 200 metrics has 40 kB
-# A message is sent and received in one piece, by processes that only wait. A host that is cut off answers nothing.
-_TIMEOUT_S = 60.0
+# Within a message. The processes only wait for each other, but a file system may hold one up.
+_TIMEOUT_S = 600.0
 # Rank 0 names the ranks that are missing, so it gives up first. Ranks start at different times.
 _LATER_S = 60.0
 # A host that disappears is noticed after 60 + 6 x 10 s, and not after two hours.

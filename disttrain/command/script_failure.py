@@ -26,6 +26,7 @@ _NAMED_ERROR = re.compile(r"^(?P<name>(?:[A-Za-z_]\w*\.)*[A-Z]\w*(?:Error|Except
 # torchrun's own error only says that a worker has failed.
 _ABOUT_WORKERS = ("ChildFailedError",)
 _EXIT_CODE = re.compile(r"^\s*exitcode\s*: (-?\d+)\b", re.MULTILINE)
+_SHELL = 128  # A shell adds the number of the signal that has ended its program.
 _MOST_LINES = 40  # of the traceback in the record
 
 
@@ -133,6 +134,8 @@ def _by_status(status: int, stderr: str) -> tuple[str, str]:
         name = signal_name(-status)
         return name, f"the script was ended by {name}"
     message = f"the script ended with exit status {status}"
+    if status > _SHELL and (name := signal_name(status - _SHELL)).startswith("SIG"):
+        return name, f"{message}, which a shell gives after {name}"
     lines = _lines(stderr)
     if lines:
         message += f"; its last line: {shorten(lines[-1].strip())}"

@@ -16,6 +16,7 @@ from disttrain.command.signals import FORWARDED, WARNING, Signals
 # A script that another rank has left alone gets this time after SIGTERM: it may wait for that rank in C.
 _GRACE_S = 10.0
 _GRACE_AT_TERMINATION_S = 300.0  # Slurm ends it earlier
+_SIGNALS_APART_S = 1.0  # Slurm may have signalled the script just before this process
 
 
 class PeerFailed(Exception):
@@ -91,6 +92,8 @@ class Supervisor:
                 self._end_script()
                 raise
             each_time()
+        if status == -signal.SIGTERM and not self.terminated:
+            self._wait(_SIGNALS_APART_S)
         return status
 
     def wait_for_reports(self) -> dict[int, Report]:

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import itertools
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 _ENERGY = "nvmlDeviceGetTotalEnergyConsumption"
+_NAME_OF_GPU = re.compile(r"\d+$|(?:GPU|MIG)-")  # in CUDA_VISIBLE_DEVICES
 # nvmlClocksEventReasons in nvml.h (earlier: throttle reasons): the reasons why clocks are reduced.
 THROTTLE_REASONS = {
     0x1: "gpu_idle",
@@ -198,7 +201,7 @@ def visible_gpus(environ: Mapping[str, str]) -> tuple[VisibleGpu, ...]:
             names = [str(index) for index in range(nvml.nvmlDeviceGetCount())]
             if visible is not None:
                 names = [name.strip() for name in visible.split(",")]
-            for name in names:
+            for name in itertools.takewhile(_NAME_OF_GPU.match, names):  # CUDA ignores all after an invalid one
                 gpus.append(_visible_gpu(nvml, name))
         finally:
             nvml.nvmlShutdown()

@@ -5,15 +5,19 @@ from __future__ import annotations
 import csv
 import io
 import re
+import shlex
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+from disttrain.command.arguments import arguments
+from disttrain.config.command_config import CommandConfig
 from disttrain.errors import shorten
 from disttrain.records.json_values import to_json as to_json_text
 from disttrain.records.record_files import failure_name
+from jobs.planning.expand import RunSpec
 from jobs.planning.labels import Variation, value_text
 from jobs.planning.plan import JobGroup, Plan, count_runs, run_json
 from jobs.results.comparability import ONE_HOST, SHARED_GPU
@@ -29,6 +33,7 @@ from jobs.storage.sweep_folder import SweepFolder
 
 _PIPE_WIDTH = 100
 _METRIC_RANKS = (1, 1, 3, 3)  # of the metrics of scripts, as of `InTable`: a user looks for what the script logs
+_MOST_COMMANDS = 3  # of which the plan shows the arguments
 _LONGEST_NAME = 32  # of a column, in characters
 _ONE_AXIS_LABEL = 16  # the usual width of a label of one field, in characters
 _STATE_STYLE = {State.COMPLETED: "green", State.RUNNING: "cyan", State.PENDING: "dim"}
@@ -44,6 +49,8 @@ def plan_report(plan: Plan) -> Iterator[TextTable | str]:
     styles: list[str] = []
     planned = {run.run_id: run_json(run) for run in plan.runs}
     variation = Variation(list(planned.values()))
+    for run, config in _first_of_each_command(plan):
+        yield f"{variation.label(planned[run.run_id])} starts: {shlex.join(arguments(config))}"
     for group in plan.groups:
         limit = group.gpu_hours_limit
         rows.append((f"{group.allocation}: {count_runs(len(group.runs))}", _request(group), _text(limit)))
@@ -63,6 +70,15 @@ def plan_report(plan: Plan) -> Iterator[TextTable | str]:
         TextColumn("GPU-h at limit", hours, is_right=True),
     )
     yield TextTable(columns, [*styles, "bold"])
+
+
+def _first_of_each_command(plan: Plan) -> Iterator[tuple[RunSpec, CommandConfig]]:
+    """The first run of the first commands: what the user reads to see whether the flags are those of the script."""
+    seen: set[str] = set()
+    for run in plan.runs:
+        if isinstance(run.config, CommandConfig) and run.config.command not in seen and len(seen) < _MOST_COMMANDS:
+            seen.add(run.config.command)
+            yield run, run.config
 
 
 def _request(group: JobGroup) -> str:

@@ -77,6 +77,13 @@ class Ranks:
             time.sleep(0.02)
         return path
 
+    def wait_for_text(self, name: str) -> str:
+        """The text of a file of the run's folder, when it has one."""
+        path = self.wait_for(name)
+        while not (text := path.read_text()):
+            time.sleep(0.02)
+        return text
+
     @property
     def summary(self) -> Summary | None:
         return read_summary(self.folder)

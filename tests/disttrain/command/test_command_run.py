@@ -14,7 +14,6 @@ from disttrain.records.record_files import metrics_name, read_records
 from disttrain.records.record_types import StartRecord
 from jobs.results.failures.failure_kind import lost_peer
 from tests.disttrain.command.conftest import StartScript
-from tests.disttrain.command.ranks import in_slurm_cgroup
 
 pytestmark = pytest.mark.process
 
@@ -142,81 +141,6 @@ def test_a_rank_that_never_starts_is_named(start_script: StartScript) -> None:
     assert (failure.error, failure.message) == ("TimeoutError", "ranks 2 did not connect within 2 s")
 
 
-STOPS_AT_WARNING = """
-import json, os, signal, sys, time
-from pathlib import Path
-folder = Path(os.environ["SWEEP_RUN_DIR"])
-warned = False
-def note(number, frame):
-    global warned
-    warned = True
-if os.environ["RANK"] == "0":
-    signal.signal(int(os.environ["NUMBER"]), note)
-with open(os.environ["SWEEP_METRICS"], "a") as file:
-    print(json.dumps({"step": 7, "loss": 1.0}), file=file)
-(folder / ("ready-" + os.environ["RANK"])).touch()
-while not warned and not (folder / "saved").exists():
-    time.sleep(0.05)
-if warned:
-    (folder / "saved").touch()
-    sys.exit(85)
-"""
-
-
-@pytest.mark.parametrize("number", [signal.SIGUSR2, signal.SIGUSR1])
-def test_a_script_stops_at_the_warning(number: signal.Signals, tmp_path: Path, start_script: StartScript) -> None:
-    """Rank 1 has no handler, and does not die of the warning."""
-    ranks = start_script(
-        STOPS_AT_WARNING,
-        per_node=2,
-        environ={"NUMBER": str(int(number)), **in_slurm_cgroup(tmp_path)},
-        options={"warning": int(number)},
-    )
-    for rank, process in enumerate(ranks.processes):
-        ranks.wait_for(f"ready-{rank}")
-        process.send_signal(signal.SIGUSR2)
-    assert ranks.wait() == [0, 0]
-    assert (ranks.folder / "stopped-0").read_text() == "7 False True"
-    assert (ranks.folder / "stopped-1").exists()
-    assert ranks.summary is None
-    assert not list(ranks.folder.glob("failure-*"))
-
-
-def test_a_script_asks_by_itself_to_start_again(start_script: StartScript) -> None:
-    ranks = start_script("import sys; sys.exit(85)")
-    assert ranks.wait() == [0]
-    assert (ranks.folder / "stopped-0").read_text() == "None False False"
-
-
-SAVES_AT_SIGTERM = """
-import os, signal, sys, time
-from pathlib import Path
-folder = Path(os.environ["SWEEP_RUN_DIR"])
-def save(number, frame):
-    time.sleep(2)
-    sys.exit(85)
-if os.environ["RANK"] == "0" and sys.argv[2] == "1":
-    signal.signal(signal.SIGTERM, save)
-(folder / ("ready-" + os.environ["RANK"])).touch()
-time.sleep(60)
-"""
-
-
-@pytest.mark.parametrize("saves", [True, False])
-def test_rank_0_has_time_to_save_at_sigterm(saves: bool, tmp_path: Path, start_script: StartScript) -> None:
-    ranks = start_script(SAVES_AT_SIGTERM, {"saves": int(saves)}, per_node=2, environ=in_slurm_cgroup(tmp_path))
-    for rank in range(2):
-        ranks.wait_for(f"ready-{rank}")
-    for process in ranks.processes:
-        process.send_signal(signal.SIGTERM)
-    if saves:
-        assert ranks.wait() == [0, 0]
-        assert (ranks.folder / "stopped-0").read_text() == "None True False"
-    else:
-        assert ranks.wait() == [-signal.SIGTERM, -signal.SIGTERM]
-    assert not list(ranks.folder.glob("failure-*"))
-
-
 PRINTS_ARGUMENTS = "import json, sys; print(json.dumps(sys.argv[1:]))"
 
 
@@ -289,52 +213,3 @@ def test_a_program_that_cannot_start(command: str, message: str, tmp_path: Path,
     failures = [failure for rank in range(2) if (failure := ranks.failure(rank)) is not None]
     assert any(failure.message.startswith(message) and failure.user_error for failure in failures)
     assert all(failure.user_error for failure in failures)
-
-
-WORKER = """
-import json, os, sys
-import torch, torch.distributed as dist
-dist.init_process_group("gloo")
-total = torch.ones(1)
-dist.all_reduce(total)
-rank = dist.get_rank()
-names = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "GROUP_WORLD_SIZE", "OMP_NUM_THREADS")
-with open(os.path.join(os.environ["SWEEP_RUN_DIR"], f"worker-{rank}.json"), "w") as file:
-    json.dump({name: os.environ[name] for name in names} | {"total": int(total)}, file)
-with open(os.environ["SWEEP_METRICS"], "a") as file:
-    print(json.dumps({"step": 5, "loss": 0.5}), file=file)
-dist.barrier()
-dist.destroy_process_group()
-if sys.argv[2] != "0" and rank == 2:
-    if sys.argv[2] == "1":
-        raise KeyError("worker")
-    sys.exit(int(sys.argv[2]))
-"""
-
-
-def test_torchrun_starts_the_workers_of_two_nodes(start_script: StartScript) -> None:
-    ranks = start_script(
-        WORKER, {"end": 0}, nodes=2, launcher="torchrun --max-restarts 0", options={"gpus_per_node": 2}
-    )
-    assert ranks.wait() == [0, 0]
-    workers = [json.loads((ranks.folder / f"worker-{rank}.json").read_text()) for rank in range(4)]
-    for rank, worker in enumerate(workers):
-        assert (worker["RANK"], worker["WORLD_SIZE"], worker["LOCAL_WORLD_SIZE"]) == (str(rank), "4", "2")
-        assert (worker["GROUP_WORLD_SIZE"], worker["total"]) == ("2", 4)
-    summary = ranks.summary
-    assert summary is not None
-    assert (summary["world_size"], summary["num_nodes"], len(summary["hosts"])) == (4, 2, 4)
-    assert summary["metrics"]["loss"]["count"] == 2
-
-
-def test_a_failing_worker_of_torchrun_is_the_reason(start_script: StartScript) -> None:
-    ranks = start_script(WORKER, {"end": 1}, nodes=2, launcher="torchrun", options={"gpus_per_node": 2})
-    assert 1 in ranks.wait()
-    failures = [failure for rank in range(2) if (failure := ranks.failure(rank)) is not None]
-    assert ("KeyError", "'worker'") in [(failure.error, failure.message) for failure in failures]
-
-
-def test_a_worker_of_torchrun_asks_to_start_again(start_script: StartScript) -> None:
-    ranks = start_script(WORKER, {"end": 85}, launcher="torchrun", options={"gpus_per_node": 3})
-    assert ranks.wait() == [0]
-    assert (ranks.folder / "stopped-0").read_text() == "5 False False"

@@ -304,3 +304,15 @@ seeds: [0, 1]
     after = [json.loads(path.read_text()) for path in files]
     assert [list(run["train"].items()) for run in after] == [list(run["train"].items()) for run in before]
     assert [run["script"] for run in after] == [run["script"] for run in before]
+
+
+def test_nobody_knows_whether_a_script_has_a_checkpoint(
+    slurm: Slurm, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = "name: s\nallocations: [1x1]\ncommand: ./train\n"
+    plan = plan_of(tmp_path, text=text)
+    launch(plan, parse_sweep(parse_yaml(text, "s.yaml"), "/sweeps"), max_ranks=None)
+    slurm.states["1"] = slurm.states["1_0"] = State.TIMEOUT
+    resend(SweepFolder(plan.folder), [plan.runs[0].run_id], from_start=False)
+    assert len(slurm.submitted) == 2
+    assert "checkpoint" not in capsys.readouterr().err
