@@ -12,7 +12,6 @@ Metrics = Mapping[str, Mapping[str, float | None]]  # the figures of each metric
 PREFIX = "metrics."
 _STATISTICS = ("last", "best", "mean")
 _ENDINGS = tuple(f".{name}" for name in _STATISTICS)
-_MOST_SHOWN = 4
 # What follows from the config, or says nothing of the result. samples_per_s has its own column.
 _NOT_SHOWN = frozenset({"epoch", "grad_norm", "learning_rate", "lr", SAMPLES_PER_S})
 
@@ -38,7 +37,7 @@ def metric_columns(metrics: Metrics) -> dict[str, float | None]:
     }
 
 
-def shown_metrics(rows: Sequence[Metrics]) -> list[str]:
+def shown_metrics(rows: Sequence[Metrics], most: int) -> list[str]:
     """The metrics that the printed table may have: those of most rows first, then as the scripts log them."""
     counts = Counter(name for metrics in rows for name in metrics if name not in _NOT_SHOWN)
-    return [name for name, _ in counts.most_common(_MOST_SHOWN)]
+    return [name for name, _ in counts.most_common(most)]

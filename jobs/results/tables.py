@@ -21,7 +21,7 @@ from jobs.planning.expand import RunSpec
 from jobs.planning.labels import Variation, value_text
 from jobs.planning.plan import JobGroup, Plan, count_runs, run_json
 from jobs.results.comparability import ONE_HOST, SHARED_GPU
-from jobs.results.metric_columns import metric_column, shown_metrics
+from jobs.results.metric_columns import PREFIX, metric_column, shown_metrics
 from jobs.results.result import COLUMNS, Result, column_name
 from jobs.results.run_records import read_run
 from jobs.results.text_table import GAP, TextColumn, TextTable
@@ -33,7 +33,7 @@ from jobs.storage.sweep_folder import SweepFolder
 
 _PIPE_WIDTH = 100
 _MOST_COMMANDS = 3  # of which the plan shows the arguments
-_METRIC_RANK = 3  # as of `InTable`
+_METRIC_RANKS = (1, 1, 3, 3)  # of the metrics of scripts, as of `InTable`: a user looks for what the script logs
 _LONGEST_NAME = 32  # of a column, in characters
 _ONE_AXIS_LABEL = 16  # the usual width of a label of one field, in characters
 _STATE_STYLE = {State.COMPLETED: "green", State.RUNNING: "cyan", State.PENDING: "dim"}
@@ -168,7 +168,9 @@ def _table(results: Sequence[Result], width: int | None) -> Iterator[TextTable |
         # Every field that varies after the first makes the table wider: as a column and in the label.
         varied = [column for column in columns if column.name in map(column_name, results[0].varied)]
         label = next(column for column in columns if column.name == "label")
-        width = _PIPE_WIDTH + sum(column.width + len(GAP) for column in varied[1:])
+        metrics = [column for column in columns if column.name.startswith(PREFIX)]
+        wider = [*varied[1:], *metrics[: _METRIC_RANKS.count(1)]]
+        width = _PIPE_WIDTH + sum(column.width + len(GAP) for column in wider)
         if len(varied) > 1:
             width += max(0, label.width - _ONE_AXIS_LABEL)
     shown = [column.shown for column in _fitting(columns, width)]
@@ -198,9 +200,10 @@ def _columns(results: Sequence[Result]) -> Iterator[_Column]:
     for name, rank in figures.items():
         values = tuple(row[name] for row in rows)
         yield _Column(name, rank, values, tuple(_figure_text(name, row) for row in rows))
-    for metric in shown_metrics([row.metrics for row in results]):
+    shown = shown_metrics([row.metrics for row in results], len(_METRIC_RANKS))
+    for metric, rank in zip(shown, _METRIC_RANKS, strict=False):
         values = tuple(row.metrics.get(metric, {}).get("last") for row in results)
-        yield _Column(metric_column(metric), _METRIC_RANK, values, tuple(map(_text, values)))
+        yield _Column(metric_column(metric), rank, values, tuple(map(_text, values)))
 
 
 def _fitting(columns: Sequence[_Column], width: int) -> list[_Column]:

@@ -31,6 +31,7 @@ from jobs.storage.ledger import Job, Ledger
 from jobs.storage.plan_check import check_plan
 from jobs.storage.run_facts import read_facts
 from tests.jobs.results.rows import joined, make_result
+from tests.jobs.results.test_comparability import H100
 from tests.jobs.results.test_tables import rendered
 from tests.jobs.script_runs import log, script_run
 
@@ -253,7 +254,15 @@ def test_the_table_of_a_mixed_sweep() -> None:
     assert shown == ["metrics.loss", "metrics.eval/accuracy", "metrics.step_time", "metrics.a"]
     assert len(cells) == 3
     assert "metrics" not in table_of(rows, 40)
-    assert "metrics.loss" in table_of(rows, None)
+
+
+def test_a_pipe_has_the_first_metrics() -> None:
+    """Also next to fields that vary and to the figures of our models."""
+    rows = [make_result(f"1x1-{n:012x}", f"1x1 lr={n}", varied={"lr": n}, **H100, elapsed_s=60) for n in range(2)]
+    rows.append(script_row(9, elapsed_s=60, samples_per_s=300.0, gpu_hours=1.0))
+    rows = [dataclasses.replace(row, varied={"lr": 1e-4}, varied_texts={"lr": "0.0001"}) for row in rows]
+    header = table_of(rows, None).splitlines()[1]
+    assert ["metrics.loss" in header, "metrics.eval/accuracy" in header] == [True, True]
 
 
 def test_a_name_fits_its_column() -> None:
