@@ -18,7 +18,7 @@ KEY, VALUE = "{key}", "{value}"
 _PYTHON = re.compile(r"python[0-9.]*")
 _SHELLS = frozenset({"sh", "bash", "dash", "ksh", "zsh", "fish"})
 _ASSIGNMENT = re.compile(r"[A-Za-z_]\w*=.*", re.DOTALL)
-_PLACEHOLDER = re.compile(r"\{\s*([A-Za-z_][\w.-]*)\s*(?:[:!][^{}]*)?\}")
+_PLACEHOLDER = re.compile(r"(?P<dollar>\$?)\{\s*(?P<name>[A-Za-z_][\w.-]*)\s*(?:[:!][^{}]*)?\}")
 _QUOTES = r"'[^']*'|\"(?:\\.|[^\"\\])*\""
 # What a shell does not see as a part of its syntax.
 _QUOTED = re.compile(rf"{_QUOTES}|\\.", re.DOTALL)
@@ -173,14 +173,20 @@ def placeholders(command: str, keys: Collection[str]) -> list[str]:
     """The keys whose value has a place in the command.
 
     Raises:
-        FieldsError: A name in braces is almost a key.
+        FieldsError: A name in braces is almost a key, or a key that a shell reads as a variable.
 
     Example:
         >>> placeholders("python {model}.py --dir out/{lr}-{step}", ["lr", "model", "seed"])
         ['lr', 'model']
     """
     for match in _PLACEHOLDER.finditer(command):
-        name = match[1]
+        name = match["name"]
+        if match["dollar"]:
+            if match[0] == f"${{{name}}}" and name in keys:
+                message = f"{match[0]} in command has the placeholder {{{name}}} after a $"
+                hint = f"write {{{name}}} for the value, or ${name} for a variable of the shell"
+                raise FieldsError(("command",), message, hint=hint)
+            continue
         meant = _meant(name, keys)
         if match[0] != f"{{{name}}}" and name in keys:
             meant = name

@@ -21,7 +21,7 @@ from disttrain.records.json_values import to_json
 from jobs.local.local_run import LocalRun, end_processes
 from jobs.local.machine import QueuedRun, place, this_machine
 from jobs.local.queue_process import LOST_S, beating, heartbeat_file, identify, is_queue_alive
-from jobs.planning.plan import Plan, uses_torchrun
+from jobs.planning.plan import Plan
 from jobs.slurm.attempts import AccountingRow
 from jobs.slurm.states import State
 from jobs.storage import ledger
@@ -215,7 +215,7 @@ def send_to_local(
             nodes=run.allocation.nodes,
             gpus_per_node=run.allocation.gpus_per_node,
             on_cpu=isinstance(run.config, TrainConfig) and run.config.device == "cpu",
-            by_node=uses_torchrun(run),
+            by_node=run.by_node,
         )
         for index, run in enumerate(plan.runs)
     ]

@@ -46,6 +46,11 @@ class RunSpec:
     index: int
     import_error: UserError | None = field(default=None, compare=False)
 
+    @property
+    def by_node(self) -> bool:
+        """Whether each node gets one task, torchrun, which starts the ranks of the node."""
+        return isinstance(self.config, CommandConfig) and self.config.uses_torchrun
+
 
 def expand(sweep: Sweep) -> tuple[RunSpec, ...]:
     """The runs of a sweep.

@@ -46,7 +46,7 @@ class JobGroup:
     @property
     def tasks(self) -> int:
         """The number of processes that Slurm, or the local queue, starts for each run."""
-        if uses_torchrun(self.runs[0]):
+        if self.runs[0].by_node:
             return self.allocation.nodes
         return self.allocation.world_size
 
@@ -118,7 +118,7 @@ def make_plan(sweep_name: str, runs: Sequence[RunSpec], cluster: Cluster, folder
             raise run.import_error
     alike: dict[tuple[Allocation, bool], list[RunSpec]] = {}
     for run in runs:
-        alike.setdefault((run.allocation, uses_torchrun(run)), []).append(run)
+        alike.setdefault((run.allocation, run.by_node), []).append(run)
     groups: list[JobGroup] = []
     for (allocation, by_node), members in alike.items():
         profile = cluster.profile_for(allocation)
@@ -128,11 +128,6 @@ def make_plan(sweep_name: str, runs: Sequence[RunSpec], cluster: Cluster, folder
         parameters = slurm_parameters(sweep_name, allocation, profile, by_node=by_node)
         groups += split_group(JobGroup(allocation, tuple(members), parameters, profile), profile.max_array_size)
     return Plan(sweep_name, cluster, folder, tuple(groups))
-
-
-def uses_torchrun(run: RunSpec) -> bool:
-    """Whether torchrun starts the ranks of a node, so that each node gets one task."""
-    return isinstance(run.config, CommandConfig) and run.config.uses_torchrun
 
 
 def split_group(group: JobGroup, most_runs: int) -> list[JobGroup]:

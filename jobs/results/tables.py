@@ -32,8 +32,8 @@ from jobs.storage.run_lookup import list_names
 from jobs.storage.sweep_folder import SweepFolder
 
 _PIPE_WIDTH = 100
-_METRIC_RANKS = (1, 1, 3, 3)  # of the metrics of scripts, as of `InTable`: a user looks for what the script logs
 _MOST_COMMANDS = 3  # of which the plan shows the arguments
+_METRIC_RANKS = (1, 1, 3, 3)  # of the metrics of scripts, as of `InTable`: a user looks for what the script logs
 _LONGEST_NAME = 32  # of a column, in characters
 _ONE_AXIS_LABEL = 16  # the usual width of a label of one field, in characters
 _STATE_STYLE = {State.COMPLETED: "green", State.RUNNING: "cyan", State.PENDING: "dim"}

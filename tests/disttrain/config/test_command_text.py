@@ -90,6 +90,15 @@ def test_other_braces_are_text(name: str) -> None:
     assert placeholders(f"python train.py '{name}'", ["lr", "epochs"]) == []
 
 
+def test_a_variable_of_a_shell_is_no_placeholder() -> None:
+    """The value in place of its braces would be another variable: $0.1 is $0 and .1."""
+    assert placeholders("sh -c 'echo ${LR} ${lr:-1} $lr'", ["lr"]) == []
+    with pytest.raises(
+        FieldsError, match=r"\{lr\} after a \$ \(write \{lr\} for the value, or \$lr"
+    ):
+        placeholders("sh -c 'echo ${lr}'", ["lr"])
+
+
 def test_a_placeholder_has_any_name() -> None:
     assert placeholders("python '{größe}/{a b}.py' {opt.lr}", ["opt.lr", "größe", "a b", "c"]) == [
         "opt.lr",
