@@ -190,7 +190,7 @@ class _Rank:
             script.kill()
             raise
         if self._workers is not None:
-            status = worker_status(status, stderr.text())
+            status = worker_status(status, stderr.text(), terminated=supervisor.terminated)
         report = Report(status, warned=supervisor.warned, terminated=supervisor.terminated)
         if report.failed:
             failed = ScriptFailed(status, _same_signal(status, self._env))

@@ -78,8 +78,13 @@ def script_failure(rank: int, status: int, error_file: Path, stderr: str) -> Fai
     )
 
 
-def worker_status(status: int, stderr: str) -> int:
+def worker_status(status: int, stderr: str, *, terminated: bool = False) -> int:
     """The exit status of the first worker that failed, from torchrun's report; torchrun's own without one.
+
+    Args:
+        status: The exit status of torchrun, which is 1 if a worker has failed, and after SIGTERM.
+        stderr: The end of what torchrun has written.
+        terminated: Whether torchrun has got SIGTERM, and has passed it on to its workers.
 
     Example:
         >>> worker_status(1, "Root Cause (first observed failure):\\n exitcode : 85 (pid: 7)\\n"), worker_status(1, "")
@@ -87,9 +92,11 @@ def worker_status(status: int, stderr: str) -> int:
     """
     _, _, cause = stderr.rpartition("Root Cause")
     match = _EXIT_CODE.search(cause)
-    if status != 1 or match is None:
+    if status != 1:
         return status
-    return int(match[1])
+    if match is not None:
+        return int(match[1])
+    return -signal.SIGTERM if terminated else status
 
 
 def _recorded(error_file: Path) -> tuple[str, str] | None:

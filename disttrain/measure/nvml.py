@@ -198,8 +198,9 @@ def visible_gpus(environ: Mapping[str, str]) -> tuple[VisibleGpu, ...]:
     with contextlib.suppress(nvml.NVMLError, AttributeError):
         nvml.nvmlInit()
         try:
-            names = [str(index) for index in range(nvml.nvmlDeviceGetCount())]
-            if visible is not None:
+            if visible is None:
+                names = [str(index) for index in range(nvml.nvmlDeviceGetCount())]
+            else:
                 names = [name.strip() for name in visible.split(",")]
             for name in itertools.takewhile(_NAME_OF_GPU.match, names):  # CUDA ignores all after an invalid one
                 gpus.append(_visible_gpu(nvml, name))
@@ -214,11 +215,13 @@ def _visible_gpu(nvml: Any, name: str) -> VisibleGpu:
     Raises:
         NVMLError: NVML does not find it.
     """
-    if not name.isdigit():  # GPU-..., MIG-...
-        return VisibleGpu(name.partition("-")[2])
-    handle = nvml.nvmlDeviceGetHandleByIndex(int(name))
-    uuid, model = _text(nvml.nvmlDeviceGetUUID(handle)), _text(nvml.nvmlDeviceGetName(handle))
-    return VisibleGpu(uuid.partition("-")[2], model)
+    model = None
+    if name.isdigit():
+        handle = nvml.nvmlDeviceGetHandleByIndex(int(name))
+        name = _text(nvml.nvmlDeviceGetUUID(handle))
+    with contextlib.suppress(nvml.NVMLError):
+        model = _text(nvml.nvmlDeviceGetName(nvml.nvmlDeviceGetHandleByUUID(name.encode())))
+    return VisibleGpu(name.partition("-")[2], model)  # GPU-..., MIG-...
 
 
 def _text(value: str | bytes) -> str:

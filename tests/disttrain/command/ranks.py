@@ -18,7 +18,7 @@ from disttrain.records.record_files import failure_name, read_failure, read_summ
 from disttrain.records.summary_types import Failure, Summary
 
 # The process of one rank. It ends as RankTask ends it.
-_RANK = """
+RANK = """
 import json, os, signal, sys
 from pathlib import Path
 from disttrain.command import signals
@@ -137,7 +137,7 @@ def start_ranks(
         with (folder / f"log-{rank}.out").open("ab") as out, (folder / f"log-{rank}.err").open("ab") as err:
             processes.append(
                 subprocess.Popen(
-                    [sys.executable, "-c", _RANK, str(folder), json.dumps(settings), json.dumps(dict(options or {}))],
+                    [sys.executable, "-c", RANK, str(folder), json.dumps(settings), json.dumps(dict(options or {}))],
                     env={**os.environ, **variables(rank, nodes, per_node, job_id), **(environ or {})},
                     stdin=subprocess.DEVNULL,
                     stdout=out,

@@ -177,6 +177,29 @@ def test_a_hundred_thousand_lines_of_metrics(start_script: StartScript) -> None:
     assert summary["notices"] == ("2 damaged lines of $SWEEP_METRICS left out",)
 
 
+ENDS_BEFORE_RANK_0 = """
+import os, time
+from pathlib import Path
+folder = Path(os.environ["SWEEP_RUN_DIR"])
+(folder / ("ready-" + os.environ["RANK"])).touch()
+while os.environ["RANK"] == "0" and not (folder / "go").exists():
+    time.sleep(0.05)
+"""
+
+
+def test_a_rank_that_has_reported_is_not_needed(start_script: StartScript) -> None:
+    """Its node may be lost while rank 0 saves the model."""
+    ranks = start_script(ENDS_BEFORE_RANK_0, per_node=2)
+    ranks.wait_for("ready-0")
+    ranks.wait_for("ready-1")
+    time.sleep(1)
+    ranks.processes[1].kill()
+    time.sleep(0.2)
+    (ranks.folder / "go").touch()
+    assert ranks.wait() == [0, -9]
+    assert ranks.summary is not None
+
+
 def test_a_complete_run_is_not_run_again(start_script: StartScript) -> None:
     text = "from pathlib import Path; import os; Path(os.environ['SWEEP_RUN_DIR'], 'saved.pt').touch()"
     assert start_script(text, per_node=2).wait() == [0, 0]
@@ -184,6 +207,7 @@ def test_a_complete_run_is_not_run_again(start_script: StartScript) -> None:
     assert again.wait() == [0, 0]
     assert again.summary is not None
     assert (again.folder / "saved.pt").exists()
+    assert start_script("raise ValueError", per_node=2).wait() == [1, 1], "a new job runs it again"
 
 
 def test_the_next_attempt_keeps_the_files_of_the_first(start_script: StartScript) -> None:

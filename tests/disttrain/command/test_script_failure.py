@@ -90,3 +90,7 @@ def test_the_status_of_the_first_worker(status: int, exit_code: int, expected: i
     others = "Failures:\n[1]:\n  exitcode  : 1 (pid: 8)\n"
     cause = f"Root Cause (first observed failure):\n[0]:\n  rank      : 2\n  exitcode  : {exit_code} (pid: 7)\n"
     assert worker_status(status, others + cause) == expected
+
+
+def test_torchrun_that_was_ended_has_not_failed() -> None:
+    assert worker_status(1, "SignalException: Process 7 got signal: 15\n", terminated=True) == -15

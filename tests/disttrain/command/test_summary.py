@@ -74,3 +74,9 @@ def test_energy_of_other_boards(change: dict[str, Any]) -> None:
 def test_different_ranks_are_named() -> None:
     summary = summary_of(report(0, 1.0, {}), report(1, 1.0, {}, gpu_uuid="b", device_name="NVIDIA A100"))
     assert summary["mixed_ranks"] == ("device_name",)
+
+
+def test_a_rank_without_a_gpu_shares_none() -> None:
+    shared = [report(0, 10.0, {}), report(1, 10.0, {}), report(2, None, {}, gpu_uuid=None)]
+    assert summary_of(*shared)["shared_gpu"]
+    assert not summary_of(*(report(rank, None, {}, gpu_uuid=None) for rank in range(2)))["shared_gpu"]
