@@ -70,6 +70,48 @@ class Stopped(BaseException):
         self.terminated = terminated
         self.problem = problem
 
+    @property
+    def how(self) -> str:
+        """How the run has stopped, as text."""
+        if self.problem is not None:
+            return f"stopped after step {self.step}, which could not be saved ({self.problem})"
+        return f"stopped after step {self.step}, with a checkpoint"
+
+
+class ScriptStopped(Stopped):
+    """The user's script has ended with `STOPPED_STATUS`: it has saved its state, and asks to be started again.
+
+    Args:
+        logged_step: The last step that it has logged; None if it logs none.
+        terminated: Whether Slurm has asked the job to end, without a warning before.
+        warned: Whether the warning has come.
+    """
+
+    def __init__(self, logged_step: int | None, *, terminated: bool, warned: bool) -> None:
+        super().__init__(logged_step or 0, terminated=terminated)
+        self.logged_step = logged_step
+        self.warned = warned
+
+    @property
+    def how(self) -> str:
+        text = f"the script ended with status {STOPPED_STATUS}"
+        if self.logged_step is not None:
+            text += f" after step {self.logged_step}"
+        return text
+
+
+class ScriptFailed(SystemExit):
+    """The user's script has failed, or that of another rank: this process ends with the same status.
+
+    Args:
+        status: The exit status of the script, negative for a signal.
+        number: The signal by which this process is to end too; None if it ends with a status.
+    """
+
+    def __init__(self, status: int, number: int | None = None) -> None:
+        super().__init__(128 - status if status < 0 else status)
+        self.number = number
+
 
 class CollectiveTimeout(RuntimeError):
     """Ranks waited in a collective of a training step for one that did not come; the message names it."""

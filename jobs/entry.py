@@ -10,15 +10,17 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+from disttrain.config.command_config import CommandConfig, is_command
 from disttrain.config.train_config import TrainConfig, is_own_family
 from disttrain.environment.rank_env import RankEnv
 from disttrain.environment.stop_signals import StopSignals
 from disttrain.environment.variables import parse_count
-from disttrain.errors import STOPPED_STATUS, Stopped
+from disttrain.errors import STOPPED_STATUS, ScriptFailed, Stopped
 from disttrain.records.lifecycle.attempt_log import NotResumed, ResumePolicy
 from disttrain.records.record_files import write_failure
 from jobs.resumption import begin_attempt, end_attempt, notify_end
@@ -77,6 +79,8 @@ class RankTask:
                     # `run` has set a shorter time, after which this process ends even if its threads hang.
                     faulthandler.dump_traceback_later(_NOTIFY_S, exit=True, file=_STDERR)
                 notify_end(Path(self.run_dir), environ)
+            if isinstance(error, ScriptFailed) and error.number is not None:
+                os.kill(os.getpid(), error.number)
             raise
         if self.notifies and _likely_rank(os.environ) == 0:
             notify_end(Path(self.run_dir), environ)
@@ -84,37 +88,77 @@ class RankTask:
     def _run(self, began_s: float, stop_signals: StopSignals | None, environ: Mapping[str, str]) -> None:
         run_dir = Path(self.run_dir)
         try:
-            from disttrain.run import run  # a rank imports it, the login node never does
-
             env = RankEnv.from_environ(os.environ)
             if self.folded:
                 env = env.fold(self.nodes)
             description = json.loads((run_dir / "run.json").read_text(encoding="utf-8"))
-            setup = f"{self.nodes}x{self.gpus_per_node}"
-            config = dataclasses.replace(TrainConfig(**description["train"]), setup=setup)
+            if is_command(description):
+                run = self._prepare_script(description, env, stop_signals)
+            else:
+                run = self._prepare_training(description, env, stop_signals)
             if self.resume is not None and env.rank == 0:
                 begin_attempt(run_dir, str(env.job_id), self.resume, os.environ)
         except Exception as error:
             write_failure(run_dir, _likely_rank(os.environ), error)  # `run` writes its own failures
             raise
+        try:
+            run()
+        except Stopped as stopped:
+            if env.rank == 0:
+                self._end_attempt(stopped, env, began_s, environ)
+
+    def _prepare_training(
+        self, description: Mapping[str, Any], env: RankEnv, stop_signals: StopSignals | None
+    ) -> Callable[[], object]:
+        """The call that trains a model of ours."""
+        from disttrain.run import run  # a rank imports it, the login node never does
+
+        setup = f"{self.nodes}x{self.gpus_per_node}"
+        config = dataclasses.replace(TrainConfig(**description["train"]), setup=setup)
         folders: Sequence[str] = ()
         if is_own_family(config.model):
             # Other runs must import nothing from them: libraries try optional packages, and a stray pydot.py next to
             # the sweep would be one.
             folders = description.get("import_path", ())
-        try:
-            with _importing_from(folders):
-                run(config, env, run_dir, stop_signals)
-        except Stopped as stopped:
-            if self.resume is not None and env.rank == 0:
-                self._end_attempt(stopped, self.resume, env, began_s, environ)
 
-    def _end_attempt(
-        self, stopped: Stopped, policy: ResumePolicy, env: RankEnv, began_s: float, environ: Mapping[str, str]
-    ) -> None:
+        def train() -> None:
+            with _importing_from(folders):
+                run(config, env, Path(self.run_dir), stop_signals)
+
+        return train
+
+    def _prepare_script(
+        self, description: Mapping[str, Any], env: RankEnv, stop_signals: StopSignals | None
+    ) -> Callable[[], object]:
+        """The call that runs the user's own script."""
+        from disttrain.command_run import run_command
+
+        config = CommandConfig.from_run(description)
+        warning = signal.SIGUSR2
+        if self.resume is not None:
+            warning = signal.Signals[f"SIG{self.resume.warning_signal}"]
+
+        def run_script() -> None:
+            run_command(
+                config,
+                env,
+                Path(self.run_dir),
+                gpus_per_node=self.gpus_per_node,
+                warning=warning,
+                warned=stop_signals is not None and stop_signals.warned,
+            )
+
+        return run_script
+
+    def _end_attempt(self, stopped: Stopped, env: RankEnv, began_s: float, environ: Mapping[str, str]) -> None:
         """Rank 0 of a run that has stopped: starts the next attempt, or leaves the reason why there is none."""
         try:
-            end_attempt(stopped, Path(self.run_dir), str(env.job_id), policy, began_s, environ)
+            if self.resume is None:
+                raise NotResumed(
+                    f"request: {stopped.how}; it does not resume by itself: no Slurm job can start it again",
+                    hint="sweep submit resumes it",
+                )
+            end_attempt(stopped, Path(self.run_dir), str(env.job_id), self.resume, began_s, environ)
         except NotResumed as error:
             write_failure(Path(self.run_dir), env.rank, error)
             print(f"note: {error}", flush=True)

@@ -10,16 +10,16 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from disttrain.environment.variables import parse_count
-from disttrain.errors import STOPPED_STATUS, Stopped
+from disttrain.errors import STOPPED_STATUS, ScriptStopped, Stopped
 from disttrain.records.lifecycle.attempt_log import (
     Attempt,
     Cause,
     NotResumed,
     ResumePolicy,
-    checkpoint_step,
     log_end,
     log_start,
     read_attempts,
+    steps_done,
     why_not_again,
 )
 from disttrain.records.record_files import SUMMARY_NAME
@@ -55,12 +55,12 @@ def begin_attempt(run_dir: Path, job_id: str, policy: ResumePolicy, environ: Map
         cause = _cause_by_accounting(attempts[-1].job_id, environ)
         log_end(run_dir, cause, attempts[-1].last_step)
         attempts = read_attempts(run_dir)
-    step = checkpoint_step(run_dir)
+    step = steps_done(run_dir)
     reason = why_not_again(attempts, step, policy)
     if reason is not None:
         text = f"{attempts[-1].cause or 'unknown'}: the run does not resume: {reason}"
         raise NotResumed(text, hint="sweep retry resumes it with a new budget")
-    log_start(run_dir, Attempt(job_id, step, time.time()))
+    log_start(run_dir, Attempt(job_id, step or 0, time.time()))
 
 
 def end_attempt(
@@ -82,14 +82,11 @@ def end_attempt(
     cause = _cause_of(stopped, job_id, policy, time.monotonic() - began_s, environ)
     with contextlib.suppress(OSError):  # a full disk must not keep the run from its next attempt
         log_end(run_dir, cause, stopped.step)
-    saved = f"stopped after step {stopped.step}, with a checkpoint"
-    if stopped.problem is not None:
-        saved = f"stopped after step {stopped.step}, which could not be saved ({stopped.problem})"
-    text = f"{cause}: {saved}"
+    text = f"{cause}: {stopped.how}"
     if cause == "termination":
         raise NotResumed(text, hint="sweep retry resumes it")
     attempts = read_attempts(run_dir)
-    reason = why_not_again(attempts, checkpoint_step(run_dir), policy)
+    reason = why_not_again(attempts, steps_done(run_dir), policy)
     if reason is None and policy.requeue == "off":
         reason = "requeue is off"
     if reason is None:
@@ -145,7 +142,9 @@ def _run(command: Sequence[str], environ: Mapping[str, str], timeout_s: float) -
 def _cause_of(
     stopped: Stopped, job_id: str, policy: ResumePolicy, elapsed_s: float, environ: Mapping[str, str]
 ) -> Cause:
-    """Why the ranks were asked to stop. Slurm sends the same warning before a time limit and for a preemption."""
+    """Why the ranks have stopped. Slurm sends the same warning before a time limit and for a preemption."""
+    if isinstance(stopped, ScriptStopped) and not (stopped.warned or stopped.terminated):
+        return "request"
     # After a scancel, the job no longer runs by the controller: a requeue would bring it back. Without
     # preempt_send_user_signal, a preemption begins with SIGTERM too, and the job still runs in its grace time.
     state = _answer(["squeue", "--noheader", f"--jobs={job_id}", "--format=%T"], environ)

@@ -18,7 +18,7 @@ KEY, VALUE = "{key}", "{value}"
 _PYTHON = re.compile(r"python[0-9.]*")
 _SHELLS = frozenset({"sh", "bash", "dash", "ksh", "zsh", "fish"})
 _ASSIGNMENT = re.compile(r"[A-Za-z_]\w*=.*", re.DOTALL)
-_PLACEHOLDER = re.compile(r"\{\s*([A-Za-z_][\w.-]*)\s*(?:[:!][^{}]*)?\}")
+_PLACEHOLDER = re.compile(r"(?P<dollar>\$?)\{\s*(?P<name>[A-Za-z_][\w.-]*)\s*(?:[:!][^{}]*)?\}")
 _QUOTES = r"'[^']*'|\"(?:\\.|[^\"\\])*\""
 # What a shell does not see as a part of its syntax.
 _QUOTED = re.compile(rf"{_QUOTES}|\\.", re.DOTALL)
@@ -98,10 +98,17 @@ def _launcher(words: Sequence[str]) -> str | None:
         return name
     if name == "accelerate" and arguments[:1] == ["launch"]:
         return "accelerate launch"
-    if _PYTHON.fullmatch(name) and "-m" in arguments[:-1]:
-        module = arguments[arguments.index("-m") + 1]
-        if module in _LAUNCHER_MODULES:
-            return module
+    module = _module(words)
+    if module in _LAUNCHER_MODULES:
+        return module
+    return None
+
+
+def _module(words: Sequence[str]) -> str | None:
+    """The module that a command starts by ``python -m``."""
+    program, *arguments = _from_program(words) or [""]
+    if _PYTHON.fullmatch(os.path.basename(program)) and "-m" in arguments[:-1]:
+        return arguments[arguments.index("-m") + 1]
     return None
 
 
@@ -119,9 +126,10 @@ def check_flags(flags: str) -> None:
     """Checks the text that says how a key and its value become arguments.
 
     Raises:
-        UserError: It lacks {key} or {value}, or has a quote without its pair.
+        UserError: It lacks {key} or {value}, or has a quote, which would be a part of the argument.
     """
-    _split(flags, "flags")
+    if {"'", '"'} & set(flags):
+        raise UserError(f"flags {shorten(repr(flags))} has a quote", hint="drop it: a value is always one argument")
     for name in (VALUE, KEY):
         if name not in flags:
             message = f"flags {shorten(repr(flags))} has no {name}"
@@ -165,21 +173,28 @@ def placeholders(command: str, keys: Collection[str]) -> list[str]:
     """The keys whose value has a place in the command.
 
     Raises:
-        FieldsError: A name in braces is almost a key.
+        FieldsError: A name in braces is almost a key, or a key that a shell reads as a variable.
 
     Example:
         >>> placeholders("python {model}.py --dir out/{lr}-{step}", ["lr", "model", "seed"])
         ['lr', 'model']
     """
     for match in _PLACEHOLDER.finditer(command):
-        name = match[1]
+        name = match["name"]
+        if match["dollar"]:
+            if match[0] == f"${{{name}}}" and name in keys:
+                message = f"{match[0]} in command has the placeholder {{{name}}} after a $"
+                hint = f"write {{{name}}} for the value, or ${name} for a variable of the shell"
+                raise FieldsError(("command",), message, hint=hint)
+            continue
         meant = _meant(name, keys)
         if match[0] != f"{{{name}}}" and name in keys:
             meant = name
         if meant is not None:
             message = f"{match[0]} in command is not a placeholder, which has the name of a key"
             raise FieldsError(("command",), message, hint=f"did you mean {{{meant}}}?")
-    return [key for key in keys if f"{{{key}}}" in command]
+    words = shlex.split(command)
+    return [key for key in keys if any(f"{{{key}}}" in word for word in words)]
 
 
 def _meant(name: str, keys: Collection[str]) -> str | None:
@@ -221,6 +236,18 @@ def script_of(command: str) -> str | None:
     if not script.endswith(".py"):
         return None
     return script
+
+
+def name_of(command: str) -> str:
+    """A short name of a command: its script, its module, or its program.
+
+    Example:
+        >>> name_of("python src/a.py --x 1"), name_of("python -m pkg.train"), name_of("env A=1 ./run.sh")
+        ('a.py', 'pkg.train', 'run.sh')
+    """
+    words = shlex.split(command)
+    program = next(iter(_from_program(words)), command)
+    return os.path.basename(script_of(command) or _module(words) or program)
 
 
 def check_script(command: str, working_dir: str, sweep_folder: str) -> None:

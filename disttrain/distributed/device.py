@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import ctypes
 import os
-import platform
 import socket
 import warnings
-from pathlib import Path
 
 import torch
 
+from disttrain.environment.cpu_name import cpu_name
 from disttrain.environment.rank_env import RankEnv
 from disttrain.errors import UserError
 
@@ -28,10 +27,7 @@ def device_name(device: torch.device) -> str:
     """The model name of the GPU, or of the CPU."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
-    for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
-        if line.startswith("model name"):
-            return line.partition(":")[2].strip()
-    return platform.machine()
+    return cpu_name()
 
 
 def choose_device(env: RankEnv, wanted: str) -> torch.device:

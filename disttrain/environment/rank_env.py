@@ -173,7 +173,7 @@ def port_candidates(token: str) -> tuple[int, ...]:
     """Ports for one run, outside the ephemeral range, in an order that follows from its token.
 
     A single port derived from a job id would collide with another job's port sooner or later. So the ranks agree on an
-    order and take the first port in it that answers for their own job (disttrain.distributed.rendezvous).
+    order and take the first port in it that answers for their own job (disttrain.environment.port_agreement).
 
     Example:
         >>> port_candidates("7/0") == port_candidates("7/0") != port_candidates("8/0")

@@ -10,7 +10,7 @@ from pathlib import Path
 import psutil
 
 MIB = 2**20
-_TICK_S = 1 / os.sysconf("SC_CLK_TCK")
+TICK_S = 1 / os.sysconf("SC_CLK_TCK")
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class Host:
         Raises:
             OSError: The system does not provide the values.
         """
-        now_s, used_s = time.monotonic(), cpu_s()
+        now_s, used_s = time.monotonic(), self._cpu_s()
         before, self._before = self._before, (now_s, used_s)
         own_percent = None
         host_average = psutil.cpu_percent()  # the first call returns 0.0, for an empty interval
@@ -45,10 +45,16 @@ class Host:
         memory = psutil.virtual_memory()
         return HostState(
             process_cpu_percent=own_percent,
-            process_memory_mib=_resident_bytes() / MIB,
+            process_memory_mib=self._resident_bytes() / MIB,
             host_cpu_percent=host_percent,
             host_memory_used_mib=(memory.total - memory.available) / MIB,
         )
+
+    def _cpu_s(self) -> float | None:
+        return cpu_s()
+
+    def _resident_bytes(self) -> int:
+        return _resident_bytes()
 
 
 def cpu_s() -> float | None:
@@ -74,7 +80,7 @@ def _child_s(pid: str) -> float:
     except OSError:
         return 0.0  # the child has ended in the meantime
     fields = line.rpartition(b")")[2].split()  # proc(5): the third field and later; the name may contain spaces
-    return (int(fields[11]) + int(fields[12])) * _TICK_S
+    return (int(fields[11]) + int(fields[12])) * TICK_S
 
 
 def _resident_bytes() -> int:

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-from collections.abc import Callable
+import itertools
+import re
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 _ENERGY = "nvmlDeviceGetTotalEnergyConsumption"
+_NAME_OF_GPU = re.compile(r"\d+$|(?:GPU|MIG)-")  # in CUDA_VISIBLE_DEVICES
 # nvmlClocksEventReasons in nvml.h (earlier: throttle reasons): the reasons why clocks are reduced.
 THROTTLE_REASONS = {
     0x1: "gpu_idle",
@@ -102,9 +105,7 @@ class Gpu:
         nvml = self._nvml
         version = None
         with contextlib.suppress(nvml.NVMLError, AttributeError):
-            version = nvml.nvmlSystemGetDriverVersion()
-        if isinstance(version, bytes):  # from nvidia-ml-py3
-            version = version.decode(errors="replace")
+            version = _text(nvml.nvmlSystemGetDriverVersion())
         return GpuSettings(
             driver_version=version,
             gpu_power_cap_w=self._get(
@@ -165,6 +166,66 @@ def open_gpu(uuid: str) -> tuple[Gpu | None, str | None]:
         return Gpu(uuid, pynvml), None
     except pynvml.NVMLError as error:
         return None, str(error)
+
+
+@dataclass(frozen=True)
+class VisibleGpu:
+    """A GPU that a program sees.
+
+    Attributes:
+        uuid: Its UUID, or that of a MIG slice, without the prefix.
+        name: Its model; None if NVML does not say it.
+    """
+
+    uuid: str
+    name: str | None = None
+
+
+def visible_gpus(environ: Mapping[str, str]) -> tuple[VisibleGpu, ...]:
+    """The GPUs that CUDA shows a program with this environment, in its order; empty if NVML is not available.
+
+    Numbers count the GPUs as NVML does. On a node with several models, CUDA counts differently unless CUDA_DEVICE_ORDER
+    is PCI_BUS_ID.
+    """
+    visible = environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is not None and not visible.strip():
+        return ()
+    try:
+        import pynvml as nvml
+    except ImportError:
+        return ()
+    gpus = []
+    with contextlib.suppress(nvml.NVMLError, AttributeError):
+        nvml.nvmlInit()
+        try:
+            names = [str(index) for index in range(nvml.nvmlDeviceGetCount())]
+            if visible is not None:
+                names = [name.strip() for name in visible.split(",")]
+            for name in itertools.takewhile(_NAME_OF_GPU.match, names):  # CUDA ignores all after an invalid one
+                gpus.append(_visible_gpu(nvml, name))
+        finally:
+            nvml.nvmlShutdown()
+    return tuple(gpus)
+
+
+def _visible_gpu(nvml: Any, name: str) -> VisibleGpu:
+    """The GPU with this number or UUID.
+
+    Raises:
+        NVMLError: NVML does not find it.
+    """
+    if not name.isdigit():  # GPU-..., MIG-...
+        return VisibleGpu(name.partition("-")[2])
+    handle = nvml.nvmlDeviceGetHandleByIndex(int(name))
+    uuid, model = _text(nvml.nvmlDeviceGetUUID(handle)), _text(nvml.nvmlDeviceGetName(handle))
+    return VisibleGpu(uuid.partition("-")[2], model)
+
+
+def _text(value: str | bytes) -> str:
+    """A text of the module: nvidia-ml-py3 returns bytes."""
+    if isinstance(value, bytes):
+        return value.decode(errors="replace")
+    return value
 
 
 def gpu_settings(uuid: str | None) -> GpuSettings:

@@ -64,12 +64,13 @@ class Sampler:
     Args:
         interval_s: Seconds between two samples; 0 disables sampling.
         gpu: The rank's GPU; None leaves the GPU figures empty.
+        host: What reads the load of the rank and its host; None for that of this process.
     """
 
-    def __init__(self, interval_s: float, gpu: Gpu | None) -> None:
+    def __init__(self, interval_s: float, gpu: Gpu | None, host: Host | None = None) -> None:
         self._interval_s = interval_s
         self._gpu = gpu
-        self._host = Host()
+        self._host = host or Host()
         self._energy = Energy()
         self._records: queue.SimpleQueue[TelemetryRecord] = queue.SimpleQueue()
         self._ended = threading.Event()
@@ -128,16 +129,17 @@ class Sampler:
             self._gpu.close()
 
 
-def open_sampler(interval_s: float, gpu_uuid: str | None) -> tuple[Sampler, tuple[str, ...]]:
+def open_sampler(interval_s: float, gpu_uuid: str | None, host: Host | None = None) -> tuple[Sampler, tuple[str, ...]]:
     """The sampler of a rank, and notices for the user.
 
     Args:
         interval_s: Seconds between two samples; 0 disables sampling.
         gpu_uuid: The UUID of the rank's GPU; None without a GPU.
+        host: What reads the load of the rank and its host; None for that of this process.
     """
     if not interval_s or gpu_uuid is None:
-        return Sampler(interval_s, None), ()
+        return Sampler(interval_s, None, host), ()
     gpu, error = open_gpu(gpu_uuid)
     if error is not None:
-        return Sampler(interval_s, None), (f"GPU telemetry is empty: NVML reports {error!r}",)
-    return Sampler(interval_s, gpu), ()
+        return Sampler(interval_s, None, host), (f"GPU telemetry is empty: NVML reports {error!r}",)
+    return Sampler(interval_s, gpu, host), ()

@@ -291,6 +291,15 @@ def write_failure(folder: Path, rank: int, error: BaseException) -> None:
         user_error=isinstance(error, UserError),
     )
     try:
-        write_json(folder / failure_name(rank), dataclasses.asdict(failure))
+        save_failure(folder, failure)
     except OSError as write_error:
         error.add_note(f"its record could not be written: {write_error}")
+
+
+def save_failure(folder: Path, failure: Failure) -> None:
+    """Writes a failure.
+
+    Raises:
+        OSError: The file cannot be written.
+    """
+    write_json(folder / failure_name(failure.rank), dataclasses.asdict(failure))

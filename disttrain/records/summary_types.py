@@ -19,6 +19,7 @@ from disttrain.records.figure_sources import (
     PACKAGES,
     PLACE,
     RANKS,
+    SCRIPT,
     STARTS,
     STEPS,
     SYSTEM,
@@ -78,7 +79,7 @@ class Stage:
         str,
         doc(
             "importing; connecting (the ranks find each other); start check; preparing data; training; evaluating;"
-            " saving (a checkpoint, or the trained model); measuring (of a link run)."
+            " saving (a checkpoint, or the trained model); measuring (of a link run); running (of a command)."
         ),
         LOOP,
     ]
@@ -197,6 +198,15 @@ class RunFigures:
         Unit("10^9 bytes/s"),
         doc("Model link: bus bandwidth of the largest size that was measured in the available time."),
         LINKS,
+    ] = None
+    metrics: Annotated[
+        dict[str, dict[str, float | None]] | None,
+        doc(
+            "Of a run of a command: the numbers that its script logged, by name: last, mean, best, min, max and count."
+            " last is null if the last one is not finite; mean, best, min and max are over the finite ones. best is the"
+            " lowest if the name says loss, error, perplexity, time or similar, else the highest."
+        ),
+        SCRIPT,
     ] = None
     gpu_energy_j: Annotated[
         float | None,

@@ -39,7 +39,8 @@ def clean(
 ) -> None:
     """List what can be removed from the folder of a sweep, with its size. Without an option, nothing is removed.
 
-    Runs that wait, run or can resume keep all their files. Records, summaries and the list of submissions always stay.
+    Runs that wait, run or can resume keep all their files. Records, summaries and the list of submissions always stay,
+    and so do the files of your own scripts.
     """
     from jobs.results.text_table import binary_size
     from jobs.storage.forget_runs import remove
@@ -81,6 +82,7 @@ def _find(folder: SweepFolder) -> list[Removable]:
     Raises:
         UserError: It is not known which runs have ended.
     """
+    from disttrain.config.command_config import is_command
     from jobs.results.run_records import is_complete
     from jobs.storage.ledger import read_ledger
     from jobs.storage.removable import Kind, leftovers, of_runs
@@ -97,7 +99,9 @@ def _find(folder: SweepFolder) -> list[Removable]:
             ended[row.run_id] = f"{row.name}, dropped" if row.dropped else row.name
             if row.state.is_success or row.dropped:
                 unneeded.add(row.run_id)
-    found = [*of_runs(folder, ended, unneeded), *leftovers(folder, folder.planned_runs(), ledger, time.time())]
+    planned = folder.planned_runs()
+    scripts = {run["run_id"] for run in planned if is_command(run)}
+    found = [*of_runs(folder, ended, unneeded, scripts), *leftovers(folder, planned, ledger, time.time())]
     return sorted(found, key=lambda item: (list(Kind).index(item.kind), -item.size_bytes))
 
 

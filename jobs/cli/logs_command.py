@@ -33,7 +33,8 @@ def logs(
             "--rank",
             min=0,
             metavar="RANK",
-            help="Rank whose log is printed. Default: the first rank that reported a failure, or 0.",
+            help="Rank whose log is printed. Default: the first rank that reported a failure, or 0."
+            " With launcher torchrun, the number of a node: its ranks share one log.",
         ),
     ] = None,
     follow: Annotated[
@@ -48,6 +49,7 @@ def logs(
     After a requeue, it has all attempts of the job.
     """
     from jobs.planning.labels import Variation
+    from jobs.results.failures.job_log import Tasks
     from jobs.storage.job_logs import LogPrinter
     from jobs.storage.run_lookup import find_runs
     from jobs.storage.sweep_folder import find_folder
@@ -55,26 +57,28 @@ def logs(
     folder = find_folder(sweeps_root(root), sweep, cluster)
     planned = folder.planned_runs()
     (found,) = find_runs(planned, [run])
-    name, world_size = Variation(planned).name(found), found["world_size"]
-    if rank is not None and rank >= world_size:
-        raise UserError(f"rank {rank} of {name}: its ranks are 0 to {world_size - 1}", where="--rank")
+    name, tasks = Variation(planned).name(found), Tasks.of(found)
+    noun = "rank" if tasks.are_ranks else "node"
+    if rank is not None and rank >= tasks.count:
+        hint = None if tasks.are_ranks else "torchrun starts the ranks: all ranks of a node share one log"
+        raise UserError(f"{noun} {rank} of {name}: its {noun}s are 0 to {tasks.count - 1}", where="--rank", hint=hint)
     if folder.logs.is_dir() and not os.access(folder.logs, os.R_OK | os.X_OK):
         raise UserError(f"{str(folder.logs)!r} cannot be read", hint="only the owner of a sweep can open its logs")
     failed = _failed_rank(folder.run(found["run_id"]))
-    log = _RunLog(folder, found["run_id"], name, failed or 0 if rank is None else rank)
+    log = _RunLog(folder, found["run_id"], name, failed or 0 if rank is None else rank, noun)
     printer = LogPrinter(sys.stdout.buffer)
     if follow:
         _follow(log, printer)
         failed = _failed_rank(folder.run(found["run_id"]))
         if rank is None and failed not in (None, log.rank):
-            _note(f"rank {failed} reported the first failure: sweep logs {found['run_id']} --rank {failed}")
+            _note(f"{noun} {failed} reported the first failure: sweep logs {found['run_id']} --rank {failed}")
     else:
         paths = log.files(log.latest_job())
         if not paths:
             raise log.missing(log.ask().conclusions[log.run_id])
         printer.print_new(paths)
     if printer.is_empty:
-        _note(f"the log of rank {log.rank} is empty: {log.files(log.latest_job())[0]}")
+        _note(f"the log of {noun} {log.rank} is empty: {log.files(log.latest_job())[0]}")
 
 
 def _failed_rank(run_dir: Path) -> int | None:
@@ -88,12 +92,13 @@ def _failed_rank(run_dir: Path) -> int | None:
 
 @dataclass(frozen=True)
 class _RunLog:
-    """The log of one rank in the latest job of a run."""
+    """The log of one rank, or of the torchrun of a node, in the latest job of a run."""
 
     folder: SweepFolder
     run_id: str
     name: str
     rank: int
+    noun: str
 
     def latest_job(self) -> str | None:
         """The id of the latest job; None if there is none."""
@@ -126,8 +131,10 @@ class _RunLog:
             return UserError(f"{self.name} was never submitted", hint="sweep submit sends it")
         if conclusion.state.is_pending:
             return UserError(f"{self.name} still waits: {_state_text(conclusion)}", hint="--follow waits for its start")
-        message = f"rank {self.rank} of {self.name} has no log in {str(self.folder.logs)!r}; {_state_text(conclusion)}"
-        return UserError(message, hint="its job ended before the rank started, or its log was removed")
+        message = (
+            f"{self.noun} {self.rank} of {self.name} has no log in {str(self.folder.logs)!r}; {_state_text(conclusion)}"
+        )
+        return UserError(message, hint=f"its job ended before the {self.noun} started, or its log was removed")
 
 
 def _follow(log: _RunLog, printer: LogPrinter) -> None:

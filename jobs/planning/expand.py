@@ -145,9 +145,8 @@ def _command_config(sweep: Sweep, point: Point) -> CommandConfig:
     )
     with _placed(sweep, point):
         for name in placeholders(config.command, list(dict.fromkeys((*values, *sweep.names)))):
-            if values.get(name) is None:
-                problem = "is null" if name in values else "is not set for this run"
-                message = f"the command has the placeholder {{{name}}}, and {name} {problem}"
+            if name not in values:
+                message = f"the command has the placeholder {{{name}}}, and {name} is not set for this run"
                 raise FieldsError((COMMAND, name), message, hint="give it a value, or drop the placeholder")
     return config
 

@@ -5,14 +5,12 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import json
-import os
 import re
-import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from disttrain.config.command_config import is_command
-from disttrain.config.command_text import script_of
+from disttrain.config.command_text import name_of
 from disttrain.config.train_config import PATH_FIELDS, TrainConfig
 from jobs.planning.plan import is_link
 from jobs.planning.run_keys import COMMAND
@@ -110,13 +108,15 @@ class Variation:
         """
         candidates = [name for name in self.fields if name not in always]
         needed = [
-            name for name in candidates if not self._tell_apart(runs, [other for other in candidates if other != name])
+            name
+            for name in candidates
+            if not self._tell_apart(runs, [*always, *(other for other in candidates if other != name)])
         ]
         others = [name for name in candidates if name not in needed]
         for count in range(min(len(others), _MOST_FIELDS_TRIED) + 1):
             for chosen in itertools.combinations(others, count):
                 fields = [name for name in candidates if name in needed or name in chosen]
-                if self._tell_apart(runs, fields):
+                if self._tell_apart(runs, [*always, *fields]):
                     return (*always, *fields)
         return (*always, *candidates)
 
@@ -209,10 +209,7 @@ def command_names(commands: Sequence[str]) -> dict[str, str]:
         >>> list(command_names(["python src/a.py --x 1", "./run.sh", "python a.py"]).values())
         ['a.py#1', 'run.sh', 'a.py#2']
     """
-    names = {}
-    for command in dict.fromkeys(commands):
-        words = shlex.split(command) or [command]
-        names[command] = os.path.basename(script_of(command) or words[0])
+    names = {command: name_of(command) for command in commands}
     same: dict[str, list[str]] = {}
     for command, name in names.items():
         same.setdefault(name, []).append(command)

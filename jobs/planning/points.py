@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from disttrain.config.train_config import LINK
 from disttrain.config.yaml_nodes import KeyPath
-from disttrain.errors import UserError
+from disttrain.errors import UserError, suggest_name
 from jobs.planning.allocation import Allocation
 from jobs.planning.run_keys import COMMAND
 from jobs.planning.sweep_file import Sweep
@@ -194,6 +194,8 @@ def _matches_nothing(sweep: Sweep, points: list[Point], index: int) -> UserError
     for name, value in entry.values.items():
         if not any(_has(point, name, value) for point in points):
             hint = "write a value that occurs in the sweep, or drop the entry"
+            if sweep.commands.own_keys:  # nothing else knows the names of the keys
+                hint = suggest_name(name, () if name in sweep.names else sweep.names, hint)
             return UserError(f"no run has {name} {value!r}", where=sweep.where("exclude", index, name), hint=hint)
     if not set(entry.allocations or sweep.allocations) & set(sweep.allocations):
         message = f"no run has allocation {', '.join(map(str, entry.allocations or ()))}"

@@ -6,11 +6,12 @@ from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
+from disttrain.config.command_config import is_command
 from jobs.planning.labels import Variation
 from jobs.results.comparability import with_reasons
 from jobs.results.failures.failure_kind import Kind
 from jobs.results.failures.failure_reason import explain, needs_log
-from jobs.results.failures.job_log import LogEnd, parse_log_end
+from jobs.results.failures.job_log import LogEnd, Tasks, parse_log_end
 from jobs.results.result import Requested, Result, Scheduled
 from jobs.results.run_records import RunRecords
 from jobs.schedulers.conclude import Conclusion
@@ -51,7 +52,7 @@ def join(
         if conclusion.attempt is not None and conclusion.attempt.key not in {attempt.key for attempt in of_jobs}:
             of_jobs.append(conclusion.attempt)
         run_records = records.get(run["run_id"], RunRecords())
-        kind, reason = _reason(conclusion, run_records, run["world_size"], read_log)
+        kind, reason = _reason(conclusion, run_records, Tasks.of(run), read_log)
         scheduled = _scheduled(conclusion, jobs, of_jobs, kind, reason, run["world_size"], has_accounting)
         rows.append(
             Result(
@@ -61,6 +62,7 @@ def join(
                 config=run["train"],
                 scheduled=scheduled,
                 figures=_measured(run_records, State(scheduled.state)),
+                is_command=is_command(run),
             )
         )
     return with_reasons(_with_link_shares(rows))
@@ -128,7 +130,7 @@ def _scheduled(
 
 
 def _reason(
-    conclusion: Conclusion, records: RunRecords, world_size: int, read_log: Callable[[str], str]
+    conclusion: Conclusion, records: RunRecords, tasks: Tasks, read_log: Callable[[str], str]
 ) -> tuple[Kind | None, str | None]:
     """The kind of the reason why a run did not complete, and why it waits or did not complete.
 
@@ -138,9 +140,9 @@ def _reason(
     kind: Kind | None = None
     if state.is_finished and not state.is_success:
         log_end = LogEnd()
-        if conclusion.attempt is not None and needs_log(state, records.failures, world_size):
-            log_end = parse_log_end(read_log(conclusion.attempt.job_id), world_size)
-        explained = explain(state, conclusion.attempt, records, world_size, log_end)
+        if conclusion.attempt is not None and needs_log(state, records.failures, tasks.count):
+            log_end = parse_log_end(read_log(conclusion.attempt.job_id), tasks)
+        explained = explain(state, conclusion.attempt, records, tasks, log_end)
         kind = explained.kind
         # A damaged failure file says that a rank did report an error.
         if state is not State.FAILED or records.failures or not any(text.startswith("failure-") for text in reasons):

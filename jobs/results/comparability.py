@@ -13,6 +13,7 @@ from disttrain.records.versions import STARTING
 from jobs.results.result import Result
 
 SHARED_GPU, ONE_HOST = "ranks shared a GPU", "all nodes were one host"
+_AUTO = "auto"  # the default of the field `device`
 
 
 @dataclass(frozen=True)
@@ -130,7 +131,7 @@ def _usual_values(rows: Sequence[Result], fact: _Fact) -> dict[Hashable, Any]:
 def _value(row: Result, fact: _Fact) -> Any:
     """The value of a fact in a row; None if it is not known, or does not apply."""
     value = row.figures.get(fact.figure)
-    if value is None and row.config.get("model") != LINK:
+    if value is None and not row.is_command and row.config.get("model") != LINK:
         return fact.before
     return value
 
@@ -149,16 +150,24 @@ def _scope(row: Result, fact: _Fact) -> Hashable:
     if fact.same_allocation:
         allocation = row.requested.allocation
     exchange: Hashable = None
-    if fact.same_exchange:  # a link run exchanges no gradients; the other fields choose between all-reduce and memory
+    if fact.same_exchange and not row.is_command:
+        # A link run exchanges no gradients; the other fields choose between all-reduce and memory.
         fields = (row.config.get("detailed_timing"), row.config.get("grad_compression"))
         exchange = (row.config.get("model") == LINK, *map(str, fields))
-    return str(row.config.get("device")), allocation, exchange
+    return _asked_device(row), allocation, exchange
+
+
+def _asked_device(row: Result) -> str:
+    """The device that a run asks for. A script says nothing of it: a field of that name is the user's own."""
+    if row.is_command:
+        return _AUTO
+    return str(row.config.get("device"))
 
 
 def _device(row: Result) -> str:
     if row.figures.get("cuda_version") is not None:
         return "GPU"
-    if row.config.get("device") == "cpu":
+    if _asked_device(row) == "cpu":
         return "CPU"
     return "device"  # of an earlier release, or chosen by the run
 

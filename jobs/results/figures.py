@@ -7,13 +7,14 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from disttrain.config.command_config import is_command
 from disttrain.errors import UserError
 from disttrain.records.json_values import DamagedFile, UnreadableFile, damaged
 from disttrain.records.record_files import SUMMARY_NAME, from_json, metrics_name, read_records
 from disttrain.records.record_types import LinkRecord, Record
 from disttrain.records.summary_types import RunInfo
 from jobs.planning.labels import Variation
-from jobs.planning.plan import has_bucket_times, is_link
+from jobs.planning.plan import count_runs, has_bucket_times, is_link
 from jobs.results.step_lanes import DETAILED_TIMING_HINT, NotInRun, read_lanes
 from jobs.results.text_table import binary_size
 from jobs.results.timeline import draw, new_figure
@@ -51,6 +52,7 @@ def write_figures(
         raise UserError(f"{str(folder.path)!r} belongs to another user", hint="write the figures elsewhere: -o FOLDER")
     target = output or folder.path / "figures"
     planned = folder.planned_runs()
+    _note_scripts([] if named is not None else planned, say)
     variation = Variation(planned)
     links = Counter(run["allocation"] for run in planned if is_link(run))
     drawn = 0
@@ -78,6 +80,13 @@ def write_figures(
         yield path
     if not drawn:
         raise UserError(f"none of the {len(finished)} finished runs can be drawn", hint="the notes say why")
+
+
+def _note_scripts(planned: Sequence[Mapping[str, Any]], say: Callable[[str], None]) -> None:
+    """Says which runs are never drawn."""
+    scripts = sum(map(is_command, planned))
+    if scripts:
+        say(f"not drawn: {count_runs(scripts)} of your own script, whose steps are not timed")
 
 
 def _draw(folder: SweepFolder, run: Mapping[str, Any], variation: Variation, step: int | None) -> Figure:
@@ -129,6 +138,8 @@ def _finished_runs(folder: SweepFolder, named: str | None) -> list[Mapping[str, 
     name = sweep
     if named is not None:
         name = f"run {Variation(planned).name(wanted[0])}"
+    if wanted and all(map(is_command, wanted)):
+        raise UserError(f"{name} has nothing to draw", hint="the steps of your own script are not timed")
     if drawable:
         raise UserError(f"{name} has nothing to draw yet: no run has finished", hint="sweep status shows the progress")
     raise UserError(

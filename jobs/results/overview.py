@@ -44,7 +44,7 @@ def overview(
     for number, (name, rows) in enumerate(filled.items()):
         blocks = (run_lines(row, folder, jobs.get(row.run_id, ())) for row in rows)
         if name == RUNNING:
-            blocks = ([f"{row.name}  {row.state}, step {row.figures.get('steps') or 0}"] for row in rows)
+            blocks = ([", ".join(filter(None, (f"{row.name}  {row.state}", row.progress_text)))] for row in rows)
         lines = list(section_lines(name, len(rows), blocks, width, left // (len(filled) - number)))
         left -= _height(lines, width)
         yield from lines

@@ -13,6 +13,7 @@ from disttrain.records.figure_sources import Source
 from disttrain.records.figures import Figure, InTable, figures_of
 from disttrain.records.summary_types import SUMMARY_FIGURES
 from jobs.planning.labels import run_name
+from jobs.results.metric_columns import PREFIX, Metrics, metric_columns
 from jobs.slurm.states import JobPhase, State
 
 PLAN = Source("the plan")
@@ -122,6 +123,7 @@ class Result:
         config: The complete config of the run.
         scheduled: What the scheduler reports.
         figures: What the run measured, by the names of `COLUMNS`; a missing figure is unknown.
+        is_command: Whether the run is that of a command: the fields of its config then are the user's own.
     """
 
     requested: Requested
@@ -130,6 +132,7 @@ class Result:
     config: Mapping[str, Any]
     scheduled: Scheduled
     figures: Mapping[str, Any]
+    is_command: bool = False
 
     @property
     def run_id(self) -> str:
@@ -157,11 +160,28 @@ class Result:
         """The phase of the run's state."""
         return self.state.phase
 
+    @property
+    def progress_text(self) -> str:
+        """How far a run has come that runs; empty for a script that has logged no step."""
+        steps = self.figures.get("steps") or 0
+        if self.is_command and not steps:
+            return ""
+        return f"step {steps}"
+
     def columns(self) -> dict[str, Any]:
-        """The row: the run id, the fields that vary, then every column of `COLUMNS`. Unknown values are None."""
+        """The row: the run id, the fields that vary, every column of `COLUMNS`, and those of the metrics of its script.
+
+        Unknown values are None.
+        """
         known = {**vars(self.requested), **vars(self.scheduled), **self.figures}
         varied = {column_name(name): value for name, value in self.varied.items()}
-        return {"run_id": self.run_id, **varied, **{name: known.get(name) for name in COLUMNS}}
+        columns = {name: known.get(name) for name in COLUMNS}
+        return {"run_id": self.run_id, **varied, **columns, **metric_columns(self.metrics)}
+
+    @property
+    def metrics(self) -> Metrics:
+        """The figures of each metric that its script has logged, by name."""
+        return self.figures.get("metrics") or {}
 
     def with_figures(self, **figures: Any) -> Result:
         """The row with further figures."""
@@ -169,7 +189,13 @@ class Result:
 
 
 def column_name(field: str) -> str:
-    """The column of a config field: its own name, unless another column has it."""
-    if field in COLUMNS or field == "config":  # JSON has the complete config under that name
+    """The column of a config field: its own name, unless another column has it, or may have it.
+
+    Example:
+        >>> column_name("lr"), column_name("steps"), column_name("metrics.loss")
+        ('lr', 'config.steps', 'config.metrics.loss')
+    """
+    # JSON has the complete config under that name. A key of the user's own script may have any name.
+    if field in COLUMNS or field == "config" or field.startswith(("config.", PREFIX)):
         return f"config.{field}"
     return field

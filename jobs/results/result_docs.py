@@ -25,7 +25,16 @@ A row is one run. A missing value is an empty cell in CSV and null in JSON, neve
 **Fields that vary** follow the run id, each as a column of its own name: what differs between the runs of the sweep,
 through `axes`, `zip`, `include`, `seeds`, or `--set` in several submissions. Paths are as in the sweep file. In the
 printed table a mapping is `#1`, its number among the values of its field. A field that has the name of another column
-gets the prefix `config.`.
+gets the prefix `config.`, and so does one whose name begins with `config.` or `metrics.`.
+
+**Metrics** are what your own script has logged: a run of a `command` has three columns for each name, and others have
+none. `metrics.loss` is the last value, `metrics.loss.best` the best, `metrics.loss.mean` the mean of all. The best one
+is the lowest if the name says loss, error, perplexity, time or similar, and the highest for any other name, such as
+`accuracy` or `samples_per_s`. A last value that is NaN or infinite is missing; best and mean leave such values out. If
+a run has resumed, steps that it repeated count once. If several ranks log a name, the lowest rank counts. Lines that
+are no JSON object, and values that are no number, are left out. The first 200 names count. A metric named `loss.best`
+would have the column of another one, so its last value is in `metrics.loss.best.last`. The printed table has the last
+values of at most four metrics, those of most runs first.
 
 **The label** is the allocation, and the fewest values that tell the run from the others: `2x2 lr=2e-05 seed=1`. It is
 next to the run id in tables, progress lines, figures and messages, and commands accept it in place of the id.
@@ -59,7 +68,9 @@ def results_page() -> str:
     texts = {
         "Requested": "From the plan.",
         "Scheduled": "From Slurm's accounting. Under the local executor, only the state and the times are known.",
-        "Measured": "From the summary of a run that completed; of any other run, only `steps`, its steps so far.",
+        "Measured": "From the summary of a run that completed; of any other run, only `steps`, its steps so far. The"
+        " script of a command measures itself: of its run, figures of steps and gradients are missing. If it logs"
+        " `samples_per_s`, the mean is also the figure of this name.",
     }
     return "\n".join(
         [_PAGE, *(f"## {title}\n\n{texts[title]}\n\n{figure_table(figures)}" for title, figures in sections)]

@@ -3,22 +3,22 @@
 from __future__ import annotations
 
 import contextlib
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from disttrain.errors import shorten
+from disttrain.records.file_tail import read_tails
 from disttrain.records.json_values import DamagedFile, UnreadableFile, damaged, parse_object, type_check
 from disttrain.records.lifecycle.attempt_log import checkpoint_step
 from disttrain.records.record_files import metrics_name, read_failure, read_run_info, read_summary
 from disttrain.records.record_types import ExchangeRecord, StepRecord
+from disttrain.records.script_metrics import last_step as last_script_step
+from disttrain.records.script_metrics import metrics_files
 from disttrain.records.summary_types import Failure, Summary
 from jobs.storage.run_facts import failure_files
 
-# The number of bytes at the end of a file that are searched for a step, one size after the other.
-_TAIL_SIZES_BYTES = (2**12, 2**16, 2**20, 2**24)
 # A checkpoint record has a step too, but a checkpoint is written during the loop, and its step is an earlier one.
 _KINDS_WITH_LAST_STEP = (StepRecord.kind, ExchangeRecord.kind)
 _is_integer = type_check(int)
@@ -31,8 +31,10 @@ class RunRecords:
     Attributes:
         summary: The summary of a finished run.
         failures: The failures of ranks, earliest first.
-        last_step: The last step that rank 0 has written; None with a summary, or without any records.
-        saved_step: The step of the latest checkpoint; None with a summary, or without a checkpoint.
+        last_step: The last step that rank 0 has written, or that a script has logged; None with a summary, or without
+            any records.
+        saved_step: The step of the latest checkpoint; None with a summary, or without a checkpoint. The checkpoints of
+            a script are its own.
         damage: For each file that cannot be used, what is wrong with it.
     """
 
@@ -69,7 +71,10 @@ def read_run(run_dir: Path) -> RunRecords:
         read_run_info(run_dir)
     last_step: int | None = None
     saved_step: int | None = None
-    if summary is None:
+    if summary is None and (scripts := metrics_files(run_dir)):
+        steps = (step for rank in scripts if (step := last_script_step(run_dir, rank)) is not None)
+        last_step = next(steps, 0)
+    elif summary is None:
         saved_step = checkpoint_step(run_dir) or None
         path = run_dir / metrics_name(0)
         with _noting(damage):
@@ -110,23 +115,6 @@ def _last_step(path: Path) -> tuple[int | None, str | None]:
     except OSError as error:
         raise UnreadableFile(f"{path.name} cannot be read: {error.strerror}") from None
     return step or 0, wrong
-
-
-def read_tails(path: Path) -> Iterator[Sequence[bytes]]:
-    """The complete lines at the end of a file, and what is after the last line end; each time of a longer part.
-
-    Raises:
-        OSError: The file cannot be read.
-    """
-    with path.open("rb") as file:
-        size = file.seek(0, os.SEEK_END)
-        for tail in _TAIL_SIZES_BYTES:
-            file.seek(max(0, size - tail))
-            lines = file.read().split(b"\n")
-            if tail >= size:
-                yield lines
-                return
-            yield lines[1:]  # the first line is truncated by the tail
 
 
 def _last_step_in(lines: Sequence[bytes]) -> tuple[int | None, str | None]:

@@ -8,8 +8,9 @@ from pathlib import Path
 
 from disttrain.analysis.comm_overlap import Exchange
 from disttrain.analysis.measured_steps import MeasuredStep, measured_steps, split_by_start, steps_after_warmup
+from disttrain.config.command_config import is_command
 from disttrain.errors import UserError, shorten
-from disttrain.records.json_values import damaged
+from disttrain.records.json_values import damaged, read_object
 from disttrain.records.record_files import RUN_NAME, metrics_name, read_records, read_run_info
 from disttrain.records.record_types import ClockRecord, ExchangeRecord, Record, StartRecord, StepRecord
 from disttrain.records.summary_types import RunInfo
@@ -68,6 +69,8 @@ def read_timeline(run_dir: Path, label: str, step: int | None = None) -> Timelin
     run = read_run_info(run_dir)
     if run is None:
         raise UserError(f"{str(run_dir)!r} has no {RUN_NAME}")
+    if is_command(read_object(run_dir / RUN_NAME) or {}):
+        raise UserError(f"{str(run_dir)!r} is the run of a command: the steps of its script are not timed")
     return read_lanes(run_dir, run, label, step)
 
 

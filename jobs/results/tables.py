@@ -5,17 +5,23 @@ from __future__ import annotations
 import csv
 import io
 import re
+import shlex
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+from disttrain.command.arguments import arguments
+from disttrain.config.command_config import CommandConfig
+from disttrain.errors import shorten
 from disttrain.records.json_values import to_json as to_json_text
 from disttrain.records.record_files import failure_name
+from jobs.planning.expand import RunSpec
 from jobs.planning.labels import Variation, value_text
 from jobs.planning.plan import JobGroup, Plan, count_runs, run_json
 from jobs.results.comparability import ONE_HOST, SHARED_GPU
+from jobs.results.metric_columns import PREFIX, metric_column, shown_metrics
 from jobs.results.result import COLUMNS, Result, column_name
 from jobs.results.run_records import read_run
 from jobs.results.text_table import GAP, TextColumn, TextTable
@@ -26,6 +32,9 @@ from jobs.storage.run_lookup import list_names
 from jobs.storage.sweep_folder import SweepFolder
 
 _PIPE_WIDTH = 100
+_MOST_COMMANDS = 3  # of which the plan shows the arguments
+_METRIC_RANKS = (1, 1, 3, 3)  # of the metrics of scripts, as of `InTable`: a user looks for what the script logs
+_LONGEST_NAME = 32  # of a column, in characters
 _ONE_AXIS_LABEL = 16  # the usual width of a label of one field, in characters
 _STATE_STYLE = {State.COMPLETED: "green", State.RUNNING: "cyan", State.PENDING: "dim"}
 
@@ -40,6 +49,8 @@ def plan_report(plan: Plan) -> Iterator[TextTable | str]:
     styles: list[str] = []
     planned = {run.run_id: run_json(run) for run in plan.runs}
     variation = Variation(list(planned.values()))
+    for run, config in _first_of_each_command(plan):
+        yield f"{variation.label(planned[run.run_id])} starts: {shlex.join(arguments(config))}"
     for group in plan.groups:
         limit = group.gpu_hours_limit
         rows.append((f"{group.allocation}: {count_runs(len(group.runs))}", _request(group), _text(limit)))
@@ -59,6 +70,15 @@ def plan_report(plan: Plan) -> Iterator[TextTable | str]:
         TextColumn("GPU-h at limit", hours, is_right=True),
     )
     yield TextTable(columns, [*styles, "bold"])
+
+
+def _first_of_each_command(plan: Plan) -> Iterator[tuple[RunSpec, CommandConfig]]:
+    """The first run of the first commands: what the user reads to see whether the flags are those of the script."""
+    seen: set[str] = set()
+    for run in plan.runs:
+        if isinstance(run.config, CommandConfig) and run.config.command not in seen and len(seen) < _MOST_COMMANDS:
+            seen.add(run.config.command)
+            yield run, run.config
 
 
 def _request(group: JobGroup) -> str:
@@ -83,8 +103,16 @@ class _Column:
     cells: tuple[str, ...]
 
     @cached_property
+    def shown(self) -> TextColumn:
+        """The column as it is printed. A metric, or a key of the user's own script, may have any name."""
+        name = shorten(self.name)
+        if len(name) > _LONGEST_NAME:
+            name = f"{name[: _LONGEST_NAME - 3]}..."
+        return TextColumn(name, self.cells, self.is_number)
+
+    @cached_property
     def width(self) -> int:
-        return TextColumn(self.name, self.cells).width
+        return self.shown.width
 
     @property
     def is_equal(self) -> bool:
@@ -135,15 +163,17 @@ def _table(results: Sequence[Result], width: int | None) -> Iterator[TextTable |
         equal = [column for column in columns if column.is_equal and column.name not in ("label", "run_id")]
         columns = [column for column in columns if column not in equal]
         if equal:
-            yield "the same in all rows: " + ", ".join(f"{column.name} {column.cells[0]}" for column in equal)
+            yield "the same in all rows: " + ", ".join(f"{column.shown.name} {column.cells[0]}" for column in equal)
     if width is None:
         # Every field that varies after the first makes the table wider: as a column and in the label.
         varied = [column for column in columns if column.name in map(column_name, results[0].varied)]
         label = next(column for column in columns if column.name == "label")
-        width = _PIPE_WIDTH + sum(column.width + len(GAP) for column in varied[1:])
+        metrics = [column for column in columns if column.name.startswith(PREFIX)]
+        wider = [*varied[1:], *metrics[: _METRIC_RANKS.count(1)]]
+        width = _PIPE_WIDTH + sum(column.width + len(GAP) for column in wider)
         if len(varied) > 1:
             width += max(0, label.width - _ONE_AXIS_LABEL)
-    shown = [TextColumn(column.name, column.cells, column.is_number) for column in _fitting(columns, width)]
+    shown = [column.shown for column in _fitting(columns, width)]
     yield TextTable(shown, [state_style(row.state) for row in results])
 
 
@@ -153,7 +183,10 @@ def state_style(state: State) -> str:
 
 
 def _columns(results: Sequence[Result]) -> Iterator[_Column]:
-    """The columns that the table may have: label, run id, the fields that vary, and every figure with an `InTable`."""
+    """The columns that the table may have.
+
+    They are label, run id, the fields that vary, every figure with an `InTable`, and some metrics of scripts.
+    """
     figures = {figure.name: figure.table_rank for figure in COLUMNS.values() if figure.table_rank is not None}
     if not any((row.scheduled.attempts or 0) > 1 for row in results):
         del figures["attempts"]
@@ -167,6 +200,10 @@ def _columns(results: Sequence[Result]) -> Iterator[_Column]:
     for name, rank in figures.items():
         values = tuple(row[name] for row in rows)
         yield _Column(name, rank, values, tuple(_figure_text(name, row) for row in rows))
+    shown = shown_metrics([row.metrics for row in results], len(_METRIC_RANKS))
+    for metric, rank in zip(shown, _METRIC_RANKS, strict=False):
+        values = tuple(row.metrics.get(metric, {}).get("last") for row in results)
+        yield _Column(metric_column(metric), rank, values, tuple(map(_text, values)))
 
 
 def _fitting(columns: Sequence[_Column], width: int) -> list[_Column]:
@@ -262,18 +299,23 @@ def to_csv(results: Sequence[Result], *, all_columns: bool = False) -> str:
         all_columns: Whether the fields of the config that are equal in all runs are columns too, after the others.
     """
     rows = [row.columns() for row in results]
+    names = _names(rows) or ["run_id", *COLUMNS]
     if all_columns:
         rows = [
-            columns
-            | {column_name(name): value for name, value in row.config.items() if column_name(name) not in columns}
+            {column_name(name): value for name, value in row.config.items()} | columns
             for row, columns in zip(results, rows, strict=True)
         ]
-    names = list(dict.fromkeys(name for columns in rows for name in columns)) or ["run_id", *COLUMNS]
+        names = list(dict.fromkeys((*names, *_names(rows))))
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
     writer.writerow(names)
     writer.writerows([_csv_value(columns.get(name)) for name in names] for columns in rows)
     return buffer.getvalue()
+
+
+def _names(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The columns of all rows: not every script logs the same metrics."""
+    return list(dict.fromkeys(name for columns in rows for name in columns))
 
 
 def _csv_value(value: Any) -> Any:
@@ -289,7 +331,9 @@ def _csv_value(value: Any) -> Any:
 
 def to_json(results: Sequence[Result], sweep: str, cluster: str) -> str:
     """Every column, and the complete config, under `runs`; null for a number that is not finite."""
-    runs = [{**row.columns(), "config": row.config} for row in results]
+    rows = [row.columns() for row in results]
+    absent = dict.fromkeys(_names(rows))
+    runs = [{**absent, **columns, "config": row.config} for row, columns in zip(results, rows, strict=True)]
     return to_json_text({"sweep": sweep, "cluster": cluster, "runs": runs}, indent=2) + "\n"
 
 

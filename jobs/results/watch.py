@@ -95,7 +95,7 @@ class Watch(AbstractContextManager["Watch"]):
                 self.say(change_line(result))
         running = [result for result in self._awaited if result.phase is JobPhase.RUNNING]
         done = sum(result.phase is JobPhase.FINISHED for result in self._awaited)
-        now = "  ".join(f"{result.label} step {result.figures.get('steps') or 0}" for result in running[:3])
+        now = "  ".join(f"{result.label} {result.progress_text}".rstrip() for result in running[:3])
         self._progress.update(self._bar, total=len(self._awaited), completed=done, now=now)
 
     def _is_due(self) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any, get_args
 
 from disttrain.config.command_config import SECTION, is_command
@@ -36,7 +36,7 @@ class _Script:
     """The needed part of the section `script` of a command's run."""
 
     flags: str
-    switches: list[str]
+    switches: tuple[str, ...]
     launcher: str
     working_dir: str
 
@@ -75,7 +75,7 @@ def check_plan(plan: Mapping[str, Any]) -> None:
         try:
             check_fields(PlannedRun, run)
             if is_command(run):
-                check_fields(_Script, run[SECTION] or {})
+                _check_script(run[SECTION] or {})
         except ValueError as error:
             raise ValueError(f"{where}: {error}") from None
         if not RUN_ID.fullmatch(run["run_id"]):
@@ -87,6 +87,16 @@ def check_plan(plan: Mapping[str, Any]) -> None:
         name = "command" if is_command(run) else "model"
         if not isinstance(run["train"].get(name), str):
             raise ValueError(f"{where}: train.{name} is {shorten(repr(run['train'].get(name)))}")
+
+
+def _check_script(section: Mapping[str, Any]) -> None:
+    """Checks the section `script` of a run."""
+    check_fields(_Script, section)
+    unknown = section.keys() - {field.name for field in fields(_Script)}
+    if unknown:
+        raise ValueError(f"{SECTION} has {shorten(repr(min(unknown)))}, of another release")
+    if not section["launcher"].strip():
+        raise ValueError(f"launcher is {section['launcher']!r}")
 
 
 def _check_names(plan: Mapping[str, Any]) -> None:

@@ -21,6 +21,8 @@ _LEAST_AGE_S = 3600.0
 _CLAIM = re.compile(r"attempt-\d+")
 # The files that a rank or a command writes before it gives them their name.
 _TEMPORARY = re.compile(r"\..+\.\d+")
+# Of those, the ones that are ours where a user's own script may write too.
+_OWN_TEMPORARY = re.compile(r"\.(?:(?:run|request|stage|summary|failure-rank\d+)\.json|metrics-rank\d+\.jsonl)\.\d+")
 _SLURM_LOG = re.compile(r"(?P<array>\d+)_(?:\d+_)*(?:submission\.sh|submitted\.pkl|result\.pkl|log\.(?:out|err))")
 _LOCAL_LOGS = re.compile(r"local-\d+-[0-9a-f]+-\d+")
 # What submitit writes before sbatch, and renames after it.
@@ -52,25 +54,31 @@ class Removable:
     size_bytes: int
 
 
-def of_runs(folder: SweepFolder, ended: Mapping[str, str], unneeded: Collection[str]) -> Iterator[Removable]:
+def of_runs(
+    folder: SweepFolder, ended: Mapping[str, str], unneeded: Collection[str], scripts: Collection[str] = ()
+) -> Iterator[Removable]:
     """The checkpoints and models of runs. A run that failed keeps the checkpoints from which it resumes.
 
     Args:
         folder: The folder of the sweep.
         ended: The names of the runs that have ended, by id: nothing of any other run is looked at.
         unneeded: Those of them that never resume: they are done, or dropped.
+        scripts: The runs of commands. Checkpoints and models in their folders are the user's own, and stay.
     """
     for run_id, name in ended.items():
         run_dir = folder.run(run_id)
         results = sorted(run_dir.glob("earlier/*"))
         if run_id in unneeded:
             results.append(run_dir)
+        pattern = _TEMPORARY
+        if run_id in scripts:
+            results, pattern = [], _OWN_TEMPORARY
         checkpoints = [path for result in results for path in _entries(result / CHECKPOINTS_NAME)]
         # Without its manifest a checkpoint is none: an interrupted removal leaves nothing that looks complete.
         checkpoints = [path for path in checkpoints if not _CLAIM.fullmatch(path.name)]
         checkpoints.sort(key=lambda path: path.suffix != ".json")
         models = [result / MODEL_NAME for result in results if _is_folder(result / MODEL_NAME)]
-        temporary = [path for path in _entries(run_dir) if _TEMPORARY.fullmatch(path.name)]
+        temporary = [path for path in _entries(run_dir) if pattern.fullmatch(path.name)]
         for kind, paths in (
             (Kind.CHECKPOINTS, checkpoints), (Kind.MODELS, models), (Kind.LEFTOVERS, temporary)
         ):  # fmt: skip

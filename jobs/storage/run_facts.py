@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from disttrain.records.record_files import CHECKPOINTS_NAME, SUMMARY_NAME, metrics_name
+from disttrain.records.script_metrics import metrics_files
 
 _FAILURE_NAME = re.compile(r"failure-rank\d+\.json")
 
@@ -19,7 +20,7 @@ class RunFacts:
     Attributes:
         has_summary: Whether the run has a summary: a submission removes the one of an earlier job.
         failed_s: The time at which a rank last reported a failure, in seconds since 1970; None if none did.
-        wrote_s: The time at which rank 0 last wrote a record; None if it did not.
+        wrote_s: The time at which rank 0 last wrote a record, or its script a metric; None if neither did.
     """
 
     has_summary: bool = False
@@ -30,7 +31,8 @@ class RunFacts:
 def read_facts(run_dir: Path) -> RunFacts:
     """What a run's folder shows, without reading the records."""
     failed_s = max(filter(None, map(_written_s, failure_files(run_dir))), default=None)
-    return RunFacts(has_summary(run_dir), failed_s, _written_s(run_dir / metrics_name(0)))
+    written = (run_dir / metrics_name(0), *metrics_files(run_dir).get(0, ()))
+    return RunFacts(has_summary(run_dir), failed_s, max(filter(None, map(_written_s, written)), default=None))
 
 
 def has_summary(run_dir: Path) -> bool:

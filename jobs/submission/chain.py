@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 
 from disttrain.errors import UserError
-from disttrain.records.lifecycle.attempt_log import checkpoint_step, not_resumed_cause, read_attempts, why_not_again
+from disttrain.records.lifecycle.attempt_log import not_resumed_cause, read_attempts, steps_done, why_not_again
 from jobs.planning.cluster_profile import ClusterProfile
 from jobs.planning.plan import Plan
 from jobs.results.run_records import read_run
@@ -76,7 +76,7 @@ def _is_stopped(run_dir: Path, profile: ClusterProfile) -> bool:
         return False
     if not any(map(not_resumed_cause, read_run(run_dir).failures)):
         return False
-    return why_not_again(attempts, checkpoint_step(run_dir), profile.resume_policy) is None
+    return why_not_again(attempts, steps_done(run_dir), profile.resume_policy) is None
 
 
 def _following(plan: Plan, job_id: str) -> Plan:

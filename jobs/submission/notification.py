@@ -25,7 +25,7 @@ from disttrain.records.json_values import to_json
 from jobs.planning.labels import Variation
 from jobs.planning.plan import count_runs
 from jobs.results.failures.failure_reason import explain
-from jobs.results.failures.job_log import LogEnd
+from jobs.results.failures.job_log import LogEnd, Tasks
 from jobs.results.result import Result
 from jobs.results.run_records import read_run
 from jobs.slurm.states import JobPhase, State
@@ -85,7 +85,7 @@ def ends_by_files(folder: SweepFolder) -> list[RunEnd]:
         if failure_files(run_dir):
             records, reason = read_run(run_dir), None
             if records.failures:  # a damaged file still says that the run has failed
-                reason = explain(State.FAILED, None, records, run["world_size"], LogEnd()).text
+                reason = explain(State.FAILED, None, records, Tasks.of(run), LogEnd()).text
             ends.append(RunEnd(name, "failed", reason))
         else:
             ends.append(RunEnd(name, "cancelled" if run["run_id"] in cancelled else None))

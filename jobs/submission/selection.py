@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+from disttrain.config.train_config import TrainConfig
 from disttrain.errors import UserError
 from jobs.planning.plan import Plan, count_runs, request_of
 from jobs.results.run_records import is_complete
@@ -173,8 +174,16 @@ def note_timeouts(
     missing: Collection[str],
     conclusions: Mapping[str, Conclusion],
 ) -> None:
-    """Warns of runs that would reach the same time limit again: without a checkpoint they start from the beginning."""
-    limits = {run.run_id: group.parameters.get("time") for group in plan.groups for run in group.runs}
+    """Warns of runs that would reach the same time limit again: without a checkpoint they start from the beginning.
+
+    Of a user's own script nobody knows whether it has one.
+    """
+    limits = {
+        run.run_id: group.parameters.get("time")
+        for group in plan.groups
+        for run in group.runs
+        if isinstance(run.config, TrainConfig)
+    }
     again = []
     for run_id in limits:
         if run_id not in missing or run_id not in conclusions or conclusions[run_id].state is not State.TIMEOUT:

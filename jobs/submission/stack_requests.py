@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from disttrain.config.command_config import is_command
 from disttrain.errors import UserError
 from disttrain.records.lifecycle.stacks import last_frame, stacks_name
 from jobs.planning.labels import Variation
@@ -30,17 +31,21 @@ def request_stacks(folder: SweepFolder, texts: Sequence[str]) -> None:
         texts: What the user typed for each run.
 
     Raises:
-        UserError: A text names no run, a run does not run, or its ranks cannot be reached.
+        UserError: A text names no run, a run is that of a command or does not run, or its ranks cannot be reached.
     """
     folder.require_owner("only its owner can signal its ranks")
     plan = folder.plan()
     runs = find_runs(plan.runs, texts)
+    variation = Variation(plan.runs)
+    for run in runs:
+        if is_command(run):  # the signal would end it
+            message = f"{variation.name(run)} runs a script of yours, which does not write its stacks for sweep stacks"
+            raise UserError(message, hint="py-spy dump on its node, or faulthandler.register in the script, shows them")
     scheduler = scheduler_for(plan.kind, os.environ)
     ledger = read_ledger(folder.path)
     states = read_states(folder, plan.sweep, scheduler, ledger, [run["run_id"] for run in runs])
     for notice in (*states.damage, *states.answers.notices):
         note(notice)
-    variation = Variation(plan.runs)
     for run in runs:
         state = states.conclusions[run["run_id"]].state
         if state is not State.RUNNING:

@@ -402,3 +402,23 @@ def test_a_closed_pipe_is_no_failure(options: str, runs: int, tmp_path: Path) ->
         ["bash", "-c", command], cwd=tmp_path, env=environ_of(tmp_path), capture_output=True, text=True, check=True
     )
     assert (completed.stdout, completed.stderr) == ("0 0\n", "")
+
+
+def test_the_plan_of_a_command(sweep: Sweep, tmp_path: Path) -> None:
+    (tmp_path / "train.py").touch()
+    text = "name: c\nallocations: [1x4]\ncommand: python train.py\nlauncher: torchrun\naxes: {lr: [1e-4, 3e-4]}\n"
+    (tmp_path / "c.yaml").write_text(text)
+    shown = sweep("plan", "c.yaml", "text=a $5").out.splitlines()
+    assert shown[:2] == [
+        "c on local: 2 runs",
+        "1x4 lr=0.0001 starts: python train.py --text 'a $5' --lr 0.0001",
+    ]
+    assert " 1x4: 2 runs         nodes 1, tasks 1, GPUs 4" in shown
+    assert [line.split()[1:] for line in shown[2:] if "lr=" in line] == [["1x4", "lr=0.0001"], ["1x4", "lr=0.0003"]]
+    plan = json.loads(sweep("plan", "c.yaml", "--json", "text=it's $5", "n=[1, 2]").out)
+    assert plan["runs"][0]["train"] == {"command": "python train.py", "text": "it's $5", "n": [1, 2], "lr": 1e-4}
+    assert plan["runs"][0]["script"]["working_dir"] == str(tmp_path)
+    scripts = sweep("plan", "c.yaml", "--cluster", "slurm", "--scripts").out
+    assert "#SBATCH --ntasks-per-node=1\n" in scripts
+    assert "train.py" not in scripts
+    assert sweep("plan", "c.yaml", "lr=1").err.startswith("error: --set lr=1: lr varies in the sweep, at c.yaml:5: ")

@@ -7,6 +7,7 @@ import json
 import os
 import pickle
 import signal
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,10 +15,13 @@ from typing import Any
 
 import pytest
 
+import disttrain.command_run
 import disttrain.run
+from disttrain.config.command_config import CommandConfig
 from disttrain.config.train_config import TrainConfig
 from disttrain.environment.rank_env import RankEnv
 from disttrain.errors import UserError
+from disttrain.records.lifecycle.attempt_log import ResumePolicy
 from disttrain.records.record_files import FAILURE_GLOB, failure_name
 from jobs.entry import RankTask
 
@@ -131,3 +135,52 @@ def test_the_pickle_has_no_config() -> None:
     assert pickle.loads(data) == task
     assert b"jobs.entry" in data
     assert len(data) < 300
+
+
+@pytest.mark.parametrize(("policy", "warning"), [(None, signal.SIGUSR2), ("TERM", signal.SIGTERM)])
+def test_a_rank_of_a_users_script(
+    policy: Any, warning: signal.Signals, run_dir: Path, calls: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    script = {"flags": "{key}={value}", "switches": ["amp"], "launcher": "torchrun", "working_dir": "/work"}
+    train = {"command": "python train.py", "model": "mine", "amp": True}
+    (run_dir / "run.json").write_text(json.dumps({"train": train, "script": script}))
+    started: list[Any] = []
+    monkeypatch.setattr(
+        disttrain.command_run, "run_command", lambda *arguments, **options: started.append((arguments, options))
+    )
+    resume = ResumePolicy("slurm", 3600, 120, 1, 1, 1, warning_signal=policy) if policy else None
+    RankTask(str(run_dir), nodes=1, gpus_per_node=4, resume=resume)()
+    (((config, env, folder), options),) = started
+    values = {"model": "mine", "amp": True}
+    assert config == CommandConfig("python train.py", values, "{key}={value}", ("amp",), "torchrun", "/work")
+    assert (env.rank, folder) == (0, run_dir)
+    assert options == {"gpus_per_node": 4, "warning": warning, "warned": False}
+    assert calls == []
+    signal.signal(signal.SIGUSR2, signal.SIG_DFL)
+
+
+@pytest.mark.process
+def test_the_rank_of_a_script_loads_no_torch(run_dir: Path) -> None:
+    script = {"flags": "--{key} {value}", "switches": [], "launcher": "ranks", "working_dir": str(run_dir)}
+    (run_dir / "run.json").write_text(json.dumps({"train": {"command": "true"}, "script": script}))
+    program = (
+        "import sys; from jobs.entry import RankTask; RankTask(sys.argv[1], nodes=1, gpus_per_node=1)();"
+        "print([name for name in ('torch', 'numpy', 'transformers', 'disttrain.run') if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", program, run_dir], capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"
+    assert (run_dir / "summary.json").exists()
+
+
+@pytest.mark.process
+def test_a_killed_script_looks_killed_to_slurm(run_dir: Path) -> None:
+    script = {"flags": "--{key} {value}", "switches": [], "launcher": "ranks", "working_dir": str(run_dir)}
+    (run_dir / "run.json").write_text(json.dumps({"train": {"command": "sh -c 'kill -9 $$'"}, "script": script}))
+    environ = {
+        "SLURM_JOB_ID": "7", "SLURM_STEP_ID": "0", "SLURM_PROCID": "0", "SLURM_NTASKS": "1", "SLURM_LOCALID": "0",
+        "SLURM_NODEID": "0", "SLURM_NNODES": "1", "SLURM_TASKS_PER_NODE": "1", "SLURM_STEP_NODELIST": "localhost",
+    }  # fmt: skip
+    program = "import sys; from jobs.entry import RankTask; RankTask(sys.argv[1], nodes=1, gpus_per_node=1)()"
+    done = subprocess.run([sys.executable, "-c", program, run_dir], env={**os.environ, **environ}, check=False)
+    assert done.returncode == -signal.SIGKILL
+    assert not list(run_dir.glob(FAILURE_GLOB))

@@ -10,9 +10,10 @@ from pathlib import Path
 import pytest
 
 import jobs.resumption
-from disttrain.errors import STOPPED_STATUS, Stopped
+from disttrain.errors import STOPPED_STATUS, ScriptStopped, Stopped
 from disttrain.records.lifecycle.attempt_log import Attempt, NotResumed, ResumePolicy, log_end, log_start, read_attempts
 from disttrain.records.record_files import SUMMARY_NAME
+from disttrain.records.script_metrics import new_metrics_file
 from jobs.resumption import begin_attempt, end_attempt
 
 pytestmark = pytest.mark.process
@@ -211,3 +212,53 @@ def test_a_step_that_could_not_be_saved(programs: Programs, tmp_path: Path) -> N
     policy = dataclasses.replace(POLICY, requeue="off")
     with pytest.raises(NotResumed, match=text):
         end_attempt(stopped, tmp_path, "7", policy, time.monotonic(), dict(os.environ))
+
+
+def log_steps(run_dir: Path, *steps: int) -> None:
+    with new_metrics_file(run_dir, 0).open("a") as file:
+        file.writelines(f'{{"step": {step}}}\n' for step in steps)
+
+
+@pytest.mark.parametrize(("warned", "cause"), [(True, "preemption"), (False, "request")])
+def test_a_script_that_asks_for_it_starts_again(
+    warned: bool, cause: str, programs: Programs, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    programs.add("scontrol", "")
+    programs.add("squeue", "echo RUNNING")
+    begin_attempt(tmp_path, "7", POLICY, programs.environ)
+    log_steps(tmp_path, 10, 20)
+    stopped = ScriptStopped(20, terminated=False, warned=warned)
+    with pytest.raises(SystemExit):
+        end_attempt(stopped, tmp_path, "7", POLICY, time.monotonic(), programs.environ)
+    assert programs.calls[-1:] == ["scontrol requeue 7"]
+    text = f"{cause}: the script ended with status 85 after step 20; the run resumes in its next attempt\n"
+    assert capsys.readouterr().out == text
+    begin_attempt(tmp_path, "7", POLICY, programs.environ)
+    assert [attempt.first_step for attempt in read_attempts(tmp_path)] == [0, 20]
+
+
+def test_a_script_asks_only_as_often_as_its_budget_allows(programs: Programs, tmp_path: Path) -> None:
+    programs.add("scontrol", "")
+    policy = dataclasses.replace(POLICY, max_preemptions=4)
+    stopped = ScriptStopped(None, terminated=False, warned=False)
+    for _ in range(4):  # without metrics, no one knows whether it makes progress
+        begin_attempt(tmp_path, "7", policy, programs.environ)
+        log_steps(tmp_path)
+        with pytest.raises(SystemExit):
+            end_attempt(stopped, tmp_path, "7", policy, time.monotonic(), programs.environ)
+    begin_attempt(tmp_path, "7", policy, programs.environ)
+    with pytest.raises(NotResumed) as caught:
+        end_attempt(stopped, tmp_path, "7", policy, time.monotonic(), programs.environ)
+    assert str(caught.value) == (
+        "request: the script ended with status 85; it does not resume by itself: request of the script number 5, and"
+        " max_preemptions is 4 (sweep submit resumes it)"
+    )
+
+
+def test_a_script_that_logs_the_same_step_makes_no_progress(programs: Programs, tmp_path: Path) -> None:
+    for _ in range(4):
+        log_steps(tmp_path, 30)
+        log_start(tmp_path, Attempt("7", 30, 0.0))
+        log_end(tmp_path, "node failure")
+    with pytest.raises(NotResumed, match="3 attempts made no progress after step 30"):
+        begin_attempt(tmp_path, "7", dataclasses.replace(POLICY, max_node_failures=9), programs.environ)

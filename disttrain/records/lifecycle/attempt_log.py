@@ -12,13 +12,14 @@ from typing import Any, Literal
 from disttrain.errors import UserError
 from disttrain.records.json_values import check_fields, parse_object, to_json
 from disttrain.records.record_files import CHECKPOINTS_NAME
+from disttrain.records.script_metrics import last_step, metrics_files
 from disttrain.records.summary_types import Failure
 
 ATTEMPTS_NAME = "attempts.jsonl"
 # A run that made no progress in this many attempts ends, whatever its budgets are.
 MOST_WITHOUT_PROGRESS = 3
 
-Cause = Literal["time limit", "preemption", "node failure", "termination", "unknown"]
+Cause = Literal["time limit", "preemption", "node failure", "termination", "request", "unknown"]
 Requeue = Literal["slurm", "chain", "off"]
 WarningSignal = Literal["USR2", "USR1", "TERM", "INT", "HUP", "CONT"]
 
@@ -39,7 +40,8 @@ class ResumePolicy:
         time_limit_s: The time limit of the job.
         warning_s: The time between Slurm's warning and the limit.
         max_timeouts: The number of time limits after which the run still resumes.
-        max_preemptions: The number of preemptions, and of ends whose cause is not known.
+        max_preemptions: The number of preemptions and of ends whose cause is not known; also of the ends at which a
+            script has asked by itself to be started again.
         max_node_failures: The number of node failures.
         warning_signal: The signal that the user's own script gets at the warning, without SIG.
     """
@@ -59,7 +61,8 @@ class Attempt:
 
     Attributes:
         job_id: The id of its job.
-        first_step: The number of steps that were done before it, by the checkpoint from which it resumes.
+        first_step: The number of steps that were done before it, by the checkpoint from which it resumes; of a script,
+            by what it has logged.
         start_s: Its start, in seconds since 1970.
         cause: Why it ended; None if it has not, or if nothing says why.
         last_step: The step after which it stopped and saved; None if it did not.
@@ -122,27 +125,43 @@ def checkpoint_step(run_dir: Path) -> int:
     return max((int(match[1]) for match in matches if match), default=0)
 
 
-def why_not_again(attempts: Sequence[Attempt], step: int, policy: ResumePolicy) -> str | None:
+def steps_done(run_dir: Path) -> int | None:
+    """The number of steps from which a run continues: those of `checkpoint_step`.
+
+    The checkpoints of a script are its own. It has done the steps that it has logged; None if it has logged none.
+    """
+    scripts = metrics_files(run_dir)
+    if not scripts:
+        return checkpoint_step(run_dir)
+    return max(filter(None, (last_step(run_dir, rank) for rank in scripts)), default=None)
+
+
+def why_not_again(attempts: Sequence[Attempt], step: int | None, policy: ResumePolicy) -> str | None:
     """Why a run does not resume any more, in one line; None if it does.
 
     Args:
         attempts: The attempts that have ended, the latest last.
-        step: The number of steps in the latest checkpoint.
+        step: The number of steps from which it continues; None if it is not known.
         policy: How often it resumes.
     """
     latest = attempts[-MOST_WITHOUT_PROGRESS:]
-    if len(latest) == MOST_WITHOUT_PROGRESS and all(attempt.first_step >= step for attempt in latest):
+    after = ""
+    if step is not None:
+        after = f" after step {step}"
+    without = [attempt for attempt in latest if step is not None and attempt.first_step >= step]
+    if len(without) == MOST_WITHOUT_PROGRESS:
         ends = ", ".join(attempt.cause or "unknown" for attempt in latest)
-        return f"{len(latest)} attempts {_NO_PROGRESS} after step {step} (they ended by: {ends})"
+        return f"{len(latest)} attempts {_NO_PROGRESS}{after} (they ended by: {ends})"
     causes = [attempt.cause or "unknown" for attempt in attempts]
     preemptions = len([cause for cause in causes if cause in ("preemption", "unknown")])
     for name, key, number, most in (
         ("time limit", "max_timeouts", causes.count("time limit"), policy.max_timeouts),
         ("preemption", "max_preemptions", preemptions, policy.max_preemptions),
+        ("request of the script", "max_preemptions", causes.count("request"), policy.max_preemptions),
         ("node failure", "max_node_failures", causes.count("node failure"), policy.max_node_failures),
     ):
         if number > most:
-            return f"{name} number {number} after step {step}, and {key} is {most}"
+            return f"{name} number {number}{after}, and {key} is {most}"
     return None
 
 

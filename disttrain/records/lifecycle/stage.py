@@ -18,14 +18,18 @@ from disttrain.records.record_files import STAGE_NAME, read_stage
 from disttrain.records.summary_types import Stage
 
 StageName = Literal[
-    "importing", "connecting", "start check", "preparing data", "training", "evaluating", "saving", "measuring"
-]
+    "importing", "connecting", "start check", "preparing data", "training", "evaluating", "saving", "measuring",
+    "running",
+]  # fmt: skip
 TRAINING: Literal["training"] = "training"
+RUNNING: Literal["running"] = "running"  # the script of a command
 _FIRST = "importing"
 _SHORT_S = 1.0
 
 
-def enter_stage(output_dir: Path, env: RankEnv, name: StageName, *, steps: int | None = None) -> None:
+def enter_stage(
+    output_dir: Path, env: RankEnv, name: StageName, *, steps: int | None = None, first: bool = False
+) -> None:
     """Notes that rank 0 begins a stage. Other ranks do nothing.
 
     The first stage of a process takes the file over. A later stage is only noted if the file is still of this process:
@@ -36,12 +40,13 @@ def enter_stage(output_dir: Path, env: RankEnv, name: StageName, *, steps: int |
         env: This rank's place.
         name: The stage.
         steps: The number of steps in the run; None for the number that is noted already.
+        first: Whether it is the first stage of the process; `importing` always is.
     """
     if env.rank != 0:
         return
     with contextlib.suppress(OSError):
         noted = _read(output_dir)
-        if name == _FIRST:
+        if first or name == _FIRST:
             noted = None
         if noted is None or _is_own(noted, env):
             if steps is None and noted is not None:

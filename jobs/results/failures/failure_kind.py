@@ -35,6 +35,7 @@ _BY_ERROR: tuple[tuple[Kind, re.Pattern[str]], ...] = (
     ("import error", re.compile(r"^(?:ImportError|ModuleNotFoundError): |the package '\S+' is not installed")),
     ("missing file", re.compile(r"^(?:FileNotFoundError|LocalEntryNotFoundError|DatasetNotFoundError): ")),
     ("missing file", re.compile(r"\[Errno 2\]|'[^']*/[^']*' does not exist|[Nn]o such file")),
+    ("signal", re.compile(r"^SIG[A-Z0-9]+: ")),  # ended a user's script
     ("communication", re.compile(r"^(?:Dist\w*Error|CollectiveTimeout): |Timed out waiting|[Ww]atchdog caught")),
 )
 # The messages of gloo and NCCL when the process at the other end of a connection has exited.

@@ -11,13 +11,14 @@ from disttrain.errors import CollectiveTimeout
 from disttrain.records.lifecycle.attempt_log import not_resumed_cause
 from disttrain.records.summary_types import Failure
 from jobs.results.failures.failure_kind import Kind, kind_of, lost_peer
-from jobs.results.failures.job_log import LogEnd
+from jobs.results.failures.job_log import LogEnd, Tasks
 from jobs.results.run_records import RunRecords
 from jobs.slurm.attempts import AccountingRow
 from jobs.slurm.states import State
 
 _NOT_RESUMED: dict[str, Kind] = {
     "time limit": "time limit", "preemption": "preemption", "node failure": "node failure", "termination": "cancelled",
+    "request": "unknown",
 }  # fmt: skip
 _MORE_MEMORY = "request more with memory_gb_per_gpu"
 
@@ -30,9 +31,7 @@ class Reason:
     text: str
 
 
-def explain(
-    state: State, attempt: AccountingRow | None, records: RunRecords, world_size: int, log_end: LogEnd
-) -> Reason:
+def explain(state: State, attempt: AccountingRow | None, records: RunRecords, tasks: Tasks, log_end: LogEnd) -> Reason:
     """Why a run did not complete.
 
     If Slurm ended the run, the reason is Slurm's: the ranks then only report that they lost a peer. In all other cases
@@ -44,33 +43,33 @@ def explain(
         state: The final state of the run.
         attempt: The latest attempt, if there is one in the accounting.
         records: The records of the run.
-        world_size: The number of ranks.
+        tasks: The tasks of the run.
         log_end: What Slurm has written in the job's log; read only if `needs_log`.
     """
     if state is not State.FAILED:
-        return _ended_by_slurm(state, attempt, records)
+        return _ended_by_slurm(state, attempt, _progress(records, tasks))
     gave_up = _gave_up(records.failures)
     if gave_up is not None:
         return Reason("communication", gave_up.message)
-    if needs_log(state, records.failures, world_size):
-        reason = _by_slurm(attempt, records, _silent_ranks(records.failures, world_size), log_end)
+    if needs_log(state, records.failures, tasks.count):
+        reason = _by_slurm(attempt, records, _silent_tasks(records.failures, tasks.count), log_end)
         if reason is not None:
             return reason
     if records.failures:
-        return _first_failure(records.failures, world_size)
+        return _first_failure(records, tasks, attempt)
     return _by_exit(attempt, has_started=records.last_step is not None or log_end.first is not None)
 
 
-def _ended_by_slurm(state: State, attempt: AccountingRow | None, records: RunRecords) -> Reason:
+def _ended_by_slurm(state: State, attempt: AccountingRow | None, progress: str) -> Reason:
     """The reason by the state alone, with how far the run came."""
     if state is State.OUT_OF_MEMORY:
         return Reason("host memory", f"out of memory: {_MORE_MEMORY}")
     if state in (State.TIMEOUT, State.DEADLINE):
-        return Reason("time limit", f"{_time_limit(attempt)}{_progress(records)}")
+        return Reason("time limit", f"{_time_limit(attempt)}{progress}")
     if state is State.PREEMPTED:
-        return Reason("preemption", f"preempted{_progress(records)}")
+        return Reason("preemption", f"preempted{progress}")
     if state is State.NODE_FAIL:
-        return Reason("node failure", f"{_failed_node(attempt)}{_progress(records)}")
+        return Reason("node failure", f"{_failed_node(attempt)}{progress}")
     if state is State.CANCELLED:
         return Reason("cancelled", _cancelled(attempt))
     return Reason("unknown", state.value.lower().replace("_", " "))
@@ -101,9 +100,9 @@ def _gave_up(failures: Sequence[Failure]) -> Failure | None:
     return None
 
 
-def needs_log(state: State, failures: Sequence[Failure], world_size: int) -> bool:
+def needs_log(state: State, failures: Sequence[Failure], task_count: int) -> bool:
     """Whether only the job's log can have the reason: no rank reported one, or all only lost a peer."""
-    if state is not State.FAILED or not _silent_ranks(failures, world_size):
+    if state is not State.FAILED or not _silent_tasks(failures, task_count):
         return False
     return all(map(lost_peer, failures))
 
@@ -119,7 +118,7 @@ def _by_slurm(
     was_signalled = end is not None and end.signal is not None
     if log_end.before_python is not None and records.last_step is None and not was_signalled:
         return Reason("before Python", f"before Python: {log_end.before_python}")
-    if end is not None and not end.ranks & set(silent):
+    if end is not None and not end.tasks & set(silent):
         return None  # it is the end of a rank that has reported an error
     # Slurm may end a job for memory without saying so in its states (OverMemoryKill), and so does the kernel.
     was_killed = end is None or end.signal == signal.SIGKILL.name
@@ -149,8 +148,11 @@ def _time_limit(attempt: AccountingRow | None) -> str:
     return f"time limit of {attempt.timelimit_min} min reached"
 
 
-def _progress(records: RunRecords) -> str:
+def _progress(records: RunRecords, tasks: Tasks) -> str:
     """How far a run came that was ended from outside, and from where it resumes."""
+    if tasks.run_script:  # it may have checkpoints of its own
+        step = f" at step {records.last_step}" if records.last_step else ""
+        return f"{step}; sweep submit starts the script again"
     if not records.last_step:
         return " before the first step"
     if records.saved_step:
@@ -186,20 +188,30 @@ def _signal_name(number: int) -> str:
         return f"signal {number}"
 
 
-def _silent_ranks(failures: Sequence[Failure], world_size: int) -> list[int]:
-    """The ranks without a failure, in order."""
-    return sorted(set(range(world_size)) - {failure.rank for failure in failures})
+def _silent_tasks(failures: Sequence[Failure], task_count: int) -> list[int]:
+    """The tasks without a failure, in order."""
+    return sorted(set(range(task_count)) - {failure.rank for failure in failures})
 
 
-def _first_failure(failures: Sequence[Failure], world_size: int) -> Reason:
+def _first_failure(records: RunRecords, tasks: Tasks, attempt: AccountingRow | None) -> Reason:
     """The first failure that is not the loss of a peer. If all are, the silent ranks are named."""
+    failures = records.failures
     first = next((failure for failure in failures if not lost_peer(failure)), failures[0])
     message = " ".join(first.message.split())
     cause = not_resumed_cause(first)
     if cause is not None:
         return Reason(_NOT_RESUMED.get(cause, "no progress"), message)
-    text = f"rank {first.rank} on {first.host}: {first.error}: {message}"
-    silent = _silent_ranks(failures, world_size)
+    place = f"rank {first.rank}" if tasks.are_ranks else "torchrun"
+    text = f"{place} on {first.host}: {first.error}: {message}"
+    if tasks.run_script and records.last_step:
+        text += f" (step {records.last_step})"
+    silent = _silent_tasks(failures, tasks.count)
     if silent and lost_peer(first):
-        return Reason("communication", f"{text}; no error from rank {', '.join(map(str, silent))}, killed?")
+        noun = "rank" if tasks.are_ranks else "node"
+        return Reason("communication", f"{text}; no error from {noun} {', '.join(map(str, silent))}, killed?")
+    if first.error == signal.SIGKILL.name:  # a script that was killed: its rank lives and says so
+        over_memory = _over_memory(attempt)
+        if over_memory is not None:
+            return Reason("host memory", f"out of memory: {over_memory}: {_MORE_MEMORY}")
+        return Reason("signal", f"{text}: from outside, or because its node had no memory left")
     return Reason(kind_of(first), text)

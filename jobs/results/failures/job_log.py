@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import re
 import signal
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+
+from disttrain.config.command_config import CommandConfig, is_command
+from jobs.planning.allocation import Allocation
 
 # srun's lines are the last ones of a log. Only this much is read: a log can have any size.
 _TAIL_BYTES = 2**16
@@ -33,17 +37,41 @@ _SIGNAL_NAMES = {signal.strsignal(number): number.name for number in signal.Sign
 
 
 @dataclass(frozen=True)
-class RanksEnd:
-    """The end of some ranks of a job, as srun reports it.
+class Tasks:
+    """The tasks of a run that srun starts, and counts: its ranks, or a torchrun on each node.
 
     Attributes:
-        ranks: The ranks. srun counts its tasks as ranks are counted.
-        place: The ranks and their hosts as text.
+        count: The number of tasks.
+        are_ranks: Whether each of them is a rank.
+        run_script: Whether they run the user's own script, whose steps and checkpoints are not known.
+    """
+
+    count: int
+    are_ranks: bool = True
+    run_script: bool = False
+
+    @classmethod
+    def of(cls, run: Mapping[str, Any]) -> Tasks:
+        """The tasks of a run of plan.json."""
+        if not is_command(run):
+            return cls(run["world_size"])
+        if CommandConfig.from_run(run).uses_torchrun:
+            return cls(Allocation.parse(run["allocation"]).nodes, are_ranks=False, run_script=True)
+        return cls(run["world_size"], run_script=True)
+
+
+@dataclass(frozen=True)
+class TasksEnd:
+    """The end of some tasks of a job, as srun reports it.
+
+    Attributes:
+        tasks: The tasks. srun counts them as ranks are counted.
+        place: The ranks, or torchruns, and their hosts as text.
         how: How they ended, as text.
         signal: The name of the signal that ended them, or Slurm's word for it; None if they exited with a code.
     """
 
-    ranks: frozenset[int]
+    tasks: frozenset[int]
     place: str
     how: str
     signal: str | None = None
@@ -54,12 +82,12 @@ class LogEnd:
     """What Slurm has written at the end of a job's log.
 
     Attributes:
-        first: The ranks that ended first; srun then ends the others. None if srun has written nothing.
+        first: The tasks that ended first; srun then ends the others. None if srun has written nothing.
         out_of_memory: Whether Slurm has ended a process of the job for memory.
         before_python: What failed before a rank could start; None if nothing says so.
     """
 
-    first: RanksEnd | None = None
+    first: TasksEnd | None = None
     out_of_memory: bool = False
     before_python: str | None = None
 
@@ -82,31 +110,31 @@ def read_log_end(logs: Path, job_id: str) -> str:
         return ""
 
 
-def parse_log_end(text: str, world_size: int) -> LogEnd:
+def parse_log_end(text: str, tasks: Tasks) -> LogEnd:
     """What Slurm has written at the end of a log.
 
     Args:
         text: The end of the log.
-        world_size: The number of ranks.
+        tasks: The tasks of the run.
 
     Returns:
-        What it says of the last attempt, because a requeued job appends to its log: a rank ends once in an attempt.
+        What it says of the last attempt, because a requeued job appends to its log: a task ends once in an attempt.
 
     Example:
-        >>> end = parse_log_end("srun: error: n2: task 1: Killed\\nsrun: error: n1: task 0: Terminated\\n", 2)
+        >>> end = parse_log_end("srun: error: n2: task 1: Killed\\nsrun: error: n1: task 0: Terminated\\n", Tasks(2))
         >>> end.first.place, end.first.how
         ('rank 1 on n2', 'was killed by SIGKILL')
     """
     lines = text.split("\n")
-    first: RanksEnd | None = None
+    first: TasksEnd | None = None
     ended: set[int] = set()
     for line in reversed(lines):
-        end = _ranks_end(line, world_size)
+        end = _tasks_end(line, tasks)
         if end is None:
             continue
-        if ended & end.ranks:
+        if ended & end.tasks:
             break
-        ended |= end.ranks
+        ended |= end.tasks
         first = end
     return LogEnd(first, any(map(_OUT_OF_MEMORY.search, lines)), _before_python(lines))
 
@@ -121,33 +149,35 @@ def _before_python(lines: Sequence[str]) -> str | None:
     return "; ".join(list(found)[:_MOST_EVIDENCE]) or None
 
 
-def _ranks_end(line: str, world_size: int) -> RanksEnd | None:
-    """What a line says about the end of ranks; None for any other line."""
+def _tasks_end(line: str, tasks: Tasks) -> TasksEnd | None:
+    """What a line says about the end of tasks; None for any other line."""
     match = _TASKS_END.search(line)
     if match is None:
         return None
-    ranks = frozenset(_ranks(match["tasks"], range(world_size)))
-    if not ranks:
+    ended = frozenset(_numbers(match["tasks"], range(tasks.count)))
+    if not ended:
         return None
-    noun = "rank" if len(ranks) == 1 else "ranks"
+    noun = "rank" if len(ended) == 1 else "ranks"
     place = f"{noun} {match['tasks']} on {match['hosts']}"
+    if not tasks.are_ranks:
+        place = f"torchrun on {match['hosts']}"
     if match["code"] is not None:
-        return RanksEnd(ranks, place, f"exited with code {int(match['code'])}")
+        return TasksEnd(ended, place, f"exited with code {int(match['code'])}")
     name = _SIGNAL_NAMES.get(match["signal"], match["signal"])
     verb = "killed" if name == signal.SIGKILL.name else "ended"
-    if len(ranks) == 1:
-        return RanksEnd(ranks, place, f"was {verb} by {name}", name)
-    return RanksEnd(ranks, place, f"were {verb} by {name}", name)
+    if len(ended) == 1:
+        return TasksEnd(ended, place, f"was {verb} by {name}", name)
+    return TasksEnd(ended, place, f"were {verb} by {name}", name)
 
 
-def _ranks(tasks: str, known: Collection[int]) -> Iterator[int]:
-    """The ranks in srun's list of tasks that the run has.
+def _numbers(listed: str, known: Collection[int]) -> Iterator[int]:
+    """The tasks in srun's list that the run has.
 
     Example:
-        >>> list(_ranks("0-1,3,9-99999", range(4)))
+        >>> list(_numbers("0-1,3,9-99999", range(4)))
         [0, 1, 3]
     """
-    for part in tasks.split(","):
+    for part in listed.split(","):
         first, _, last = part.partition("-")
         if first.isdigit() and (last or first).isdigit():
-            yield from (rank for rank in known if int(first) <= rank <= int(last or first))
+            yield from (task for task in known if int(first) <= task <= int(last or first))

@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from disttrain.records.file_tail import read_tails
 from disttrain.records.json_values import parse_object
 from disttrain.records.record_files import metrics_name
 from disttrain.records.record_types import StartRecord, StepRecord
-from jobs.results.run_records import read_tails
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from disttrain.records.script_metrics import LOSS
 from jobs.planning.plan import count_runs
 from jobs.results.live.progress import RunProgress
 from jobs.results.overview import ATTENTION, FAILED, section_lines, section_of
@@ -125,12 +126,17 @@ def _cells(row: Result, view: View, places: Mapping[str, str]) -> tuple[str, ...
         return (row.label, state, _waits(row, view, places), "", "", "", "")
     if row.phase is not JobPhase.RUNNING:
         figures = row.figures
-        loss, speed = (_text(figures.get(name), digits) for name, digits in (("train_loss", 4), ("samples_per_s", 0)))
-        return (row.label, state, "", str(figures.get("steps") or ""), loss, speed, "")
+        loss = figures.get("train_loss")
+        if row.is_command:
+            loss = row.metrics.get(LOSS, {}).get("last")
+        steps, speed = str(figures.get("steps") or ""), _text(figures.get("samples_per_s"), 0)
+        return (row.label, state, "", steps, _text(loss, 4), speed, "")
     progress = view.progress.get(row.run_id, RunProgress())
     step = ""
     if progress.steps is not None:
         step = f"{progress.step or 0}/{progress.steps}"
+    elif progress.step is not None:  # of a script
+        step = str(progress.step)
     left = ""
     if progress.left_s is not None and not row.scheduled.reason:  # a run without steps does not get there
         left = str(timedelta(seconds=round(progress.left_s)))

@@ -1,4 +1,4 @@
-"""Finds runs that run and make no steps: from the times and the ends of their ranks' records."""
+"""Finds runs that run and make no steps: from the times and the ends of their ranks' records, or of their metrics."""
 
 from __future__ import annotations
 
@@ -6,9 +6,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from disttrain.records.file_tail import read_tails
 from disttrain.records.json_values import DamagedFile
-from disttrain.records.lifecycle.stage import TRAINING
+from disttrain.records.lifecycle.stage import RUNNING, TRAINING
 from disttrain.records.record_files import metrics_name, read_stage
+from disttrain.records.script_metrics import STEP, latest_values, metrics_files
 from disttrain.records.summary_types import Stage
 from jobs.results.live.rank_tail import read_rank_tail
 from jobs.schedulers.answers import age_text
@@ -18,6 +20,10 @@ _LEAST_S = 120.0
 # Steps that no rank may take longer than, in median steps: data from a slow disk, a garbage collection.
 _STEPS = 10
 _FLUSH_S = 5.0  # the interval at which a rank writes its steps
+# A script does not say that it evaluates or saves: it may be silent for longer.
+_SCRIPT_LEAST_S = 600.0
+_LINES = 10  # a script may be silent for this many of its mean intervals between lines
+_FEWEST_LINES = 3  # from fewer, the interval is not known
 # Without any step yet: the first one compiles the model, or chooses among kernels.
 _FIRST_STEP_S = 600.0
 
@@ -88,6 +94,8 @@ def read_stall(run_dir: Path, world_size: int, started_s: float | None, now_s: f
         now_s: The time now.
     """
     stage = _read_stage(run_dir)
+    if stage is not None and stage.stage == RUNNING and stage.since_s >= (started_s or 0.0):
+        return _script_stall(run_dir, stage.since_s, now_s)
     if stage is None or stage.stage != TRAINING or stage.since_s < (started_s or 0.0):
         return None  # before the start: an earlier attempt was killed, and this one has not begun to write
     times = [stage.since_s, *(wrote_s for rank in range(world_size) if (wrote_s := _wrote_s(run_dir, rank)))]
@@ -103,6 +111,36 @@ def read_stall(run_dir: Path, world_size: int, started_s: float | None, now_s: f
     return stall(stage.since_s, stage.steps, ranks, max(medians, default=None), now_s)
 
 
+def _script_stall(run_dir: Path, since_s: float, now_s: float) -> str | None:
+    """What to say of a script that has logged steps, and no line for too long; None otherwise.
+
+    It may be silent for 10 minutes, or 10 times its mean interval between lines if that is longer. A script that logs
+    nothing, or no steps, is never found.
+    """
+    paths = [latest for *_, latest in metrics_files(run_dir).values()]
+    wrote_s = max([since_s, *filter(None, map(_modified_s, paths))])
+    silent_s = now_s - wrote_s
+    if silent_s < _SCRIPT_LEAST_S:
+        return None
+    steps = ((path, latest_values(path, (STEP,)).get(STEP)) for path in paths)
+    path, step = next(((path, step) for path, step in steps if step is not None), (None, None))
+    if path is None or step is None:
+        return None
+    lines = _estimated_lines(path)
+    if lines < _FEWEST_LINES or silent_s < _LINES * (wrote_s - since_s) / lines:
+        return None
+    return f"no metrics for {age_text(silent_s)} (last logged step {step:.0f})"
+
+
+def _estimated_lines(path: Path) -> float:
+    """The number of lines of a file, by its size and by the lines at its end; 0 if it cannot be read."""
+    try:
+        tail = next(read_tails(path))
+        return path.stat().st_size * len(tail) / sum(len(line) + 1 for line in tail)
+    except OSError:
+        return 0.0
+
+
 def _read_stage(run_dir: Path) -> Stage | None:
     try:
         return read_stage(run_dir)
@@ -111,7 +149,11 @@ def _read_stage(run_dir: Path) -> Stage | None:
 
 
 def _wrote_s(run_dir: Path, rank: int) -> float | None:
+    return _modified_s(run_dir / metrics_name(rank))
+
+
+def _modified_s(path: Path) -> float | None:
     try:
-        return (run_dir / metrics_name(rank)).stat().st_mtime
+        return path.stat().st_mtime
     except OSError:
         return None

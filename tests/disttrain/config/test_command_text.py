@@ -67,6 +67,12 @@ def test_flags(flags: str) -> None:
     check_flags(flags)
 
 
+@pytest.mark.parametrize("flags", ["--{key} '{value}'", '"--{key}" {value}', "--{key}", "{value}", "", "--lr {values}"])
+def test_wrong_flags(flags: str) -> None:
+    with pytest.raises(UserError, match=r"^flags .* (has no \{(key|value)\}|has a quote)"):
+        check_flags(flags)
+
+
 @pytest.mark.parametrize("launcher", ["ranks", "torchrun", "torchrun --max-restarts 3 --rdzv-conf timeout=900"])
 def test_launchers(launcher: str) -> None:
     check_launcher(launcher)
@@ -84,8 +90,17 @@ def test_other_braces_are_text(name: str) -> None:
     assert placeholders(f"python train.py '{name}'", ["lr", "epochs"]) == []
 
 
+def test_a_variable_of_a_shell_is_no_placeholder() -> None:
+    """The value in place of its braces would be another variable: $0.1 is $0 and .1."""
+    assert placeholders("sh -c 'echo ${LR} ${lr:-1} $lr'", ["lr"]) == []
+    with pytest.raises(
+        FieldsError, match=r"\{lr\} after a \$ \(write \{lr\} for the value, or \$lr"
+    ):
+        placeholders("sh -c 'echo ${lr}'", ["lr"])
+
+
 def test_a_placeholder_has_any_name() -> None:
-    assert placeholders("python {größe}/{a b}.py {opt.lr}", ["opt.lr", "größe", "a b", "c"]) == [
+    assert placeholders("python '{größe}/{a b}.py' {opt.lr}", ["opt.lr", "größe", "a b", "c"]) == [
         "opt.lr",
         "größe",
         "a b",

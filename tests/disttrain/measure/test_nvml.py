@@ -13,8 +13,17 @@ from typing import Any
 import pynvml
 import pytest
 
-from disttrain.measure.nvml import THROTTLE_REASONS, Gpu, GpuSettings, GpuState, gpu_settings, open_gpu, throttle_names
-from tests.disttrain.scriptednvml import ALL_FIGURES, GPU_IS_LOST, NOT_SUPPORTED, script_nvml
+from disttrain.measure.nvml import (
+    THROTTLE_REASONS,
+    Gpu,
+    GpuSettings,
+    GpuState,
+    gpu_settings,
+    open_gpu,
+    throttle_names,
+    visible_gpus,
+)
+from tests.disttrain.scriptednvml import ALL_FIGURES, GPU_IS_LOST, NOT_SUPPORTED, ScriptedLibrary, script_nvml
 
 
 def opened(uuid: str = "1") -> Gpu:
@@ -150,3 +159,53 @@ def test_throttle_reasons_have_nvml_names() -> None:
         reason = re.fullmatch(r"nvmlClocks(?:Throttle|Event)Reason(\w+)", name)
         if reason and reason[1] not in ("All", "None", "UserDefinedClocks"):
             assert THROTTLE_REASONS[bit] == re.sub(r"(?<=.)(?=[A-Z])", "_", reason[1]).lower()
+
+
+class TwoGpus(ScriptedLibrary):
+    """A library of two GPUs, which counts them and says their names."""
+
+    def nvmlDeviceGetCount_v2(self, count: Any) -> int:
+        count._obj.value = 2
+        return 0
+
+    def nvmlDeviceGetHandleByIndex_v2(self, index: Any, handle: Any) -> int:
+        self.index = index.value
+        return 0 if index.value < 2 else int(pynvml.NVML_ERROR_INVALID_ARGUMENT)
+
+    def nvmlDeviceGetUUID(self, handle: Any, text: Any, length: Any) -> int:
+        text.value = f"GPU-{self.index}".encode()
+        return 0
+
+    def nvmlDeviceGetName(self, handle: Any, text: Any, length: Any) -> int:
+        text.value = b"NVIDIA H100"
+        return 0
+
+
+@pytest.mark.parametrize(
+    ("visible", "expected"),
+    [
+        (None, ["0", "1"]),
+        ("1,0", ["1", "0"]),
+        ("1", ["1"]),
+        ("GPU-1,MIG-7", ["1", "7"]),
+        ("", []),
+        ("7", []),
+        ("NoDevFiles", []),
+    ],
+)
+def test_visible_gpus(visible: str | None, expected: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    library = TwoGpus("GPU-1", {})
+    monkeypatch.setattr(pynvml, "nvmlLib", library)
+    monkeypatch.setattr(pynvml, "_nvmlGetFunctionPointer_cache", {})
+    environ = {} if visible is None else {"CUDA_VISIBLE_DEVICES": visible}
+    gpus = visible_gpus(environ)
+    assert [gpu.uuid for gpu in gpus] == expected
+    assert {gpu.name for gpu in gpus} <= {"NVIDIA H100", None}
+    assert library.opened == 0
+
+
+def test_no_gpu_is_visible_without_nvml(monkeypatch: pytest.MonkeyPatch) -> None:
+    script_nvml(monkeypatch, {})
+    assert visible_gpus({}) == ()
+    monkeypatch.setitem(sys.modules, "pynvml", None)
+    assert visible_gpus({}) == ()

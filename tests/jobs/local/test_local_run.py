@@ -55,10 +55,11 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> SweepFolder:
     return SweepFolder(tmp_path / "s" / "local")
 
 
-def ended_run(folder: SweepFolder, name: str) -> State:
-    """The final state of a run of two ranks on two nodes; the first poll is after the results of both ranks."""
+def ended_run(folder: SweepFolder, name: str, gpus_per_node: int = 1, *, by_node: bool = False) -> State:
+    """The final state of a run of two processes on two nodes; the first poll is after the results of both."""
     folder.run(name).mkdir(parents=True)
-    run = LocalRun(folder, QueuedRun(name, "local-1-0", 2, 1, on_cpu=True), Placement("", 3))
+    queued = QueuedRun(name, "local-1-0", 2, gpus_per_node, on_cpu=True, by_node=by_node)
+    run = LocalRun(folder, queued, Placement("", 3))
     run.start()
     try:
         results = (folder.logs / "local-1-0").glob
@@ -89,6 +90,13 @@ def test_a_rank_has_nothing_of_a_surrounding_launcher(folder: SweepFolder, monke
             "visible_gpus": "", "threads": 3, "resume": None, "notifies": False,
         }  # fmt: skip
     assert os.environ["RANK"] == "3"
+
+
+def test_torchrun_starts_once_for_each_node(folder: SweepFolder) -> None:
+    assert ended_run(folder, "by-node", 3, by_node=True) is State.COMPLETED
+    seen = [json.loads(path.read_text()) for path in sorted(folder.run("by-node").glob("seen-*.json"))]
+    assert [rank["environ"]["SUBMITIT_LOCAL_NTASKS"] for rank in seen] == ["2", "2"]
+    assert {rank["task"]["gpus_per_node"] for rank in seen} == {3}
 
 
 def test_a_failure_after_the_summary_fails_the_run(folder: SweepFolder) -> None:

@@ -14,7 +14,7 @@ import submitit
 
 from jobs.environ import clean_environ
 from jobs.results.failures.failure_reason import explain
-from jobs.results.failures.job_log import parse_log_end, read_log_end
+from jobs.results.failures.job_log import Tasks, parse_log_end, read_log_end
 from jobs.results.run_records import RunRecords
 from jobs.slurm.attempts import AccountingRow
 from jobs.slurm.sacct import query_sacct
@@ -68,11 +68,11 @@ def test_rank_killed_above_its_requested_memory(on_slurm: Mapping[str, str], tmp
     with clean_environ():
         job = executor.submit(rank)
     (row,) = _finished(job.job_id, since_s, "node")
-    log_end = parse_log_end(read_log_end(tmp_path, job.job_id), 1)
+    log_end = parse_log_end(read_log_end(tmp_path, job.job_id), Tasks(1))
     assert log_end.first is not None
     assert log_end.first.signal == "SIGKILL"
     assert row.requested_memory_bytes == 200 * 2**20
-    reason = explain(row.state, row, RunRecords(), 1, log_end).text
+    reason = explain(row.state, row, RunRecords(), Tasks(1), log_end).text
     assert re.fullmatch(r"out of memory: a rank used 0\.\d\d GiB, and 0\.20 GiB were requested per node: .*", reason)
 
 

@@ -22,6 +22,15 @@ def runs_of(text: str, overrides: dict[str, str] | None = None, folder: str = "/
     return [run_json(run) for run in expand(sweep)]
 
 
+@pytest.fixture
+def scripts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A working directory with the scripts that commands name."""
+    (tmp_path / "old").mkdir()
+    for name in ("train.py", "old/train.py", "hf.py"):
+        (tmp_path / name).touch()
+    monkeypatch.chdir(tmp_path)
+
+
 def shown(runs: list[dict[str, Any]]) -> tuple[tuple[str, ...], list[str]]:
     """The fields that vary, and every label."""
     variation = Variation(runs)
@@ -184,3 +193,69 @@ def test_a_link_run_has_no_text_for_other_fields() -> None:
 
 def test_a_line_break_stays_in_its_line() -> None:
     assert value_text("a\nb") == '"a\\nb"'
+
+
+@pytest.mark.usefixtures("scripts")
+def test_keys_of_a_command_are_in_the_label() -> None:
+    """Names of our fields have no meaning in them: no default, and no path."""
+    text = """\
+allocations: [1x1]
+command: python train.py
+base: {epochs: 1}
+axes: {model: [a b, 漢字], dataset: [./x], amp: [true, 1, "1", null, [1, "a"], {x: 1}]}
+"""
+    runs = runs_of(text)
+    fields, labels = shown(runs)
+    assert fields == ("model", "amp")
+    assert [label for label in labels if "漢字" in label] == [
+        "1x1 model=漢字 amp=true",
+        "1x1 model=漢字 amp=1",
+        "1x1 model=漢字 amp=1",
+        "1x1 model=漢字 amp=null",
+        '1x1 model=漢字 amp=[1, "a"]',
+        "1x1 model=漢字 amp=#1",
+    ]
+
+
+@pytest.mark.usefixtures("scripts")
+def test_a_key_that_some_runs_lack_tells_them_apart() -> None:
+    """A command has no defaults: epochs 1 of another run is no value of this one."""
+    text = "allocations: [1x1]\ncommand: python train.py\nbase: {lr: 1}\ninclude: [{epochs: 1}]\nmeasure_link: true\n"
+    runs = runs_of(text.replace("[1x1]", "[2x1]"))
+    assert shown(runs) == (("epochs", "model"), ["2x1", "2x1 epochs=1", "2x1 model=link"])
+    variation = Variation(runs)
+    assert [variation.values(run) for run in runs] == [
+        {"model": None, "epochs": None},
+        {"model": None, "epochs": 1},
+        {"model": "link", "epochs": None},
+    ]
+    assert [variation.texts(run)["epochs"] for run in runs] == ["", "1", ""]
+
+
+@pytest.mark.usefixtures("scripts")
+def test_a_command_has_the_name_of_its_script_in_a_label() -> None:
+    text = "allocations: [1x1]\nzip: {command: [python train.py, python old/train.py, ./run.sh --x, env A=1 b]}\n"
+    assert shown(runs_of(text)) == (
+        ("command",),
+        ["1x1 command=train.py#1", "1x1 command=train.py#2", "1x1 command=run.sh", "1x1 command=b"],
+    )
+
+
+@pytest.mark.usefixtures("scripts")
+def test_the_label_of_a_command_next_to_our_models() -> None:
+    text = """\
+allocations: [1x1]
+zip: {model: [bert, null], command: [null, python hf.py]}
+axes: {lr: [1, 2]}
+include: [{model: vit, lr: 1}]
+"""
+    assert shown(runs_of(text)) == (
+        ("lr", "model", "command"),
+        [
+            "1x1 lr=1.0 model=bert",
+            "1x1 command=hf.py lr=1.0",
+            "1x1 lr=2.0 model=bert",
+            "1x1 command=hf.py lr=2.0",
+            "1x1 lr=1.0 model=vit",
+        ],
+    )

@@ -17,7 +17,7 @@ from disttrain.errors import UserError
 from jobs.planning.cluster import Cluster
 from jobs.planning.cluster_profile import ClusterProfile
 from jobs.planning.expand import expand
-from jobs.planning.plan import Plan, has_bucket_times, make_plan, plan_json, run_json, with_runs
+from jobs.planning.plan import Plan, has_bucket_times, is_link, make_plan, plan_json, run_json, with_runs
 from jobs.planning.sweep_file import parse_sweep
 from jobs.planning.yaml_file import parse_yaml
 from jobs.slurm.submit import send_to_slurm
@@ -192,3 +192,39 @@ def test_the_json_of_a_plan() -> None:
 def test_the_default_interpreter_runs_sweep() -> None:
     plan = plan_of(ClusterProfile.model_validate({}))
     assert f" {sys.executable} -P -u -m submitit.core._submit " in plan.script(plan.groups[0])
+
+
+COMMANDS = """\
+name: s
+allocations: [2x4]
+base: {max_steps: 3}
+zip:
+  model: [bert, null, null]
+  command: [null, ./train, ./other]
+launcher: torchrun
+"""
+
+
+def test_torchrun_gets_one_task_for_each_node() -> None:
+    """With the cores of all GPUs. Runs of our models have an array of their own: its tasks have another shape."""
+    plan = plan_of(profile(cpus_per_gpu=6), text=COMMANDS)
+    shapes = [(len(group.runs), group.tasks, group.gpu_hours_limit) for group in plan.groups]
+    assert shapes == [(1, 8, 8.0), (2, 2, 16.0)]
+    names = ("nodes", "ntasks_per_node", "cpus_per_task", "gpus_per_node")
+    assert [[group.parameters[name] for name in names] for group in plan.groups] == [[2, 4, 6, 4], [2, 1, 24, 4]]
+    assert [group.parameters["srun_args"][:2] for group in plan.groups] == [["-c", "6"], ["-c", "24"]]
+    assert "#SBATCH --ntasks-per-node=1\n" in plan.script(plan.groups[1])
+    local = plan_of(None, text=COMMANDS)
+    assert [group.tasks for group in local.groups] == [8, 2]
+    (alone,) = plan_of(profile(), text=COMMANDS.replace("launcher: torchrun\n", "")).groups
+    assert (len(alone.runs), alone.tasks) == (3, 8)
+
+
+def test_a_command_in_run_json() -> None:
+    """Only a command has the section `script`, and its keys have no meaning of our own."""
+    text = "name: s\nallocations: [2x1]\ncommand: ./train\nbase: {model: link, detailed_timing: true}\n"
+    described, link = map(run_json, plan_of(None, text=text + "measure_link: true\n").runs)
+    assert described["train"] == {"command": "./train", "model": "link", "detailed_timing": True}
+    assert set(described) - set(link) == {"script"}
+    assert (is_link(described), is_link(link)) == (False, True)
+    assert not has_bucket_times(described)

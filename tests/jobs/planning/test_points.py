@@ -93,6 +93,11 @@ measure_link: true
     ]
 
 
+def test_an_entry_alone_has_flags_and_a_launcher() -> None:
+    text = "flags: '{key}={value}'\nlauncher: torchrun\nbase: {model: bert}\ninclude: [{command: python a.py, -x: 1}]\n"
+    assert runs_of(text) == ["1x1 model=bert", "1x1 command=python a.py -x=1"]
+
+
 def test_rows_without_a_command_have_the_model_of_base() -> None:
     text = "base: {model: vit}\nzip: {command: [null, python a.py]}\n"
     assert runs_of(text) == ["1x1 model=vit", "1x1 command=python a.py"]

@@ -13,9 +13,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from disttrain.errors import UserError
-from disttrain.records.record_files import failure_name, metrics_name, read_records
+from disttrain.records.json_values import parse_object
+from disttrain.records.json_values import to_json as to_json_text
+from disttrain.records.record_files import failure_name, metrics_name, read_records, summary_from_json
 from disttrain.records.record_types import KINDS
+from disttrain.records.script_metrics import new_metrics_file, summarise_file
 from disttrain.records.summary_types import SUMMARY_FIGURES
+from jobs.results.live.progress import read_progress
+from jobs.results.live.stalls import read_stall
 from jobs.results.result import Result
 from jobs.results.run_records import read_run
 from jobs.results.status import last_known, read_status
@@ -30,6 +35,7 @@ from jobs.storage.sweep_folder import SweepFolder
 from tests.jobs.results.rows import joined
 from tests.jobs.results.test_damaged_files import FAILURE, SUMMARY
 from tests.jobs.results.test_figures import step_of
+from tests.jobs.script_runs import script_run
 from tests.proofs.random_inputs import RANDOM_EXAMPLES
 
 VALUES = st.recursive(
@@ -48,6 +54,7 @@ PLANNED: dict[str, Any] = {
     "asked": {"lr": 1.0}, "train": {"model": "bert", "lr": 1.0, "timing_warmup_steps": 1, "detailed_timing": True},
 }  # fmt: skip
 RUN_FILE = {**PLANNED, "versions": {"torch": "2.14"}}
+SCRIPT = script_run("1x1-a", launcher="torchrun", lr=1.0, steps=2)
 EVENTS: list[dict[str, Any]] = [
     {"event": "intend", "time_s": 1.0, "run_ids": ["1x1-a"], "set": {"lr": "1"}},
     {"event": "record", "time_s": 1.0, "jobs": {"1x1-a": "7_0"}},
@@ -123,14 +130,21 @@ def sweep_folder() -> Iterator[SweepFolder]:
 
 
 random_inputs = settings(max_examples=RANDOM_EXAMPLES)
+SCRIPT_METRICS = {"loss": {"last": 0.5, "mean": 0.5, "best": 0.5, "min": 0.5, "max": 0.5, "count": 1}}
 SUMMARIES = texts_of(
-    SUMMARY, dict.fromkeys(SUMMARY_FIGURES, 1), {**SUMMARY, "versions": {"torch": "1"}, "hosts": ["n"]}
+    {"steps": 1, "metrics": SCRIPT_METRICS},
+    SUMMARY,
+    dict.fromkeys(SUMMARY_FIGURES, 1),
+    {**SUMMARY, "versions": {"torch": "1"}, "hosts": ["n"]},
 )
+STAGE = {"stage": "running", "since_s": 1.0, "host": "n", "pid": 1}
 
 
 @random_inputs
-@given(SUMMARIES, texts_of(FAILURE), texts_of(RUN_FILE), lines_of(*RECORDS))
-def test_any_files_of_a_run_give_a_row(summary: bytes, failure: bytes, run: bytes, metrics: bytes) -> None:
+@given(SUMMARIES, texts_of(FAILURE), texts_of(RUN_FILE, SCRIPT), lines_of(*RECORDS), st.sampled_from([PLANNED, SCRIPT]))
+def test_any_files_of_a_run_give_a_row(
+    summary: bytes, failure: bytes, run: bytes, metrics: bytes, planned: dict[str, Any]
+) -> None:
     with sweep_folder() as folder:
         run_dir = folder.run("1x1-a")
         (run_dir / "summary.json").write_bytes(summary)
@@ -141,7 +155,24 @@ def test_any_files_of_a_run_give_a_row(summary: bytes, failure: bytes, run: byte
         row = {**ROWS[0], "state": "COMPLETED"}
         text = SEPARATOR.join(["JobID", "State", "Submit"]) + "\n" + SEPARATOR.join(["7_0", str(row["state"]), "1"])
         attempts = attempts_by_job(parse_sacct(text))
-        print_all(joined([PLANNED], ledger, attempts, {"1x1-a": read_run(run_dir)}), folder)
+        print_all(joined([planned], ledger, attempts, {"1x1-a": read_run(run_dir)}), folder)
+
+
+@random_inputs
+@given(
+    lines_of({"step": 1, "loss": 0.5, "samples_per_s": 3}), texts_of({"stage": "running", "since_s": 1.0, "host": "n"})
+)
+def test_any_metrics_of_a_script_give_progress(metrics: bytes, stage: bytes) -> None:
+    with sweep_folder() as folder:
+        run_dir = folder.run("1x1-a")
+        (run_dir / "stage.json").write_bytes(stage)
+        new_metrics_file(run_dir, 0).write_bytes(metrics)
+        read_run(run_dir)
+        read_progress(run_dir, 1)
+        read_stall(run_dir, 1, None, 2e9)
+        summary = summarise_file(run_dir, 0).figures(1)
+        json.loads(to_json_text(summary), parse_constant=refuse)
+        assert summary_from_json(parse_object(to_json_text(summary)))["steps"] == summary["steps"]
 
 
 @random_inputs
@@ -158,7 +189,11 @@ def test_any_ledger_gives_states(ledger: bytes, accounting: bytes, query_time: b
 
 
 @random_inputs
-@given(texts_of({"runs": [PLANNED]}) | changed(PLANNED).map(lambda run: json.dumps({"runs": [run, PLANNED]}).encode()))
+@given(
+    texts_of({"runs": [PLANNED]}, {"runs": [SCRIPT]})
+    | (changed(PLANNED) | changed(SCRIPT)).map(lambda run: json.dumps({"runs": [run, PLANNED]}).encode())
+    | changed(SCRIPT["script"]).map(lambda section: json.dumps({"runs": [SCRIPT | {"script": section}]}).encode())
+)
 def test_any_plan_gives_states_or_an_error(plan: bytes) -> None:
     with sweep_folder() as folder:
         folder.plan_file.write_bytes(plan)

@@ -324,7 +324,7 @@ def test_a_folder_that_disappears_has_no_records(tmp_path: Path, monkeypatch: py
     assert read_run(tmp_path / "missing") == RunRecords()
     (tmp_path / "file").touch()
     assert read_run(tmp_path / "file") == RunRecords()
-    monkeypatch.setattr("jobs.results.run_records.os.listdir", lambda path: [failure_name(0)])
+    monkeypatch.setattr("jobs.storage.run_facts.os.listdir", lambda path: [failure_name(0)])
     assert read_run(tmp_path / "missing") == RunRecords()
 
 

@@ -40,3 +40,26 @@ def test_an_allocation_is_two_numbers(allocation: str) -> None:
     """It is part of labels and messages, which are one line."""
     with pytest.raises(ValueError, match=r"^runs\[0\]: allocation is "):
         check_plan({"runs": [{**RUN, "allocation": allocation}]})
+
+
+COMMAND: dict[str, Any] = {
+    **{name: value for name, value in RUN.items() if name != "train"},
+    "train": {"command": "./train", "model": 3},
+    "script": {"flags": "--{key} {value}", "switches": ["a"], "launcher": "ranks", "working_dir": "/w"},
+}
+
+
+def test_a_run_of_a_command() -> None:
+    check_plan({"runs": [RUN, COMMAND]})
+    with pytest.raises(ValueError, match=r"^runs\[0\]: train\.command is 3$"):
+        check_plan({"runs": [{**COMMAND, "train": {"command": 3}}]})
+
+
+@pytest.mark.parametrize("changes", [{"flags": None}, {"switches": "a"}, {"switches": [1]}, {"working_dir": 3}])
+def test_a_command_has_what_starts_it(changes: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=rf"^runs\[0\]: .*{next(iter(changes))}"):
+        check_plan({"runs": [{**COMMAND, "script": {**COMMAND["script"], **changes}}]})
+    damaged: list[Any] = [{}, None, "x"]
+    for script in damaged:
+        with pytest.raises(ValueError, match=r"^runs\[0\]: "):
+            check_plan({"runs": [{**COMMAND, "script": script}]})

@@ -61,6 +61,13 @@ def test_what_runs_no_longer_need(folder: SweepFolder) -> None:
     }  # fmt: skip
 
 
+def test_files_of_a_script_stay(folder: SweepFolder) -> None:
+    """Also under the names of our files, and those that a rerun has moved."""
+    write(folder, "runs/1x1-a/.summary.json.12", "runs/1x1-a/.cache.12")
+    items = list(of_runs(folder, {"1x1-a": "a"}, {"1x1-a"}, {"1x1-a"}))
+    assert found(folder, items) == {"leftovers": ["runs/1x1-a/.summary.json.12"]}
+
+
 def test_links_to_another_disk_stay(folder: SweepFolder, tmp_path: Path) -> None:
     run_dir = folder.run("1x1-d")
     run_dir.mkdir()

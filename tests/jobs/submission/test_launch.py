@@ -15,6 +15,7 @@ import jobs.slurm.interrupted
 import jobs.slurm.submit
 import jobs.submission.launch
 from disttrain.errors import UserError
+from jobs.local.machine import QueuedRun
 from jobs.planning.cluster import Cluster
 from jobs.planning.cluster_profile import ClusterProfile
 from jobs.planning.expand import expand
@@ -584,3 +585,24 @@ def test_moved_data_are_no_other_data(
     assert len(slurm.submitted) == 1
     note = f"note: {field} was '{tmp_path}/a/data'; '{tmp_path}/b/data' has the same files\n"
     assert capsys.readouterr().err == note
+
+
+@pytest.mark.process
+def test_a_local_command_takes_the_gpus_of_the_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its key `device` is its own, and `dataset` is no path of ours: nothing is compared at the next submission."""
+    queued: list[QueuedRun] = []
+
+    class Queue:
+        def __init__(self, _: SweepFolder, runs: list[QueuedRun], *__: Any) -> None:
+            queued.extend(runs)
+
+        def run(self, _: Any) -> None:
+            pass
+
+    monkeypatch.setattr("jobs.local.local_queue.LocalQueue", Queue)
+    text = "name: s\nallocations: [1x2]\ncommand: ./train\nlauncher: torchrun\nbase: {device: cpu, dataset: ./data}\n"
+    for seeds in ("seeds: [0]\n", "seeds: [0, 1]\n"):
+        sweep = parse_sweep(parse_yaml(text + seeds, "s.yaml"), "/sweeps")
+        launch(plan_of(tmp_path, "local", text + seeds), sweep, max_ranks=None, on_poll=lambda: None)
+    assert [(run.on_cpu, run.by_node, run.tasks, run.world_size) for run in queued] == [(False, True, 1, 2)] * 2
+    assert SweepFolder(tmp_path / "s" / "local").fingerprints() == {}

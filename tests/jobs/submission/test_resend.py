@@ -275,3 +275,44 @@ def test_a_retry_proposes_to_leave_out_a_node(
     slurm.states = dict.fromkeys(slurm.states, State.FAILED)
     resend(SweepFolder(plan.folder), [], from_start=False, changes=changes)
     assert (f"note: {line}\n" in capsys.readouterr().err) == is_said
+
+
+def test_a_command_is_sent_again_as_it_was(slurm: Slurm, tmp_path: Path) -> None:
+    """Its values, and how it is started: the sweep file may say something else now."""
+    text = """\
+name: s
+allocations: [2x2]
+command: ./train --data '/my data'
+flags: "{key}={value}"
+switches: [amp]
+launcher: torchrun --max-restarts 1
+base: {amp: true, text: "it's $5, é", layers: [1, 2.0], model: link}
+seeds: [0, 1]
+"""
+    plan = plan_of(tmp_path, text=text)
+    sweep = parse_sweep(parse_yaml(text, "s.yaml"), "/sweeps")
+    launch(plan, sweep, max_ranks=None)
+    folder = SweepFolder(plan.folder)
+    files = [folder.run(run.run_id) / "run.json" for run in plan.runs]
+    before = [json.loads(path.read_text()) for path in files]
+    assert before[0]["train"]["text"] == "it's $5, é"
+    slurm.states |= {"1_0": State.FAILED, "1_1": State.COMPLETED}
+    resend(folder, [], from_start=False)
+    resend(folder, [plan.runs[1].run_id], from_start=True)
+    assert [group.runs[0].config for group in slurm.groups[1:]] == [run.config for run in plan.runs]
+    assert [group.parameters for group in slurm.groups[1:]] == [plan.groups[0].parameters] * 2
+    after = [json.loads(path.read_text()) for path in files]
+    assert [list(run["train"].items()) for run in after] == [list(run["train"].items()) for run in before]
+    assert [run["script"] for run in after] == [run["script"] for run in before]
+
+
+def test_nobody_knows_whether_a_script_has_a_checkpoint(
+    slurm: Slurm, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = "name: s\nallocations: [1x1]\ncommand: ./train\n"
+    plan = plan_of(tmp_path, text=text)
+    launch(plan, parse_sweep(parse_yaml(text, "s.yaml"), "/sweeps"), max_ranks=None)
+    slurm.states["1"] = slurm.states["1_0"] = State.TIMEOUT
+    resend(SweepFolder(plan.folder), [plan.runs[0].run_id], from_start=False)
+    assert len(slurm.submitted) == 2
+    assert "checkpoint" not in capsys.readouterr().err

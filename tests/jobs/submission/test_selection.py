@@ -11,6 +11,8 @@ from jobs.planning.cluster import Cluster
 from jobs.planning.cluster_profile import ClusterProfile
 from jobs.planning.expand import expand
 from jobs.planning.plan import Plan, make_plan
+from jobs.planning.sweep_file import parse_sweep
+from jobs.planning.yaml_file import parse_yaml
 from jobs.slurm.states import State
 from jobs.storage import ledger
 from jobs.storage.sweep_folder import SweepFolder
@@ -175,3 +177,18 @@ def test_arrays_are_not_larger_than_the_cluster_accepts(slurm: Slurm, tmp_path: 
     plan = plan_of(tmp_path, text=text)
     assert launch(plan, LOADED, max_ranks=None) == frozenset()
     assert [len(group) for group in slurm.submitted] == [3, 3, 1]
+
+
+def test_the_rest_of_a_command_that_was_changed(slurm: Slurm, tmp_path: Path) -> None:
+    """How a command is started is no part of a run's id."""
+    text = "name: s\nallocations: [1x1]\ncommand: ./train\nseeds: [0, 1]\n"
+    changed = text + 'flags: "{key}={value}"\n'
+    sweeps = [parse_sweep(parse_yaml(content, "s.yaml"), "/sweeps") for content in (text, changed)]
+    slurm.limit = 1
+    plans = [plan_of(tmp_path, text=content) for content in (text, changed)]
+    unsent = launch(plans[0], sweeps[0], max_ranks=None)
+    assert len(unsent) == 1
+    launch(plans[1], sweeps[1], max_ranks=None)
+    slurm.limit = 10
+    assert launch_rest(plans[0], sweeps[0], unsent) is None
+    assert launch_rest(plans[1], sweeps[1], unsent) == frozenset()

@@ -10,7 +10,7 @@ import pytest
 from disttrain.records.summary_types import Failure
 from jobs.results.failures.failure_kind import kind_of
 from jobs.results.failures.failure_reason import explain, needs_log
-from jobs.results.failures.job_log import parse_log_end
+from jobs.results.failures.job_log import Tasks, parse_log_end
 from jobs.results.run_records import RunRecords
 from jobs.slurm.attempts import AccountingRow
 from jobs.slurm.states import State
@@ -68,7 +68,7 @@ def test_reason_that_no_rank_gave(
     accounting: dict[str, Any], failures: tuple[Failure, ...], log: str, reason: str
 ) -> None:
     attempt = AccountingRow("7", state=State.FAILED, **accounting)
-    explained = explain(State.FAILED, attempt, RunRecords(failures=failures), 2, parse_log_end(log, 2))
+    explained = explain(State.FAILED, attempt, RunRecords(failures=failures), Tasks(2), parse_log_end(log, Tasks(2)))
     assert explained.text == reason
 
 
@@ -87,7 +87,8 @@ GAVE_UP = dataclasses.replace(failure(0, "rank 1 on n1 did not enter barrier 7")
 )
 def test_a_rank_that_gave_up_names_the_late_one(failures: tuple[Failure, ...], reason: str) -> None:
     attempt = AccountingRow("7", state=State.FAILED)
-    assert explain(State.FAILED, attempt, RunRecords(failures=failures), 3, parse_log_end(KILLED, 3)).text == reason
+    log_end = parse_log_end(KILLED, Tasks(3))
+    assert explain(State.FAILED, attempt, RunRecords(failures=failures), Tasks(3), log_end).text == reason
 
 
 @pytest.mark.parametrize(
@@ -147,7 +148,8 @@ AT_40 = RunRecords(last_step=40, saved_step=30)
 def test_what_ended_a_run_from_outside(
     state: State, accounting: dict[str, Any], records: RunRecords, kind: str, text: str
 ) -> None:
-    reason = explain(state, AccountingRow("7", state=state, **accounting), records, 2, parse_log_end("", 2))
+    attempt = AccountingRow("7", state=state, **accounting)
+    reason = explain(state, attempt, records, Tasks(2), parse_log_end("", Tasks(2)))
     assert (reason.kind, reason.text) == (kind, text)
 
 
@@ -182,7 +184,7 @@ def test_a_run_that_is_not_resumed_says_why_itself() -> None:
     message = "time limit: stopped after step 40, with a checkpoint; it does not resume by itself: requeue is off"
     failed = Failure(rank=0, host="n0", time_s=1.0, error="NotResumed", message=message, traceback="", user_error=True)
     records = RunRecords(failures=(failed,))
-    reason = explain(State.FAILED, AccountingRow("7", exit_code=85), records, 2, parse_log_end("", 2))
+    reason = explain(State.FAILED, AccountingRow("7", exit_code=85), records, Tasks(2), parse_log_end("", Tasks(2)))
     assert (reason.kind, reason.text) == ("time limit", message)
 
 
@@ -214,5 +216,5 @@ def test_a_run_that_is_not_resumed_says_why_itself() -> None:
 )
 def test_a_failure_before_python(log: str, evidence: str) -> None:
     attempt = AccountingRow("7", exit_code=2, derived_exit_code=2)
-    reason = explain(State.FAILED, attempt, RunRecords(), 2, parse_log_end(log, 2))
+    reason = explain(State.FAILED, attempt, RunRecords(), Tasks(2), parse_log_end(log, Tasks(2)))
     assert (reason.kind, reason.text) == ("before Python", f"before Python: {evidence}")

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jobs.results.failures.job_log import LogEnd, parse_log_end, read_log_end
+from jobs.results.failures.job_log import LogEnd, Tasks, parse_log_end, read_log_end
 
 # kill -9 of rank 1 (recorded). srun ends the other rank then.
 KILLED = """\
@@ -51,7 +51,7 @@ srun: error: node[1-2]: tasks 0-1: Terminated
     ],
 )
 def test_first_rank_to_end(text: str, end: str | None) -> None:
-    first = parse_log_end(text, world_size=4).first
+    first = parse_log_end(text, Tasks(4)).first
     assert (first and f"{first.place} {first.how}") == end
 
 
@@ -70,7 +70,7 @@ def test_first_rank_to_end(text: str, end: str | None) -> None:
     ],
 )
 def test_out_of_memory(line: str, out_of_memory: bool) -> None:
-    assert parse_log_end(f"first line\n{line}\n", world_size=1).out_of_memory == out_of_memory
+    assert parse_log_end(f"first line\n{line}\n", Tasks(1)).out_of_memory == out_of_memory
 
 
 def test_reads_the_end_of_a_large_damaged_log(tmp_path: Path) -> None:
@@ -81,9 +81,9 @@ def test_reads_the_end_of_a_large_damaged_log(tmp_path: Path) -> None:
         file.write(b"\n\xff\xfe\0srun: error: n1: task 0: Killed\n")
     text = read_log_end(tmp_path, "7_0")
     assert len(text) <= 2**16
-    end = parse_log_end(text, 2)
+    end = parse_log_end(text, Tasks(2))
     assert end.first is not None
-    assert end.first.ranks == {0}
+    assert end.first.tasks == {0}
 
 
 def test_no_log_can_be_read(tmp_path: Path) -> None:
@@ -94,4 +94,4 @@ def test_no_log_can_be_read(tmp_path: Path) -> None:
 
 @given(st.text(alphabet="srun: error: n1[]-,task0129Kild\r\n\x1b\0é"), st.integers(1, 3))
 def test_any_text_is_parsed(text: str, world_size: int) -> None:
-    assert isinstance(parse_log_end(f"srun: error: n1: task {text}", world_size), LogEnd)
+    assert isinstance(parse_log_end(f"srun: error: n1: task {text}", Tasks(world_size)), LogEnd)

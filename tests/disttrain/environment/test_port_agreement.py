@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import socket
 import threading
+import uuid
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 
 import pytest
 
-from disttrain.distributed.rendezvous import answer_ranks, bind_first, find_port
+from disttrain.environment.port_agreement import answer_ranks, bind_first, find_port, reserve_first
 from disttrain.environment.rank_env import port_candidates
 
 TOKEN = b"job 7"
@@ -18,8 +19,8 @@ TOKEN = b"job 7"
 
 @pytest.fixture
 def ports() -> tuple[int, ...]:
-    """Three ports that are free now."""
-    candidates = port_candidates("test")
+    """Three ports that are free now. Those of the test before have dead connections, and are skipped."""
+    candidates = port_candidates(str(uuid.uuid4()))
     return candidates[:3]
 
 
@@ -78,3 +79,20 @@ def test_names_missing_ranks(ports: tuple[int, ...]) -> None:
 def test_rank_0_never_answers(ports: tuple[int, ...]) -> None:
     with pytest.raises(TimeoutError, match=r"rank 0 did not answer on 127.0.0.1 within 0 s"):
         find_port("127.0.0.1", ports, TOKEN, 1, 0.3)
+
+
+def test_a_reserved_port_is_skipped(ports: tuple[int, ...]) -> None:
+    with closing(reserve_first(ports)) as first, closing(reserve_first(ports)) as second:
+        assert [first.getsockname()[1], second.getsockname()[1]] == [ports[0], ports[1]]
+        with closing(bind_first(ports)) as listener:
+            assert listener.getsockname()[1] == ports[2]
+
+
+def test_a_library_listens_on_the_reserved_port(ports: tuple[int, ...]) -> None:
+    """As torch's store does: its socket has SO_REUSEADDR."""
+    with closing(reserve_first(ports)), closing(socket.socket()) as library:
+        library.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        library.bind(("", ports[0]))
+        library.listen()
+        with closing(socket.create_connection(("127.0.0.1", ports[0]))):
+            library.accept()[0].close()

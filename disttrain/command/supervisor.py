@@ -1,0 +1,183 @@
+"""Waits for the script of a rank, passes signals on to it, and ends it if another rank has failed."""
+
+from __future__ import annotations
+
+import selectors
+import signal
+import time
+from collections.abc import Callable, Collection
+from typing import Any
+
+from disttrain.command.channel import Channel, LostPeer
+from disttrain.command.report import Report
+from disttrain.command.script import Script
+from disttrain.command.signals import FORWARDED, WARNING, Signals
+
+# A script that another rank has left alone gets this time after SIGTERM: it may wait for that rank in C.
+_GRACE_S = 10.0
+_GRACE_AT_TERMINATION_S = 300.0  # Slurm ends it earlier
+_SIGNALS_APART_S = 1.0  # Slurm may have signalled the script just before this process
+
+
+class PeerFailed(Exception):
+    """The script of another rank has failed, which that rank has recorded."""
+
+    def __init__(self, rank: int) -> None:
+        super().__init__(f"rank {rank} has failed")
+        self.rank = rank
+
+
+class Supervisor:
+    """One rank's side of a run.
+
+    Args:
+        script: The script of this rank.
+        channel: The connections to the other ranks.
+        signals: The signals that come.
+        warning: The signal that the script gets as a warning.
+        forwarded: The signals that the script does not get from their sender.
+        warns_children: Whether the script is a launcher, whose children are to be warned.
+        warned: Whether the warning has come already.
+
+    Attributes:
+        warned: Whether the warning has come.
+        terminated: Whether the request to end has come.
+    """
+
+    def __init__(
+        self,
+        script: Script,
+        channel: Channel,
+        signals: Signals,
+        *,
+        warning: signal.Signals = WARNING,
+        forwarded: Collection[signal.Signals] = FORWARDED,
+        warns_children: bool = False,
+        warned: bool = False,
+    ) -> None:
+        self._script = script
+        self._channel = channel
+        self._signals = signals
+        self._warning = warning
+        self._forwarded = forwarded
+        self._warns_children = warns_children
+        self.warned = False
+        self.terminated = False
+        self._reports: dict[int, Report] = {}
+        self._selector = selectors.DefaultSelector()
+        self._selector.register(signals, selectors.EVENT_READ)
+        for rank, connection in channel.peers.items():
+            self._selector.register(connection, selectors.EVENT_READ, rank)
+        if warned:
+            self._handle(WARNING)
+
+    def close(self) -> None:
+        self._selector.close()
+
+    def wait_for_script(self, every_s: float, each_time: Callable[[], object]) -> int:
+        """The exit status of the script, negative for a signal.
+
+        Args:
+            every_s: The interval of a call in the meantime, in seconds.
+            each_time: The function that is called.
+
+        Raises:
+            LostPeer: Another rank has ended without a report. The script was ended.
+            PeerFailed: The script of another rank has failed. The script was ended.
+        """
+        while (status := self._script.status()) is None:
+            try:
+                self._wait(every_s)
+            except (LostPeer, PeerFailed):
+                self._end_script()
+                raise
+            each_time()
+        if status == -signal.SIGTERM and not self.terminated:
+            self._wait(_SIGNALS_APART_S)
+        return status
+
+    def wait_for_reports(self) -> dict[int, Report]:
+        """Rank 0: the reports of all other ranks, by rank.
+
+        Raises:
+            LostPeer: Another rank has ended without a report.
+            PeerFailed: The script of another rank has failed.
+        """
+        while len(self._reports) < len(self._channel.peers):
+            self._wait(None)
+        return self._reports
+
+    def wait_for_release(self) -> bool:
+        """Any other rank: waits until all scripts have ended; whether the run has stopped and is to start again.
+
+        Raises:
+            LostPeer: Rank 0 has ended.
+            PeerFailed: The script of another rank has failed.
+        """
+        while True:
+            messages = self._wait(None)
+            for message in messages:
+                if message["kind"] == "release":
+                    return bool(message["stopped"])
+
+    def _wait(self, timeout_s: float | None) -> list[Any]:
+        """Waits for signals and messages, and handles them; the messages that are none of the kinds below."""
+        others = []
+        for key, _ in self._selector.select(timeout_s):
+            if key.fileobj is self._signals:
+                for number in self._signals.read():
+                    self._handle(number)
+                continue
+            rank: int = key.data
+            try:
+                message = self._channel.receive(rank)
+            except LostPeer:
+                if rank not in self._reports:
+                    raise
+                self._selector.unregister(key.fileobj)  # it has reported, and may end
+                continue
+            if message["kind"] == "report":
+                self._reports[rank] = Report.from_message(message)
+            elif message["kind"] == "lost":
+                raise LostPeer(message["rank"])
+            elif message["kind"] == "failed":
+                raise PeerFailed(message["rank"])
+            else:
+                others.append(message)
+        return others
+
+    def _handle(self, number: signal.Signals) -> None:
+        if number == WARNING:
+            self.warned = True
+            self._warn()
+            return
+        if number == signal.SIGTERM:
+            self.terminated = True
+        if number in self._forwarded:
+            self._script.send(number)
+
+    def _warn(self) -> None:
+        # Slurm itself sends only its own signal to the script, and to all processes or to none of them.
+        if WARNING not in self._forwarded and self._warning == WARNING:
+            return
+        if self._warns_children:
+            self._script.send_to_children(self._warning)
+        else:
+            self._script.send(self._warning)
+
+    def _end_script(self) -> None:
+        """Ends the script, also if it ignores SIGTERM. If Slurm ends the job, the script gets all the time it has."""
+        if not self.terminated:
+            self._script.send(signal.SIGTERM)
+        deadline = time.monotonic() + (_GRACE_AT_TERMINATION_S if self.terminated else _GRACE_S)
+        while self._script.status() is None:
+            left_s = deadline - time.monotonic()
+            if left_s <= 0:
+                self._script.kill()
+                left_s = _GRACE_S
+            for key, _ in self._selector.select(left_s):
+                if key.fileobj is self._signals:
+                    for number in self._signals.read():
+                        self._handle(number)
+                else:
+                    self._selector.unregister(key.fileobj)

@@ -1,0 +1,49 @@
+"""The command that starts torchrun once for each node."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections.abc import Sequence
+from pathlib import PurePath
+
+from disttrain.config.command_config import CommandConfig
+from disttrain.environment.rank_env import RankEnv
+
+_PYTHON = re.compile(r"python[\d.]*")
+
+
+def torchrun_arguments(
+    config: CommandConfig, script: Sequence[str], env: RankEnv, workers: int, master_port: int
+) -> list[str]:
+    """The program that starts the workers of this node.
+
+    Args:
+        config: The config of the run; its launcher has the user's options.
+        script: The program of a worker and its arguments.
+        env: The place of this node's process.
+        workers: The number of workers on this node.
+        master_port: The port that is reserved on the first node.
+
+    Example:
+        >>> config = CommandConfig("python train.py", {}, launcher="torchrun --max-restarts 2")
+        >>> shlex.join(torchrun_arguments(config, ["python", "train.py"], RankEnv(job_id="7"), 4, 10240))
+        'python -m torch.distributed.run --nnodes 1 --nproc-per-node 4 --rdzv-id 7-0 --rdzv-backend c10d \
+--rdzv-endpoint 127.0.0.1:10240 --rdzv-conf is_host=true --max-restarts 2 --no-python python train.py'
+    """
+    program = ["torchrun"]
+    if _PYTHON.fullmatch(PurePath(script[0]).name):
+        program = [script[0], "-m", "torch.distributed.run"]  # that of the script's environment
+    return [
+        *program,
+        "--nnodes", str(env.num_nodes),
+        "--nproc-per-node", str(workers),
+        # Every attempt has its own, so that no rank of an earlier one can join.
+        "--rdzv-id", f"{env.job_id or 'none'}-{env.restart_count}",
+        "--rdzv-backend", "c10d",
+        "--rdzv-endpoint", f"{env.master_addr}:{master_port}",
+        "--rdzv-conf", f"is_host={str(env.rank == 0).lower()}",
+        *shlex.split(config.launcher)[1:],
+        "--no-python",
+        *script,
+    ]  # fmt: skip

@@ -1,0 +1,59 @@
+"""torchrun starts the workers of a user's own script, one torchrun for each node."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from tests.disttrain.command.conftest import StartScript
+
+pytestmark = pytest.mark.process
+
+WORKER = """
+import json, os, sys
+import torch, torch.distributed as dist
+dist.init_process_group("gloo")
+total = torch.ones(1)
+dist.all_reduce(total)
+rank = dist.get_rank()
+names = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "GROUP_WORLD_SIZE", "OMP_NUM_THREADS")
+with open(os.path.join(os.environ["SWEEP_RUN_DIR"], f"worker-{rank}.json"), "w") as file:
+    json.dump({name: os.environ[name] for name in names} | {"total": int(total)}, file)
+with open(os.environ["SWEEP_METRICS"], "a") as file:
+    print(json.dumps({"step": 5, "loss": 0.5}), file=file)
+dist.barrier()
+dist.destroy_process_group()
+if sys.argv[2] != "0" and rank == 2:
+    if sys.argv[2] == "1":
+        raise KeyError("worker")
+    sys.exit(int(sys.argv[2]))
+"""
+
+
+def test_torchrun_starts_the_workers_of_two_nodes(start_script: StartScript) -> None:
+    ranks = start_script(
+        WORKER, {"end": 0}, nodes=2, launcher="torchrun --max-restarts 0", options={"gpus_per_node": 2}
+    )
+    assert ranks.wait() == [0, 0]
+    workers = [json.loads((ranks.folder / f"worker-{rank}.json").read_text()) for rank in range(4)]
+    for rank, worker in enumerate(workers):
+        assert (worker["RANK"], worker["WORLD_SIZE"], worker["LOCAL_WORLD_SIZE"]) == (str(rank), "4", "2")
+        assert (worker["GROUP_WORLD_SIZE"], worker["total"]) == ("2", 4)
+    summary = ranks.summary
+    assert summary is not None
+    assert (summary["world_size"], summary["num_nodes"], len(summary["hosts"])) == (4, 2, 4)
+    assert summary["metrics"]["loss"]["count"] == 2
+
+
+def test_a_failing_worker_of_torchrun_is_the_reason(start_script: StartScript) -> None:
+    ranks = start_script(WORKER, {"end": 1}, nodes=2, launcher="torchrun", options={"gpus_per_node": 2})
+    assert 1 in ranks.wait()
+    failures = [failure for rank in range(2) if (failure := ranks.failure(rank)) is not None]
+    assert ("KeyError", "'worker'") in [(failure.error, failure.message) for failure in failures]
+
+
+def test_a_worker_of_torchrun_asks_to_start_again(start_script: StartScript) -> None:
+    ranks = start_script(WORKER, {"end": 85}, launcher="torchrun", options={"gpus_per_node": 3})
+    assert ranks.wait() == [0]
+    assert (ranks.folder / "stopped-0").read_text() == "5 False False"

@@ -1,0 +1,65 @@
+"""log_metrics: one line for each call, in a sweep and outside, with numbers of every library."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import math
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy
+import pytest
+import torch
+
+from disttrain import metrics
+from disttrain.metrics import log_metrics
+
+
+@pytest.fixture
+def file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("SWEEP_METRICS", str(tmp_path / "m.jsonl"))
+    return tmp_path / "m.jsonl"
+
+
+def test_each_call_is_a_line(file: Path) -> None:
+    log_metrics(step=10, loss=0.5)
+    log_metrics({"step": 20, "eval/accuracy é": 1}, loss=0.25)
+    assert [json.loads(line) for line in file.read_text().splitlines()] == [
+        {"step": 10, "loss": 0.5},
+        {"step": 20, "eval/accuracy é": 1, "loss": 0.25},
+    ]
+
+
+def test_scalars_of_libraries_are_numbers(file: Path) -> None:
+    log_metrics(step=numpy.int64(3), loss=torch.tensor(0.5, dtype=torch.bfloat16), lr=numpy.float32(0.25), nan=math.nan)
+    values = json.loads(file.read_text())
+    assert math.isnan(values.pop("nan"))
+    assert values == {"step": 3, "loss": 0.5, "lr": 0.25}
+    assert isinstance(values["step"], int)
+
+
+def test_outside_a_sweep_nothing_happens(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("SWEEP_METRICS", raising=False)
+    monkeypatch.chdir(tmp_path)
+    log_metrics(loss=torch.zeros(2))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_file_that_cannot_be_written_ends_no_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("SWEEP_METRICS", str(tmp_path / "absent" / "m.jsonl"))
+    log_metrics(loss=0.5)
+    path = tmp_path / "absent" / "m.jsonl"
+    assert capsys.readouterr().err == f"log_metrics: {path} cannot be written: No such file or directory\n"
+
+
+@pytest.mark.process
+def test_the_module_can_be_copied(file: Path, tmp_path: Path) -> None:
+    """Into a script that has no other part of this project."""
+    script = tmp_path / "train.py"
+    script.write_text(inspect.getsource(metrics) + "\nlog_metrics(step=1, loss=0.5)\n")
+    subprocess.run([sys.executable, "-I", script], check=True)
+    assert file.read_text() == '{"step": 1, "loss": 0.5}\n'

@@ -1,0 +1,131 @@
+"""Runs of a user's own script under submitit's local executor: how they end, and what ends with them."""
+
+from __future__ import annotations
+
+import json
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from disttrain.records.lifecycle.attempt_log import not_resumed_cause
+from disttrain.records.record_files import failure_name, read_failure, read_summary
+from jobs.local.local_run import LocalRun, signal_ranks
+from jobs.local.machine import Placement, QueuedRun
+from jobs.slurm.states import State
+from jobs.storage.sweep_folder import SweepFolder
+from tests.jobs.sweeping import wait_for
+
+pytestmark = pytest.mark.process
+
+PLACE = """
+import json, os
+from pathlib import Path
+names = ("LOCAL_RANK", "LOCAL_WORLD_SIZE", "GROUP_RANK", "CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS")
+place = {name: os.environ[name] for name in names}
+place["left"] = [name for name in os.environ if name.startswith("SUBMITIT_") or name == "PYTHONSAFEPATH"]
+Path(os.environ["SWEEP_RUN_DIR"], "place-" + os.environ["RANK"]).write_text(json.dumps(place))
+"""
+
+StartRun = Callable[[str], LocalRun]
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> SweepFolder:
+    return SweepFolder(tmp_path / "s" / "local")
+
+
+@pytest.fixture
+def start_run(folder: SweepFolder, tmp_path: Path) -> Iterator[StartRun]:
+    """Starts a run of a script, given as text, on two nodes with one rank each."""
+    started: list[LocalRun] = []
+
+    def start(text: str) -> LocalRun:
+        (tmp_path / "train.py").write_text(text)
+        run_dir = folder.run("run")
+        run_dir.mkdir(parents=True)
+        script = {"flags": "--{key} {value}", "switches": [], "launcher": "ranks", "working_dir": str(tmp_path)}
+        train = {"command": f"{sys.executable} train.py", "model": "the user's"}
+        description = {
+            "run_id": "run", "allocation": "2x1", "nodes": 2, "gpus_per_node": 1, "world_size": 2, "train": train,
+            "script": script,
+        }  # fmt: skip
+        (run_dir / "run.json").write_text(json.dumps(description))
+        started.append(LocalRun(folder, QueuedRun("run", "local-1-0", 2, 1, on_cpu=False), Placement("4,5", 3)))
+        started[-1].start()
+        return started[-1]
+
+    yield start
+    for run in started:
+        run.kill()
+
+
+def end_of(run: LocalRun) -> State:
+    return wait_for(run.poll, "end of the run", limit_s=60)
+
+
+def test_each_node_has_its_part_of_the_gpus(folder: SweepFolder, start_run: StartRun) -> None:
+    assert end_of(start_run(PLACE)) is State.COMPLETED
+    places = [json.loads((folder.run("run") / f"place-{rank}").read_text()) for rank in range(2)]
+    for node, place in enumerate(places):
+        assert place == {
+            "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1", "GROUP_RANK": str(node), "CUDA_VISIBLE_DEVICES": "45"[node],
+            "OMP_NUM_THREADS": "3", "left": [],
+        }  # fmt: skip
+    summary = read_summary(folder.run("run"))
+    assert summary is not None
+    assert (summary["comparable"], summary["steps"]) == (False, 0)
+
+
+def test_a_failing_script_is_the_reason(folder: SweepFolder, start_run: StartRun) -> None:
+    assert end_of(start_run("import os\nif os.environ['RANK'] == '1': raise ValueError('boom')")) is State.FAILED
+    failure = read_failure(folder.run("run") / failure_name(1))
+    assert failure is not None
+    assert (failure.error, failure.message) == ("ValueError", "boom")
+
+
+def test_no_job_starts_a_stopped_script_again(folder: SweepFolder, start_run: StartRun) -> None:
+    assert end_of(start_run("import sys; sys.exit(85)")) is State.FAILED
+    failure = read_failure(folder.run("run") / failure_name(0))
+    assert failure is not None
+    assert not_resumed_cause(failure) == "request"
+    assert failure.message == (
+        "request: the script ended with status 85; it does not resume by itself: no Slurm job can start it again"
+        " (sweep submit resumes it)"
+    )
+
+
+def test_the_script_ends_with_the_run(folder: SweepFolder, start_run: StartRun) -> None:
+    text = (
+        "import os, time, pathlib\n"
+        "pathlib.Path(os.environ['SWEEP_RUN_DIR'], 'pid-' + os.environ['RANK']).write_text(str(os.getpid()))\n"
+        "time.sleep(60)"
+    )
+    run = start_run(text)
+    files = [folder.run("run") / f"pid-{rank}" for rank in range(2)]
+    wait_for(lambda: all(path.exists() and path.read_text() for path in files), "both scripts", limit_s=30)
+    assert run.poll() is None
+    run.kill()
+    time.sleep(0.2)
+    for path in files:
+        pid = int(path.read_text())
+        assert not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
+
+
+def test_a_request_for_stacks_ends_no_script(folder: SweepFolder, start_run: StartRun) -> None:
+    text = (
+        "import os, time, pathlib\n"
+        "folder = pathlib.Path(os.environ['SWEEP_RUN_DIR'])\n"
+        "(folder / ('ready-' + os.environ['RANK'])).touch()\n"
+        "while not (folder / 'go').exists(): time.sleep(0.05)"
+    )
+    run = start_run(text)
+    run_dir = folder.run("run")
+    wait_for(lambda: all((run_dir / f"ready-{rank}").exists() for rank in range(2)), "both scripts", limit_s=30)
+    signal_ranks(folder.logs, signal.SIGQUIT)
+    (run_dir / "go").touch()
+    assert end_of(run) is State.COMPLETED
