@@ -155,6 +155,7 @@ def main():
     accuracy = evaluate(model, dev_set, device)
     if dist.get_rank() == 0:
         log(step, accuracy=accuracy)
+    dist.barrier()  # a rank that leaves during the last all-reduce of another may end with an error
     dist.destroy_process_group()
 
 
