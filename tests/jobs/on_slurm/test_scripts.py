@@ -125,11 +125,8 @@ def test_an_example_on_four_allocations(sweeping: Sweeping, name: str) -> None:
         assert row["steps"] > 0
         assert 0 < row["metrics.loss.best"] <= row["metrics.loss"]
         assert row["gpu_hours"] >= 0
-        assert row["hosts"] == [
-            f"node{1 + index}"
-            for index in range(row["num_nodes"])
-            for _ in range(row["world_size"] // row["num_nodes"])
-        ]
+        assert len(row["hosts"]) == row["world_size"]
+        assert len(set(row["hosts"])) == row["num_nodes"]
     collected = json.loads(sweeping.run("collect", name, "--json").stdout)["runs"]
     assert {row["run_id"]: row["metrics.loss"] for row in collected} == {
         row["run_id"]: row["metrics.loss"] for row in rows
