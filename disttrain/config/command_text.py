@@ -271,4 +271,4 @@ def check_script(command: str, working_dir: str, sweep_folder: str) -> None:
     hint = suggest_name(name, sorted(there), "the command starts in the folder in which you call sweep")
     if not os.path.isabs(script) and os.path.isfile(os.path.join(sweep_folder, script)):
         hint = f"it is in {sweep_folder}: call sweep there, or write its path"
-    raise FieldsError(("command",), f"command: no file {shorten(repr(script))} in {working_dir}", hint=hint)
+    raise FieldsError(("command",), f"no file {shorten(repr(script))} in {working_dir}", hint=hint)

@@ -95,6 +95,20 @@ def absolute_paths(config: TrainConfig, folder: str) -> TrainConfig:
     return dataclasses.replace(config, **changes)
 
 
+def absolute_values(values: Mapping[str, Any], folder: str) -> dict[str, Any]:
+    """The values of some fields, with the paths of existing files and folders made absolute.
+
+    Args:
+        values: The values by field name.
+        folder: The base of relative paths.
+    """
+    absolute = dict(values)
+    for name in PATH_FIELDS:
+        if isinstance(value := values.get(name), str):
+            absolute[name] = _existing(value, folder) or value
+    return absolute
+
+
 def results_root(environ: Mapping[str, str], option: Path | None = None) -> Path:
     """The folder of all results: the option --root, or $SWEEP_ROOT, or ./runs."""
     return Path(_without_tilde(str(option or environ.get("SWEEP_ROOT") or "runs")))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -10,7 +11,7 @@ from typing import Any
 
 from disttrain.config.command_config import CommandConfig
 from disttrain.config.command_text import check_script, placeholders
-from disttrain.config.paths import absolute_paths
+from disttrain.config.paths import absolute_paths, absolute_values
 from disttrain.config.run_id import NOT_IDENTITY, run_id
 from disttrain.config.train_config import TrainConfig, is_own_family
 from disttrain.config.yaml_nodes import KeyPath
@@ -122,6 +123,9 @@ def _run(sweep: Sweep, point: Point, index: int, import_error: UserError | None)
     if isinstance(config, TrainConfig):
         with _placed(sweep, point):
             absolute = absolute_paths(config, sweep.folder)
+    elif not sweep.commands.own_keys:
+        # Its keys are the fields of our models, and a path is the same file for both.
+        absolute = dataclasses.replace(config, values=absolute_values(config.values, sweep.folder))
     asked = {name: cell.value for name, cell in point.cells.items()}
     identity = run_id(str(point.allocation), config)
     return RunSpec(identity, point.allocation, absolute, point.values, asked, index, import_error)

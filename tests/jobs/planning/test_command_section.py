@@ -171,3 +171,20 @@ def test_a_switch_may_be_set_by_an_override() -> None:
     assert sweep_of(text, amp="true").base == {"amp": True}
     with pytest.raises(UserError, match=r"^--set amp=1: amp is 1, but it is a switch \(write true or false"):
         sweep_of(text, amp="1")
+
+
+def test_a_path_is_the_same_file_for_a_model_and_a_command(tmp_path: Path) -> None:
+    (tmp_path / "films.tsv").write_text("sentence\tlabel\n")
+    text = """
+name: mixed
+allocations: [1x1]
+base: {dataset: films.tsv}
+zip: {model: [bert, null], command: [null, sh -c true]}
+"""
+    sweep = parse_sweep(parse_yaml(text, "s.yaml"), str(tmp_path))
+    ours, theirs = expand(sweep)
+    path = str(tmp_path / "films.tsv")
+    assert (run_json(ours)["train"]["dataset"], run_json(theirs)["train"]["dataset"]) == (path, path)
+    assert theirs.asked["dataset"] == "films.tsv"
+    elsewhere = parse_sweep(parse_yaml(text.replace("dataset: films", "dataset: ./films"), "s.yaml"), str(tmp_path))
+    assert expand(elsewhere)[0].run_id == ours.run_id
