@@ -16,7 +16,7 @@ from disttrain.command.channel import Channel, LostPeer, open_channel
 from disttrain.command.rank_records import INTERVAL_S, recorded_ranks, write_samples
 from disttrain.command.report import Report
 from disttrain.command.script import Script
-from disttrain.command.script_env import base_environ, torchrun_variables, worker_variables
+from disttrain.command.script_env import OUTPUT_NAME, base_environ, torchrun_variables, worker_variables
 from disttrain.command.script_failure import StderrMark, script_failure, worker_status
 from disttrain.command.signals import WARNING, Signals, caught_signals, signals_to_forward
 from disttrain.command.summary import summarise_reports
@@ -168,6 +168,7 @@ class _Rank:
     def _prepare(self, master_port: int, error_file: Path) -> tuple[dict[str, str], list[str]]:
         """The environment of the script, and its program with the arguments."""
         env, words = self._env, arguments(self._config)
+        (self._run_dir / OUTPUT_NAME).mkdir(exist_ok=True)
         environ = base_environ(env, os.environ, self._run_dir, new_metrics_file(self._run_dir, env.rank))
         if self._workers is None:
             return {**environ, **worker_variables(env, environ, master_port, error_file)}, words
@@ -191,6 +192,8 @@ class _Rank:
             raise
         if self._workers is not None:
             status = worker_status(status, stderr.text(), terminated=supervisor.terminated)
+        if supervisor.terminated and status == 0:
+            status = -signal.SIGTERM  # many scripts save at SIGTERM and end with 0, but they are not complete
         report = Report(status, warned=supervisor.warned, terminated=supervisor.terminated)
         if report.failed:
             failed = ScriptFailed(status, _same_signal(status, self._env))

@@ -12,6 +12,7 @@ from disttrain.environment.rank_env import RankEnv, choose_threads
 _ROLE = "default"
 _SIGNALS = "SIGTERM,SIGINT,SIGHUP,SIGQUIT"
 RUN_DIR = "SWEEP_RUN_DIR"
+OUTPUT_NAME = "output"  # a folder of its own: a script may write or remove what it likes, and run.json is ours
 METRICS = "SWEEP_METRICS"
 # submitit's variables would let the script take itself for a rank of its own.
 _LEFT_OUT = "SUBMITIT_"
@@ -58,7 +59,7 @@ def base_environ(env: RankEnv, environ: Mapping[str, str], run_dir: Path, metric
     gpus = own_gpus(env, environ)
     if gpus is not None:
         base["CUDA_VISIBLE_DEVICES"] = gpus
-    return {**base, RUN_DIR: str(run_dir), METRICS: str(metrics)}
+    return {**base, RUN_DIR: str(run_dir / OUTPUT_NAME), METRICS: str(metrics)}
 
 
 def torchrun_variables(env: RankEnv, environ: Mapping[str, str], workers: int, error_file: Path) -> dict[str, str]:

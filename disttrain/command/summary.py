@@ -38,6 +38,8 @@ def summarise_reports(records: Sequence[Record], reports: Mapping[int, Report], 
     )
     metrics = merge_ranks({rank: report.metrics for rank, report in reports.items()})
     notices = (*summary["notices"], *metrics.notices())
+    if any(report.warned for report in reports.values()):
+        notices += ("the script ended with status 0 after the warning of the end of its job: 85 would resume it",)
     return {**summary, **metrics.figures(len(ranks)), "notices": notices}
 
 

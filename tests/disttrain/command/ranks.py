@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from disttrain.command.script_env import OUTPUT_NAME
 from disttrain.config.command_config import CommandConfig
 from disttrain.records.record_files import failure_name, read_failure, read_summary
 from disttrain.records.summary_types import Failure, Summary
@@ -69,8 +70,8 @@ class Ranks:
         return (self.folder / f"log-{rank}.{stream}").read_text()
 
     def wait_for(self, name: str, timeout_s: float = 60) -> Path:
-        """A file of the run's folder, when it exists."""
-        path = self.folder / name
+        """A file that a script has written, when it exists."""
+        path = self.output / name
         deadline = time.monotonic() + timeout_s
         while not path.exists():
             assert time.monotonic() < deadline, f"{name} does not appear"
@@ -78,11 +79,16 @@ class Ranks:
         return path
 
     def wait_for_text(self, name: str) -> str:
-        """The text of a file of the run's folder, when it has one."""
+        """The text of a file that a script has written, when it has one."""
         path = self.wait_for(name)
         while not (text := path.read_text()):
             time.sleep(0.02)
         return text
+
+    @property
+    def output(self) -> Path:
+        """The folder into which the scripts write."""
+        return self.folder / OUTPUT_NAME
 
     @property
     def summary(self) -> Summary | None:

@@ -129,7 +129,7 @@ sys.exit(3)
 def test_a_script_that_ignores_sigterm_ends_with_its_children(start_script: StartScript) -> None:
     ranks = start_script(IGNORES_SIGTERM, per_node=2)
     assert ranks.wait() == [1, 3]
-    child = int((ranks.folder / "child").read_text())
+    child = int((ranks.output / "child").read_text())
     assert not psutil.pid_exists(child) or psutil.Process(child).status() == psutil.STATUS_ZOMBIE
 
 
@@ -195,7 +195,7 @@ def test_a_rank_that_has_reported_is_not_needed(start_script: StartScript) -> No
     time.sleep(1)
     ranks.processes[1].kill()
     time.sleep(0.2)
-    (ranks.folder / "go").touch()
+    (ranks.output / "go").touch()
     assert ranks.wait() == [0, -9]
     assert ranks.summary is not None
 
@@ -206,7 +206,7 @@ def test_a_complete_run_is_not_run_again(start_script: StartScript) -> None:
     again = start_script("raise ValueError", per_node=2, environ={"SLURM_RESTART_COUNT": "1"})
     assert again.wait() == [0, 0]
     assert again.summary is not None
-    assert (again.folder / "saved.pt").exists()
+    assert (again.output / "saved.pt").exists()
     assert start_script("raise ValueError", per_node=2).wait() == [1, 1], "a new job runs it again"
 
 
@@ -237,3 +237,16 @@ def test_a_program_that_cannot_start(command: str, message: str, tmp_path: Path,
     failures = [failure for rank in range(2) if (failure := ranks.failure(rank)) is not None]
     assert any(failure.message.startswith(message) and failure.user_error for failure in failures)
     assert all(failure.user_error for failure in failures)
+
+
+def test_a_script_may_write_and_remove_what_it_likes_in_its_folder(start_script: StartScript) -> None:
+    text = (
+        "import os, shutil, sys; folder = os.environ['SWEEP_RUN_DIR']; shutil.rmtree(folder); os.makedirs(folder)\n"
+        "for name in ('summary.json', 'run.json'): open(os.path.join(folder, name), 'w').write('{}')\n"
+        "sys.exit(int(os.environ['STATUS']))"
+    )
+    assert start_script(text, environ={"STATUS": "85"}).wait() == [0]
+    again = start_script(text, environ={"STATUS": "0", "SLURM_RESTART_COUNT": "1"})
+    assert again.wait() == [0]
+    assert again.summary is not None
+    assert (again.output / "summary.json").read_text() == "{}"

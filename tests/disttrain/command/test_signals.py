@@ -68,8 +68,8 @@ from pathlib import Path
 folder = Path(os.environ["SWEEP_RUN_DIR"])
 def save(number, frame):
     time.sleep(2)
-    sys.exit(85)
-if os.environ["RANK"] == "0" and sys.argv[2] == "1":
+    sys.exit(int(sys.argv[2]))
+if os.environ["RANK"] == "0" and sys.argv[2] != "-1":
     signal.signal(signal.SIGTERM, save)
 (folder / ("ready-" + os.environ["RANK"])).touch()
 time.sleep(60)
@@ -77,18 +77,19 @@ time.sleep(60)
 
 
 @pytest.mark.process
-@pytest.mark.parametrize("saves", [True, False])
-def test_rank_0_has_time_to_save_at_sigterm(saves: bool, tmp_path: Path, start_script: StartScript) -> None:
-    ranks = start_script(SAVES_AT_SIGTERM, {"saves": int(saves)}, per_node=2, environ=in_slurm_cgroup(tmp_path))
+@pytest.mark.parametrize("status", [85, 0, -1])
+def test_rank_0_has_time_to_save_at_sigterm(status: int, tmp_path: Path, start_script: StartScript) -> None:
+    ranks = start_script(SAVES_AT_SIGTERM, {"status": status}, per_node=2, environ=in_slurm_cgroup(tmp_path))
     for rank in range(2):
         ranks.wait_for(f"ready-{rank}")
     for process in ranks.processes:
         process.send_signal(signal.SIGTERM)
-    if saves:
+    if status == 85:
         assert ranks.wait() == [0, 0]
         assert (ranks.folder / "stopped-0").read_text() == "None True False"
     else:
         assert ranks.wait() == [-signal.SIGTERM, -signal.SIGTERM]
+        assert ranks.summary is None, "a script that saves and ends with 0 is not complete"
     assert not list(ranks.folder.glob("failure-*"))
 
 
@@ -119,7 +120,7 @@ def test_a_warning_comes_once(signals_all: bool, tmp_path: Path, start_script: S
     if signals_all:
         os.kill(script, signal.SIGUSR2)
     time.sleep(0.5)
-    (ranks.folder / "go").touch()
+    (ranks.output / "go").touch()
     assert ranks.wait() == [0]
     assert ranks.log(0) == "1\n"
 

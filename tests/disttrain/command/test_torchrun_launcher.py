@@ -36,7 +36,7 @@ def test_torchrun_starts_the_workers_of_two_nodes(start_script: StartScript) -> 
         WORKER, {"end": 0}, nodes=2, launcher="torchrun --max-restarts 0", options={"gpus_per_node": 2}
     )
     assert ranks.wait() == [0, 0]
-    workers = [json.loads((ranks.folder / f"worker-{rank}.json").read_text()) for rank in range(4)]
+    workers = [json.loads((ranks.output / f"worker-{rank}.json").read_text()) for rank in range(4)]
     for rank, worker in enumerate(workers):
         assert (worker["RANK"], worker["WORLD_SIZE"], worker["LOCAL_WORLD_SIZE"]) == (str(rank), "4", "2")
         assert (worker["GROUP_WORLD_SIZE"], worker["total"]) == ("2", 4)

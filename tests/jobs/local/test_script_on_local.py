@@ -12,6 +12,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from disttrain.command.script_env import OUTPUT_NAME
 from disttrain.records.lifecycle.attempt_log import not_resumed_cause
 from disttrain.records.record_files import failure_name, read_failure, read_summary
 from jobs.local.local_run import LocalRun, signal_ranks
@@ -70,7 +71,7 @@ def end_of(run: LocalRun) -> State:
 
 def test_each_node_has_its_part_of_the_gpus(folder: SweepFolder, start_run: StartRun) -> None:
     assert end_of(start_run(PLACE)) is State.COMPLETED
-    places = [json.loads((folder.run("run") / f"place-{rank}").read_text()) for rank in range(2)]
+    places = [json.loads((folder.run("run") / OUTPUT_NAME / f"place-{rank}").read_text()) for rank in range(2)]
     for node, place in enumerate(places):
         assert place == {
             "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1", "GROUP_RANK": str(node), "CUDA_VISIBLE_DEVICES": "45"[node],
@@ -106,7 +107,7 @@ def test_the_script_ends_with_the_run(folder: SweepFolder, start_run: StartRun) 
         "time.sleep(60)"
     )
     run = start_run(text)
-    files = [folder.run("run") / f"pid-{rank}" for rank in range(2)]
+    files = [folder.run("run") / OUTPUT_NAME / f"pid-{rank}" for rank in range(2)]
     wait_for(lambda: all(path.exists() and path.read_text() for path in files), "both scripts", limit_s=30)
     assert run.poll() is None
     run.kill()
@@ -124,8 +125,8 @@ def test_a_request_for_stacks_ends_no_script(folder: SweepFolder, start_run: Sta
         "while not (folder / 'go').exists(): time.sleep(0.05)"
     )
     run = start_run(text)
-    run_dir = folder.run("run")
-    wait_for(lambda: all((run_dir / f"ready-{rank}").exists() for rank in range(2)), "both scripts", limit_s=30)
+    output = folder.run("run") / OUTPUT_NAME
+    wait_for(lambda: all((output / f"ready-{rank}").exists() for rank in range(2)), "both scripts", limit_s=30)
     signal_ranks(folder.logs, signal.SIGQUIT)
-    (run_dir / "go").touch()
+    (output / "go").touch()
     assert end_of(run) is State.COMPLETED

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import submitit
 
+from disttrain.command.script_env import OUTPUT_NAME
 from disttrain.records.lifecycle.attempt_log import ResumePolicy, read_attempts
 from disttrain.records.record_files import failure_name, read_failure, read_summary
 from jobs.entry import RankTask
@@ -86,8 +87,9 @@ def test_a_warned_script_saves_and_is_requeued(on_slurm: Mapping[str, str], tmp_
     policy = ResumePolicy("slurm", 300, 10, max_timeouts=1, max_preemptions=1, max_node_failures=1)
     job = submit(tmp_path, SAVES, policy)
     run_dir = tmp_path / "run"
+    output = run_dir / OUTPUT_NAME
     try:
-        wait_for(lambda: len(list(run_dir.glob("ready-*"))) == 4, "all scripts", limit_s=60)
+        wait_for(lambda: len(list(output.glob("ready-*"))) == 4, "all scripts", limit_s=60)
         slurm("scancel", "--signal=USR2", job.job_id)
         wait_for(lambda: any(attempt.cause for attempt in read_attempts(run_dir)), "end of the attempt", limit_s=60)
         wait_for(lambda: "PD" in squeue(job.job_id, "%t"), "requeued job", limit_s=60)
@@ -95,7 +97,7 @@ def test_a_warned_script_saves_and_is_requeued(on_slurm: Mapping[str, str], tmp_
         slurm("scancel", job.job_id)
     (attempt,) = read_attempts(run_dir)
     assert (attempt.cause, attempt.last_step) == ("preemption", 40)
-    assert (run_dir / "saved").read_text() == "1", "the warning comes once"
+    assert (output / "saved").read_text() == "1", "the warning comes once"
     assert not list(run_dir.glob("failure-*"))
 
 
