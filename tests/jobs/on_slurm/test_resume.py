@@ -132,11 +132,13 @@ def test_a_preempted_run_resumes_exactly(disturbed: Disturbed) -> None:
     attempts = read_attempts(disturbed.run_dir("preempted"))
     assert {attempt.cause for attempt in attempts[:-1]} == {"preemption"}
     assert attempts[0].last_step
-    # Slurm may start the run again before the urgent job, and preempt it once more before its first step.
+    # Slurm 24.11 preempts a run that has requeued itself once more after its next start. A start after the last step
+    # finds the summary, and logs nothing.
     for earlier, later in pairwise(attempts):
         assert later.first_step == (earlier.last_step or earlier.first_step)
     row = disturbed.row("preempted")
-    assert (row["attempts"], row["reason"]) == (len(attempts), None)
+    assert row["attempts"] >= len(attempts) >= 2
+    assert row["reason"] is None
 
 
 def test_accounting_has_all_attempts(disturbed: Disturbed) -> None:
@@ -145,7 +147,7 @@ def test_accounting_has_all_attempts(disturbed: Disturbed) -> None:
         "sacct", "-nPXD", "-j", row["job_id"].partition("_")[0], "-o", "State,ElapsedRaw,AllocTRES"
     )
     attempts = [line.split("|") for line in text.splitlines()]
-    assert len(attempts) == len(read_attempts(disturbed.run_dir("preempted"))) >= 2
+    assert row["attempts"] == len(attempts)
     states = [state for state, _, _ in attempts]
     assert states[-1] == "COMPLETED"
     assert set(states[:-1]) <= {"REQUEUED", "PREEMPTED"}

@@ -145,7 +145,8 @@ def test_a_preempted_example_resumes(sweeping: Sweeping) -> None:
     wait_for(lambda: read_attempts(run_dir)[0].cause, "preemption", limit_s=90)
     (row,) = end(sweeping, "preempted")
     attempts = read_attempts(run_dir)
-    assert (row["state"], row["attempts"], row["reason"]) == ("COMPLETED", len(attempts), None)
+    assert (row["state"], row["reason"]) == ("COMPLETED", None)
+    assert row["attempts"] >= len(attempts) >= 2
     assert attempts[0].cause == "preemption"
     assert attempts[1].first_step > 0
     second = [
