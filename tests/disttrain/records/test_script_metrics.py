@@ -57,17 +57,26 @@ def test_figures_of_each_name(tmp_path: Path) -> None:
 
 
 def test_repeated_steps_count_once(tmp_path: Path) -> None:
-    """The second attempt resumes after step 20, the third after step 10. Lines without a step count always."""
+    """The second attempt resumes after step 20, the third after step 10. No line without a step is repeated."""
     steps = [{"step": step, "loss": float(step)} for step in (10, 20, 30)]
     first = [*steps, {"step": 30, "only first": 1.0}, {"loss": 99.0}]
     second = [{"step": step, "loss": step + 0.5} for step in (30, 40)]
     write(tmp_path, first, second)
-    assert summarise_file(tmp_path, 0).metrics["loss"] == figures(10.0, 20.0, 99.0, 30.5, 40.5)
+    assert summarise_file(tmp_path, 0).metrics["loss"] == figures(10.0, 20.0, 30.5, 40.5)
     write(tmp_path, [{"step": 20, "loss": 7.0}])
     found = summarise_file(tmp_path, 0)
-    assert found.metrics["loss"]["count"] == 3
+    assert found.metrics["loss"]["count"] == 2
     assert found.metrics["loss"]["last"] == 7.0
     assert (found.metrics["only first"]["count"], found.steps) == (1, 20)
+
+
+def test_values_without_a_step_are_of_the_latest_attempt(tmp_path: Path) -> None:
+    """The first attempt fails, and the second starts over; an attempt that does not log a name changes nothing."""
+    write(tmp_path, [{"loss": 100.0, "acc": 0.25}], [{"loss": 2.0}, {"loss": 1.0}], [])
+    found = summarise_file(tmp_path, 0).metrics
+    assert found == {"loss": figures(2.0, 1.0), "acc": figures(0.25)}
+    write(tmp_path, [{"step": 5, "loss": 3.0}])
+    assert summarise_file(tmp_path, 0).metrics["loss"] == figures(3.0)
 
 
 def test_a_new_start_replaces_everything(tmp_path: Path) -> None:
@@ -243,7 +252,8 @@ def kept_values(attempts: list[list[dict[str, Any]]], name: str) -> list[float]:
     for index, pairs in enumerate(logged):
         later = [next((step for step, _ in after if step is not None), None) for after in logged[index + 1 :]]
         limit = min((step for step in later if step is not None), default=math.inf)
-        kept += [value for step, value in pairs if step is None or step < limit]
+        is_latest = not any(logged[index + 1 :])
+        kept += [value for step, value in pairs if (is_latest if step is None else step < limit)]
     return kept
 
 
