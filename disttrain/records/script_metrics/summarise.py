@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
-from disttrain.errors import shorten
 from disttrain.records.script_metrics.lines import STEP, STEP_LIMIT, metrics_files, number, parse_line, step_of
 from disttrain.records.script_metrics.metric_figures import MOST_NAMES, ScriptMetrics, lower_is_better
 
@@ -75,7 +74,7 @@ class _Reader:
         self._error: str | None = None
 
     def result(self) -> ScriptMetrics:
-        metrics = {shorten(name): metric.figures(name) for name, metric in self._metrics.items() if metric.count}
+        metrics = {name: metric.figures(name) for name, metric in self._metrics.items() if metric.count}
         return ScriptMetrics(metrics, self._steps, self._damaged_lines, self._has_more_names, self._error)
 
     def read_attempt(self, path: Path) -> None:
