@@ -74,7 +74,8 @@ def test_a_value_that_is_no_number_ends_no_run(value: Any, file: Path, capsys: p
 
 
 def test_a_name_that_is_no_text_ends_no_run(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    log_metrics({("a", 1): 2.0, "loss": 0.5})
+    values: Any = {("a", 1): 2.0, "loss": 0.5}
+    log_metrics(values)
     assert file.read_text() == '{"loss": 0.5}\n'
     assert capsys.readouterr().err.startswith("log_metrics: ('a', 1) is left out: TypeError: ")
 
