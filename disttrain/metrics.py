@@ -13,7 +13,8 @@ def log_metrics(values: Mapping[str, Any] = {}, /, **more: Any) -> None:
     """Logs some numbers, for `sweep status` and `sweep collect`: as one line of JSON in the file $SWEEP_METRICS.
 
     The arguments are as those of `dict`. The name `step` is the number of the step to which the numbers belong. Without
-    $SWEEP_METRICS nothing happens, so the script also runs outside a sweep. A file that cannot be written ends no run.
+    $SWEEP_METRICS nothing happens, so the script also runs outside a sweep. What cannot be written is left out, with a
+    line on stderr: it ends no run.
 
     Args:
         values: The numbers by name; a number may be a scalar of numpy or torch.
@@ -26,8 +27,15 @@ def log_metrics(values: Mapping[str, Any] = {}, /, **more: Any) -> None:
     path = os.environ.get("SWEEP_METRICS")
     if not path:
         return
-    scalars = {**values, **more}
-    line = json.dumps(scalars, default=lambda value: value.item() if hasattr(value, "item") else float(value)) + "\n"
+    parts = []
+    for name, value in {**values, **more}.items():
+        try:
+            part = json.dumps({name: value}, default=lambda x: x.item() if hasattr(x, "item") else float(x))
+            parts.append(part[1:-1])
+        except Exception as error:  # noqa: BLE001 - the library of the value raises it
+            reason = " ".join(f"{type(error).__name__}: {error}".split())
+            print(f"log_metrics: {name!r} is left out: {reason}", file=sys.stderr)
+    line = f"{{{', '.join(parts)}}}\n"
     try:
         file = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
         try:

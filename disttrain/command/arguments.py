@@ -3,15 +3,11 @@
 from __future__ import annotations
 
 import json
-import re
-import shlex
 from collections.abc import Mapping
 from typing import Any
 
 from disttrain.config.command_config import CommandConfig
-from disttrain.errors import UserError, shorten
-
-_PLACEHOLDER = re.compile(r"\{([^{}]*)\}")
+from disttrain.config.command_words import PLACEHOLDER, command_words
 
 
 def arguments(config: CommandConfig) -> list[str]:
@@ -34,25 +30,14 @@ def arguments(config: CommandConfig) -> list[str]:
     """
     placed: set[str] = set()
     result: list[str] = []
-    for word in _words(config.command):
-        names = {match[1] for match in _PLACEHOLDER.finditer(word)} & config.values.keys()
+    for word in command_words(config.command):
+        names = set(PLACEHOLDER.findall(word)) & config.values.keys()
         placed |= names
         result += _fill(word, {name: config.values[name] for name in names})
     for key, value in config.values.items():
         if key not in placed:
             result += _flag(key, value, config)
     return result
-
-
-def _words(command: str) -> list[str]:
-    try:
-        words = shlex.split(command)
-    except ValueError as error:
-        reason = str(error)[:1].lower() + str(error)[1:]
-        raise UserError(f"command {shorten(repr(command))} cannot be split into words: {reason}") from None
-    if not words:
-        raise UserError("command is empty", hint="write for example command: python train.py")
-    return words
 
 
 def _flag(key: str, value: Any, config: CommandConfig) -> list[str]:
@@ -80,10 +65,10 @@ def _fill(word: str, values: Mapping[str, Any]) -> list[str]:
 
     A value may contain braces, so all placeholders are replaced in one pass.
     """
-    match = _PLACEHOLDER.fullmatch(word)
+    match = PLACEHOLDER.fullmatch(word)
     if match and match[1] in values and isinstance(values[match[1]], list | tuple):
         return [text_of(item) for item in values[match[1]]]
-    parts = _PLACEHOLDER.split(word)  # text, name, text, name, ..., text
+    parts = PLACEHOLDER.split(word)  # text, name, text, name, ..., text
     for index in range(1, len(parts), 2):
         name = parts[index]
         if name not in values:

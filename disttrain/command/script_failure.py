@@ -11,6 +11,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+from disttrain.environment.signal_name import signal_name
 from disttrain.errors import shorten
 from disttrain.records.json_values import DamagedFile, read_object
 from disttrain.records.summary_types import Failure
@@ -153,16 +154,3 @@ def _lines(stderr: str) -> list[str]:
     """The lines that are not blank, without torch's prefix, and only the last state of a progress bar."""
     lines = (_RANK_PREFIX.sub("", line.rpartition("\r")[2]).rstrip() for line in stderr.split("\n"))
     return [line for line in lines if line.strip()]
-
-
-def signal_name(number: int) -> str:
-    """The name of a signal.
-
-    Example:
-        >>> signal_name(9), signal_name(125)
-        ('SIGKILL', 'signal 125')
-    """
-    try:
-        return signal.Signals(number).name
-    except ValueError:
-        return f"signal {number}"

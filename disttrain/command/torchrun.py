@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import re
 import shlex
 from collections.abc import Sequence
-from pathlib import PurePath
 
 from disttrain.config.command_config import CommandConfig
+from disttrain.config.command_words import is_python
 from disttrain.environment.rank_env import RankEnv
-
-_PYTHON = re.compile(r"python[\d.]*")
 
 
 def torchrun_arguments(
@@ -32,7 +29,7 @@ def torchrun_arguments(
 --rdzv-endpoint 127.0.0.1:10240 --rdzv-conf is_host=true --max-restarts 2 --no-python python train.py'
     """
     program = ["torchrun"]
-    if _PYTHON.fullmatch(PurePath(script[0]).name):
+    if is_python(script[0]):
         program = [script[0], "-m", "torch.distributed.run"]  # that of the script's environment
     return [
         *program,

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import os
 import re
-import shlex
 from collections.abc import Collection, Sequence
 
 from disttrain.config.command_config import DEFAULT_FLAGS, RANKS, TORCHRUN
+from disttrain.config.command_words import PLACEHOLDER, command_words, is_python, split_words
 from disttrain.config.paths import find_variable
 from disttrain.config.synonyms import key_letters
 from disttrain.config.unknown_key import correct_spelling
@@ -15,10 +15,10 @@ from disttrain.errors import FieldsError, UserError, shorten, suggest_name
 
 KEY, VALUE = "{key}", "{value}"
 
-_PYTHON = re.compile(r"python[0-9.]*")
 _SHELLS = frozenset({"sh", "bash", "dash", "ksh", "zsh", "fish"})
 _ASSIGNMENT = re.compile(r"[A-Za-z_]\w*=.*", re.DOTALL)
-_PLACEHOLDER = re.compile(r"(?P<dollar>\$?)\{\s*(?P<name>[A-Za-z_][\w.-]*)\s*(?:[:!][^{}]*)?\}")
+# A name in braces, also with blanks or a format, which may be a mistake.
+_NAME = re.compile(r"\s*(?P<name>[A-Za-z_][\w.-]*)\s*(?:[:!].*)?", re.DOTALL)
 _QUOTES = r"'[^']*'|\"(?:\\.|[^\"\\])*\""
 # What a shell does not see as a part of its syntax.
 _QUOTED = re.compile(rf"{_QUOTES}|\\.", re.DOTALL)
@@ -51,9 +51,7 @@ def check_command(command: str) -> None:
     Example:
         >>> check_command("python train.py --data '/my data'")
     """
-    words = _split(command, "command")
-    if not words:
-        raise UserError("command is empty", hint="for example command: python train.py")
+    words = command_words(command)
     if "\0" in command:
         raise UserError("command has a zero byte, which no argument can have", hint="drop it")
     _check_syntax(command, words)
@@ -107,7 +105,7 @@ def _launcher(words: Sequence[str]) -> str | None:
 def _module(words: Sequence[str]) -> str | None:
     """The module that a command starts by ``python -m``."""
     program, *arguments = _from_program(words) or [""]
-    if _PYTHON.fullmatch(os.path.basename(program)) and "-m" in arguments[:-1]:
+    if is_python(program) and "-m" in arguments[:-1]:
         return arguments[arguments.index("-m") + 1]
     return None
 
@@ -145,7 +143,7 @@ def check_launcher(launcher: str) -> None:
     Raises:
         UserError: It is another program, or has an option that follows from the allocation.
     """
-    words = _split(launcher, "launcher")
+    words = split_words(launcher, "launcher")
     if not words or words[0] not in (RANKS, TORCHRUN):
         name = (words or [""])[0]
         hint = suggest_name(name, (RANKS, TORCHRUN), f"write {RANKS}, one process for each GPU, or {TORCHRUN}")
@@ -161,14 +159,6 @@ def check_launcher(launcher: str) -> None:
             raise UserError(message, hint="write the script in the command: python train.py")
 
 
-def _split(text: str, name: str) -> list[str]:
-    try:
-        return shlex.split(text)
-    except ValueError:  # the message of shlex does not say where
-        message = f"{name} {shorten(repr(text))} has a quote or a backslash without its pair"
-        raise UserError(message, hint="close the quote, or put the word in the other kind of quotes") from None
-
-
 def placeholders(command: str, keys: Collection[str]) -> list[str]:
     """The keys whose value has a place in the command.
 
@@ -179,22 +169,25 @@ def placeholders(command: str, keys: Collection[str]) -> list[str]:
         >>> placeholders("python {model}.py --dir out/{lr}-{step}", ["lr", "model", "seed"])
         ['lr', 'model']
     """
-    for match in _PLACEHOLDER.finditer(command):
-        name = match["name"]
-        if match["dollar"]:
-            if match[0] == f"${{{name}}}" and name in keys:
-                message = f"{match[0]} in command has the placeholder {{{name}}} after a $"
+    for match in PLACEHOLDER.finditer(command):
+        named = _NAME.fullmatch(match[1])
+        if named is None:
+            continue
+        name = named["name"]
+        if command[: match.start()].endswith("$"):
+            if match[1] == name and name in keys:
+                message = f"${match[0]} in command has the placeholder {{{name}}} after a $"
                 hint = f"write {{{name}}} for the value, or ${name} for a variable of the shell"
                 raise FieldsError(("command",), message, hint=hint)
             continue
         meant = _meant(name, keys)
-        if match[0] != f"{{{name}}}" and name in keys:
+        if match[1] != name and name in keys:
             meant = name
         if meant is not None:
             message = f"{match[0]} in command is not a placeholder, which has the name of a key"
             raise FieldsError(("command",), message, hint=f"did you mean {{{meant}}}?")
-    words = shlex.split(command)
-    return [key for key in keys if any(f"{{{key}}}" in word for word in words)]
+    placed = {name for word in command_words(command) for name in PLACEHOLDER.findall(word)}
+    return [key for key in keys if key in placed]
 
 
 def _meant(name: str, keys: Collection[str]) -> str | None:
@@ -220,8 +213,8 @@ def script_of(command: str) -> str | None:
         >>> script_of("env A=1 python -u -W error src/train.py --lr 1"), script_of("python -m train"), script_of("./a")
         ('src/train.py', None, None)
     """
-    program, *arguments = _from_program(shlex.split(command)) or [""]
-    if not _PYTHON.fullmatch(os.path.basename(program)):
+    program, *arguments = _from_program(command_words(command)) or [""]
+    if not is_python(program):
         return None
     position = 0
     while position < len(arguments) and arguments[position].startswith("-"):
@@ -245,7 +238,7 @@ def name_of(command: str) -> str:
         >>> name_of("python src/a.py --x 1"), name_of("python -m pkg.train"), name_of("env A=1 ./run.sh")
         ('a.py', 'pkg.train', 'run.sh')
     """
-    words = shlex.split(command)
+    words = command_words(command)
     program = next(iter(_from_program(words)), command)
     return os.path.basename(script_of(command) or _module(words) or program)
 

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
+from disttrain.command.arguments import arguments
 from disttrain.config.command_config import CommandConfig
 from disttrain.config.command_text import check_script, placeholders
 from disttrain.config.paths import absolute_paths, absolute_values
@@ -73,19 +74,27 @@ def expand(sweep: Sweep) -> tuple[RunSpec, ...]:
             one rank.
     """
     runs: list[RunSpec] = []
-    seen: dict[str, Point] = {}
+    seen: dict[str | tuple[str, ...], Point] = {}
     import_errors: dict[Cell, UserError | None] = {}
     for index, point in enumerate(points_of(sweep)):
         cell = point.cells[COMMAND if point.is_command else "model"]
         if cell not in import_errors:
             import_errors[cell] = _check_code(sweep, point)
         run = _run(sweep, point, index, import_errors[cell])
-        # Compared by absolute paths: ./data and /home/me/data may be the same folder, and then the same run.
-        twin = seen.setdefault(run_id(str(run.allocation), run.config), point)
-        if twin is not point:
-            raise _same_run(sweep, twin, point)
+        for identity in _identities(run):
+            twin = seen.setdefault(identity, point)
+            if twin is not point:
+                raise _same_run(sweep, twin, point)
         runs.append(run)
     return tuple(runs)
+
+
+def _identities(run: RunSpec) -> Iterator[str | tuple[str, ...]]:
+    """What no two runs may have in common."""
+    # By absolute paths: ./data and /home/me/data may be the same folder, and then the same run.
+    yield run_id(str(run.allocation), run.config)
+    if isinstance(run.config, CommandConfig):
+        yield (str(run.allocation), *arguments(run.config))  # 1 and "1" are the same argument
 
 
 def expanded_ids(sweep: Sweep) -> frozenset[str]:
@@ -198,7 +207,7 @@ def _same_run(sweep: Sweep, first: Point, second: Point) -> UserError:
     message = f"{second} is the same run as {first} on line {sweep.document.line(*other)}"
     hint = f"drop one, or change a field other than {', '.join(sorted(NOT_IDENTITY))}"
     if second.is_command:
-        hint = "drop one, or change a value"
+        hint = "they have the same arguments: drop one, or change a value"
     return UserError(message, where=sweep.where(*place), hint=hint)
 
 

@@ -31,10 +31,11 @@ gets the prefix `config.`, and so does one whose name begins with `config.` or `
 none. `metrics.loss` is the last value, `metrics.loss.best` the best, `metrics.loss.mean` the mean of all. The best one
 is the lowest if the name says loss, error, perplexity, time or similar, and the highest for any other name, such as
 `accuracy` or `samples_per_s`. A last value that is NaN or infinite is missing; best and mean leave such values out. If
-a run has resumed, steps that it repeated count once. If several ranks log a name, the lowest rank counts. Lines that
-are no JSON object, and values that are no number, are left out. The first 200 names count. A metric named `loss.best`
-would have the column of another one, so its last value is in `metrics.loss.best.last`. The printed table has the last
-values of at most four metrics, those of most runs first.
+a run had several attempts, steps that it repeated count once, and values without a step count only in the latest
+attempt that has the name. If several ranks log a name, the lowest rank counts. Lines that are no JSON object, and
+values that are no number, are left out. The first 200 names count. A metric named `loss.best` would have the column of
+another one, so its last value is in `metrics.loss.best.last`. The printed table has the last values of at most four
+metrics, those of most runs first.
 
 **The label** is the allocation, and the fewest values that tell the run from the others: `2x2 lr=2e-05 seed=1`. It is
 next to the run id in tables, progress lines, figures and messages, and commands accept it in place of the id.

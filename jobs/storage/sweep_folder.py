@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from disttrain.config.command_config import is_command
 from disttrain.errors import UserError, shorten, suggest_name
 from disttrain.records.atomic_write import write_text
 from disttrain.records.json_values import DamagedFile, check_fields, damaged, read_object, to_json
@@ -340,7 +341,7 @@ def prepare_runs(
         try:
             run_dir.mkdir(parents=True)
         except FileExistsError:
-            _remove_results(run_dir, run["world_size"])
+            _remove_results(run_dir, run)
             if not continues:
                 for name in (ATTEMPTS_NAME, folder.request_file.name):
                     (run_dir / name).unlink(missing_ok=True)
@@ -348,15 +349,18 @@ def prepare_runs(
         write_text(run_dir / "run.json", to_json({**planned, **facts}, indent=2) + "\n", private=True)
 
 
-def _remove_results(run_dir: Path, world_size: int) -> None:
-    """Removes the summary, the stage, the failures and, unless it can resume, the records of a run."""
+def _remove_results(run_dir: Path, run: Mapping[str, Any]) -> None:
+    """Removes the summary, the stage, the failures and, unless it can resume, the records of a run.
+
+    The records of a command are the telemetry of all its attempts: whether its script resumes is not known.
+    """
     for name in (SUMMARY_NAME, STAGE_NAME):
         (run_dir / name).unlink(missing_ok=True)
-    resumes = has_checkpoint(run_dir)
-    for rank in range(world_size):
+    keeps_records = is_command(run) or has_checkpoint(run_dir)
+    for rank in range(run["world_size"]):
         (run_dir / failure_name(rank)).unlink(missing_ok=True)
         remove_hang_files(run_dir, rank)
-        if not resumes:  # a run with a checkpoint needs the records of the steps before it
+        if not keeps_records:  # a run with a checkpoint needs the records of the steps before it
             (run_dir / metrics_name(rank)).unlink(missing_ok=True)
 
 

@@ -8,6 +8,7 @@ import math
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy
 import pytest
@@ -54,6 +55,29 @@ def test_a_file_that_cannot_be_written_ends_no_run(
     log_metrics(loss=0.5)
     path = tmp_path / "absent" / "m.jsonl"
     assert capsys.readouterr().err == f"log_metrics: {path} cannot be written: No such file or directory\n"
+
+
+CIRCLE: list[Any] = []
+CIRCLE.append(CIRCLE)
+
+
+@pytest.mark.parametrize(
+    "value",
+    [torch.zeros(2), numpy.zeros(2), Path("a"), 1j, b"ab", CIRCLE, 10**5000, {(1, 2): 0.5}],
+    ids=lambda value: type(value).__name__,
+)
+def test_a_value_that_is_no_number_ends_no_run(value: Any, file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    log_metrics({"step": 1, "bad": value, "loss": 0.5})
+    assert file.read_text() == '{"step": 1, "loss": 0.5}\n'
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("log_metrics: 'bad' is left out: ")
+
+
+def test_a_name_that_is_no_text_ends_no_run(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    values: Any = {("a", 1): 2.0, "loss": 0.5}
+    log_metrics(values)
+    assert file.read_text() == '{"loss": 0.5}\n'
+    assert capsys.readouterr().err.startswith("log_metrics: ('a', 1) is left out: TypeError: ")
 
 
 @pytest.mark.process

@@ -96,8 +96,10 @@ def parse_line(line: bytes) -> dict[str, Any] | None:
 
 
 def step_of(values: Mapping[str, Any]) -> int | None:
-    """The step of a line; None if it has none, or something else under this name."""
+    """The step of a line, also if it is written as 10.0; None if it has none, or something else under this name."""
     step = values.get(STEP)
+    if type(step) is float and step.is_integer():
+        step = int(step)
     return step if type(step) is int and 0 <= step < STEP_LIMIT else None
 
 

@@ -13,11 +13,13 @@ LOSS, SAMPLES_PER_S = "loss", "samples_per_s"  # metrics that the tool shows as 
 
 _WORD = re.compile(r"[A-Z]?[a-z]+|[A-Z]+|\d+")
 _RATE = re.compile(r"/ ?(?:s|sec|second)$")
-_LOWER_ENDINGS = ("loss", "losses", "error", "errors", "perplexity", "entropy", "divergence", "time", "latency")
-_LOWER_WORDS = frozenset({
-    "bpb", "bpc", "bpd", "cer", "cost", "duration", "eer", "elapsed", "err", "fid", "kl", "mae", "mape", "ms", "mse",
-    "nll", "ppl", "rmse", "s", "sec", "second", "seconds", "ter", "wer",
-})  # fmt: skip
+_LOWER_ENDINGS = ("loss", "losses", "error", "errors", "perplexity", "entropy", "divergence", "latency")
+_SECONDS = frozenset({"s", "sec", "second", "seconds"})
+_LOWER_WORDS = _SECONDS | {
+    "bpb", "bpc", "bpd", "brier", "cer", "cost", "duration", "ece", "eer", "elapsed", "err", "fid", "fvd", "kl",
+    "lpips", "mae", "mape", "misclassification", "ms", "mse", "nll", "ppl", "regret", "rmse", "runtime", "steptime",
+    "ter", "time", "walltime", "wer",
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -88,10 +90,15 @@ def lower_is_better(name: str) -> bool:
         (True, True, False)
         >>> lower_is_better("samples_per_second"), lower_is_better("tokens/s"), lower_is_better("ms_per_step")
         (False, False, True)
+        >>> lower_is_better("bits_per_byte"), lower_is_better("bits_per_s"), lower_is_better("uptime")
+        (True, False, False)
     """
     if _RATE.search(name):
         return False
     words = [word.lower() for word in _WORD.findall(name)]
     if "per" in words:
-        words = words[: words.index("per")]
+        place = words.index("per")
+        words, unit = words[:place], words[place + 1 :]
+        if words[-1:] == ["bits"] and _SECONDS.isdisjoint(unit):
+            return True
     return any(word in _LOWER_WORDS or word.endswith(_LOWER_ENDINGS) for word in words)

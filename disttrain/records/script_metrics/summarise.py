@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
-from disttrain.errors import shorten
 from disttrain.records.script_metrics.lines import STEP, STEP_LIMIT, metrics_files, number, parse_line, step_of
 from disttrain.records.script_metrics.metric_figures import MOST_NAMES, ScriptMetrics, lower_is_better
 
@@ -20,7 +19,8 @@ def summarise_file(run_dir: Path, rank: int) -> ScriptMetrics:
     """The metrics of a rank, from the files of all its attempts, in constant memory.
 
     A run that resumes from a checkpoint repeats steps. So lines of an earlier attempt do not count from the first step
-    on that a later attempt has logged under the same name. Lines without a step always count.
+    on that a later attempt has logged under the same name. Where a line without a step belongs is not known: such lines
+    count only in the latest attempt that has logged the name.
     """
     reader = _Reader()
     for path in reversed(metrics_files(run_dir).get(rank, [])):
@@ -67,18 +67,20 @@ class _Reader:
     def __init__(self) -> None:
         self._metrics: dict[str, _Metric] = {}
         self._first_steps: dict[str, int] = {}  # of each name, and of all lines as `STEP`, in the attempts so far
+        self._later_names: frozenset[str] = frozenset()  # that the attempts so far have logged
         self._steps: int | None = None
         self._damaged_lines = 0
         self._has_more_names = False
         self._error: str | None = None
 
     def result(self) -> ScriptMetrics:
-        metrics = {shorten(name): metric.figures(name) for name, metric in self._metrics.items() if metric.count}
+        metrics = {name: metric.figures(name) for name, metric in self._metrics.items() if metric.count}
         return ScriptMetrics(metrics, self._steps, self._damaged_lines, self._has_more_names, self._error)
 
     def read_attempt(self, path: Path) -> None:
         """Adds the lines of a file that is of an earlier attempt than those before."""
         first_steps: dict[str, int] = {}
+        self._later_names = frozenset(self._metrics)
         try:
             with path.open("rb") as file:
                 for count, line in enumerate(_lines(file), start=1):
@@ -116,6 +118,8 @@ class _Reader:
                 first_steps.setdefault(name, step)
                 if step >= self._first_steps.get(name, STEP_LIMIT):
                     continue
+            elif name in self._later_names:
+                continue
             metric.pending.append(value)
 
     def _new_metric(self, name: str) -> _Metric | None:

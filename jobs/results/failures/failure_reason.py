@@ -7,6 +7,7 @@ import signal
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
+from disttrain.environment.signal_name import signal_name
 from disttrain.errors import CollectiveTimeout
 from disttrain.records.lifecycle.attempt_log import not_resumed_cause
 from disttrain.records.summary_types import Failure
@@ -79,7 +80,7 @@ def _by_exit(attempt: AccountingRow | None, *, has_started: bool) -> Reason:
     """The reason by what is left: the signal or the exit code of the job."""
     number = attempt and (attempt.exit_signal or attempt.derived_exit_signal)
     if number and number != signal.SIGTERM:  # with SIGTERM, srun ends the ranks that remain
-        return Reason("signal", f"ended by {_signal_name(number)}; no rank reported an error: see its log")
+        return Reason("signal", f"ended by {signal_name(number)}; no rank reported an error: see its log")
     if attempt and attempt.exit_code and attempt.derived_exit_code == 0 and not has_started:
         # srun, which is a step, did not fail.
         text = f"the batch script ended with exit code {attempt.exit_code} before a rank started: see setup and its log"
@@ -173,19 +174,6 @@ def _failed_node(attempt: AccountingRow | None) -> str:
     if attempt is None:
         return "a node failed"
     return f"node {attempt.failed_node or attempt.node_list} failed"
-
-
-def _signal_name(number: int) -> str:
-    """The name of a signal.
-
-    Example:
-        >>> _signal_name(9), _signal_name(125)
-        ('SIGKILL', 'signal 125')
-    """
-    try:
-        return signal.Signals(number).name
-    except ValueError:
-        return f"signal {number}"
 
 
 def _silent_tasks(failures: Sequence[Failure], task_count: int) -> list[int]:

@@ -57,17 +57,26 @@ def test_figures_of_each_name(tmp_path: Path) -> None:
 
 
 def test_repeated_steps_count_once(tmp_path: Path) -> None:
-    """The second attempt resumes after step 20, the third after step 10. Lines without a step count always."""
+    """The second attempt resumes after step 20, the third after step 10. No line without a step is repeated."""
     steps = [{"step": step, "loss": float(step)} for step in (10, 20, 30)]
     first = [*steps, {"step": 30, "only first": 1.0}, {"loss": 99.0}]
     second = [{"step": step, "loss": step + 0.5} for step in (30, 40)]
     write(tmp_path, first, second)
-    assert summarise_file(tmp_path, 0).metrics["loss"] == figures(10.0, 20.0, 99.0, 30.5, 40.5)
+    assert summarise_file(tmp_path, 0).metrics["loss"] == figures(10.0, 20.0, 30.5, 40.5)
     write(tmp_path, [{"step": 20, "loss": 7.0}])
     found = summarise_file(tmp_path, 0)
-    assert found.metrics["loss"]["count"] == 3
+    assert found.metrics["loss"]["count"] == 2
     assert found.metrics["loss"]["last"] == 7.0
     assert (found.metrics["only first"]["count"], found.steps) == (1, 20)
+
+
+def test_values_without_a_step_are_of_the_latest_attempt(tmp_path: Path) -> None:
+    """The first attempt fails, and the second starts over; an attempt that does not log a name changes nothing."""
+    write(tmp_path, [{"loss": 100.0, "acc": 0.25}], [{"loss": 2.0}, {"loss": 1.0}], [])
+    found = summarise_file(tmp_path, 0).metrics
+    assert found == {"loss": figures(2.0, 1.0), "acc": figures(0.25)}
+    write(tmp_path, [{"step": 5, "loss": 3.0}])
+    assert summarise_file(tmp_path, 0).metrics["loss"] == figures(3.0)
 
 
 def test_a_new_start_replaces_everything(tmp_path: Path) -> None:
@@ -85,9 +94,18 @@ def test_values_that_are_not_finite_are_counted(tmp_path: Path) -> None:
     }
 
 
+def test_a_step_may_be_a_float(tmp_path: Path) -> None:
+    write(tmp_path, [{"step": 10.0, "loss": 3.0}, {"step": 20.0, "loss": 2.0}], [{"step": 20.0, "loss": 1.0}])
+    assert summarise_file(tmp_path, 0) == ScriptMetrics({"loss": figures(3.0, 1.0)}, steps=20)
+    assert last_step(tmp_path, 0) == 20
+
+
 def test_what_is_no_number_is_left_out(tmp_path: Path) -> None:
     values = {"a": True, "b": "0.5", "c": None, "d": [1.0], "e": {"loss": 1.0}, "f": 1}
-    write(tmp_path, [{**values, "step": "7"}, {"step": 2.0, "f": 2}, {"step": True}, {"step": -1}, {"step": 2**63}])
+    write(
+        tmp_path,
+        [{**values, "step": "7"}, {"step": 2.5, "f": 2}, {"step": True}, {"step": -1}, {"step": 2**63}, {"step": 1e30}],
+    )
     found = summarise_file(tmp_path, 0)
     assert (list(found.metrics), found.steps, found.damaged_lines) == (["f"], None, 0)
 
@@ -124,9 +142,12 @@ def test_only_the_first_names_count(tmp_path: Path) -> None:
     assert found.notices() == ("metrics after the first 200 names, and those of long names, left out",)
 
 
-def test_any_name_can_be_printed(tmp_path: Path) -> None:
-    write(tmp_path, b'{"a b,\\u00e9": 1, "line\\nbreak": 2, "\\ud800": 3, "": 4}\n')
-    assert list(summarise_file(tmp_path, 0).metrics) == ["a b,é", "line\\nbreak", "\\ud800", ""]
+def test_no_two_names_become_one(tmp_path: Path) -> None:
+    write(tmp_path, b'{"a b,\\u00e9": 1, "line\\nbreak": 2, "line\\\\nbreak": 3, "\\ud800": 4, "": 5}\n')
+    metrics = summarise_file(tmp_path, 0).metrics
+    assert {name: entry["last"] for name, entry in metrics.items()} == {
+        "a b,é": 1.0, "line\nbreak": 2.0, "line\\nbreak": 3.0, "\ud800": 4.0, "": 5.0
+    }  # fmt: skip
 
 
 def test_files_of_each_attempt(tmp_path: Path) -> None:
@@ -197,7 +218,10 @@ def test_damaged_metrics_of_a_summary_are_refused(metrics: Any) -> None:
         ("eval_runtime", True), ("time_per_step", True), ("ms_per_step", True), ("cross_entropy", True),
         ("step_s", True), ("accuracy", False), ("f1", False), ("samples_per_s", False),
         ("eval_samples_per_second", False), ("tokens/s", False), ("img/sec", False), ("mAP", False),
-        ("lossless_ratio", False), ("epoch", False), ("", False),
+        ("lossless_ratio", False), ("epoch", False), ("", False), ("bits_per_byte", True), ("eval/bitsPerDim", True),
+        ("bits_per_second", False), ("Mbits_per_s", False), ("fvd", True), ("LPIPS", True), ("val_ece", True),
+        ("brier_score", True), ("regret", True), ("misclassification_rate", True), ("steptime", True),
+        ("uptime", False), ("lifetime_reward", False),
     ],
 )  # fmt: skip
 def test_which_value_is_the_best(name: str, lower: bool) -> None:
@@ -243,7 +267,8 @@ def kept_values(attempts: list[list[dict[str, Any]]], name: str) -> list[float]:
     for index, pairs in enumerate(logged):
         later = [next((step for step, _ in after if step is not None), None) for after in logged[index + 1 :]]
         limit = min((step for step in later if step is not None), default=math.inf)
-        kept += [value for step, value in pairs if step is None or step < limit]
+        is_latest = not any(logged[index + 1 :])
+        kept += [value for step, value in pairs if (is_latest if step is None else step < limit)]
     return kept
 
 
@@ -252,8 +277,8 @@ def is_number(value: Any) -> bool:
 
 
 def step_or_none(value: Any) -> int | None:
-    is_step = isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**63
-    return value if is_step else None
+    is_step = is_number(value) and 0 <= value < 2**63 and value == int(value)
+    return int(value) if is_step else None
 
 
 @given(st.lists(st.binary(max_size=30), max_size=5), st.binary(max_size=40))

@@ -202,7 +202,7 @@ def test_keys_of_a_command_are_in_the_label() -> None:
 allocations: [1x1]
 command: python train.py
 base: {epochs: 1}
-axes: {model: [a b, 漢字], dataset: [./x], amp: [true, 1, "1", null, [1, "a"], {x: 1}]}
+axes: {model: [a b, 漢字], dataset: [./x], amp: [true, 1, "2", null, [1, "a"], {x: 1}]}
 """
     runs = runs_of(text)
     fields, labels = shown(runs)
@@ -210,7 +210,7 @@ axes: {model: [a b, 漢字], dataset: [./x], amp: [true, 1, "1", null, [1, "a"],
     assert [label for label in labels if "漢字" in label] == [
         "1x1 model=漢字 amp=true",
         "1x1 model=漢字 amp=1",
-        "1x1 model=漢字 amp=1",
+        "1x1 model=漢字 amp=2",
         "1x1 model=漢字 amp=null",
         '1x1 model=漢字 amp=[1, "a"]',
         "1x1 model=漢字 amp=#1",

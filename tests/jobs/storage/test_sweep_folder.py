@@ -15,6 +15,7 @@ from disttrain.records.atomic_write import atomic_write, write_text
 from disttrain.records.record_files import CHECKPOINTS_NAME
 from disttrain.records.versions import versions
 from jobs.storage.sweep_folder import SweepFolder, find_folder, prepare, prepare_runs
+from tests.jobs.script_runs import script_run
 
 
 def run(run_id: str, world_size: int = 2) -> dict[str, Any]:
@@ -89,6 +90,22 @@ def test_a_run_with_a_checkpoint_keeps_its_records(tmp_path: Path) -> None:
     submit_runs(tmp_path)
     kept = [f"{CHECKPOINTS_NAME}/{checkpoint.name}", "metrics-rank00000.jsonl", "metrics-rank00001.jsonl", "run.json"]
     assert files(folder) == ["plan.json", *(f"runs/a/{name}" for name in kept), "sweep.yaml"]
+
+
+@pytest.mark.process
+@pytest.mark.parametrize("has_checkpoint", [False, True])
+def test_a_script_keeps_its_records(has_checkpoint: bool, tmp_path: Path) -> None:
+    """They are the telemetry of all its attempts. Files of its own, whatever their names, decide nothing."""
+    folder, planned = SweepFolder(tmp_path / "s" / "site"), script_run("1x2-0123456789ab")
+    prepare_runs(folder, [planned])
+    run_dir = folder.run(planned["run_id"])
+    kept = ["metrics-rank00000.jsonl", "script-metrics/rank00000-attempt001.jsonl"]
+    kept += [f"{CHECKPOINTS_NAME}/step-5.json"] * has_checkpoint
+    for name in (*kept, "failure-rank00001.json", "summary.json"):
+        (run_dir / name).parent.mkdir(exist_ok=True)
+        (run_dir / name).touch()
+    prepare_runs(folder, [planned])
+    assert files(folder) == sorted(f"runs/{planned['run_id']}/{name}" for name in (*kept, "run.json"))
 
 
 @pytest.mark.process
