@@ -51,6 +51,8 @@ def plan_report(plan: Plan) -> Iterator[TextTable | str]:
     variation = Variation(list(planned.values()))
     for run, config in _first_of_each_command(plan):
         yield f"{variation.label(planned[run.run_id])} starts: {shlex.join(arguments(config))}"
+        if names := _booleans(config):
+            yield f"note: {', '.join(names)} has a value, true or false; without one: switches: [{', '.join(names)}]"
     for group in plan.groups:
         limit = group.gpu_hours_limit
         rows.append((f"{group.allocation}: {count_runs(len(group.runs))}", _request(group), _text(limit)))
@@ -79,6 +81,13 @@ def _first_of_each_command(plan: Plan) -> Iterator[tuple[RunSpec, CommandConfig]
         if isinstance(run.config, CommandConfig) and run.config.command not in seen and len(seen) < _MOST_COMMANDS:
             seen.add(run.config.command)
             yield run, run.config
+
+
+def _booleans(config: CommandConfig) -> list[str]:
+    """The keys that may be flags without a value in the script."""
+    if not config.flags.startswith("-"):
+        return []
+    return [name for name, value in config.values.items() if isinstance(value, bool) and name not in config.switches]
 
 
 def _request(group: JobGroup) -> str:
@@ -203,7 +212,8 @@ def _columns(results: Sequence[Result]) -> Iterator[_Column]:
     shown = shown_metrics([row.metrics for row in results], len(_METRIC_RANKS))
     for metric, rank in zip(shown, _METRIC_RANKS, strict=False):
         values = tuple(row.metrics.get(metric, {}).get("last") for row in results)
-        yield _Column(metric_column(metric), rank, values, tuple(map(_text, values)))
+        texts = tuple(_metric_text(row.metrics.get(metric, {})) for row in results)
+        yield _Column(metric_column(metric), rank, values, texts)
 
 
 def _fitting(columns: Sequence[_Column], width: int) -> list[_Column]:
@@ -223,6 +233,13 @@ def _figure_text(name: str, row: Mapping[str, Any]) -> str:
         # Speeds from shared GPUs, or from nodes that were one host, are not measurements of the allocation.
         return f"{text}*"
     return text
+
+
+def _metric_text(figures: Mapping[str, float | None]) -> str:
+    """The last value of a metric; a run that diverged must not look like one that logged nothing."""
+    if figures.get("count") and figures.get("last") is None:
+        return "nan"
+    return _text(figures.get("last"))
 
 
 def _remarks(results: Sequence[Result]) -> Iterator[str]:

@@ -8,6 +8,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from disttrain.errors import shorten
+
 MOST_NAMES = 200
 LOSS, SAMPLES_PER_S = "loss", "samples_per_s"  # metrics that the tool shows as its own figures
 
@@ -49,6 +51,8 @@ class ScriptMetrics:
             texts.append(f"{self.damaged_lines} damaged {noun} of $SWEEP_METRICS left out")
         if self.has_more_names:
             texts.append(f"metrics after the first {MOST_NAMES} names, and those of long names, left out")
+        if diverged := [name for name, figures in self.metrics.items() if figures["last"] is None]:
+            texts.append(f"the last value of {', '.join(map(shorten, diverged))} is not finite")
         if self.error is not None:
             texts.append(self.error)
         return tuple(texts)
