@@ -51,8 +51,9 @@ def plan_report(plan: Plan) -> Iterator[TextTable | str]:
     variation = Variation(list(planned.values()))
     for run, config in _first_of_each_command(plan):
         yield f"{variation.label(planned[run.run_id])} starts: {shlex.join(arguments(config))}"
-        if names := _booleans(config):
-            yield f"note: {', '.join(names)} has a value, true or false; without one: switches: [{', '.join(names)}]"
+        if booleans := _booleans(config):
+            keys = ", ".join(booleans)
+            yield f"note: {keys} has a value, true or false; without one: switches: [{keys}]"
     for group in plan.groups:
         limit = group.gpu_hours_limit
         rows.append((f"{group.allocation}: {count_runs(len(group.runs))}", _request(group), _text(limit)))

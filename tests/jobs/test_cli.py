@@ -418,6 +418,8 @@ def test_the_plan_of_a_command(sweep: Sweep, tmp_path: Path) -> None:
     plan = json.loads(sweep("plan", "c.yaml", "--json", "text=it's $5", "n=[1, 2]").out)
     assert plan["runs"][0]["train"] == {"command": "python train.py", "text": "it's $5", "n": [1, 2], "lr": 1e-4}
     assert plan["runs"][0]["script"]["working_dir"] == str(tmp_path)
+    note = "note: amp has a value, true or false; without one: switches: [amp]"
+    assert note in sweep("plan", "c.yaml", "amp=true").out.splitlines()
     scripts = sweep("plan", "c.yaml", "--cluster", "slurm", "--scripts").out
     assert "#SBATCH --ntasks-per-node=1\n" in scripts
     assert "train.py" not in scripts

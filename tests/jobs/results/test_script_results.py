@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from disttrain.records.record_files import write_json
-from disttrain.records.script_metrics import summarise_file
+from disttrain.records.script_metrics import ScriptMetrics, summarise_file
 from disttrain.records.summary_types import SUMMARY_FIGURES, Failure
 from jobs.results.comparability import with_reasons
 from jobs.results.failures.failure_reason import explain
@@ -269,6 +269,14 @@ def test_a_name_fits_its_column() -> None:
     row = script_row(metrics={"line\nbreak " + "x" * 200: {"last": 1.0}})
     text = table_of([row, script_row(1)], 200)
     assert "metrics.line\\nbreak xxxxxxxxx..." in text
+
+
+def test_a_diverged_run_does_not_look_like_one_that_logged_nothing() -> None:
+    rows = [script_row(n, {"loss": {"last": last, "count": 3}}) for n, last in enumerate((None, 0.5))]
+    assert [line.split()[-1] for line in table_of([*rows, script_row(2, {})], 200).splitlines()[3:5]] == ["nan", "0.5"]
+    assert ScriptMetrics({"loss": {"last": None}, "acc": {"last": 0.5}}).notices() == (
+        "the last value of loss is not finite",
+    )
 
 
 def test_100_000_lines_and_damaged_ones_leave_the_table_alone(tmp_path: Path) -> None:
