@@ -145,7 +145,7 @@ class RankTask:
                 Path(self.run_dir),
                 gpus_per_node=self.gpus_per_node,
                 warning=warning,
-                warned=stop_signals is not None and stop_signals.warned,
+                stop_signals=stop_signals,
             )
 
         return run_script
