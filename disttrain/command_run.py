@@ -18,13 +18,14 @@ from disttrain.command.report import Report
 from disttrain.command.script import Script
 from disttrain.command.script_env import OUTPUT_NAME, base_environ, torchrun_variables, worker_variables
 from disttrain.command.script_failure import StderrMark, script_failure, worker_status
-from disttrain.command.signals import WARNING, Signals, caught_signals, signals_to_forward
+from disttrain.command.signals import WARNING, Signals, caught_endings, caught_signals, signals_to_forward
 from disttrain.command.summary import summarise_reports
 from disttrain.command.supervisor import PeerFailed, Supervisor
 from disttrain.command.torchrun import torchrun_arguments
 from disttrain.config.command_config import CommandConfig
 from disttrain.environment.port_agreement import RENDEZVOUS_TIMEOUT_S, reserve_first
 from disttrain.environment.rank_env import RankEnv
+from disttrain.environment.stop_signals import StopSignals
 from disttrain.errors import ScriptFailed, ScriptStopped, print_every_text
 from disttrain.records import record_files
 from disttrain.records.lifecycle.stage import RUNNING, end_stages, enter_stage
@@ -38,7 +39,7 @@ def run_command(
     *,
     gpus_per_node: int = 1,
     warning: signal.Signals = WARNING,
-    warned: bool = False,
+    stop_signals: StopSignals | None = None,
     timeout_s: float = RENDEZVOUS_TIMEOUT_S,
 ) -> None:
     """Runs the script of one rank, or torchrun on one node; rank 0 writes the summary.
@@ -49,7 +50,7 @@ def run_command(
         run_dir: The folder of the run, on a file system that all ranks share.
         gpus_per_node: The number of ranks that torchrun starts on each node.
         warning: The signal that the script gets as a warning of the end of the job.
-        warned: Whether the warning has come already.
+        stop_signals: The signals that have come before this call; None for none.
         timeout_s: The time in which all ranks must have started, in seconds.
 
     Raises:
@@ -67,12 +68,13 @@ def run_command(
     rank = _Rank(config, env, run_dir, workers, warning)
     try:
         with caught_signals() as signals:
+            warned = stop_signals is not None and stop_signals.warned  # later ones are in `signals`
             try:
                 channel = open_channel(env, timeout_s)
             except Exception as error:
                 record_files.write_failure(run_dir, env.rank, error)
                 raise
-            with channel, _reported_failures(env, run_dir, channel):
+            with caught_endings(), channel, _reported_failures(env, run_dir, channel):
                 rank.run(signals, channel, warned=warned)
     finally:
         end_stages(run_dir, env)

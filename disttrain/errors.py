@@ -94,7 +94,12 @@ class ScriptStopped(Stopped):
 
     @property
     def how(self) -> str:
-        text = f"the script ended with status {STOPPED_STATUS}"
+        return f"the script ended with {self.end}"
+
+    @property
+    def end(self) -> str:
+        """The status, and after which step."""
+        text = f"status {STOPPED_STATUS}"
         if self.logged_step is not None:
             text += f" after step {self.logged_step}"
         return text

@@ -20,8 +20,8 @@ from disttrain.config.train_config import TrainConfig, is_own_family
 from disttrain.environment.rank_env import RankEnv
 from disttrain.environment.stop_signals import StopSignals
 from disttrain.environment.variables import parse_count
-from disttrain.errors import STOPPED_STATUS, ScriptFailed, Stopped
-from disttrain.records.lifecycle.attempt_log import NotResumed, ResumePolicy
+from disttrain.errors import STOPPED_STATUS, ScriptFailed, ScriptStopped, Stopped
+from disttrain.records.lifecycle.attempt_log import ASKED_AGAIN, NotResumed, ResumePolicy
 from disttrain.records.record_files import write_failure
 from jobs.resumption import begin_attempt, end_attempt, notify_end
 
@@ -145,7 +145,7 @@ class RankTask:
                 Path(self.run_dir),
                 gpus_per_node=self.gpus_per_node,
                 warning=warning,
-                warned=stop_signals is not None and stop_signals.warned,
+                stop_signals=stop_signals,
             )
 
         return run_script
@@ -154,10 +154,8 @@ class RankTask:
         """Rank 0 of a run that has stopped: starts the next attempt, or leaves the reason why there is none."""
         try:
             if self.resume is None:
-                raise NotResumed(
-                    f"request: {stopped.how}; it does not resume by itself: no Slurm job can start it again",
-                    hint="sweep submit resumes it",
-                )
+                assert isinstance(stopped, ScriptStopped)  # nothing warns a model of ours
+                raise NotResumed(f"{ASKED_AGAIN} ({stopped.end}); without Slurm, sweep submit does that")
             end_attempt(stopped, Path(self.run_dir), str(env.job_id), self.resume, began_s, environ)
         except NotResumed as error:
             write_failure(Path(self.run_dir), env.rank, error)

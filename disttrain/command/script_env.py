@@ -82,11 +82,11 @@ def own_gpus(env: RankEnv, environ: Mapping[str, str]) -> str | None:
 
     Example:
         >>> env = RankEnv(rank=3, world_size=4).fold(2)
-        >>> own_gpus(env, {"CUDA_VISIBLE_DEVICES": "0,1,4,5"}), own_gpus(env, {"CUDA_VISIBLE_DEVICES": "0"})
+        >>> own_gpus(env, {"CUDA_VISIBLE_DEVICES": "0,1,4,5,6"}), own_gpus(env, {"CUDA_VISIBLE_DEVICES": "0"})
         ('4,5', None)
     """
     visible = [name for name in environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name]
-    if not env.folded or len(visible) % env.num_nodes:
+    if not env.folded:
         return None
     per_node = len(visible) // env.num_nodes
     first = env.node_rank * per_node

@@ -9,6 +9,7 @@ import socket
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 from disttrain.environment.slurm_step import in_slurm_step
@@ -19,7 +20,8 @@ _IGNORED_BY_SCRIPT = (WARNING, signal.SIGQUIT)
 _RESET_IN_SCRIPT = (signal.SIGTERM, signal.SIGINT, signal.SIGCHLD, signal.SIGUSR1, signal.SIGCONT)
 _CGROUP = Path("/proc/self/cgroup")
 FORWARDED = frozenset({WARNING, signal.SIGTERM, signal.SIGINT, signal.SIGUSR1})
-_HANDLED = (*FORWARDED, signal.SIGCHLD)
+_ENDINGS = (signal.SIGTERM, signal.SIGINT)
+_HANDLED = (*FORWARDED.difference(_ENDINGS), signal.SIGCHLD)
 
 
 class Signals:
@@ -44,7 +46,10 @@ class Signals:
 
 @contextmanager
 def caught_signals() -> Iterator[Signals]:
-    """Notes the signals within the block; none of them ends this process. Only the main thread can do this."""
+    """Notes the signals within the block, except for those that `caught_endings` catches.
+
+    Only the main thread can do this.
+    """
     receiver, sender = socket.socketpair()
     before: dict[signal.Signals, Any] = {}
     with receiver, sender:
@@ -53,13 +58,31 @@ def caught_signals() -> Iterator[Signals]:
         former_fd = signal.set_wakeup_fd(sender.fileno(), warn_on_full_buffer=False)
         try:
             for number in _HANDLED:
-                before[number] = signal.signal(number, lambda *_: None)
+                before[number] = signal.signal(number, _note)
             before[signal.SIGQUIT] = signal.signal(signal.SIGQUIT, signal.SIG_IGN)
             yield Signals(receiver)
         finally:
             signal.set_wakeup_fd(former_fd)
             for number, handler in before.items():
                 signal.signal(number, handler)
+
+
+@contextmanager
+def caught_endings() -> Iterator[None]:
+    """Notes SIGTERM and SIGINT too, within a block of `caught_signals`: neither ends this process.
+
+    Before it has a script, it ends at once: it may wait for the other ranks, and nothing is to be saved.
+    """
+    before = {number: signal.signal(number, _note) for number in _ENDINGS}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _note(_number: int, _frame: FrameType | None) -> None:
+    """A handler in Python, so that Python writes the number of the signal into the socket."""
 
 
 def prepare_script_signals(warning: signal.Signals = WARNING) -> None:

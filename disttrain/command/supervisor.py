@@ -16,6 +16,7 @@ from disttrain.command.signals import FORWARDED, WARNING, Signals
 # A script that another rank has left alone gets this time after SIGTERM: it may wait for that rank in C.
 _GRACE_S = 10.0
 _GRACE_AT_TERMINATION_S = 300.0  # Slurm ends it earlier
+_LOOK_S = 0.2  # no signal tells the end of a process that the script has left
 _SIGNALS_APART_S = 1.0  # Slurm may have signalled the script just before this process
 
 
@@ -163,19 +164,20 @@ class Supervisor:
         if self._warns_children:
             self._script.send_to_children(self._warning)
         else:
-            self._script.send(self._warning)
+            self._script.warn(self._warning)
 
     def _end_script(self) -> None:
-        """Ends the script, also if it ignores SIGTERM. If Slurm ends the job, the script gets all the time it has."""
+        """Ends the script and what it has started, also if they ignore SIGTERM.
+
+        If Slurm ends the job, they get all the time that it gives.
+        """
         if not self.terminated:
             self._script.send(signal.SIGTERM)
         deadline = time.monotonic() + (_GRACE_AT_TERMINATION_S if self.terminated else _GRACE_S)
-        while self._script.status() is None:
-            left_s = deadline - time.monotonic()
-            if left_s <= 0:
+        while self._script.status() is None or self._script.left_any():
+            if time.monotonic() >= deadline:
                 self._script.kill()
-                left_s = _GRACE_S
-            for key, _ in self._selector.select(left_s):
+            for key, _ in self._selector.select(_LOOK_S):
                 if key.fileobj is self._signals:
                     for number in self._signals.read():
                         self._handle(number)

@@ -72,7 +72,7 @@ def _check_syntax(command: str, words: Sequence[str]) -> None:
     if word is not None:
         hint = "no shell reads the command: write sh -c '...', or quote the word"
         raise UserError(f"command has the word {shorten(repr(word))}, which only a shell understands", hint=hint)
-    if _is_shell(words):
+    if _is_shell_text(words):
         return
     text = _LITERAL.sub("x", command)
     home = next((word for word in text.split() if word.startswith("~/")), None)
@@ -82,10 +82,15 @@ def _check_syntax(command: str, words: Sequence[str]) -> None:
         raise UserError(f"the {kind} {shorten(variable)} in command is not expanded", hint=hint)
 
 
-def _is_shell(words: Sequence[str]) -> bool:
+def is_shell(program: str) -> bool:
+    """Whether a program, by its name or path, is a shell."""
+    return os.path.basename(program) in _SHELLS
+
+
+def _is_shell_text(words: Sequence[str]) -> bool:
     """Whether the command is a text for a shell, as ``bash -c '...'``."""
     program, *arguments = _from_program(words) or [""]
-    return os.path.basename(program) in _SHELLS and any(re.fullmatch(r"-[a-z]*c", word) for word in arguments)
+    return is_shell(program) and any(re.fullmatch(r"-[a-z]*c", word) for word in arguments)
 
 
 def _launcher(words: Sequence[str]) -> str | None:

@@ -16,10 +16,11 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
+from disttrain.config.command_config import CommandConfig
 from disttrain.config.train_config import TrainConfig
 from disttrain.records.json_values import to_json
 from jobs.local.local_run import LocalRun, end_processes
-from jobs.local.machine import QueuedRun, place, this_machine
+from jobs.local.machine import QueuedRun, place, require_gpus, this_machine
 from jobs.local.queue_process import LOST_S, beating, heartbeat_file, identify, is_queue_alive
 from jobs.planning.plan import Plan
 from jobs.slurm.attempts import AccountingRow
@@ -204,6 +205,9 @@ def send_to_local(
 
     Returns:
         The queue that the caller has to run, if `in_process`.
+
+    Raises:
+        UserError: A run of a script has more ranks than this machine has GPUs.
     """
     folder = SweepFolder(plan.folder)
     submit_s = int(clock())
@@ -216,9 +220,14 @@ def send_to_local(
             gpus_per_node=run.allocation.gpus_per_node,
             on_cpu=isinstance(run.config, TrainConfig) and run.config.device == "cpu",
             by_node=run.by_node,
+            is_script=isinstance(run.config, CommandConfig),
         )
         for index, run in enumerate(plan.runs)
     ]
+    if any(run.is_script for run in runs):
+        machine = this_machine(os.environ)
+        for run in runs:
+            require_gpus(run, machine)
     jobs = {run.run_id: run.job_id for run in runs}
     worker = None if in_process else _start_worker(folder)
     queue = identify(worker.pid if worker else os.getpid())

@@ -23,6 +23,7 @@ _WEEK_MIN = 7 * 24 * 60  # submitit's local executor requires a limit; a laptop 
 _KILL_WAIT_S = 5.0
 _START_S = 10.0  # after this time submitit's controller has started every rank
 _TRACEBACK_S = 3.0  # the longest time for a failed rank to write its traceback
+_SCRIPT_END_S = 20.0  # the other ranks give their scripts 10 s after SIGTERM, and then kill them
 _RANK = "SUBMITIT_LOCAL_GLOBALID"  # an environment variable of every rank, and of its children
 _MARK = "SWEEP_LOCAL_JOB"  # an environment variable of every process of a run: the folder of its logs
 
@@ -87,15 +88,21 @@ class LocalRun:
         end_processes(self._log_dir)
 
     def _rank_failed(self) -> bool:
+        """Whether a rank has failed, and had time to end."""
         alive = self._count_living_ranks()
-        if any(self._run_dir.glob(FAILURE_GLOB)):
-            self._failed_s = self._failed_s or time.monotonic()
-            # The failed rank may still be writing its traceback into the log; it then ends by itself.
-            return alive < len(self._ranks_seen) or time.monotonic() - self._failed_s > _TRACEBACK_S
+        has_failure = any(self._run_dir.glob(FAILURE_GLOB))
         # A rank may die between two polls, before it was ever seen.
         all_started = len(self._ranks_seen) == self.run.tasks or time.monotonic() - self._started > _START_S
         # A rank writes its result before it exits. If it has exited without a result, it was killed.
-        return all_started and alive + self._finished_ranks() < self.run.tasks
+        if not has_failure and not (all_started and alive + self._finished_ranks() < self.run.tasks):
+            return False
+        self._failed_s = self._failed_s or time.monotonic()
+        waited_s = time.monotonic() - self._failed_s
+        if self.run.is_script:
+            # The other ranks end by themselves, after their scripts.
+            return not alive or waited_s > _SCRIPT_END_S
+        # The failed rank may still be writing its traceback into the log; it then ends by itself.
+        return not has_failure or alive < len(self._ranks_seen) or waited_s > _TRACEBACK_S
 
     def _count_living_ranks(self) -> int:
         """The number of living ranks; the process ids of all ranks are remembered."""

@@ -9,6 +9,8 @@ import subprocess
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from disttrain.errors import UserError
+
 # A line of nvidia-smi -L. The lines of MIG slices are indented.
 _LISTED_GPU = re.compile(r"^GPU (?:(?P<index>\d+): (?P<model>.+?) \(UUID: (?P<uuid>[^)]+)\))?.*$", re.MULTILINE)
 
@@ -23,6 +25,7 @@ class QueuedRun:
     gpus_per_node: int
     on_cpu: bool  # whether its config says device: cpu
     by_node: bool = False  # whether each node has one process, which starts the ranks
+    is_script: bool = False  # whether its ranks run the user's own script
 
     @property
     def world_size(self) -> int:
@@ -86,6 +89,18 @@ def _listed_gpus() -> list[re.Match[str]]:
     if listed.returncode != 0:
         return []
     return list(_LISTED_GPU.finditer(listed.stdout))
+
+
+def require_gpus(run: QueuedRun, machine: Machine) -> None:
+    """Checks that each rank of a script finds a GPU: ranks of our models share GPUs, a script uses its LOCAL_RANK.
+
+    Raises:
+        UserError: The machine has GPUs, but fewer than the run has ranks.
+    """
+    if run.is_script and 0 < len(machine.gpus) < run.world_size:
+        message = f"{run.nodes}x{run.gpus_per_node} needs {run.world_size} GPUs, and this machine has"
+        hint = "choose a smaller allocation; for a script that uses no GPU: CUDA_VISIBLE_DEVICES= sweep submit"
+        raise UserError(f"{message} {len(machine.gpus)}: a script does not share GPUs between its ranks", hint=hint)
 
 
 def place(

@@ -23,12 +23,16 @@ Cause = Literal["time limit", "preemption", "node failure", "termination", "requ
 Requeue = Literal["slurm", "chain", "off"]
 WarningSignal = Literal["USR2", "USR1", "TERM", "INT", "HUP", "CONT"]
 
+ASKED_AGAIN = "the script asked to be started again"
 _NO_PROGRESS = "made no progress"
 _MANIFEST = re.compile(r"attempt-\d{5}-step-(\d{9})\.json")
 
 
 class NotResumed(UserError):
-    """A run was ended from outside, and does not start again by itself. The message begins with the cause."""
+    """A run was ended from outside, and does not start again by itself.
+
+    The message begins with the cause, or with `ASKED_AGAIN` if nothing else was the cause.
+    """
 
 
 @dataclass(frozen=True)
@@ -171,6 +175,8 @@ def not_resumed_cause(failure: Failure) -> str | None:
         return None
     if _NO_PROGRESS in failure.message:
         return "no progress"
+    if failure.message.startswith(ASKED_AGAIN):
+        return "request"
     return failure.message.partition(":")[0]
 
 

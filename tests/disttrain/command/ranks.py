@@ -13,6 +13,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 from disttrain.command.script_env import OUTPUT_NAME
 from disttrain.config.command_config import CommandConfig
 from disttrain.records.record_files import failure_name, read_failure, read_summary
@@ -22,19 +24,24 @@ from disttrain.records.summary_types import Failure, Summary
 RANK = """
 import json, os, signal, sys
 from pathlib import Path
+from disttrain import command_run
 from disttrain.command import signals
-from disttrain.command_run import run_command
 from disttrain.config.command_config import CommandConfig
 from disttrain.environment.rank_env import RankEnv
+from disttrain.environment.stop_signals import StopSignals
 from disttrain.errors import ScriptFailed, ScriptStopped
 folder, config, options = Path(sys.argv[1]), json.loads(sys.argv[2]), json.loads(sys.argv[3])
 config["switches"] = tuple(config["switches"])
 if "warning" in options:
     options["warning"] = signal.Signals(options["warning"])
+if options.pop("warned_at_start", False):
+    # After the arguments of the call, and before its handlers.
+    options["stop_signals"] = StopSignals()
+    command_run.enter_stage = lambda *_, first=False: first and os.kill(os.getpid(), signal.SIGUSR2)
 signals._CGROUP = Path(os.environ.get("TEST_CGROUP", "/dev/null"))
 env = RankEnv.from_environ(os.environ)
 try:
-    run_command(CommandConfig(**config), env, folder, **options)
+    command_run.run_command(CommandConfig(**config), env, folder, **options)
 except ScriptStopped as stopped:
     (folder / f"stopped-{env.rank}").write_text(f"{stopped.logged_step} {stopped.terminated} {stopped.warned}")
 except ScriptFailed as failed:
@@ -51,6 +58,14 @@ def in_slurm_cgroup(folder: Path) -> dict[str, str]:
     path = folder / "cgroup"
     path.write_text("0::/system.slice/slurmstepd.scope/job_7/step_0/user/task_0\n")
     return {"TEST_CGROUP": str(path)}
+
+
+def has_ended(pid: int) -> bool:
+    """Whether a process has ended, even if nothing has reaped it."""
+    try:
+        return psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return True
 
 
 @dataclasses.dataclass

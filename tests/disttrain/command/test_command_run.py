@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import json
 import signal
+import sys
 import time
 from pathlib import Path
 
-import psutil
 import pytest
 
 from disttrain.records.record_files import metrics_name, read_records
 from disttrain.records.record_types import StartRecord
 from jobs.results.failures.failure_kind import lost_peer
 from tests.disttrain.command.conftest import StartScript
+from tests.disttrain.command.ranks import has_ended
 
 pytestmark = pytest.mark.process
 
@@ -129,8 +130,36 @@ sys.exit(3)
 def test_a_script_that_ignores_sigterm_ends_with_its_children(start_script: StartScript) -> None:
     ranks = start_script(IGNORES_SIGTERM, per_node=2)
     assert ranks.wait() == [1, 3]
-    child = int((ranks.output / "child").read_text())
-    assert not psutil.pid_exists(child) or psutil.Process(child).status() == psutil.STATUS_ZOMBIE
+    assert has_ended(int((ranks.output / "child").read_text()))
+
+
+LEFT_BY_A_SHELL = """
+import os, signal, sys, time
+from pathlib import Path
+folder = Path(os.environ["SWEEP_RUN_DIR"])
+def stop(number, frame):
+    (folder / "asked").touch()
+    if sys.argv[1:] == ["--saves", "true"]:
+        sys.exit()
+signal.signal(signal.SIGTERM, stop)
+if os.environ["RANK"] == "0":
+    (folder / "pid").write_text(str(os.getpid()))
+    while True:
+        time.sleep(60)
+while not (folder / "pid").exists():
+    time.sleep(0.05)
+sys.exit(3)
+"""
+
+
+@pytest.mark.parametrize("saves", [True, False])
+def test_the_program_of_a_shell_ends_when_a_peer_fails(saves: bool, start_script: StartScript) -> None:
+    """The shell dies of SIGTERM first. Its program may still save, or ignore the signal."""
+    command = f"""sh -c '"$0" "$@"; exit $?' {sys.executable} train.py"""
+    ranks = start_script(LEFT_BY_A_SHELL, {"saves": saves}, command=command, per_node=2)
+    assert ranks.wait() == [1, 3]
+    assert (ranks.output / "asked").exists()
+    assert has_ended(int((ranks.output / "pid").read_text()))
 
 
 def test_a_rank_that_never_starts_is_named(start_script: StartScript) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 import time
 from pathlib import Path
 
@@ -11,8 +12,9 @@ import pytest
 
 import disttrain.command.signals
 from disttrain.command.signals import FORWARDED, signals_to_forward
+from disttrain.records.record_files import STAGE_NAME
 from tests.disttrain.command.conftest import StartScript
-from tests.disttrain.command.ranks import in_slurm_cgroup
+from tests.disttrain.command.ranks import has_ended, in_slurm_cgroup
 
 STOPS_AT_WARNING = """
 import json, os, signal, sys, time
@@ -53,6 +55,26 @@ def test_a_script_stops_at_the_warning(number: signal.Signals, tmp_path: Path, s
     assert (ranks.folder / "stopped-1").exists()
     assert ranks.summary is None
     assert not list(ranks.folder.glob("failure-*"))
+
+
+@pytest.mark.process
+def test_a_warning_at_the_start_is_noted(start_script: StartScript) -> None:
+    ranks = start_script("import sys; sys.exit(85)", options={"warned_at_start": True})
+    assert ranks.wait() == [0]
+    assert (ranks.folder / "stopped-0").read_text() == "None False True"
+
+
+@pytest.mark.process
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_rank_that_waits_for_others_can_be_ended(number: signal.Signals, start_script: StartScript) -> None:
+    ranks = start_script("", per_node=2, only=[0])
+    ranks.wait_for(STAGE_NAME)
+    time.sleep(0.5)  # it listens now
+    ranks.processes[0].send_signal(signal.SIGUSR2)  # which only is noted
+    time.sleep(0.2)
+    assert ranks.processes[0].poll() is None
+    ranks.processes[0].send_signal(number)
+    assert ranks.wait(10) == [-number]
 
 
 @pytest.mark.process
@@ -132,3 +154,66 @@ def test_signals_are_forwarded_outside_slurm(monkeypatch: pytest.MonkeyPatch, tm
     assert FORWARDED - {signal.SIGINT} <= signals_to_forward({})
     (tmp_path / "cgroup").write_text("5:freezer:/slurm/uid_1000/job_7/step_0\n")
     assert FORWARDED - {signal.SIGINT} <= signals_to_forward(step)
+
+
+SAVES_UNDER_A_SHELL = """
+import os, signal, sys, time
+from pathlib import Path
+folder = Path(os.environ["SWEEP_RUN_DIR"])
+def save(number, frame):
+    (folder / "warned").touch()
+    sys.exit(85)
+signal.signal(int(os.environ["NUMBER"]), save)
+(folder / "ready").touch()
+time.sleep(60)
+"""
+
+
+@pytest.mark.process
+@pytest.mark.parametrize("number", [signal.SIGUSR2, signal.SIGTERM])
+@pytest.mark.parametrize("shell", ["sh", "bash"])
+def test_the_program_of_a_shell_is_warned(
+    number: signal.Signals, shell: str, tmp_path: Path, start_script: StartScript
+) -> None:
+    """A shell passes no signal on, and would die of a warning by SIGTERM while its program saves."""
+    command = f"""{shell} -c 'cd /; "$0" "$@"; exit $?' {sys.executable} {tmp_path}/work/train.py"""
+    environ = {"NUMBER": str(int(number)), **in_slurm_cgroup(tmp_path)}
+    ranks = start_script(SAVES_UNDER_A_SHELL, command=command, environ=environ, options={"warning": int(number)})
+    ranks.wait_for("ready")
+    ranks.processes[0].send_signal(signal.SIGUSR2)
+    assert ranks.wait() == [0]
+    assert (ranks.folder / "warned").exists()
+    assert (ranks.folder / "stopped-0").read_text() == "None False True"
+
+
+TRAP = """trap "touch $SWEEP_RUN_DIR/trapped; exit 85" TERM; touch $SWEEP_RUN_DIR/ready; while :; do sleep 0.1; done"""
+
+
+@pytest.mark.process
+def test_a_shell_with_a_trap_is_warned(tmp_path: Path, start_script: StartScript) -> None:
+    ranks = start_script(
+        "", command=f"sh -c '{TRAP}'", environ=in_slurm_cgroup(tmp_path), options={"warning": int(signal.SIGTERM)}
+    )
+    ranks.wait_for("ready")
+    ranks.processes[0].send_signal(signal.SIGUSR2)
+    assert ranks.wait() == [0]
+    assert (ranks.folder / "trapped").exists()
+
+
+@pytest.mark.process
+def test_sigterm_ends_the_program_of_a_shell(tmp_path: Path, start_script: StartScript) -> None:
+    text = (
+        "import os, time, pathlib\n"
+        "pathlib.Path(os.environ['SWEEP_RUN_DIR'], 'pid').write_text(str(os.getpid()))\n"
+        "time.sleep(60)"
+    )
+    command = f"""sh -c '"$0" "$@"; echo done' {sys.executable} train.py"""
+    ranks = start_script(text, command=command, environ=in_slurm_cgroup(tmp_path))
+    program = int(ranks.wait_for_text("pid"))
+    ranks.processes[0].send_signal(signal.SIGTERM)
+    assert ranks.wait() == [-signal.SIGTERM]
+    deadline = time.monotonic() + 10
+    while not has_ended(program):
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    assert ranks.log(0) == ""

@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jobs.local.machine import Machine, Placement, QueuedRun, gpu_model, place, this_machine
+from disttrain.errors import UserError
+from jobs.local.machine import Machine, Placement, QueuedRun, gpu_model, place, require_gpus, this_machine
 
 MACHINES = st.builds(
     Machine, st.integers(1, 16), st.integers(0, 8).map(lambda count: tuple(str(index) for index in range(count)))
@@ -120,3 +121,21 @@ def test_counts_the_cores_of_this_process() -> None:
         assert this_machine({"CUDA_VISIBLE_DEVICES": ""}).cores == 1
     finally:
         os.sched_setaffinity(0, cores)
+
+
+@pytest.mark.parametrize(
+    ("nodes", "gpus", "is_script", "refused"),
+    [(2, "01", True, True), (2, "012", True, True), (2, "0123", True, False), (1, "01", True, False),
+     (2, "", True, False), (2, "01", False, False)],
+)  # fmt: skip
+def test_a_script_needs_a_gpu_for_each_rank(nodes: int, gpus: str, is_script: bool, refused: bool) -> None:
+    run = QueuedRun("r", "j", nodes, 2, on_cpu=False, is_script=is_script)
+    if not refused:
+        require_gpus(run, Machine(8, tuple(gpus)))
+        return
+    with pytest.raises(UserError) as caught:
+        require_gpus(run, Machine(8, tuple(gpus)))
+    assert str(caught.value) == (
+        f"2x2 needs 4 GPUs, and this machine has {len(gpus)}: a script does not share GPUs between its ranks"
+        " (choose a smaller allocation; for a script that uses no GPU: CUDA_VISIBLE_DEVICES= sweep submit)"
+    )

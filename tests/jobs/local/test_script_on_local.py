@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import sys
 import time
@@ -19,7 +20,7 @@ from jobs.local.local_run import LocalRun, signal_ranks
 from jobs.local.machine import Placement, QueuedRun
 from jobs.slurm.states import State
 from jobs.storage.sweep_folder import SweepFolder
-from tests.jobs.sweeping import wait_for
+from tests.jobs.sweeping import Sweeping, wait_for, write_sweep
 
 pytestmark = pytest.mark.process
 
@@ -56,7 +57,8 @@ def start_run(folder: SweepFolder, tmp_path: Path) -> Iterator[StartRun]:
             "script": script,
         }  # fmt: skip
         (run_dir / "run.json").write_text(json.dumps(description))
-        started.append(LocalRun(folder, QueuedRun("run", "local-1-0", 2, 1, on_cpu=False), Placement("4,5", 3)))
+        queued = QueuedRun("run", "local-1-0", 2, 1, on_cpu=False, is_script=True)
+        started.append(LocalRun(folder, queued, Placement("4,5", 3)))
         started[-1].start()
         return started[-1]
 
@@ -89,14 +91,42 @@ def test_a_failing_script_is_the_reason(folder: SweepFolder, start_run: StartRun
     assert (failure.error, failure.message) == ("ValueError", "boom")
 
 
+SAVES_AFTER_A_FAILURE = """
+import os, signal, sys, time
+from pathlib import Path
+folder = Path(os.environ["SWEEP_RUN_DIR"])
+def save(number, frame):
+    time.sleep(5)
+    (folder / "saved").touch()
+    sys.exit()
+signal.signal(signal.SIGTERM, save)
+if os.environ["RANK"] == "0":
+    (folder / "ready").touch()
+    time.sleep(60)
+while not (folder / "ready").exists():
+    time.sleep(0.05)
+if HOW == "kill":
+    os.kill(os.getppid(), signal.SIGKILL)
+    time.sleep(60)
+sys.exit(3)
+"""
+
+
+@pytest.mark.parametrize("how", ["exit", "kill"])
+def test_the_others_have_time_to_save(how: str, folder: SweepFolder, start_run: StartRun) -> None:
+    began_s = time.monotonic()
+    assert end_of(start_run(SAVES_AFTER_A_FAILURE.replace("HOW", repr(how)))) is State.FAILED
+    assert (folder.run("run") / "saved").exists()
+    assert time.monotonic() - began_s < 20
+
+
 def test_no_job_starts_a_stopped_script_again(folder: SweepFolder, start_run: StartRun) -> None:
     assert end_of(start_run("import sys; sys.exit(85)")) is State.FAILED
     failure = read_failure(folder.run("run") / failure_name(0))
     assert failure is not None
     assert not_resumed_cause(failure) == "request"
     assert failure.message == (
-        "request: the script ended with status 85; it does not resume by itself: no Slurm job can start it again"
-        " (sweep submit resumes it)"
+        "the script asked to be started again (status 85); without Slurm, sweep submit does that"
     )
 
 
@@ -130,3 +160,12 @@ def test_a_request_for_stacks_ends_no_script(folder: SweepFolder, start_run: Sta
     signal_ranks(folder.logs, signal.SIGQUIT)
     (output / "go").touch()
     assert end_of(run) is State.COMPLETED
+
+
+def test_a_script_with_more_ranks_than_gpus_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "train.py").touch()
+    file = write_sweep(tmp_path / "large.yaml", allocations=["1x1", "2x2"], command="python train.py")
+    sweeping = Sweeping(tmp_path, {**os.environ, "CUDA_VISIBLE_DEVICES": "0,1"})
+    done = sweeping.run("submit", file, "--cluster", "local", exit_code=2)
+    assert done.stderr.splitlines()[-1].startswith("error: 2x2 needs 4 GPUs, and this machine has 2: ")
+    assert {row["state"] for row in sweeping.status()} == {"NOT_SUBMITTED"}
