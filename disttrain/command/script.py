@@ -114,7 +114,7 @@ def _with_programs(process: psutil.Process) -> Iterator[psutil.Process]:
 
 
 def _warn(number: signal.Signals, processes: Sequence[psutil.Process]) -> None:
-    _send(number, [process for process in processes if not _is_ended_shell(process, number)])
+    _send(number, [process for process in processes if not _is_untrapped_shell(process, number)])
 
 
 def _send(number: signal.Signals, processes: Sequence[psutil.Process]) -> None:
@@ -124,8 +124,8 @@ def _send(number: signal.Signals, processes: Sequence[psutil.Process]) -> None:
             process.send_signal(number)
 
 
-def _is_ended_shell(process: psutil.Process, number: signal.Signals) -> bool:
-    """Whether a process is a shell without a trap for a signal that ends it, and not what the signal is meant for."""
+def _is_untrapped_shell(process: psutil.Process, number: signal.Signals) -> bool:
+    """Whether a process is a shell that a signal ends: it neither ignores it nor has a trap for it."""
     try:
         if not is_shell(process.exe()):
             return False

@@ -84,9 +84,9 @@ class Ranks:
         """What a rank and its script have written."""
         return (self.folder / f"log-{rank}.{stream}").read_text()
 
-    def wait_for(self, name: str, timeout_s: float = 60) -> Path:
-        """A file that a script has written, when it exists."""
-        path = self.output / name
+    def wait_for(self, name: str, timeout_s: float = 60, folder: Path | None = None) -> Path:
+        """A file when it exists: one that a script has written, or one in another folder."""
+        path = (folder or self.output) / name
         deadline = time.monotonic() + timeout_s
         while not path.exists():
             assert time.monotonic() < deadline, f"{name} does not appear"

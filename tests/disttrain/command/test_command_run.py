@@ -138,8 +138,9 @@ import os, signal, sys, time
 from pathlib import Path
 folder = Path(os.environ["SWEEP_RUN_DIR"])
 def stop(number, frame):
-    (folder / "asked").touch()
     if sys.argv[1:] == ["--saves", "true"]:
+        time.sleep(1)
+        (folder / "saved").touch()
         sys.exit()
 signal.signal(signal.SIGTERM, stop)
 if os.environ["RANK"] == "0":
@@ -158,7 +159,7 @@ def test_the_program_of_a_shell_ends_when_a_peer_fails(saves: bool, start_script
     command = f"""sh -c '"$0" "$@"; exit $?' {sys.executable} train.py"""
     ranks = start_script(LEFT_BY_A_SHELL, {"saves": saves}, command=command, per_node=2)
     assert ranks.wait() == [1, 3]
-    assert (ranks.output / "asked").exists()
+    assert (ranks.output / "saved").exists() == saves
     assert has_ended(int((ranks.output / "pid").read_text()))
 
 

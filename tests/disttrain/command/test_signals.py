@@ -182,7 +182,7 @@ def test_the_program_of_a_shell_is_warned(
     ranks.wait_for("ready")
     ranks.processes[0].send_signal(signal.SIGUSR2)
     assert ranks.wait() == [0]
-    assert (ranks.folder / "warned").exists()
+    assert (ranks.output / "warned").exists()
     assert (ranks.folder / "stopped-0").read_text() == "None False True"
 
 
@@ -197,7 +197,7 @@ def test_a_shell_with_a_trap_is_warned(tmp_path: Path, start_script: StartScript
     ranks.wait_for("ready")
     ranks.processes[0].send_signal(signal.SIGUSR2)
     assert ranks.wait() == [0]
-    assert (ranks.folder / "trapped").exists()
+    assert (ranks.output / "trapped").exists()
 
 
 @pytest.mark.process

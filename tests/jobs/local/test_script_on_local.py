@@ -116,7 +116,7 @@ sys.exit(3)
 def test_the_others_have_time_to_save(how: str, folder: SweepFolder, start_run: StartRun) -> None:
     began_s = time.monotonic()
     assert end_of(start_run(SAVES_AFTER_A_FAILURE.replace("HOW", repr(how)))) is State.FAILED
-    assert (folder.run("run") / "saved").exists()
+    assert (folder.run("run") / OUTPUT_NAME / "saved").exists()
     assert time.monotonic() - began_s < 20
 
 
