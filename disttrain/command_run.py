@@ -197,7 +197,13 @@ class _Rank:
             script.kill()
             raise
         if self._workers is not None:
-            status = worker_status(status, stderr.text(), terminated=supervisor.terminated)
+            status = worker_status(
+                status,
+                stderr.text(),
+                terminated=supervisor.terminated,
+                warned=supervisor.warned_workers,
+                restarted=supervisor.restarted,
+            )
         report = Report(status, warned=supervisor.warned, terminated=supervisor.terminated)
         if report.failed:
             failed = ScriptFailed(status, _same_signal(status, self._env))

@@ -72,6 +72,10 @@ class Script:
             with contextlib.suppress(psutil.Error):
                 process.send_signal(number)
 
+    def children(self) -> frozenset[psutil.Process]:
+        """The processes that the script has started itself, and that have not ended."""
+        return frozenset(self._children(recursive=False))
+
     def kill(self) -> None:
         """Ends the script and all its children now."""
         processes = self._children(recursive=True)
