@@ -29,7 +29,13 @@ from disttrain.environment.stop_signals import StopSignals
 from disttrain.errors import ScriptFailed, ScriptStopped, print_every_text
 from disttrain.records import record_files
 from disttrain.records.lifecycle.stage import RUNNING, end_stages, enter_stage
-from disttrain.records.script_metrics import merge_ranks, new_metrics_file, summarise_file
+from disttrain.records.script_metrics import (
+    merge_ranks,
+    new_metrics_file,
+    new_metrics_folder,
+    summarise_all,
+    summarise_file,
+)
 
 
 def run_command(
@@ -171,9 +177,10 @@ class _Rank:
         """The environment of the script, and its program with the arguments."""
         env, words = self._env, arguments(self._config)
         (self._run_dir / OUTPUT_NAME).mkdir(exist_ok=True)
-        environ = base_environ(env, os.environ, self._run_dir, new_metrics_file(self._run_dir, env.rank))
         if self._workers is None:
+            environ = base_environ(env, os.environ, self._run_dir, new_metrics_file(self._run_dir, env.rank))
             return {**environ, **worker_variables(env, environ, master_port, error_file)}, words
+        environ = base_environ(env, os.environ, self._run_dir, new_metrics_folder(self._run_dir))
         words = torchrun_arguments(self._config, words, env, self._workers, master_port)
         return {**environ, **torchrun_variables(env, environ, self._workers, error_file)}, words
 
@@ -193,7 +200,13 @@ class _Rank:
             script.kill()
             raise
         if self._workers is not None:
-            status = worker_status(status, stderr.text(), terminated=supervisor.terminated)
+            status = worker_status(
+                status,
+                stderr.text(),
+                terminated=supervisor.terminated,
+                warned=supervisor.warned_workers,
+                restarted=supervisor.restarted,
+            )
         if supervisor.terminated and status == 0:
             status = -signal.SIGTERM  # many scripts save at SIGTERM and end with 0, but they are not complete
         report = Report(status, warned=supervisor.warned, terminated=supervisor.terminated)
@@ -203,11 +216,10 @@ class _Rank:
                 failure = script_failure(self._env.rank, status, error_file, stderr.text())
                 record_files.save_failure(self._run_dir, failure)
             raise failed
-        return dataclasses.replace(
-            report,
-            ranks=tuple(rank.figures() for rank in ranks),
-            metrics=summarise_file(self._run_dir, self._env.rank),
-        )
+        report = dataclasses.replace(report, ranks=tuple(rank.figures() for rank in ranks))
+        if self._workers is not None:  # torchrun decides which ranks a node has: rank 0 reads all metrics at the end
+            return report
+        return dataclasses.replace(report, metrics=summarise_file(self._run_dir, self._env.rank))
 
     def _conclude(self, report: Report, supervisor: Supervisor, channel: Channel) -> None:
         """Waits for the other ranks. Rank 0 writes the summary, and then releases the others.
@@ -221,6 +233,8 @@ class _Rank:
         stopped = False
         if self._env.rank == 0:
             reports = {0: report, **supervisor.wait_for_reports()}
+            if self._workers is not None:
+                reports[0] = dataclasses.replace(report, metrics=summarise_all(self._run_dir))
             stopped = any(other.stopped for other in reports.values())
             if all(other.status == 0 for other in reports.values()):
                 records = record_files.read_records(self._run_dir / record_files.metrics_name(0))

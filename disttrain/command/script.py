@@ -86,6 +86,10 @@ class Script:
         """Warns the processes that the script has started itself."""
         _warn(number, [process for child in self._children(recursive=False) for process in _with_programs(child)])
 
+    def children(self) -> frozenset[psutil.Process]:
+        """The processes that the script has started itself, and that have not ended."""
+        return frozenset(self._children(recursive=False))
+
     def kill(self) -> None:
         """Ends the script and all its children now."""
         processes = self._children(recursive=True)

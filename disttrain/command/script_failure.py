@@ -8,11 +8,12 @@ import signal
 import socket
 import stat
 import time
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
 from disttrain.environment.signal_name import signal_name
-from disttrain.errors import shorten
+from disttrain.errors import STOPPED_STATUS, shorten
 from disttrain.records.json_values import DamagedFile, read_object
 from disttrain.records.summary_types import Failure
 
@@ -24,8 +25,9 @@ _RANK_PREFIX = re.compile(r"^\[(?:rank|default)\d+\]:\s?")
 _ERROR_LINE = re.compile(r"^(?P<name>[A-Za-z_][\w.]*)(?:: (?P<message>.*))?$")
 # The last lines of a program that writes no traceback: `RuntimeError: no data`, `train.py: error: unrecognized`.
 _NAMED_ERROR = re.compile(r"^(?P<name>(?:[A-Za-z_]\w*\.)*[A-Z]\w*(?:Error|Exception|Interrupt)): (?P<message>.+)$")
-# torchrun's own error only says that a worker has failed.
-_ABOUT_WORKERS = ("ChildFailedError",)
+# torchrun's own errors only say that a worker has failed, or that torchrun was ended.
+_ABOUT_WORKERS = ("ChildFailedError", "SignalException")
+_FAILED_WORKER = re.compile(r"^.*failed \(exitcode: (-?\d+)\) local_rank: \d+ \(pid: (\d+)\)", re.MULTILINE)
 _EXIT_CODE = re.compile(r"^\s*exitcode\s*: (-?\d+)\b", re.MULTILINE)
 _SHELL = 128  # A shell adds the number of the signal that has ended its program.
 _MOST_LINES = 40  # of the traceback in the record
@@ -79,22 +81,31 @@ def script_failure(rank: int, status: int, error_file: Path, stderr: str) -> Fai
     )
 
 
-def worker_status(status: int, stderr: str, *, terminated: bool = False) -> int:
+def worker_status(
+    status: int, stderr: str, *, terminated: bool = False, warned: Collection[int] = (), restarted: bool = False
+) -> int:
     """The exit status of the first worker that failed, from torchrun's report; torchrun's own without one.
 
     Args:
         status: The exit status of torchrun, which is 1 if a worker has failed, and after SIGTERM.
         stderr: The end of what torchrun has written.
         terminated: Whether torchrun has got SIGTERM, and has passed it on to its workers.
+        warned: The processes of the workers that were warned. How they have failed counts more than later workers.
+        restarted: Whether torchrun has restarted them after that. Without another report, they have saved.
 
     Example:
         >>> worker_status(1, "Root Cause (first observed failure):\\n exitcode : 85 (pid: 7)\\n"), worker_status(1, "")
         (85, 1)
     """
-    _, _, cause = stderr.rpartition("Root Cause")
-    match = _EXIT_CODE.search(cause)
     if status != 1:
         return status
+    for code, pid in _FAILED_WORKER.findall(stderr):
+        if int(pid) in warned:
+            return int(code)
+    if restarted:
+        return STOPPED_STATUS
+    _, _, cause = stderr.rpartition("Root Cause")
+    match = _EXIT_CODE.search(cause)
     if match is not None:
         return int(match[1])
     return -signal.SIGTERM if terminated else status
@@ -114,7 +125,8 @@ def _recorded(error_file: Path) -> tuple[str, str] | None:
     name, separator, message = text.partition(": ")
     if not separator or not re.fullmatch(r"[\w.]+", name):
         return "Error", text
-    return name.rpartition(".")[2], message
+    name = name.rpartition(".")[2]
+    return None if name in _ABOUT_WORKERS else (name, message)
 
 
 def _last_error(stderr: str) -> tuple[str, str] | None:
@@ -144,7 +156,8 @@ def _by_status(status: int, stderr: str) -> tuple[str, str]:
     message = f"the script ended with exit status {status}"
     if status > _SHELL and (name := signal_name(status - _SHELL)).startswith("SIG"):
         return name, f"{message}, which a shell gives after {name}"
-    lines = _lines(stderr)
+    torchruns = max((match.start() for match in _FAILED_WORKER.finditer(stderr)), default=len(stderr))
+    lines = _lines(stderr[:torchruns])
     if lines:
         message += f"; its last line: {shorten(lines[-1].strip())}"
     return "ExitStatus", message

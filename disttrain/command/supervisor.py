@@ -8,6 +8,8 @@ import time
 from collections.abc import Callable, Collection
 from typing import Any
 
+import psutil
+
 from disttrain.command.channel import Channel, LostPeer
 from disttrain.command.report import Report
 from disttrain.command.script import Script
@@ -18,6 +20,8 @@ _GRACE_S = 10.0
 _GRACE_AT_TERMINATION_S = 300.0  # Slurm ends it earlier
 _LOOK_S = 0.2  # no signal tells the end of a process that the script has left
 _SIGNALS_APART_S = 1.0  # Slurm may have signalled the script just before this process
+_LOOK_S = 1.0  # for workers that a launcher has restarted
+_ALL_LOOK_S = 3.0  # in which the supervisors of all nodes see them: one node without workers ends those of the others
 
 
 class PeerFailed(Exception):
@@ -43,6 +47,7 @@ class Supervisor:
     Attributes:
         warned: Whether the warning has come.
         terminated: Whether the request to end has come.
+        restarted: Whether a launcher has restarted the workers after their warning. It was ended for that.
     """
 
     def __init__(
@@ -64,6 +69,8 @@ class Supervisor:
         self._warns_children = warns_children
         self.warned = False
         self.terminated = False
+        self.restarted = False
+        self._workers: frozenset[psutil.Process] = frozenset()  # those that were warned
         self._reports: dict[int, Report] = {}
         self._selector = selectors.DefaultSelector()
         self._selector.register(signals, selectors.EVENT_READ)
@@ -74,6 +81,11 @@ class Supervisor:
 
     def close(self) -> None:
         self._selector.close()
+
+    @property
+    def warned_workers(self) -> frozenset[int]:
+        """The processes of the workers of a launcher that were warned."""
+        return frozenset(worker.pid for worker in self._workers)
 
     def wait_for_script(self, every_s: float, each_time: Callable[[], object]) -> int:
         """The exit status of the script, negative for a signal.
@@ -88,7 +100,8 @@ class Supervisor:
         """
         while (status := self._script.status()) is None:
             try:
-                self._wait(every_s)
+                self._wait(min(every_s, _LOOK_S) if self._workers else every_s)
+                self._end_restarted()
             except (LostPeer, PeerFailed):
                 self._end_script()
                 raise
@@ -157,7 +170,21 @@ class Supervisor:
         if number in self._forwarded:
             self._script.send(number)
 
+    def _end_restarted(self) -> None:
+        """Ends a launcher that has replaced all workers that were warned: others would train until the job ends."""
+        if self.restarted or not self._workers:
+            return
+        running = self._script.children()
+        if not running or running & self._workers:
+            return
+        self.restarted = True
+        self._wait(_ALL_LOOK_S)
+        if not self.terminated:
+            self._script.send(signal.SIGTERM)
+
     def _warn(self) -> None:
+        if self._warns_children:
+            self._workers = self._workers or self._script.children()
         # Slurm itself sends only its own signal to the script, and to all processes or to none of them.
         if WARNING not in self._forwarded and self._warning == WARNING:
             return

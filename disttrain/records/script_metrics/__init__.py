@@ -2,7 +2,15 @@
 
 from __future__ import annotations
 
-from disttrain.records.script_metrics.lines import STEP, last_step, latest_values, metrics_files, new_metrics_file
+from disttrain.records.script_metrics.lines import (
+    FILE_FORMAT,
+    STEP,
+    last_step,
+    latest_values,
+    metrics_files,
+    new_metrics_file,
+    new_metrics_folder,
+)
 from disttrain.records.script_metrics.metric_figures import (
     LOSS,
     SAMPLES_PER_S,
@@ -10,9 +18,10 @@ from disttrain.records.script_metrics.metric_figures import (
     lower_is_better,
     merge_ranks,
 )
-from disttrain.records.script_metrics.summarise import summarise_file
+from disttrain.records.script_metrics.summarise import summarise_all, summarise_file
 
 __all__ = [
+    "FILE_FORMAT",
     "LOSS",
     "SAMPLES_PER_S",
     "STEP",
@@ -23,5 +32,7 @@ __all__ = [
     "merge_ranks",
     "metrics_files",
     "new_metrics_file",
+    "new_metrics_folder",
+    "summarise_all",
     "summarise_file",
 ]

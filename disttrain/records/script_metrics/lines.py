@@ -12,6 +12,7 @@ from typing import Any
 from disttrain.records.file_tail import read_tails
 
 FOLDER = "script-metrics"
+FILE_FORMAT = "rank%05d-attempt%03d.jsonl"  # also for printf of a shell
 STEP = "step"
 STEP_LIMIT = 2**63
 
@@ -22,7 +23,18 @@ _DECODER = json.JSONDecoder()  # unlike for `parse_json`, NaN is a value: a loss
 
 def metrics_file(run_dir: Path, rank: int, attempt: int) -> Path:
     """The file to which the script of a rank appends in an attempt."""
-    return run_dir / FOLDER / f"rank{rank:05d}-attempt{attempt:03d}.jsonl"
+    return run_dir / FOLDER / (FILE_FORMAT % (rank, attempt))
+
+
+def new_metrics_folder(run_dir: Path) -> Path:
+    """Creates the folder of all files, if it does not exist.
+
+    Raises:
+        OSError: It cannot be created.
+    """
+    path = run_dir / FOLDER
+    path.mkdir(parents=True, exist_ok=True)
+    return path
 
 
 def new_metrics_file(run_dir: Path, rank: int) -> Path:
@@ -32,8 +44,8 @@ def new_metrics_file(run_dir: Path, rank: int) -> Path:
         OSError: It cannot be created.
     """
     latest = max(_attempts(run_dir).get(rank, {}), default=0)
+    new_metrics_folder(run_dir)
     path = metrics_file(run_dir, rank, latest + 1)
-    path.parent.mkdir(parents=True, exist_ok=True)
     path.touch()
     return path
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from disttrain.records.script_metrics.lines import STEP, STEP_LIMIT, metrics_files, number, parse_line, step_of
-from disttrain.records.script_metrics.metric_figures import MOST_NAMES, ScriptMetrics, lower_is_better
+from disttrain.records.script_metrics.metric_figures import MOST_NAMES, ScriptMetrics, lower_is_better, merge_ranks
 
 _LONGEST_NAME = 200  # in characters
 _LONGEST_LINE_BYTES = 2**20
@@ -26,6 +26,11 @@ def summarise_file(run_dir: Path, rank: int) -> ScriptMetrics:
     for path in reversed(metrics_files(run_dir).get(rank, [])):
         reader.read_attempt(path)
     return reader.result()
+
+
+def summarise_all(run_dir: Path) -> ScriptMetrics:
+    """The metrics of a run, from the files of all ranks: each from the lowest rank that has logged it."""
+    return merge_ranks({rank: summarise_file(run_dir, rank) for rank in metrics_files(run_dir)})
 
 
 class _Metric:

@@ -55,6 +55,11 @@ def test_the_traceback_of_a_worker_and_not_torchruns() -> None:
             "ExitStatus",
             "the script ended with exit status 1; its last line: x: error: bad",
         ),
+        (
+            "x: error: bad\nE1130 api.py:1] failed (exitcode: 1) local_rank: 0 (pid: 7) of binary: sh\n=====\n",
+            "ExitStatus",
+            "the script ended with exit status 1; its last line: x: error: bad",
+        ),
     ],
 )
 def test_without_a_traceback(stderr: str, error: str, message: str) -> None:
@@ -90,6 +95,21 @@ def test_the_status_of_the_first_worker(status: int, exit_code: int, expected: i
     others = "Failures:\n[1]:\n  exitcode  : 1 (pid: 8)\n"
     cause = f"Root Cause (first observed failure):\n[0]:\n  rank      : 2\n  exitcode  : {exit_code} (pid: 7)\n"
     assert worker_status(status, others + cause) == expected
+
+
+REPORTS = "".join(
+    f"E1130 9 torch/api.py:1] failed (exitcode: {code}) local_rank: 0 (pid: {pid}) of binary: sh\n"
+    for code, pid in ((1, 7), (85, 8), (2, 9))
+)
+
+
+def test_the_workers_that_were_warned_count() -> None:
+    cause = "Root Cause (first observed failure):\n  exitcode  : 2 (pid: 9)\n"
+    assert worker_status(1, REPORTS + cause, warned={8}) == 85
+    assert worker_status(1, REPORTS + cause, warned={7}, restarted=True) == 1
+    assert worker_status(1, REPORTS + cause, warned={6}, restarted=True) == 85
+    assert worker_status(1, REPORTS + cause, warned={6}) == 2
+    assert worker_status(0, REPORTS, warned={8}, restarted=True) == 0, "the new workers had nothing left to do"
 
 
 def test_torchrun_that_was_ended_has_not_failed() -> None:
