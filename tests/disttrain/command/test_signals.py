@@ -68,7 +68,7 @@ def test_a_warning_at_the_start_is_noted(start_script: StartScript) -> None:
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_rank_that_waits_for_others_can_be_ended(number: signal.Signals, start_script: StartScript) -> None:
     ranks = start_script("", per_node=2, only=[0])
-    ranks.wait_for(STAGE_NAME)
+    ranks.wait_for(STAGE_NAME, folder=ranks.folder)
     time.sleep(0.5)  # it listens now
     ranks.processes[0].send_signal(signal.SIGUSR2)  # which only is noted
     time.sleep(0.2)
