@@ -11,7 +11,6 @@ import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from disttrain.command.arguments import arguments
 from disttrain.command.channel import Channel, LostPeer, open_channel
 from disttrain.command.rank_records import INTERVAL_S, recorded_ranks, write_samples
 from disttrain.command.report import Report
@@ -22,7 +21,8 @@ from disttrain.command.signals import WARNING, Signals, caught_endings, caught_s
 from disttrain.command.summary import summarise_reports
 from disttrain.command.supervisor import PeerFailed, Supervisor
 from disttrain.command.torchrun import torchrun_arguments
-from disttrain.config.command_config import CommandConfig
+from disttrain.config.command.arguments import arguments
+from disttrain.config.command.command_config import CommandConfig
 from disttrain.environment.port_agreement import RENDEZVOUS_TIMEOUT_S, reserve_first
 from disttrain.environment.rank_env import RankEnv
 from disttrain.environment.stop_signals import StopSignals

@@ -15,7 +15,7 @@ from pathlib import Path
 import psutil
 
 from disttrain.command.signals import WARNING, prepare_script_signals
-from disttrain.config.command_text import is_shell
+from disttrain.config.command.command_text import is_shell
 from disttrain.errors import UserError, shorten
 
 # The signals that a process ignores, or for which it has a handler.

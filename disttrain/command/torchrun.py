@@ -5,8 +5,8 @@ from __future__ import annotations
 import shlex
 from collections.abc import Sequence
 
-from disttrain.config.command_config import CommandConfig
-from disttrain.config.command_words import is_python
+from disttrain.config.command.command_config import CommandConfig
+from disttrain.config.command.command_words import is_python
 from disttrain.environment.rank_env import RankEnv
 from disttrain.records.script_metrics import FILE_FORMAT
 

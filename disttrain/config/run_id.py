@@ -8,7 +8,7 @@ import json
 import os
 from typing import Any
 
-from disttrain.config.command_config import CommandConfig
+from disttrain.config.command.command_config import CommandConfig
 from disttrain.config.train_config import PATH_FIELDS, TrainConfig
 
 # Fields that change where or how fast a run computes, but not what: they are not part of its id. One exception is

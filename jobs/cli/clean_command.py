@@ -82,7 +82,7 @@ def _find(folder: SweepFolder) -> list[Removable]:
     Raises:
         UserError: It is not known which runs have ended.
     """
-    from disttrain.config.command_config import is_command
+    from disttrain.config.command.command_config import is_command
     from jobs.results.run_records import is_complete
     from jobs.storage.ledger import read_ledger
     from jobs.storage.removable import Kind, leftovers, of_runs

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from disttrain.config.command_config import CommandConfig
+from disttrain.config.command.command_config import CommandConfig
 from disttrain.config.train_config import TrainConfig
 from disttrain.records.json_values import to_json
 from jobs.local.local_run import LocalRun, end_processes

@@ -6,8 +6,8 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from disttrain.config.command_config import DEFAULT_FLAGS, RANKS
-from disttrain.config.command_text import check_flags, check_launcher
+from disttrain.config.command.command_config import DEFAULT_FLAGS, RANKS
+from disttrain.config.command.command_text import check_flags, check_launcher
 from disttrain.config.yaml_nodes import KeyPath
 from disttrain.errors import UserError, shorten, suggest_name
 from jobs.planning.run_keys import COMMAND, FieldKeys, OwnKeys, RunKeys, read_command

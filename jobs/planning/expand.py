@@ -9,9 +9,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-from disttrain.command.arguments import arguments
-from disttrain.config.command_config import CommandConfig
-from disttrain.config.command_text import check_script, placeholders
+from disttrain.config.command.arguments import arguments
+from disttrain.config.command.command_config import CommandConfig
+from disttrain.config.command.command_text import check_script, placeholders
 from disttrain.config.paths import absolute_paths, absolute_values
 from disttrain.config.run_id import NOT_IDENTITY, run_id
 from disttrain.config.train_config import TrainConfig, is_own_family

@@ -9,8 +9,8 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from disttrain.config.command_config import is_command
-from disttrain.config.command_text import name_of
+from disttrain.config.command.command_config import is_command
+from disttrain.config.command.command_text import name_of
 from disttrain.config.train_config import PATH_FIELDS, TrainConfig
 from jobs.planning.plan import is_link
 from jobs.planning.run_keys import COMMAND

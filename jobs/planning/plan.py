@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from disttrain.config.command_config import SECTION, CommandConfig, is_command
+from disttrain.config.command.command_config import SECTION, CommandConfig, is_command
 from disttrain.config.train_config import LINK
 from disttrain.errors import UserError
 from jobs.planning.allocation import Allocation

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Protocol
 
-from disttrain.config.command_text import KEY, check_command
+from disttrain.config.command.command_text import KEY, check_command
 from disttrain.config.flags import read_value
 from disttrain.config.synonyms import Place
 from disttrain.config.train_config import FAMILIES, field_names

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
-from disttrain.config.command_config import is_command
+from disttrain.config.command.command_config import is_command
 from jobs.planning.labels import Variation
 from jobs.results.comparability import with_reasons
 from jobs.results.failures.failure_kind import Kind

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from disttrain.config.command_config import is_command
+from disttrain.config.command.command_config import is_command
 from disttrain.errors import UserError
 from disttrain.records.json_values import DamagedFile, UnreadableFile, damaged
 from disttrain.records.record_files import SUMMARY_NAME, from_json, metrics_name, read_records

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from disttrain.analysis.comm_overlap import Exchange
 from disttrain.analysis.measured_steps import MeasuredStep, measured_steps, split_by_start, steps_after_warmup
-from disttrain.config.command_config import is_command
+from disttrain.config.command.command_config import is_command
 from disttrain.errors import UserError, shorten
 from disttrain.records.json_values import damaged, read_object
 from disttrain.records.record_files import RUN_NAME, metrics_name, read_records, read_run_info

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from disttrain.command.arguments import arguments
-from disttrain.config.command_config import CommandConfig
+from disttrain.config.command.arguments import arguments
+from disttrain.config.command.command_config import CommandConfig
 from disttrain.errors import shorten
 from disttrain.records.json_values import to_json as to_json_text
 from disttrain.records.record_files import failure_name

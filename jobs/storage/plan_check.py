@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any, get_args
 
-from disttrain.config.command_config import SECTION, is_command
+from disttrain.config.command.command_config import SECTION, is_command
 from disttrain.errors import UserError, shorten
 from disttrain.records.json_values import check_fields
 from jobs.planning.allocation import Allocation

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from disttrain.config.command_config import is_command
+from disttrain.config.command.command_config import is_command
 from disttrain.errors import UserError, shorten, suggest_name
 from disttrain.records.atomic_write import write_text
 from disttrain.records.json_values import DamagedFile, check_fields, damaged, read_object, to_json

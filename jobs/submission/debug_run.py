@@ -10,7 +10,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from disttrain.config.command_config import is_command
+from disttrain.config.command.command_config import is_command
 from disttrain.errors import UserError
 from disttrain.records.json_values import check_fields, damaged, read_object
 from disttrain.records.record_files import RUN_NAME, decode, metrics_name

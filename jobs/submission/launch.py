@@ -9,7 +9,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from functools import partial
 from typing import Any
 
-from disttrain.config.command_config import SECTION
+from disttrain.config.command.command_config import SECTION
 from disttrain.config.train_config import PATH_FIELDS, TrainConfig
 from disttrain.errors import UserError
 from disttrain.records.json_values import parse_object, to_json

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from disttrain.config.command_config import CommandConfig, is_command
+from disttrain.config.command.command_config import CommandConfig, is_command
 from disttrain.config.train_config import TrainConfig
 from disttrain.errors import UserError
 from disttrain.records.record_files import SUMMARY_NAME

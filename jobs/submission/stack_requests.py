@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from disttrain.config.command_config import is_command
+from disttrain.config.command.command_config import is_command
 from disttrain.errors import UserError
 from disttrain.records.lifecycle.stacks import last_frame, stacks_name
 from jobs.planning.labels import Variation

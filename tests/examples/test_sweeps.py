@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from disttrain.config.command_config import CommandConfig
+from disttrain.config.command.command_config import CommandConfig
 from disttrain.config.train_config import TrainConfig
 from jobs.planning.expand import RunSpec, expand
 from jobs.planning.sweep_file import load_sweep

@@ -17,7 +17,7 @@ import pytest
 
 import disttrain.command_run
 import disttrain.run
-from disttrain.config.command_config import CommandConfig
+from disttrain.config.command.command_config import CommandConfig
 from disttrain.config.train_config import TrainConfig
 from disttrain.environment.rank_env import RankEnv
 from disttrain.errors import UserError

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from disttrain.config.command_config import CommandConfig, is_command
+from disttrain.config.command.command_config import CommandConfig, is_command
 from jobs.planning.allocation import Allocation
 
 # srun's lines are the last ones of a log. Only this much is read: a log can have any size.

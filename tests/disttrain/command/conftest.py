@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from disttrain.config.command_config import CommandConfig
+from disttrain.config.command.command_config import CommandConfig
 from tests.disttrain.command.ranks import Ranks, start_ranks
 
 StartScript = Callable[..., Ranks]

@@ -16,7 +16,7 @@ from typing import Any
 import psutil
 
 from disttrain.command.script_env import OUTPUT_NAME
-from disttrain.config.command_config import CommandConfig
+from disttrain.config.command.command_config import CommandConfig
 from disttrain.records.record_files import failure_name, read_failure, read_summary
 from disttrain.records.summary_types import Failure, Summary
 
@@ -26,7 +26,7 @@ import json, os, signal, sys
 from pathlib import Path
 from disttrain import command_run
 from disttrain.command import signals
-from disttrain.config.command_config import CommandConfig
+from disttrain.config.command.command_config import CommandConfig
 from disttrain.environment.rank_env import RankEnv
 from disttrain.environment.stop_signals import StopSignals
 from disttrain.errors import ScriptFailed, ScriptStopped

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from disttrain.config.command_config import CommandConfig
+from disttrain.config.command.command_config import CommandConfig
 from disttrain.records.record_files import read_summary
 from tests.disttrain.command.ranks import RANK
 

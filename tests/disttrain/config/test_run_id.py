@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from disttrain.config.command_config import CommandConfig
+from disttrain.config.command.command_config import CommandConfig
 from disttrain.config.run_id import run_id
 from disttrain.config.train_config import TrainConfig
 from disttrain.config.validation import validate

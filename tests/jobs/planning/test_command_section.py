@@ -11,7 +11,7 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from disttrain.config.command_config import CommandConfig
+from disttrain.config.command.command_config import CommandConfig
 from disttrain.errors import UserError
 from jobs.planning.expand import RunSpec, expand
 from jobs.planning.plan import run_json

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from disttrain.config.command_config import CommandConfig
+from disttrain.config.command.command_config import CommandConfig
 from jobs.planning.expand import expand, expanded_ids
 from jobs.planning.plan import run_json
 from jobs.planning.sweep_file import parse_sweep

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from disttrain.config.command_text import (
+from disttrain.config.command.command_text import (
     check_command,
     check_flags,
     check_launcher,

@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from disttrain.command.arguments import arguments
-from disttrain.config.command_config import CommandConfig
-from disttrain.config.command_text import placeholders
+from disttrain.config.command.arguments import arguments
+from disttrain.config.command.command_config import CommandConfig
+from disttrain.config.command.command_text import placeholders
 from disttrain.errors import UserError
 
 

@@ -6,8 +6,8 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from disttrain.config.command_config import CommandConfig
-from disttrain.config.command_words import PLACEHOLDER, command_words
+from disttrain.config.command.command_config import CommandConfig
+from disttrain.config.command.command_words import PLACEHOLDER, command_words
 
 
 def arguments(config: CommandConfig) -> list[str]:

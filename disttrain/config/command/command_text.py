@@ -6,8 +6,8 @@ import os
 import re
 from collections.abc import Collection, Sequence
 
-from disttrain.config.command_config import DEFAULT_FLAGS, RANKS, TORCHRUN
-from disttrain.config.command_words import PLACEHOLDER, command_words, is_python, split_words
+from disttrain.config.command.command_config import DEFAULT_FLAGS, RANKS, TORCHRUN
+from disttrain.config.command.command_words import PLACEHOLDER, command_words, is_python, split_words
 from disttrain.config.paths import find_variable
 from disttrain.config.synonyms import key_letters
 from disttrain.config.unknown_key import correct_spelling
