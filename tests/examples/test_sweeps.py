@@ -72,7 +72,8 @@ def test_one_table_compares_core_and_trainer(tmp_path: Path) -> None:
     # As in a shell with the active environment: `python` of the command is that of this test.
     path = f"{Path(sys.executable).parent}{os.pathsep}{clean['PATH']}"
     of_test = {"PATH": path, "HF_HOME": str(tmp_path / "hf"), "SWEEP_ROOT": str(tmp_path / "runs")}
-    sweeping = Sweeping(REPOSITORY, {**clean, **of_test})
+    # Two ranks of a script need two GPUs, or a machine without any.
+    sweeping = Sweeping(REPOSITORY, {**clean, **of_test, "CUDA_VISIBLE_DEVICES": ""})
     # Two of its runs, with fewer steps.
     sections = yaml.safe_load((EXAMPLES / "core_and_trainer.yaml").read_text(encoding="utf-8"))
     sections["axes"]["per_gpu_batch"] = [16]
