@@ -1,7 +1,8 @@
 """Imports transformers for text models without what they do not use: it opens thousands of files otherwise.
 
 On a file system that hundreds of ranks share, each file that a rank opens at its start costs time. transformers lists
-all of its model files twice, and what it has for object detection and videos imports scipy and torchvision.
+all of its model files twice, what it has for object detection and videos imports scipy and torchvision, and what it has
+for models that are divided over devices imports accelerate.
 """
 
 from __future__ import annotations
@@ -12,19 +13,23 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+_UNUSED = ("is_accelerate_available", "is_scipy_available", "is_torchvision_available")
+
 
 def import_text_models() -> None:
     """Imports what all transformers models share; what another version has under other names is imported as usual.
 
-    Object detection and videos then do not work in this process, so this is for the text models of this package only.
+    Object detection, videos and `device_map` then do not work in this process, so this is for the text models of this
+    package only.
     """
     import transformers
 
     folder = Path(str(transformers.__file__)).parent
     with suppress(ImportError, AttributeError), _listed_once(folder / "models"):
         importlib.import_module("transformers.models")
-    with suppress(ImportError, AttributeError), _without("is_scipy_available", "is_torchvision_available"):
-        importlib.import_module("transformers.modeling_layers")
+    with suppress(ImportError, AttributeError), _without(*_UNUSED):
+        for name in ("modeling_layers", "modeling_utils", "generation.utils"):
+            importlib.import_module(f"transformers.{name}")
 
 
 @contextmanager
