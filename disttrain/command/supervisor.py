@@ -18,9 +18,9 @@ from disttrain.command.signals import FORWARDED, WARNING, Signals
 # A script that another rank has left alone gets this time after SIGTERM: it may wait for that rank in C.
 _GRACE_S = 10.0
 _GRACE_AT_TERMINATION_S = 300.0  # Slurm ends it earlier
-_LOOK_S = 0.2  # no signal tells the end of a process that the script has left
+_LEFT_LOOK_S = 0.2  # no signal tells the end of a process that the script has left
 _SIGNALS_APART_S = 1.0  # Slurm may have signalled the script just before this process
-_LOOK_S = 1.0  # for workers that a launcher has restarted
+_WORKERS_LOOK_S = 1.0  # for workers that a launcher has restarted
 _ALL_LOOK_S = 3.0  # in which the supervisors of all nodes see them: one node without workers ends those of the others
 
 
@@ -100,7 +100,7 @@ class Supervisor:
         """
         while (status := self._script.status()) is None:
             try:
-                self._wait(min(every_s, _LOOK_S) if self._workers else every_s)
+                self._wait(min(every_s, _WORKERS_LOOK_S) if self._workers else every_s)
                 self._end_restarted()
             except (LostPeer, PeerFailed):
                 self._end_script()
@@ -204,7 +204,7 @@ class Supervisor:
         while self._script.status() is None or self._script.left_any():
             if time.monotonic() >= deadline:
                 self._script.kill()
-            for key, _ in self._selector.select(_LOOK_S):
+            for key, _ in self._selector.select(_LEFT_LOOK_S):
                 if key.fileobj is self._signals:
                     for number in self._signals.read():
                         self._handle(number)
