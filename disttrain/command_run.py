@@ -29,6 +29,7 @@ from disttrain.environment.stop_signals import StopSignals
 from disttrain.errors import ScriptFailed, ScriptStopped, print_every_text
 from disttrain.records import record_files
 from disttrain.records.lifecycle.stage import RUNNING, end_stages, enter_stage
+from disttrain.records.run_folder import remove_higher_ranks
 from disttrain.records.script_metrics import (
     merge_ranks,
     new_metrics_file,
@@ -159,19 +160,13 @@ class _Rank:
             channel.send({"kind": "start", "master_port": None})
             yield None
             return
-        self._remove_results()
+        # What the script has written stays.
+        (self._run_dir / record_files.SUMMARY_NAME).unlink(missing_ok=True)
+        remove_higher_ranks(self._run_dir, self._env.world_size * (self._workers or 1))
         with reserve_first(self._env.port_candidates()) as reserved:
             port: int = reserved.getsockname()[1]
             channel.send({"kind": "start", "master_port": port})
             yield port
-
-    def _remove_results(self) -> None:
-        """Removes the results of an earlier attempt. What the script has written stays."""
-        (self._run_dir / record_files.SUMMARY_NAME).unlink(missing_ok=True)
-        ours = {record_files.failure_name(rank) for rank in range(self._env.world_size)}
-        for path in self._run_dir.glob(record_files.FAILURE_GLOB):
-            if path.name not in ours:
-                path.unlink(missing_ok=True)
 
     def _prepare(self, master_port: int, error_file: Path) -> tuple[dict[str, str], list[str]]:
         """The environment of the script, and its program with the arguments."""

@@ -53,6 +53,11 @@ def remove_results(output_dir: Path, world_size: int) -> None:
     # A kill during a save leaves a temporary folder.
     for folder in (output_dir / MODEL_NAME, *output_dir.glob(f".{MODEL_NAME}.*")):
         shutil.rmtree(folder, ignore_errors=True)
+    remove_higher_ranks(output_dir, world_size)
+
+
+def remove_higher_ranks(output_dir: Path, world_size: int) -> None:
+    """Removes the files of ranks that an earlier attempt had and this one does not have."""
     ours = {name(rank) for rank in range(world_size) for name in (record_files.metrics_name, record_files.failure_name)}
     ours |= {name(rank) for rank in range(world_size) for name in HANG_NAMES}
     for pattern in (record_files.METRICS_GLOB, record_files.FAILURE_GLOB, *HANG_GLOBS):
