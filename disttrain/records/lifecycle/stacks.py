@@ -58,6 +58,8 @@ def write_stacks_on_signal(path: Path) -> None:
     """
     file = path.open("ab")
     file.truncate(0)
+    # Once registered, faulthandler takes its handler for installed, whatever has replaced it since an earlier run.
+    faulthandler.unregister(STACKS_SIGNAL)
     faulthandler.register(STACKS_SIGNAL, file=file, all_threads=True)
 
 

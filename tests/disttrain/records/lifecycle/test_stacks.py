@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import time
 from pathlib import Path
 
@@ -46,6 +47,17 @@ def test_a_signal_writes_the_stacks(tmp_path: Path) -> None:
     assert last_frame(path.read_text()) == "test_stacks.test_a_signal_writes_the_stacks"
     remove_if_empty(path)
     assert path.exists()
+
+
+def test_a_replaced_handler_is_installed_again(tmp_path: Path) -> None:
+    """As by a script that the debug executor runs between two runs of this process."""
+    path = tmp_path / stacks_name(0)
+    write_stacks_on_signal(path)
+    signal.signal(STACKS_SIGNAL, signal.SIG_IGN)
+    write_stacks_on_signal(path)
+    os.kill(os.getpid(), STACKS_SIGNAL)
+    time.sleep(0.01)
+    assert "test_a_replaced_handler_is_installed_again" in path.read_text()
 
 
 def test_an_empty_file_is_removed(tmp_path: Path) -> None:
