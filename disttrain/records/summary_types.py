@@ -48,8 +48,8 @@ class RunInfo:
     code: Annotated[
         dict[str, Any] | None,
         doc(
-            "The copy of your code in which the run starts: snapshot, the hash of its files, and root, the checkout."
-            " Without a snapshot, the run starts the files in place; null for a run that no sweep has submitted."
+            "The copy of your code in which the run starts: snapshot is the hash of its files, root the checkout and"
+            " folder the copy. If snapshot is null, the run starts the files in place. Null without a sweep."
         ),
         SUBMISSION,
     ] = None

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from disttrain.config.command.command_config import SECTION, is_command
+from disttrain.config.paths import moved_path
 from disttrain.errors import UserError
 from jobs.storage.code_state import git_state, run_git
 
@@ -52,23 +53,11 @@ class Snapshot:
 
     def copy_of(self, path: str) -> str:
         """The place of a file or folder of the checkout in the copy; any other path as it is."""
-        return _moved(os.path.realpath(path), self.root, str(self.folder)) or path
+        return moved_path(os.path.realpath(path), self.root, str(self.folder)) or path
 
     def original_of(self, path: str) -> str:
         """The inverse of `copy_of`."""
-        return _moved(path, str(self.folder), self.root) or path
-
-
-def _moved(path: str, before: str, now: str) -> str | None:
-    """A path in one folder as a path in another one; None if it is not in it.
-
-    Example:
-        >>> _moved("/a/b/c", "/a/b", "/x"), _moved("/a/b", "/a/b", "/x"), _moved("/a/bc", "/a/b", "/x")
-        ('/x/c', '/x', None)
-    """
-    if path != before and not path.startswith(before + os.sep):
-        return None
-    return now + path[len(before) :]
+        return moved_path(path, str(self.folder), self.root) or path
 
 
 def start_in_copy(run: Mapping[str, Any], import_path: Sequence[str], snapshot: Snapshot) -> dict[str, Any]:
@@ -82,7 +71,7 @@ def start_in_copy(run: Mapping[str, Any], import_path: Sequence[str], snapshot: 
     fields: dict[str, Any] = {
         "git": snapshot.git,
         "import_path": [snapshot.copy_of(path) for path in import_path],
-        "code": {"snapshot": snapshot.code, "root": snapshot.root},
+        "code": {"snapshot": snapshot.code, "root": snapshot.root, "folder": str(snapshot.folder)},
     }
     if is_command(run):
         fields[SECTION] = {**run[SECTION], "working_dir": snapshot.copy_of(run[SECTION]["working_dir"])}
@@ -94,7 +83,8 @@ def start_in_place(run: Mapping[str, Any], store: Path) -> dict[str, Any]:
     snapshot = recorded_snapshot(run, store)
     if snapshot is None:
         return dict(run)
-    originals: dict[str, Any] = {"import_path": [snapshot.original_of(path) for path in run.get("import_path") or ()]}
+    originals: dict[str, Any] = {"code": None}
+    originals["import_path"] = [snapshot.original_of(path) for path in run.get("import_path") or ()]
     if is_command(run):
         originals[SECTION] = {**run[SECTION], "working_dir": snapshot.original_of(run[SECTION]["working_dir"])}
     return {**run, **originals}
@@ -243,7 +233,7 @@ def _read(root: Path, name: str) -> tuple[str, bytes]:
         link = os.readlink(path)
         absolute = os.path.normpath(path.parent / link)
         # A relative link to a place outside of the checkout would point elsewhere in the copy.
-        return "link", os.fsencode(link if _moved(absolute, str(root), "") is not None else absolute)
+        return "link", os.fsencode(link if moved_path(absolute, str(root), "") is not None else absolute)
     mode = "program" if path.stat().st_mode & 0o111 else "file"
     return mode, path.read_bytes()
 

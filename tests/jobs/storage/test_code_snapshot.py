@@ -201,7 +201,7 @@ def test_a_run_starts_in_the_copy(checkout: Path) -> None:
     described = {**run, **start_in_copy(run, ["/elsewhere", str(checkout)], snapshot)}
     assert described["script"]["working_dir"] == str(snapshot.folder / "pkg")
     assert described["import_path"] == ["/elsewhere", str(snapshot.folder)]
-    assert described["code"] == {"snapshot": snapshot.code, "root": str(checkout)}
+    assert described["code"] == {"snapshot": snapshot.code, "root": str(checkout), "folder": str(snapshot.folder)}
     assert recorded_snapshot(described, snapshot.store) == snapshot
     assert run["script"]["working_dir"] == str(checkout / "pkg"), "plan.json keeps the original"
     back = start_in_place(described, snapshot.store)
