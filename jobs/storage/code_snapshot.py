@@ -1,7 +1,7 @@
 """Copies of the user's code, one for each content: a run that waits starts what was submitted.
 
-A copy has the tracked and the untracked, unignored files of a checkout. Everything else in its folders, such as data,
-is a link to the original.
+A copy has the tracked and the untracked, unignored files of a checkout, without sweep files. Everything else in its
+folders, such as data, is a link to the original.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from jobs.storage.code_state import git_state, run_git
 STORE = ".code"  # a folder in the root of all sweeps
 _MOST_BYTES, _MOST_FILES = 200 * 2**20, 20_000
 _NOT_LINKED = frozenset({".git", "__pycache__"})
+_ALLOCATIONS = re.compile(rb"^allocations\s*:", re.MULTILINE)  # every sweep file has this key
 _REMEDY = "list what is no code in .gitignore, or set code: live under slurm, so that nothing is copied"
 
 
@@ -115,7 +116,7 @@ def take_snapshot(root: Path, store: Path, excluded: Collection[Path]) -> Snapsh
         UserError: The files are too many or too large, or one cannot be read.
         OSError: The copy cannot be written.
     """
-    names = sorted(_listed(root, excluded))
+    names = sorted(name for name in _listed(root, excluded) if not _is_sweep_file(root / name))
     _check_size(root, names)
     snapshot = Snapshot(str(root), digest_files(root, names), store, git_state(root))
     if not snapshot.folder.is_dir():
@@ -144,6 +145,15 @@ def _listed(folder: Path, excluded: Collection[Path]) -> Iterator[str]:
             yield name
         elif (path / ".git").exists():  # a submodule
             yield from (f"{name}/{inner}" for inner in _listed(path, excluded))
+
+
+def _is_sweep_file(path: Path) -> bool:
+    """Whether a file is a sweep file: another value in it is no other code."""
+    if path.suffix not in (".yaml", ".yml") or not path.is_file():
+        return False
+    with contextlib.suppress(OSError):  # a copy of the file reports it
+        return _ALLOCATIONS.search(path.read_bytes()) is not None
+    return False
 
 
 def _escaped(path: str) -> str:

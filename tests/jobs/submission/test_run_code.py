@@ -81,6 +81,23 @@ def test_an_edit_changes_nothing_that_waits(slurm: Slurm, project: Path) -> None
     assert not list((project / "runs" / ".code").glob("*/runs"))
 
 
+def test_a_sweep_file_and_a_profile_are_no_code(slurm: Slurm, project: Path) -> None:
+    """Another value in them is no other version of the code."""
+    (project / "work" / "clusters").mkdir()
+    for text in (COMMAND, f"{COMMAND}seeds: [1]\n"):
+        (project / "work" / "s.yaml").write_text(text)
+        (project / "work" / "clusters" / "site.yaml").write_text(f"partition: {len(text)}\n")
+        (project / "work" / "model.yaml").write_text("layers: 2\n")
+        folder = submit(project / "runs", text)
+    assert len({run["code"]["snapshot"] for run in described(folder)}) == 1
+    (copy,) = folder.code_store.iterdir()
+    assert sorted(path.name for path in (copy / "work").iterdir()) == [
+        "clusters", "data", "mine.py", "model.yaml", "s.yaml", "train.py"
+    ]  # fmt: skip
+    assert (copy / "work" / "s.yaml").is_symlink()
+    assert not (copy / "work" / "model.yaml").is_symlink()
+
+
 def test_the_copy_is_no_part_of_the_id(slurm: Slurm, project: Path) -> None:
     first = [run.run_id for run in submission(project / "runs", COMMAND)[0].runs]
     folder = submit(project / "runs")
@@ -171,6 +188,17 @@ def test_without_a_checkout_code_is_live(slurm: Slurm, project: Path, capsys: py
     assert capsys.readouterr().err == (
         f"note: {project / 'work'} is no git checkout, so the code is not copied: a run starts the files as they are"
         " then\n"
+    )
+
+
+def test_an_absolute_path_is_a_note(slurm: Slurm, project: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (project / ".gitignore").write_text("env\n")
+    (project / "env").mkdir()
+    (project / "env" / "tool").touch()
+    script = project / "work" / "train.py"
+    submit(project / "runs", f"name: s\nallocations: [1x1]\ncommand: {project}/env/tool {script} train.py /etc/hosts\n")
+    assert capsys.readouterr().err == (
+        f"note: the command names {script}, and so this file itself; a relative path names its copy\n"
     )
 
 
