@@ -15,7 +15,7 @@ from disttrain.command.channel import Channel, LostPeer, open_channel
 from disttrain.command.rank_records import INTERVAL_S, recorded_ranks, write_samples
 from disttrain.command.report import Report
 from disttrain.command.script import Script
-from disttrain.command.script_env import OUTPUT_NAME, base_environ, torchrun_variables, worker_variables
+from disttrain.command.script_env import OUTPUT_NAME, base_environ, search_copy, torchrun_variables, worker_variables
 from disttrain.command.script_failure import StderrMark, script_failure, worker_status
 from disttrain.command.signals import WARNING, Signals, caught_endings, caught_signals, signals_to_forward
 from disttrain.command.summary import summarise_reports
@@ -171,11 +171,12 @@ class _Rank:
     def _prepare(self, master_port: int, error_file: Path) -> tuple[dict[str, str], list[str]]:
         """The environment of the script, and its program with the arguments."""
         env, words = self._env, arguments(self._config)
+        inherited = search_copy(os.environ, self._config)
         (self._run_dir / OUTPUT_NAME).mkdir(exist_ok=True)
         if self._workers is None:
-            environ = base_environ(env, os.environ, self._run_dir, new_metrics_file(self._run_dir, env.rank))
+            environ = base_environ(env, inherited, self._run_dir, new_metrics_file(self._run_dir, env.rank))
             return {**environ, **worker_variables(env, environ, master_port, error_file)}, words
-        environ = base_environ(env, os.environ, self._run_dir, new_metrics_folder(self._run_dir))
+        environ = base_environ(env, inherited, self._run_dir, new_metrics_folder(self._run_dir))
         words = torchrun_arguments(self._config, words, env, self._workers, master_port)
         return {**environ, **torchrun_variables(env, environ, self._workers, error_file)}, words
 

@@ -109,6 +109,18 @@ def absolute_values(values: Mapping[str, Any], folder: str) -> dict[str, Any]:
     return absolute
 
 
+def moved_path(path: str, before: str, now: str) -> str | None:
+    """An absolute path in one folder as a path in another one; None if it is not in the first.
+
+    Example:
+        >>> moved_path("/a/b/c", "/a/b", "/x"), moved_path("/a/b", "/a/b", "/x"), moved_path("/a/bc", "/a/b", "/x")
+        ('/x/c', '/x', None)
+    """
+    if path != before and not path.startswith(before + os.sep):
+        return None
+    return now + path[len(before) :]
+
+
 def results_root(environ: Mapping[str, str], option: Path | None = None) -> Path:
     """The folder of all results: the option --root, or $SWEEP_ROOT, or ./runs."""
     return Path(_without_tilde(str(option or environ.get("SWEEP_ROOT") or "runs")))

@@ -33,6 +33,9 @@ _OPTION = re.compile(r"[A-Za-z][A-Za-z0-9_-]*")
 
 Line = Annotated[str, Field(min_length=1)]
 
+# Whether a run starts in a copy of the user's code, or the files as they are when it starts.
+CodeRule = Literal["snapshot", "live"]
+
 
 class ClusterProfile(BaseModel):
     """One cluster from its users' view. Each field is a key of a profile and of a sweep's `slurm` section."""
@@ -53,6 +56,11 @@ class ClusterProfile(BaseModel):
     )
     setup: tuple[Line, ...] = Field(
         (), description="a list of shell lines that run before the training: module load, export HF_HOME=..."
+    )
+    code: CodeRule | None = Field(
+        None,
+        description="whether runs start in a copy of your code that submit makes (snapshot), or in your files as they"
+        " are when a run starts (live); default: snapshot for your own script, live for your own model",
     )
     network_interface: Line | None = Field(
         None,

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 import time
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
+from jobs.planning.plan import count_runs
 from jobs.results.collect import join
 from jobs.results.failures.job_log import read_log_end
 from jobs.results.live.stalls import read_stall
@@ -51,7 +53,7 @@ def read_status(folder: SweepFolder, environ: Mapping[str, str], scheduler: Sche
     states = read_states(folder, plan.sweep, scheduler, ledger, run_ids)
     answers = states.answers
     results = read_rows(folder, plan.runs, ledger, scheduler, states)
-    notices = (*states.damage, *answers.notices, *_unsubmitted_notice(plan.runs, ledger))
+    notices = (*states.damage, *answers.notices, *_unsubmitted_notice(plan.runs, ledger), *_code_notice(results))
     return Status(results, notices, answers.is_current, answers.is_saved, answers.queue or {}, answers.asked_s)
 
 
@@ -110,6 +112,15 @@ def _unsubmitted_notice(planned: Sequence[Mapping[str, Any]], ledger: Ledger) ->
     if not unsubmitted:
         return ()
     return (f"{len(unsubmitted)} of {len(planned)} runs were never submitted; sweep submit submits them",)
+
+
+def _code_notice(results: Sequence[Result]) -> tuple[str, ...]:
+    """A notice if the runs have started different code."""
+    counts = Counter(row.requested.code for row in results if row.requested.code and not row.dropped)
+    if len(counts) < 2:
+        return ()
+    versions = ", ".join(f"{code} ({count_runs(number)})" for code, number in counts.items())
+    return (f"the runs have {len(counts)} versions of the code: {versions}",)
 
 
 @dataclass(frozen=True)

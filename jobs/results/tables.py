@@ -34,6 +34,7 @@ from jobs.storage.sweep_folder import SweepFolder
 _PIPE_WIDTH = 100
 _MOST_COMMANDS = 3  # of which the plan shows the arguments
 _METRIC_RANKS = (1, 1, 3, 3)  # of the metrics of scripts, as of `InTable`: a user looks for what the script logs
+_CODE_RANK = 3  # of the hash of the code, if it differs
 _LONGEST_NAME = 32  # of a column, in characters
 _ONE_AXIS_LABEL = 16  # the usual width of a label of one field, in characters
 _STATE_STYLE = {State.COMPLETED: "green", State.RUNNING: "cyan", State.PENDING: "dim"}
@@ -210,6 +211,9 @@ def _columns(results: Sequence[Result]) -> Iterator[_Column]:
     for name, rank in figures.items():
         values = tuple(row[name] for row in rows)
         yield _Column(name, rank, values, tuple(_figure_text(name, row) for row in rows))
+    codes = tuple(row.requested.code for row in results)
+    if len(set(codes)) > 1:
+        yield _Column("code", _CODE_RANK, codes, tuple(code or "" for code in codes))
     shown = shown_metrics([row.metrics for row in results], len(_METRIC_RANKS))
     for metric, rank in zip(shown, _METRIC_RANKS, strict=False):
         values = tuple(row.metrics.get(metric, {}).get("last") for row in results)

@@ -18,12 +18,14 @@ from jobs.planning.plan import JobGroup, Plan, count_runs, is_link, plan_json, r
 from jobs.planning.sweep_file import Sweep
 from jobs.schedulers.scheduler import Scheduler, Sent
 from jobs.schedulers.states import scheduler_for
+from jobs.storage.code_snapshot import Snapshot
 from jobs.storage.dropped_runs import dropped_runs
 from jobs.storage.ledger import Ledger, read_ledger, submission_lock
 from jobs.storage.name_links import link_names_or_warn
 from jobs.storage.same_data import is_same_data
 from jobs.storage.sweep_folder import SweepFolder, prepare, prepare_runs
 from jobs.submission.messages import note, say
+from jobs.submission.run_code import copy_code
 from jobs.submission.selection import select_runs
 
 
@@ -67,7 +69,8 @@ def launch(
         selection = select_runs(folder, plan, ledger, scheduler, dropped, replace=replace)
         missing = with_runs(plan, selection.missing)
         with write_errors(folder, "nothing was sent; free some space, then submit again"):
-            _prepare(folder, sweep, plan, missing, submitted, dropped)
+            code = copy_code(folder, [missing], _import_path(sweep))
+            _prepare(folder, sweep, plan, missing, code, submitted, dropped)
             folder.record_fingerprints(_paths_of(missing))
         link_names_or_warn(folder)
         sent = send(folder, missing, scheduler, sweep.overrides)
@@ -170,15 +173,24 @@ def write_errors(folder: SweepFolder, hint: str) -> Iterator[None]:
         raise UserError(message, hint=hint) from error
 
 
+def _import_path(sweep: Sweep) -> tuple[str, str]:
+    """Where the user's own model family is: in the folder of the sweep file or in the working directory."""
+    return (sweep.folder, os.getcwd())
+
+
 def _prepare(
-    folder: SweepFolder, sweep: Sweep, plan: Plan, missing: Plan, submitted: Collection[str], dropped: Collection[str]
+    folder: SweepFolder,
+    sweep: Sweep,
+    plan: Plan,
+    missing: Plan,
+    code: Mapping[str, Snapshot],
+    submitted: Collection[str] = (),
+    dropped: Collection[str] = (),
 ) -> None:
-    runs = [run_json(run) for run in missing.runs]
-    # The user's own model family is in the folder of the sweep file or in the working directory.
-    import_path = (sweep.folder, os.getcwd())
+    runs, import_path = [run_json(run) for run in missing.runs], _import_path(sweep)
     folder.write_request(plan.cluster, import_path)
     prepare(folder, sweep.document.text, plan_json(plan), [run["run_id"] for run in runs], submitted, dropped)
-    prepare_runs(folder, runs, import_path)
+    prepare_runs(folder, runs, import_path, code=code)
     if runs:
         folder.forget_notifications()
 
@@ -219,11 +231,14 @@ def _check_same_data(folder: SweepFolder, plan: Plan, ledger: Ledger) -> None:
 
 
 def debug(plan: Plan, sweep: Sweep) -> None:
-    """Runs every run of the plan in this process, as one rank, in a scratch folder. Link runs are left out."""
+    """Runs every run of the plan in this process, as one rank, in a scratch folder. Link runs are left out.
+
+    The files are not copied: a breakpoint is for the file that the user edits.
+    """
     trained = with_runs(plan, {run.run_id for run in plan.runs if not is_link(run_json(run))})
     scratch = dataclasses.replace(trained, folder=scratch_folder(plan.sweep_name))
     folder = SweepFolder(scratch.folder)
     folder.create()
-    _prepare(folder, sweep, scratch, scratch, (), ())
+    _prepare(folder, sweep, scratch, scratch, {})
     print(f"debug: {count_runs(len(scratch.runs))} as one rank each, in {scratch.folder}")
     run_in_debugger(scratch, scratch.runs)

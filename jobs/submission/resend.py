@@ -29,6 +29,7 @@ from jobs.storage.sweep_folder import SweepFolder, prepare_runs
 from jobs.submission.failed_runs import ALL_FAILED, FailedRuns
 from jobs.submission.launch import send, write_errors
 from jobs.submission.messages import note, say
+from jobs.submission.run_code import copy_code
 from jobs.submission.selection import note_timeouts
 
 _EARLIER = "earlier"  # the folder in that of a run for the files of its earlier results
@@ -86,12 +87,14 @@ def resend(
         with_changes = f", with {changes}" if str(changes) else ""
         try:
             with write_errors(folder, "nothing was sent; free some space, then try again"):
+                # A run that resumes has begun with its code; one that starts again gets what the user has now.
+                code = copy_code(folder, [batch for batch, _ in batches], import_path) if from_start else None
                 if from_start:
                     for run in chosen:
                         run_dir = folder.run(run["run_id"])
                         kept[run["run_id"]] = _next_folder(run_dir)
                         _move_result(run_dir, kept[run["run_id"]])
-                prepare_runs(folder, chosen, import_path, continues=continues)
+                prepare_runs(folder, chosen, import_path, code=code, continues=continues)
                 if str(changes):
                     for run in chosen:
                         folder.write_request(cluster, import_path, run["run_id"])

@@ -26,6 +26,8 @@ class CommandConfig:
         switches: The keys that are written without a value: only the flag if true, nothing if false.
         launcher: ``ranks``, or ``torchrun`` with its own options after it.
         working_dir: The absolute path of the folder in which the command starts.
+        checkout: The top folder of the checkout whose copy the command starts; None if it starts the files in place.
+        copy: The folder of the copy.
     """
 
     command: str
@@ -34,6 +36,8 @@ class CommandConfig:
     switches: tuple[str, ...] = ()
     launcher: str = RANKS
     working_dir: str = "."
+    checkout: str | None = None
+    copy: str | None = None
 
     @property
     def uses_torchrun(self) -> bool:
@@ -45,7 +49,14 @@ class CommandConfig:
         """The config in a run of plan.json, or in a run.json. `is_command` says whether it has one."""
         values = {name: value for name, value in run["train"].items() if name != "command"}
         section = {**run[SECTION], "switches": tuple(run[SECTION]["switches"])}
-        return cls(command=run["train"]["command"], values=values, **section)
+        code = run.get("code") or {}
+        return cls(
+            command=run["train"]["command"],
+            values=values,
+            **section,
+            checkout=code.get("root"),
+            copy=code.get("folder"),
+        )
 
     def settings(self) -> dict[str, Any]:
         """What the run has besides its command and values: the section `script` of run.json."""

@@ -33,6 +33,7 @@ cpus_per_gpu: 8
 memory_gb_per_gpu: 32
 python: /opt/venv/bin/python
 setup: [module load cuda]
+code: live
 network_interface: ib0
 max_array_size: 500
 max_running: 8
@@ -65,6 +66,7 @@ def test_reads_every_key(tmp_path: Path) -> None:
         "memory_gb_per_gpu": 32.0,
         "python": "/opt/venv/bin/python",
         "setup": ("module load cuda",),
+        "code": "live",
         "network_interface": "ib0",
         "max_array_size": 500,
         "max_running": 8,
