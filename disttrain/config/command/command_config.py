@@ -26,6 +26,8 @@ class CommandConfig:
         switches: The keys that are written without a value: only the flag if true, nothing if false.
         launcher: ``ranks``, or ``torchrun`` with its own options after it.
         working_dir: The absolute path of the folder in which the command starts.
+        extra_arguments: What follows all other arguments: those of a smoke run.
+        stop_after_s: The seconds after which a smoke run has run long enough; None for any other run.
     """
 
     command: str
@@ -34,6 +36,8 @@ class CommandConfig:
     switches: tuple[str, ...] = ()
     launcher: str = RANKS
     working_dir: str = "."
+    extra_arguments: str = ""
+    stop_after_s: float | None = None
 
     @property
     def uses_torchrun(self) -> bool:
@@ -49,12 +53,14 @@ class CommandConfig:
 
     def settings(self) -> dict[str, Any]:
         """What the run has besides its command and values: the section `script` of run.json."""
-        return {
+        settings = {
             "flags": self.flags,
             "switches": list(self.switches),
             "launcher": self.launcher,
             "working_dir": self.working_dir,
         }
+        of_smoke = {"extra_arguments": self.extra_arguments, "stop_after_s": self.stop_after_s}
+        return settings | {name: value for name, value in of_smoke.items() if value}
 
 
 def is_command(run: Mapping[str, Any]) -> bool:
