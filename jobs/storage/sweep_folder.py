@@ -97,6 +97,11 @@ class SweepFolder:
     def logs(self) -> Path:
         return self.path / "logs"
 
+    @property
+    def smoke(self) -> SweepFolder:
+        """The folder of the smoke runs: it has a ledger, logs and runs of its own."""
+        return SweepFolder(self.path / "smoke")
+
     def create(self) -> None:
         """Creates the folder and its logs, for this user only. Folders that exist keep the permissions they have.
 
