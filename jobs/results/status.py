@@ -77,7 +77,7 @@ def read_rows(
         with_smoke_reasons(
             _with_stalls(folder, runs, states.conclusions),
             ledger,
-            states.answers.queue,
+            states.answers.queue or {},
             partial(_smoke_failures, folder, scheduler),
         ),
         has_accounting=scheduler.has_accounting,

@@ -1,4 +1,4 @@
-"""Smoke runs: what they are, what waits for them, and what becomes of it when they fail or their submission is killed."""
+"""Smoke runs: what they are, what waits for them, and what becomes of it when they fail."""
 
 from __future__ import annotations
 
@@ -16,16 +16,18 @@ from disttrain.config.train_config import TrainConfig
 from disttrain.errors import UserError
 from disttrain.records.record_files import save_failure
 from disttrain.records.summary_types import Failure
+from jobs.cli.logs_command import logs
 from jobs.planning.cluster import Cluster
 from jobs.planning.cluster_profile import ClusterProfile
 from jobs.planning.expand import expand
-from jobs.planning.plan import JobGroup, Plan, make_plan, request_of, run_json
+from jobs.planning.plan import JobGroup, Plan, make_plan, plan_json, request_of, run_json
 from jobs.planning.sweep_file import Sweep, parse_sweep
 from jobs.planning.yaml_file import parse_yaml
 from jobs.results.result import Result
 from jobs.results.status import read_status
 from jobs.slurm.states import State
 from jobs.storage.ledger import read_ledger
+from jobs.storage.plan_check import check_plan
 from jobs.storage.sweep_folder import SweepFolder
 from jobs.submission.cancellation import cancel_runs
 from jobs.submission.launch import launch, launch_rest
@@ -102,6 +104,7 @@ def test_the_smoke_run_of_a_command(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     plan, _ = sweep_of(COMMAND, tmp_path)
     assert [str(run.allocation) for run in smoke_plan(plan).runs] == ["1x1", "2x2"]
     for extra, words, stop_after_s in (("--steps 2", ["--steps", "2"], None), ("", [], 120.0)):
+        check_plan(plan_json(smoke_plan(plan, extra)))
         for run in smoke_plan(plan, extra).runs:
             stored = CommandConfig.from_run(json.loads(json.dumps(run_json(run))))
             assert stored == run.config
@@ -146,6 +149,7 @@ def test_runs_wait_for_the_smoke_run_of_their_allocation(
     assert [request_of(group) for group in slurm.groups[2:]] == [request_of(group) for group in plan.groups]
     assert {row.run_id for row in rows_of(plan)} == {run.run_id for run in plan.runs}
     assert {row.scheduled.reason for row in rows_of(plan)} == {None}
+    assert slurm.run_dirs["3_0"].parent == folder.path / "runs"
 
 
 @pytest.mark.process
@@ -177,6 +181,12 @@ def test_a_failed_smoke_run_is_the_reason(slurm: Slurm, tmp_path: Path) -> None:
     assert [row.state for row in rows] == [State.CANCELLED] * 2 + [State.PENDING] * 2
     reason = f"the smoke run of 1x1 failed: {BOOM}"
     assert [row.scheduled.reason for row in rows] == [reason] * 2 + [None] * 2
+    folder = SweepFolder(plan.folder)
+    with pytest.raises(UserError) as caught:
+        logs(plan.runs[1].run_id, sweep=str(folder.path))
+    assert caught.value.hint == (
+        f"sweep logs {plan.runs[0].run_id} --sweep {folder.smoke.path} prints that of the smoke run"
+    )
     # The next submission sends them again, with a new smoke run or without.
     submit(plan)
     assert [group.runs[0].run_id for group in slurm.groups[4:]] == [plan.groups[0].runs[0].run_id] * 2
