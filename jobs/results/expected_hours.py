@@ -57,6 +57,8 @@ def measured_hours(folder: SweepFolder) -> dict[str, float]:
     except (DamagedFile, OSError):
         return {}
     gpus = {run["run_id"]: run["world_size"] for run in plan.runs if run["run_id"] in ledger.jobs}
+    if not gpus:
+        return {}
     states = last_states(folder, plan.sweep, scheduler_for(plan.kind, {}), ledger, list(gpus))
     hours = {}
     for run_id, conclusion in states.conclusions.items():

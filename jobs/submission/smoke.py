@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import shutil
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 
 from disttrain.config.command.command_config import CommandConfig
 from disttrain.config.train_config import TrainConfig
@@ -165,11 +167,16 @@ class SmokeGate:
 
 
 def _prepare(folder: SweepFolder, plan: Plan) -> None:
-    """Writes the files of smoke runs, as those of a sweep. plan.json keeps the smoke runs of earlier submissions."""
+    """Writes the files of smoke runs, as those of a sweep. plan.json keeps the smoke runs of earlier submissions.
+
+    A smoke run starts without the files of an earlier one: its script would resume from a checkpoint, and do nothing.
+    """
     smoke, runs = folder.smoke, [run_json(run) for run in plan.runs]
     _, import_path = folder.read_request()
     with write_errors(folder, "nothing was sent; free some space, then submit again"):
         smoke.create()
+        for run_dir in filter(Path.exists, (smoke.run(run["run_id"]) for run in runs)):
+            shutil.rmtree(run_dir)
         ids = {run["run_id"] for run in runs}
         earlier = [run for run in smoke.planned_runs() if run["run_id"] not in ids]
         smoke.write_plan({**plan_json(plan), "runs": [*runs, *earlier]})

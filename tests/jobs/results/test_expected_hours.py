@@ -74,6 +74,7 @@ def test_hours_are_those_of_the_latest_job(tmp_path: Path) -> None:
     assert measured_hours(folder) == {plan.runs[0].run_id: 0.5 + 2}
     folder.plan_file.write_text("[]")
     assert measured_hours(folder) == {}
+    assert measured_hours(SweepFolder(tmp_path / "none")) == {}
 
 
 @pytest.mark.parametrize("rows", [(), (FAILED,), (PREEMPTED,)])

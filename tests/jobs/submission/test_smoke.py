@@ -188,7 +188,9 @@ def test_a_failed_smoke_run_is_the_reason(slurm: Slurm, tmp_path: Path) -> None:
         f"sweep logs {plan.runs[0].run_id} --sweep {folder.smoke.path} prints that of the smoke run"
     )
     # The next submission sends them again, with a new smoke run or without.
+    (slurm.run_dirs["1_0"] / "checkpoint.pt").touch()
     submit(plan)
+    assert [path.name for path in slurm.run_dirs["5_0"].iterdir()] == ["run.json"]
     assert [group.runs[0].run_id for group in slurm.groups[4:]] == [plan.groups[0].runs[0].run_id] * 2
     assert waits_for(slurm.groups[5])["dependency"] == "afterok:5_0"
     slurm.states |= {"5_0": State.FAILED, "6_0": State.CANCELLED, "6_1": State.CANCELLED}
