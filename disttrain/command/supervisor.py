@@ -138,10 +138,16 @@ class Supervisor:
         self._channel.send({"kind": ENOUGH})  # before the end of this script, of which the others may fail
         self._script.send(signal.SIGTERM)
         deadline = time.monotonic() + _GRACE_S
-        while self._script.status() is None or self._script.left_any():
-            if time.monotonic() >= deadline:
-                self._script.kill()
+        while self._still_runs(deadline):
             self._wait(_LEFT_LOOK_S)
+
+    def _still_runs(self, deadline: float) -> bool:
+        """Whether the script, or what it had started before its end, still runs. After the deadline it is killed."""
+        if not (self._script.status() is None or self._script.left_any()):
+            return False
+        if time.monotonic() >= deadline:
+            self._script.kill()
+        return True
 
     def _is_stopped_elsewhere(self) -> bool:
         """Whether the script of a smoke run has failed because rank 0 has stopped its own."""
@@ -238,9 +244,7 @@ class Supervisor:
         if not self.terminated:
             self._script.send(signal.SIGTERM)
         deadline = time.monotonic() + (_GRACE_AT_TERMINATION_S if self.terminated else _GRACE_S)
-        while self._script.status() is None or self._script.left_any():
-            if time.monotonic() >= deadline:
-                self._script.kill()
+        while self._still_runs(deadline):
             for key, _ in self._selector.select(_LEFT_LOOK_S):
                 if key.fileobj is self._signals:
                     for number in self._signals.read():
