@@ -18,6 +18,7 @@ from disttrain.command.script import Script
 from disttrain.command.script_env import OUTPUT_NAME, base_environ, search_copy, torchrun_variables, worker_variables
 from disttrain.command.script_failure import StderrMark, script_failure, worker_status
 from disttrain.command.signals import WARNING, Signals, caught_endings, caught_signals, signals_to_forward
+from disttrain.command.smoke_stop import smoke_stop
 from disttrain.command.summary import summarise_reports
 from disttrain.command.supervisor import PeerFailed, Supervisor
 from disttrain.command.torchrun import torchrun_arguments
@@ -132,6 +133,7 @@ class _Rank:
                 error_file = Path(folder) / "error.json"
                 environ, words = self._prepare(port, error_file)
                 stderr = StderrMark.now()
+                is_enough = smoke_stop(self._run_dir, self._env.rank, self._config.stop_after_s)
                 script = Script(words, Path(self._config.working_dir), environ, self._warning)
                 with contextlib.closing(
                     Supervisor(
@@ -142,6 +144,7 @@ class _Rank:
                         forwarded=signals_to_forward(os.environ),
                         warns_children=self._workers is not None,
                         warned=warned,
+                        is_enough=is_enough,
                     )
                 ) as supervisor:
                     report = self._wait(script, supervisor, environ, stderr, error_file)

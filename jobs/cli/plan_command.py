@@ -24,7 +24,9 @@ def plan(
     from rich.console import Console
 
     from jobs.planning.plan import plan_json
+    from jobs.results.expected_hours import expected_hours, measured_hours
     from jobs.results.tables import plan_report
+    from jobs.storage.sweep_folder import SweepFolder
 
     if scripts and json_:
         raise UserError("--scripts and --json are both given", hint="choose one")
@@ -38,5 +40,9 @@ def plan(
         print("\n".join(sweep_plan.script(group) for group in sweep_plan.groups), end="")
     else:
         console = Console()
-        for part in plan_report(sweep_plan):
+        folder = SweepFolder(sweep_plan.folder)
+        measured = measured_hours(folder)
+        earlier = folder.planned_runs() if measured else []
+        expected = expected_hours(plan_json(sweep_plan)["runs"], earlier, measured)
+        for part in plan_report(sweep_plan, expected):
             console.print(part, markup=False, highlight=False, crop=False)

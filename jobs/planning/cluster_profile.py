@@ -23,8 +23,8 @@ from jobs.planning.yaml_file import Document, load_yaml
 
 # The top-level keys of a sweep file. They are here because a profile answers one that is written under slurm.
 SECTIONS = (
-    "name", "allocations", "command", "flags", "switches", "launcher", "base", "axes", "zip", "exclude", "include",
-    "seeds", "measure_link", "slurm",
+    "name", "allocations", "command", "flags", "switches", "launcher", "smoke", "base", "axes", "zip", "exclude",
+    "include", "seeds", "measure_link", "slurm",
 )  # fmt: skip
 
 _TIME = re.compile(r"(?:(?P<days>[0-9]{1,9})-)?(?P<rest>[0-9]{1,9}(?::[0-9]{1,9}){0,2})")

@@ -19,6 +19,7 @@ from jobs.planning.cluster import Cluster
 from jobs.planning.cluster_profile import ClusterProfile
 from jobs.planning.expand import RunSpec
 from jobs.planning.interpreter import compute_python, imports_elsewhere
+from jobs.planning.sbatch_options import WAITING_OPTIONS
 
 # srun ends the step this long after the first rank has ended without an error. The other ranks end almost at the same
 # time.
@@ -37,6 +38,7 @@ class JobGroup:
     runs: tuple[RunSpec, ...]
     parameters: dict[str, Any]  # the parameters of submitit's SlurmExecutor; empty without Slurm
     profile: ClusterProfile | None  # what the jobs request; None without Slurm
+    after: tuple[str, ...] = ()  # the smoke jobs that must succeed before these start
 
     @property
     def time_min(self) -> int | None:
@@ -217,7 +219,7 @@ def request_of(group: JobGroup) -> dict[str, Any]:
     request = {name: value for name, value in group.parameters.items() if name not in left_out}
     if options := request.get("additional_parameters"):
         # A job that follows another one requests the same otherwise.
-        request["additional_parameters"] = {key: value for key, value in options.items() if key != "dependency"}
+        request["additional_parameters"] = {key: value for key, value in options.items() if key not in WAITING_OPTIONS}
     if group.parameters:
         request["python"] = compute_python(group.profile)
     if "setup" in request:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import shlex
 from collections.abc import Collection, Mapping
+from typing import Any
 
 # Options that the plan sets itself. A second value would contradict the plan, or make it differ from the submission.
 PLANNED_OPTIONS = frozenset({
@@ -17,6 +18,9 @@ USER_DEFAULTS = {
     "partition": "SBATCH_PARTITION", "account": "SBATCH_ACCOUNT", "qos": "SBATCH_QOS",
     "constraint": "SBATCH_CONSTRAINT", "time": "SBATCH_TIMELIMIT",
 }  # fmt: skip
+
+# The options of a job that waits for another one.
+WAITING_OPTIONS = frozenset({"dependency", "kill-on-invalid-dep"})
 
 _REQUEUE = frozenset({"requeue", "no-requeue"})  # options without a value
 
@@ -35,6 +39,16 @@ MEMORY_OPTIONS = frozenset({"mem", "mem-per-cpu", "mem-per-gpu"})
 # Each excludes the others.
 _ALTERNATIVES = (MEMORY_OPTIONS, _REQUEUE)
 _LINE = re.compile(r"^#SBATCH (--.*)$", re.MULTILINE)
+
+
+def with_options(parameters: Mapping[str, Any], options: Mapping[str, Any]) -> dict[str, Any]:
+    """The parameters of submitit's SlurmExecutor, with further options of sbatch.
+
+    Example:
+        >>> with_options({"nodes": 1, "additional_parameters": {"requeue": True}}, {"dependency": "afterany:7"})
+        {'nodes': 1, 'additional_parameters': {'requeue': True, 'dependency': 'afterany:7'}}
+    """
+    return {**parameters, "additional_parameters": {**(parameters.get("additional_parameters") or {}), **options}}
 
 
 def overruled_variables(environ: Mapping[str, str], script: str, options: Collection[str] = ()) -> frozenset[str]:

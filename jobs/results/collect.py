@@ -158,11 +158,11 @@ def _gpu_columns(attempts: Sequence[AccountingRow], planned_gpus: int) -> dict[s
     source = "sacct"
     if not all(attempt.counts_gpus for attempt in attempts):
         source = "plan"
-    hours = sum(_gpu_hours(attempt, planned_gpus) for attempt in attempts)
+    hours = sum(gpu_hours(attempt, planned_gpus) for attempt in attempts)
     return {"gpu_hours": round(hours, 6), "gpu_hours_from": source}
 
 
-def _gpu_hours(attempt: AccountingRow, planned_gpus: int) -> float:
+def gpu_hours(attempt: AccountingRow, planned_gpus: int) -> float:
     """GPU-hours of an attempt; by the plan's GPUs if the site does not account them (AccountingStorageTRES)."""
     if attempt.gpu_hours is not None:
         return attempt.gpu_hours

@@ -79,5 +79,6 @@ class LocalScheduler:
                 read_facts(folder.run(run_id)),
                 queue_lives=queue_lives[queue],
                 is_cancelled=run_id in ledger.cancelled,
+                is_skipped=run_id in ledger.skipped,
             )
         return conclusions

@@ -119,6 +119,7 @@ class SlurmScheduler:
             evidence = Evidence(
                 jobs, attempts, answers.queue, _facts(folder.run(run_id), attempts) if jobs else RunFacts(), now_s,
                 answers.is_current, is_visible=is_owner, here=answers.here, is_cancelled=run_id in ledger.cancelled,
+                is_skipped=run_id in ledger.skipped,
             )  # fmt: skip
             conclusions[run_id] = conclude(evidence)
         return conclusions

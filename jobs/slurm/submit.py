@@ -150,7 +150,7 @@ class _Submission:
         folder = self._plan.folder
         run_ids = [run.run_id for run in group.runs]
         token, size_before = secrets.token_hex(8), ledger.size_bytes(folder)
-        ledger.intend(folder, run_ids, self._clock(), self._overrides, token, request_of(group))
+        ledger.intend(folder, run_ids, self._clock(), self._overrides, token, request_of(group), group.after)
         try:
             job_ids = _sbatch(self._plan, group, token)
         except UserError as error:

@@ -59,10 +59,19 @@ class Job:
     cluster: str | None = None  # the name of the cluster that has the job, by its Slurm; None if that is not known
     # What was requested for it, by the names of submitit's parameters; None if that was not noted.
     request: Mapping[str, Any] | None = field(default=None, hash=False)
+    after: tuple[str, ...] = ()  # the smoke jobs that must succeed before it starts
 
     def may_be_on(self, cluster: str | None) -> bool:
         """Whether the job is on this cluster, or one of the two is not known."""
         return None in (cluster, self.cluster) or self.cluster == cluster
+
+
+@dataclass(frozen=True)
+class Skipped:
+    """A run that was not sent, because a smoke run that it would have waited for has failed."""
+
+    after: tuple[str, ...]  # the smoke jobs
+    overrides: Mapping[str, str] | None = field(default_factory=dict, hash=False)  # as of `Job`
 
 
 @dataclass(frozen=True)
@@ -78,6 +87,7 @@ class Ledger:
     open_tokens: Mapping[str, float] = field(default_factory=dict)
     held: tuple[str, ...] = ()  # jobs that were recorded and, as far as is known, not released
     cancelled: frozenset[str] = frozenset()  # runs that sweep cancel has cancelled, and that were not sent again
+    skipped: Mapping[str, Skipped] = field(default_factory=dict)  # since their latest job, if they have one
 
     def all_jobs(self) -> Iterator[Job]:
         """Every job that was ever submitted, and not forgotten."""
@@ -85,7 +95,8 @@ class Ledger:
 
     def overrides(self) -> dict[str, Mapping[str, str] | None]:
         """The overrides of the latest submission of each run, by run id; None where they are not known."""
-        return {run_id: jobs[-1].overrides for run_id, jobs in self.jobs.items()} | dict(self.intended)
+        skipped = {run_id: skip.overrides for run_id, skip in self.skipped.items()}
+        return {run_id: jobs[-1].overrides for run_id, jobs in self.jobs.items()} | skipped | dict(self.intended)
 
 
 def size_bytes(folder: Path) -> int:
@@ -137,24 +148,37 @@ class _Replaying:
         self._open_tokens: dict[str, float] = {}
         self._held: dict[str, None] = {}
         self._requests: dict[str, Mapping[str, Any] | None] = {}  # of the unconfirmed runs
+        self._after: dict[str, tuple[str, ...]] = {}  # likewise
         self._cancelled: set[str] = set()
+        self._skipped: dict[str, Skipped] = {}
 
     def intend(self, event: Mapping[str, Any]) -> None:
         if event.get("token"):
             self._open_tokens[event["token"]] = event["time_s"]
         self._intended.update(dict.fromkeys(event["run_ids"], event.get("set")))
         self._requests.update(dict.fromkeys(event["run_ids"], event.get("request")))
-        self._cancelled.difference_update(event["run_ids"])
+        self._after.update(dict.fromkeys(event["run_ids"], tuple(event.get("after", ()))))
+        self._begin_again(event["run_ids"])
 
     def record(self, event: Mapping[str, Any]) -> None:
         self._open_tokens.pop(event.get("token", ""), None)
         if event.get("held"):
             self._held |= dict.fromkeys(map(array_of, event["jobs"].values()))
-        self._cancelled.difference_update(event["jobs"])
+        self._begin_again(event["jobs"])
         for job in _recorded_jobs(event, self._intended):
-            job = replace(job, request=self._requests.pop(job.run_id, None))
+            request, after = self._requests.pop(job.run_id, None), self._after.pop(job.run_id, ())
+            job = replace(job, request=request, after=after)
             self._jobs[job.run_id] = (*self._jobs.get(job.run_id, ()), job)
             self._intended.pop(job.run_id, None)
+
+    def _begin_again(self, run_ids: Iterable[str]) -> None:
+        for run_id in run_ids:
+            self._cancelled.discard(run_id)
+            self._skipped.pop(run_id, None)
+
+    def skip(self, event: Mapping[str, Any]) -> None:
+        skipped = Skipped(tuple(event["after"]), event.get("set"))
+        self._skipped.update(dict.fromkeys(event["run_ids"], skipped))
 
     def give_up(self, event: Mapping[str, Any]) -> None:
         for run_id in event["run_ids"]:
@@ -176,7 +200,7 @@ class _Replaying:
         for run_id in event["run_ids"]:
             self._jobs.pop(run_id, None)
             self._intended.pop(run_id, None)
-        self._cancelled.difference_update(event["run_ids"])
+        self._begin_again(event["run_ids"])
 
     def ledger(self) -> Ledger:
         return Ledger(
@@ -186,6 +210,7 @@ class _Replaying:
             open_tokens=self._open_tokens,
             held=tuple(self._held),
             cancelled=frozenset(self._cancelled),
+            skipped=self._skipped,
         )
 
 
@@ -197,6 +222,7 @@ _APPLIED: dict[str, Callable[[_Replaying, Mapping[str, Any]], None]] = {
     "forget": _Replaying.forget,
     "cancel": _Replaying.cancel,
     "uncancel": _Replaying.uncancel,
+    "skip": _Replaying.skip,
 }
 _ARE_TEXTS, _TEXTS, _TIME = type_check(tuple[str, ...]), type_check(dict[str, str]), type_check(float)
 _JOB_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_+.-]*")  # it is part of file names, and of sacct's command
@@ -210,12 +236,14 @@ def _is_event(event: Mapping[str, Any]) -> bool:
     if kind in ("intend", "record") and not isinstance(event.get("token"), str | None):
         return False
     if kind == "release":
-        return _ARE_TEXTS(event.get("job_ids")) and all(map(_JOB_ID.fullmatch, event["job_ids"]))
+        return _are_job_ids(event.get("job_ids"))
+    if kind in ("intend", "skip") and not _are_job_ids(event.get("after", [] if kind == "intend" else None)):
+        return False
     if kind == "intend" and not (isinstance(event.get("request"), Mapping | None) and _TIME(event.get("time_s"))):
         return False
     if kind == "give_up" and not _ARE_TEXTS(event.get("tokens", [])):
         return False
-    if kind in ("intend", "give_up", "forget", "cancel", "uncancel"):
+    if kind in ("intend", "give_up", "forget", "cancel", "uncancel", "skip"):
         return _are_run_ids(event.get("run_ids"))
     if kind == "record":
         is_complete = _are_jobs(event.get("jobs")) and _TIME(event.get("time_s")) and _is_queue(event.get("queue"))
@@ -227,8 +255,12 @@ def _are_run_ids(values: Any) -> bool:
     return _ARE_TEXTS(values) and all(map(RUN_ID.fullmatch, values))
 
 
+def _are_job_ids(values: Any) -> bool:
+    return _ARE_TEXTS(values) and all(map(_JOB_ID.fullmatch, values))
+
+
 def _are_jobs(jobs: Any) -> bool:
-    return _TEXTS(jobs) and _are_run_ids(list(jobs)) and all(map(_JOB_ID.fullmatch, jobs.values()))
+    return _TEXTS(jobs) and _are_run_ids(list(jobs)) and _are_job_ids(list(jobs.values()))
 
 
 def _is_queue(queue: Any) -> bool:
@@ -261,6 +293,7 @@ def intend(
     overrides: Mapping[str, str] = _NO_OVERRIDES,
     token: str | None = None,
     request: Mapping[str, Any] | None = None,
+    after: Sequence[str] = (),
 ) -> None:
     """Notes that these runs are about to be submitted. It is written first, so that a crash leaves a trace.
 
@@ -271,12 +304,15 @@ def intend(
         overrides: The texts of ``--set`` by field name. Only with them the sweep file yields these runs.
         token: What the jobs of this submission will carry; None for local runs.
         request: What is requested for each of them.
+        after: The smoke jobs that must succeed before they start.
     """
     event: dict[str, Any] = {"event": "intend", "time_s": time_s, "run_ids": list(run_ids), "set": dict(overrides)}
     if token is not None:
         event["token"] = token
     if request is not None:
         event["request"] = dict(request)
+    if after:
+        event["after"] = list(after)
     _append(folder, event)
 
 
@@ -332,6 +368,14 @@ def cancel(folder: Path, run_ids: Sequence[str], time_s: float) -> None:
 def uncancel(folder: Path, run_ids: Sequence[str], time_s: float) -> None:
     """Notes that cancelled runs may be sent again."""
     _append(folder, {"event": "uncancel", "time_s": time_s, "run_ids": list(run_ids)})
+
+
+def skip(
+    folder: Path, run_ids: Sequence[str], time_s: float, overrides: Mapping[str, str], after: Sequence[str]
+) -> None:
+    """Notes that these runs are not sent, because one of these smoke jobs has failed."""
+    event = {"event": "skip", "time_s": time_s, "run_ids": list(run_ids), "set": dict(overrides), "after": list(after)}
+    _append(folder, event)
 
 
 def forget(folder: Path, run_ids: Sequence[str], time_s: float) -> None:

@@ -137,7 +137,7 @@ def _unneeded_copies(store: Path) -> Iterator[Path]:
 def _named_copies(store: Path) -> Collection[Path]:
     """The copies that a run of any sweep names; all of them if a run.json cannot be read."""
     named = set()
-    for pattern in ("runs/*", "runs/*/earlier/*", "smoke/*"):
+    for pattern in ("runs/*", "runs/*/earlier/*", "smoke/runs/*"):
         for path in store.parent.glob(f"*/*/{pattern}/{RUN_NAME}"):
             try:
                 snapshot = recorded_snapshot(read_object(path) or {}, store)

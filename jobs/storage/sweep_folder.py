@@ -103,6 +103,11 @@ class SweepFolder:
         """The copies of the user's code, of all sweeps with the same root."""
         return self.path.parent.parent / STORE
 
+    @property
+    def smoke(self) -> SweepFolder:
+        """The folder of the smoke runs: it has a ledger, logs and runs of its own."""
+        return SweepFolder(self.path / "smoke")
+
     def create(self) -> None:
         """Creates the folder and its logs, for this user only. Folders that exist keep the permissions they have.
 
@@ -348,7 +353,7 @@ def prepare_runs(
         UserError: The copy of a run does not exist any more.
     """
     if code is None:
-        code = _submitted_code(folder, [run["run_id"] for run in runs])
+        code = submitted_code(folder, [run["run_id"] for run in runs])
     facts = {
         "versions": versions(),
         "git": git_state(Path.cwd()),
@@ -370,7 +375,7 @@ def prepare_runs(
         write_text(run_dir / RUN_NAME, to_json(described, indent=2) + "\n", private=True)
 
 
-def _submitted_code(folder: SweepFolder, run_ids: Sequence[str]) -> dict[str, Snapshot]:
+def submitted_code(folder: SweepFolder, run_ids: Sequence[str]) -> dict[str, Snapshot]:
     """The copies of the code with which runs were submitted last."""
     snapshots = {}
     for run_id in run_ids:

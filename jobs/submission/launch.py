@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import os
 from collections.abc import Callable, Collection, Iterator, Mapping
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -26,7 +27,25 @@ from jobs.storage.same_data import is_same_data
 from jobs.storage.sweep_folder import SweepFolder, prepare, prepare_runs
 from jobs.submission.messages import note, say
 from jobs.submission.run_code import copy_code
+from jobs.submission.recovery import end_unneeded_smoke
 from jobs.submission.selection import select_runs
+
+
+@dataclass(frozen=True)
+class Admitted:
+    """What a gate lets through.
+
+    Attributes:
+        plan: The runs that are sent now.
+        unsent: The ids of the runs that have to wait, because Slurm accepts no more jobs of this user at present.
+    """
+
+    plan: Plan
+    unsent: frozenset[str] = frozenset()
+
+
+# Sends what must succeed before the runs of a plan.
+Gate = Callable[[Plan], Admitted]
 
 
 def launch(
@@ -36,6 +55,7 @@ def launch(
     max_ranks: int | None,
     on_poll: Callable[[], None] | None = None,
     replace: bool = False,
+    gate: Gate = Admitted,
 ) -> frozenset[str]:
     """Sends the runs of the plan that are not done, queued, running or cancelled.
 
@@ -46,6 +66,7 @@ def launch(
         on_poll: A function to call again and again while a local queue runs in this process. Without it, a local queue
             runs in the background.
         replace: Whether waiting runs whose request differs from the plan's are cancelled, and sent again.
+        gate: Decides which of the runs are sent now, and for which jobs they wait.
 
     Returns:
         The ids of the runs that were not sent, because Slurm accepts no more jobs of this user at present.
@@ -64,6 +85,7 @@ def launch(
         ledger = read_ledger(folder.path)
         _check_same_data(folder, plan, ledger)
         ledger = scheduler.finish_interrupted(folder, ledger, note)
+        end_unneeded_smoke(folder, ledger, scheduler)
         submitted = _submitted(folder, ledger)
         dropped = dropped_runs(sweep, [run.run_id for run in plan.runs], submitted)
         selection = select_runs(folder, plan, ledger, scheduler, dropped, replace=replace)
@@ -73,19 +95,21 @@ def launch(
             _prepare(folder, sweep, plan, missing, code, submitted, dropped)
             folder.record_fingerprints(_paths_of(missing))
         link_names_or_warn(folder)
-        sent = send(folder, missing, scheduler, sweep.overrides)
+        admitted = gate(missing)
+        sent = send(folder, admitted.plan, scheduler, sweep.overrides)
     if sent.work and on_poll:
         sent.work(on_poll)
-    return sent.unsent
+    return sent.unsent | admitted.unsent
 
 
-def launch_rest(plan: Plan, sweep: Sweep, unsent: frozenset[str]) -> frozenset[str] | None:
+def launch_rest(plan: Plan, sweep: Sweep, unsent: frozenset[str], gate: Gate = Admitted) -> frozenset[str] | None:
     """Sends the runs that did not fit before.
 
     Args:
         plan: The plan of the complete sweep.
         sweep: The sweep of the plan.
         unsent: The ids of the runs. Those that plan.json has no longer are left out.
+        gate: As in `launch`.
 
     Returns:
         The ids of the runs that still do not fit. None if another submission has changed the sweep, so that they are
@@ -112,7 +136,8 @@ def launch_rest(plan: Plan, sweep: Sweep, unsent: frozenset[str]) -> frozenset[s
         missing = with_runs(rest, selection.missing)
         with write_errors(folder, "nothing was sent"):
             prepare_runs(folder, [run_json(run) for run in missing.runs], import_path)
-        return send(folder, missing, scheduler, sweep.overrides).unsent
+        admitted = gate(missing)
+        return send(folder, admitted.plan, scheduler, sweep.overrides).unsent | admitted.unsent
 
 
 def _is_changed(run: Mapping[str, Any], planned: Mapping[str, Any]) -> bool:
@@ -202,7 +227,8 @@ def _on_sent(folder: SweepFolder, group: JobGroup, job_id: str) -> None:
     for name in names:  # not by a pattern: the folder has the files of all other groups too
         with contextlib.suppress(FileNotFoundError):
             (folder.logs / name).chmod(0o600)
-    say(f"  {group.allocation}: {count_runs(len(group.runs))} as job {job_id}")
+    after = f", after job {', '.join(group.after)}" if group.after else ""
+    say(f"  {group.allocation}: {count_runs(len(group.runs))} as job {job_id}{after}")
 
 
 def _check_same_data(folder: SweepFolder, plan: Plan, ledger: Ledger) -> None:

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from disttrain.errors import UserError
-from jobs.schedulers.states import scheduler_for
-from jobs.storage.ledger import read_ledger, submission_lock
+from jobs.schedulers.scheduler import Scheduler
+from jobs.schedulers.states import read_states, scheduler_for
+from jobs.storage.ledger import Ledger, read_ledger, submission_lock
 from jobs.storage.sweep_folder import SweepFolder
 from jobs.submission.messages import note
 
@@ -20,11 +21,45 @@ def recover(folder: SweepFolder, environ: Mapping[str, str]) -> None:
         folder: The folder of a submitted sweep.
         environ: The environment of Slurm's commands.
     """
-    ledger = read_ledger(folder.path)
-    if not (ledger.open_tokens or ledger.held) or ledger.damaged_lines or not folder.is_owner():
+    if not folder.is_owner():
+        return
+    unfinished = [part for part in (folder, folder.smoke) if _is_unfinished(read_ledger(part.path))]
+    if not unfinished:
         return
     try:
         with submission_lock(folder.path):
-            scheduler_for(folder.plan().kind, environ).finish_interrupted(folder, read_ledger(folder.path), note)
+            scheduler = scheduler_for(folder.plan().kind, environ)
+            for part in unfinished:
+                scheduler.finish_interrupted(part, read_ledger(part.path), note)
     except (UserError, OSError) as error:
         note(f"an interrupted submission is not finished yet: {error}")
+
+
+def _is_unfinished(ledger: Ledger) -> bool:
+    return bool(ledger.open_tokens or ledger.held) and not ledger.damaged_lines
+
+
+def end_unneeded_smoke(folder: SweepFolder, ledger: Ledger, scheduler: Scheduler) -> None:
+    """Ends the smoke runs for which no run waits: their submission was interrupted, or the runs were cancelled.
+
+    Args:
+        folder: The folder of the sweep, under its submission lock.
+        ledger: Its ledger.
+        scheduler: Its scheduler.
+
+    Raises:
+        UserError: They could not be ended.
+    """
+    smoke = folder.smoke
+    known = scheduler.finish_interrupted(smoke, read_ledger(smoke.path), note)
+    needed = {
+        job_id for run_id, jobs in ledger.jobs.items() if run_id not in ledger.cancelled for job_id in jobs[-1].after
+    }
+    left = {run_id: jobs[-1] for run_id, jobs in known.jobs.items() if jobs[-1].job_id not in needed}
+    if not left:
+        return
+    conclusions = read_states(smoke, smoke.job_name(), scheduler, known, list(left)).conclusions
+    active = [job for run_id, job in left.items() if not conclusions[run_id].state.is_finished]
+    if active:
+        scheduler.cancel(active)
+        note(f"cancelled smoke runs for which no run waits: {', '.join(job.job_id for job in active)}")

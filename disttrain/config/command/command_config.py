@@ -28,6 +28,8 @@ class CommandConfig:
         working_dir: The absolute path of the folder in which the command starts.
         checkout: The top folder of the checkout whose copy the command starts; None if it starts the files in place.
         copy: The folder of the copy.
+        extra_arguments: What follows all other arguments: those of a smoke run.
+        stop_after_s: The seconds after which a smoke run has run long enough; None for any other run.
     """
 
     command: str
@@ -38,6 +40,8 @@ class CommandConfig:
     working_dir: str = "."
     checkout: str | None = None
     copy: str | None = None
+    extra_arguments: str = ""
+    stop_after_s: float | None = None
 
     @property
     def uses_torchrun(self) -> bool:
@@ -60,12 +64,14 @@ class CommandConfig:
 
     def settings(self) -> dict[str, Any]:
         """What the run has besides its command and values: the section `script` of run.json."""
-        return {
+        settings = {
             "flags": self.flags,
             "switches": list(self.switches),
             "launcher": self.launcher,
             "working_dir": self.working_dir,
         }
+        of_smoke = {"extra_arguments": self.extra_arguments, "stop_after_s": self.stop_after_s}
+        return settings | {name: value for name, value in of_smoke.items() if value}
 
 
 def is_command(run: Mapping[str, Any]) -> bool:

@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -16,6 +17,7 @@ from jobs.storage.ledger import (
     Job,
     Ledger,
     QueueProcess,
+    Skipped,
     append_lines,
     forget,
     give_up,
@@ -24,6 +26,7 @@ from jobs.storage.ledger import (
     read_lines,
     record,
     replay,
+    skip,
     submission_lock,
 )
 
@@ -67,6 +70,36 @@ def test_has_the_overrides_of_each_submission(tmp_path: Path) -> None:
     assert [line.get("set") for line in read_lines(tmp_path / LEDGER_NAME)] == [
         {}, None, {"lr": "2e-5"}, None, {"lr": "1e-3"}, None, {"seed": "3"},
     ]  # fmt: skip
+
+
+def test_has_what_runs_wait_for(tmp_path: Path) -> None:
+    """A run that was skipped is sent again by any later submission."""
+    intend(tmp_path, ["a", "b"], 1.0, after=["5", "6_1"])
+    record(tmp_path, {"a": "7_0", "b": "7_1"}, 2.0)
+    skip(tmp_path, ["b", "c"], 3.0, {"lr": "1"}, ["8"])
+    ledger = read_ledger(tmp_path)
+    assert [jobs[-1].after for jobs in ledger.jobs.values()] == [("5", "6_1")] * 2
+    assert ledger.skipped == dict.fromkeys("bc", Skipped(("8",), {"lr": "1"}))
+    assert ledger.overrides() == {"a": {}, "b": {"lr": "1"}, "c": {"lr": "1"}}
+    intend(tmp_path, ["b"], 4.0)
+    record(tmp_path, {"c": "9"}, 5.0)
+    skip(tmp_path, ["d"], 6.0, {}, ["8"])
+    forget(tmp_path, ["d"], 7.0)
+    assert not read_ledger(tmp_path).skipped
+    record(tmp_path, {"b": "10"}, 8.0)
+    assert read_ledger(tmp_path).jobs["b"][-1].after == ()
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"after": "5"}, {"after": ["../5"]}, {"after": [5]}, {"set": {"lr": 1}}, {"run_ids": ["/"]}]
+)
+def test_a_wrong_event_of_a_smoke_run_is_damage(wrong: dict[str, Any], tmp_path: Path) -> None:
+    skipped = {"event": "skip", "time_s": 1.0, "run_ids": ["a"], "set": {}, "after": ["5"]}
+    intended = {**skipped, "event": "intend"}
+    append_lines(tmp_path / LEDGER_NAME, [json.dumps(event) for event in (skipped, intended)])
+    assert not read_ledger(tmp_path).damaged_lines
+    append_lines(tmp_path / LEDGER_NAME, [json.dumps(event | wrong) for event in (skipped, intended)])
+    assert read_ledger(tmp_path).damaged_lines == (3, 4)
 
 
 def test_reads_a_ledger_without_overrides() -> None:
