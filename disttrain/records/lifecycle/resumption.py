@@ -26,7 +26,7 @@ from disttrain.records.record_files import SUMMARY_NAME
 
 # srun ends rank 0 two minutes after the first of the other ranks: all of this must fit into that time. The commands of
 # Slurm give up on a controller after 10 to 30 s; a chain waits for the submissions of other runs too.
-_QUERY_TIMEOUT_S, _REQUEUE_TIMEOUT_S, _CHAIN_TIMEOUT_S, _NOTIFY_TIMEOUT_S = 10, 45, 95, 45
+_QUERY_TIMEOUT_S, _REQUEUE_TIMEOUT_S, _CHAIN_TIMEOUT_S = 10, 45, 95
 _WAIT_FOR_END_S = 45  # Slurm ends a requeued job within seconds
 _WAIT_AFTER_TERM_S = 5
 # Slurm may send the warning up to 60 s early, and the clock of this process starts some seconds after the job's.
@@ -64,7 +64,13 @@ def begin_attempt(run_dir: Path, job_id: str, policy: ResumePolicy, environ: Map
 
 
 def end_attempt(
-    stopped: Stopped, run_dir: Path, job_id: str, policy: ResumePolicy, began_s: float, environ: Mapping[str, str]
+    stopped: Stopped,
+    run_dir: Path,
+    job_id: str,
+    policy: ResumePolicy,
+    began_s: float,
+    environ: Mapping[str, str],
+    chain: Sequence[str] = (),
 ) -> None:
     """Starts the next attempt of a run that has stopped, and waits until Slurm ends this job.
 
@@ -75,6 +81,8 @@ def end_attempt(
         policy: How the run resumes.
         began_s: The `time.monotonic` time at which this process began.
         environ: The environment of Slurm's commands.
+        chain: The command that submits the next job of a chain, without its last argument, which is the id of this job;
+            empty if there is none.
 
     Raises:
         NotResumed: The run does not resume by itself. The message says why, and that it has a checkpoint.
@@ -90,7 +98,7 @@ def end_attempt(
     if reason is None and policy.requeue == "off":
         reason = "requeue is off"
     if reason is None:
-        reason = _start_next(run_dir, job_id, policy, environ)
+        reason = _start_next(job_id, policy, environ, chain)
     if reason is not None:
         raise NotResumed(f"{text}; it does not resume by itself: {reason}", hint="sweep submit resumes it")
     print(f"{text}; the run resumes in its next attempt", flush=True)
@@ -99,16 +107,16 @@ def end_attempt(
     sys.exit(STOPPED_STATUS)
 
 
-def _start_next(run_dir: Path, job_id: str, policy: ResumePolicy, environ: Mapping[str, str]) -> str | None:
+def _start_next(job_id: str, policy: ResumePolicy, environ: Mapping[str, str], chain: Sequence[str]) -> str | None:
     """Requeues this job, or submits the next one; why that failed, None if it did not."""
     # For a task of an array its own id: SLURM_JOB_ID may name the array, and all its tasks with it.
     command, timeout_s = ["scontrol", "requeue", job_id], _REQUEUE_TIMEOUT_S
     if policy.requeue == "chain":
-        # A program of its own: `sweep` is above this module, and its submission must not see the state of the rank.
-        command = [sys.executable, "-P", "-m", "jobs.submission.chain", str(run_dir), job_id]
-        timeout_s = _CHAIN_TIMEOUT_S
+        if not chain:
+            return "its batch script submits no further job"
+        command, timeout_s = [*chain, job_id], _CHAIN_TIMEOUT_S
     try:
-        done = _run(command, environ, timeout_s)
+        done = run_program(command, environ, timeout_s)
     except (OSError, subprocess.TimeoutExpired) as error:
         return f"{command[0]}: {getattr(error, 'strerror', None) or 'no answer'}"
     if done.returncode == 0:
@@ -116,7 +124,9 @@ def _start_next(run_dir: Path, job_id: str, policy: ResumePolicy, environ: Mappi
     return " ".join(done.stderr.split()) or f"{' '.join(command)} ended with status {done.returncode}"
 
 
-def _run(command: Sequence[str], environ: Mapping[str, str], timeout_s: float) -> subprocess.CompletedProcess[str]:
+def run_program(
+    command: Sequence[str], environ: Mapping[str, str], timeout_s: float
+) -> subprocess.CompletedProcess[str]:
     """Runs a command. At the timeout it gets SIGTERM first, at which a submission gives back its lock.
 
     Raises:
@@ -170,19 +180,7 @@ def _cause_by_accounting(job_id: str, environ: Mapping[str, str]) -> Cause:
 def _answer(command: Sequence[str], environ: Mapping[str, str]) -> str:
     """What a command prints; nothing if it fails."""
     try:
-        done = _run(command, environ, _QUERY_TIMEOUT_S)
+        done = run_program(command, environ, _QUERY_TIMEOUT_S)
     except (OSError, subprocess.TimeoutExpired):
         return ""
     return done.stdout.strip() if done.returncode == 0 else ""
-
-
-def notify_end(run_dir: Path, environ: Mapping[str, str]) -> None:
-    """Lets a program of `sweep` notify the user if this run was the last one to end, or the first one to fail."""
-    try:
-        done = _run(
-            [sys.executable, "-P", "-m", "jobs.submission.notification", str(run_dir)], environ, _NOTIFY_TIMEOUT_S
-        )
-    except (OSError, subprocess.TimeoutExpired) as error:
-        print(f"note: no notification: {error}", flush=True)
-        return
-    print(done.stderr, end="", flush=True)  # its notes
