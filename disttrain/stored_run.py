@@ -187,6 +187,8 @@ def read_stored_run(run_dir: Path) -> StoredRun:
         missing = [name for name, value in place.items() if not value]
         if missing:
             raise ValueError(f"{missing[0]} is {description.get(missing[0])!r}")
+        if not isinstance(description.get("train"), dict):
+            raise ValueError("it has no 'train'")
         policy = description.get(POLICY)
         resume = ResumePolicy.from_json(policy) if isinstance(policy, dict) else None
     except ValueError as error:

@@ -109,7 +109,10 @@ def _unsubmitted_notice(planned: Sequence[Mapping[str, Any]], ledger: Ledger) ->
     unsubmitted = without_job - set(ledger.unconfirmed) - ledger.cancelled
     if not unsubmitted:
         return ()
-    return (f"{len(unsubmitted)} of {len(planned)} runs were never submitted; sweep submit submits them",)
+    text = f"{len(unsubmitted)} of {len(planned)} runs were never submitted"
+    if unsubmitted <= {run_id for script in ledger.scripts.values() for run_id in script.run_ids}:
+        return (f"{text}; sbatch submits their scripts, in scripts/",)
+    return (f"{text}; sweep submit submits them",)
 
 
 @dataclass(frozen=True)

@@ -316,7 +316,8 @@ def prepare(
     planned = [kept.pop(run["run_id"], run) for run in plan["runs"]]
     write_text(folder.sweep_file, sweep_text, private=True)
     folder.write_plan({**plan, "runs": [*planned, *kept.values()]})
-    write_text(folder.path.parent.parent / _LAST, f"{folder.sweep_name}/{folder.cluster_name}\n")
+    if (folder.sweep_name, folder.cluster_name) == (plan["sweep"], plan["cluster"]):  # else it is below no root
+        write_text(folder.path.parent.parent / _LAST, f"{folder.sweep_name}/{folder.cluster_name}\n")
 
 
 def prepare_runs(

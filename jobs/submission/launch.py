@@ -52,8 +52,20 @@ def launch(
         UserError: Another submission of the sweep is running, a damaged file hides that runs are done, or the scheduler
             refuses a job.
     """
-    folder = SweepFolder(plan.folder)
     scheduler = scheduler_for(plan.cluster.kind, os.environ, max_ranks=max_ranks, in_process=on_poll is not None)
+    sent = launch_with(scheduler, plan, sweep, replace=replace)
+    if sent.work and on_poll:
+        sent.work(on_poll)
+    return sent.unsent
+
+
+def launch_with(scheduler: Scheduler, plan: Plan, sweep: Sweep, *, replace: bool = False) -> Sent:
+    """Sends the runs of the plan that are not done, queued, running or cancelled, by a scheduler of the plan's cluster.
+
+    Raises:
+        UserError: As in `launch`.
+    """
+    folder = SweepFolder(plan.folder)
     scheduler.require(plan.cluster.name)
     folder.create()
     folder.require_owner("choose another folder, with --root or $SWEEP_ROOT")
@@ -70,10 +82,7 @@ def launch(
             _prepare(folder, sweep, plan, missing, submitted, dropped)
             folder.record_fingerprints(_paths_of(missing))
         link_names_or_warn(folder)
-        sent = send(folder, missing, scheduler, sweep.overrides)
-    if sent.work and on_poll:
-        sent.work(on_poll)
-    return sent.unsent
+        return send(folder, missing, scheduler, sweep.overrides)
 
 
 def launch_rest(plan: Plan, sweep: Sweep, unsent: frozenset[str]) -> frozenset[str] | None:
