@@ -4,17 +4,13 @@ from __future__ import annotations
 
 import faulthandler
 import os
-import subprocess
-import sys
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from disttrain.records.lifecycle.attempt_log import ResumePolicy
-from disttrain.records.lifecycle.resumption import run_program
+from jobs.resumption import chain_command, notify_end
 
 _NOTIFY_S = 60.0  # a rank that has failed ends after this time
-_NOTIFY_TIMEOUT_S = 45
 _STDERR = 2  # the descriptor: sys.stderr may be replaced by an object without one
 
 
@@ -59,8 +55,7 @@ class RankTask:
             # It is for submitit's controller (see LocalRun): programs that this rank starts search their own folder.
             os.environ.pop("PYTHONSAFEPATH", None)
         run_dir = Path(self.run_dir)
-        # A program of its own: `sweep` is above this module, and its submission must not see the state of the rank.
-        chain = (sys.executable, "-P", "-m", "jobs.submission.chain", self.run_dir)
+        chain = chain_command(self.run_dir)
         run = StoredRun(run_dir, self.nodes, self.gpus_per_node, self.folded, self.resume, chain)
         try:
             run.run_rank()
@@ -69,20 +64,8 @@ class RankTask:
                 if isinstance(error, Exception):
                     # `run` has set a shorter time, after which this process ends even if its threads hang.
                     faulthandler.dump_traceback_later(_NOTIFY_S, exit=True, file=_STDERR)
-                _notify_end(run_dir, environ)
+                notify_end(run_dir, environ)
             end_like_script(error)
             raise
         if self.notifies and likely_rank(os.environ) == 0:
-            _notify_end(run_dir, environ)
-
-
-def _notify_end(run_dir: Path, environ: Mapping[str, str]) -> None:
-    """Lets a program of `sweep` notify the user if this run was the last one to end, or the first one to fail."""
-    try:
-        done = run_program(
-            [sys.executable, "-P", "-m", "jobs.submission.notification", str(run_dir)], environ, _NOTIFY_TIMEOUT_S
-        )
-    except (OSError, subprocess.TimeoutExpired) as error:
-        print(f"note: no notification: {error}", flush=True)
-        return
-    print(done.stderr, end="", flush=True)  # its notes
+            notify_end(run_dir, environ)

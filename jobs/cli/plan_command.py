@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from pathlib import Path
 from typing import Annotated
 
@@ -48,6 +47,8 @@ def plan(
     if json_:
         print_json(plan_json(sweep_plan))
     elif output:
+        import shlex
+
         from jobs.submission.plain_scripts import write_scripts
 
         write_scripts(sweep_plan, sweep)
