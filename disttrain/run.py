@@ -1,4 +1,7 @@
-"""One rank of a run, from its environment to the summary; RankTask, bert.py and vit.py call it."""
+"""One rank of a run, from its environment to the summary; StoredRun, bert.py and vit.py call it.
+
+As a program, python -m disttrain.run RUN_DIR, it is one rank of a run that is stored in a folder.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,7 @@ import os
 import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING
 
 from disttrain.config.flags import parse_flags
 from disttrain.config.paths import absolute_paths, results_root
@@ -17,7 +20,15 @@ from disttrain.config.train_config import LINK, TrainConfig
 from disttrain.distributed.process_exit import exit_soon, leave_without_teardown
 from disttrain.environment.rank_env import RankEnv, choose_threads
 from disttrain.environment.stop_signals import StopSignals
-from disttrain.errors import STOPPED_STATUS, BrokenNode, NewerAttempt, Stopped, UserError, print_every_text
+from disttrain.errors import (
+    STOPPED_STATUS,
+    BrokenNode,
+    NewerAttempt,
+    Stopped,
+    UserError,
+    exit_with_error,
+    print_every_text,
+)
 from disttrain.records import record_files
 from disttrain.records.lifecycle.stacks import remove_hang_files, remove_if_empty, stacks_name, write_stacks_on_signal
 from disttrain.records.lifecycle.stage import end_stages, enter_stage
@@ -51,17 +62,11 @@ def main(model: str, arguments: list[str]) -> None:
         output_dir = Path(config.output_dir or default_output_dir(config, env, os.environ))
         run(config, env, output_dir)
     except UserError as error:
-        _exit_with_error(error, status=2)
+        exit_with_error(error, status=2)
     except (BrokenNode, NewerAttempt) as error:
-        _exit_with_error(error, status=1)
+        exit_with_error(error, status=1)
     if env.rank == 0:
         print(f"results: {output_dir}")
-
-
-def _exit_with_error(error: Exception, status: int) -> NoReturn:
-    # One write includes the line's end: ranks share this stream, and with print another rank's line may come between.
-    sys.stderr.write(f"error: {error}\n")
-    sys.exit(status)
 
 
 def default_output_dir(config: TrainConfig, env: RankEnv, environ: Mapping[str, str]) -> Path:
@@ -204,3 +209,9 @@ def _train(
         if overtaken:
             raise NewerAttempt("a newer attempt of this run has started") from error
         raise
+
+
+if __name__ == "__main__":
+    from disttrain.stored_run import main as run_stored
+
+    run_stored(sys.argv[1:])

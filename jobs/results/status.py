@@ -10,8 +10,8 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
-from jobs.planning.plan import count_runs
 from disttrain.records.json_values import DamagedFile
+from jobs.planning.plan import count_runs
 from jobs.results.collect import join
 from jobs.results.failures.job_log import read_log_end
 from jobs.results.failures.smoke_reason import smoke_failure, with_smoke_reasons
@@ -137,7 +137,10 @@ def _unsubmitted_notice(planned: Sequence[Mapping[str, Any]], ledger: Ledger) ->
     unsubmitted = without_job - set(ledger.unconfirmed) - ledger.cancelled - ledger.skipped.keys()
     if not unsubmitted:
         return ()
-    return (f"{len(unsubmitted)} of {len(planned)} runs were never submitted; sweep submit submits them",)
+    text = f"{len(unsubmitted)} of {len(planned)} runs were never submitted"
+    if unsubmitted <= {run_id for script in ledger.scripts.values() for run_id in script.run_ids}:
+        return (f"{text}; sbatch submits their scripts, in scripts/",)
+    return (f"{text}; sweep submit submits them",)
 
 
 def _code_notice(results: Sequence[Result]) -> tuple[str, ...]:

@@ -27,6 +27,7 @@ class LocalScheduler:
         in_process: Whether this process works through the queue. If not, a background process does.
     """
 
+    action = "submitting"
     poll_s = 1.0
     has_accounting = False
 

@@ -32,6 +32,7 @@ class SlurmScheduler:
         environ: The environment of Slurm's commands.
     """
 
+    action = "submitting"
     poll_s = 30.0  # sites ask for at most one or two questions a minute
     has_accounting = True
 

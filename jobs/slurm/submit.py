@@ -240,9 +240,7 @@ def _on_hold(executor: Any, token: str, parameters: Mapping[str, Any]) -> Iterat
 
     An array is sent by another executor that submitit makes itself, so the class is changed.
     """
-    comment = comment_of(token)
-    if own := (parameters.get("additional_parameters") or {}).get("comment"):
-        comment = f"{own} {comment}"
+    comment = job_comment(token, parameters)
     before = executor._make_submission_command, executor.__dict__["_get_job_id_from_submission_command"]
     executor._make_submission_command = lambda _, path: ["sbatch", "--hold", f"--comment={comment}", str(path)]
     executor._get_job_id_from_submission_command = staticmethod(_job_id_in)
@@ -250,6 +248,14 @@ def _on_hold(executor: Any, token: str, parameters: Mapping[str, Any]) -> Iterat
         yield
     finally:
         executor._make_submission_command, executor._get_job_id_from_submission_command = before
+
+
+def job_comment(token: str, parameters: Mapping[str, Any]) -> str:
+    """The comment of a job: the user's own, and the token by which the job is found again."""
+    comment = comment_of(token)
+    if own := (parameters.get("additional_parameters") or {}).get("comment"):
+        comment = f"{own} {comment}"
+    return comment
 
 
 def _job_id_in(output: str | bytes) -> str:

@@ -75,6 +75,38 @@ class Skipped:
 
 
 @dataclass(frozen=True)
+class BatchScript:
+    """A plain batch script: the user submits it, and each of its jobs writes itself to the ledger when it starts.
+
+    Attributes:
+        token: What its jobs carry.
+        run_ids: Its runs by the index of the array task; None for one that was forgotten.
+        written_s: When it was written, in seconds since 1970. All its jobs are submitted later.
+        overrides: The texts of --set.
+        request: What it requests for each run.
+    """
+
+    token: str
+    run_ids: tuple[str | None, ...]
+    written_s: float
+    overrides: Mapping[str, str] | None = field(default_factory=dict, hash=False)
+    request: Mapping[str, Any] | None = field(default=None, hash=False)
+
+    def run_of(self, job_id: str) -> str | None:
+        """The run of one of its jobs; None if it is not known.
+
+        Example:
+            >>> script = BatchScript("0123456789abcdef", ("a", "b"), 0.0)
+            >>> script.run_of("7_1"), script.run_of("8"), script.run_of("9_2")
+            ('b', 'a', None)
+        """
+        index = job_id.partition("_")[2] or "0"
+        if not index.isdecimal() or int(index) >= len(self.run_ids):
+            return None
+        return self.run_ids[int(index)]
+
+
+@dataclass(frozen=True)
 class Ledger:
     """The submissions of one sweep on one cluster."""
 
@@ -88,6 +120,7 @@ class Ledger:
     held: tuple[str, ...] = ()  # jobs that were recorded and, as far as is known, not released
     cancelled: frozenset[str] = frozenset()  # runs that sweep cancel has cancelled, and that were not sent again
     skipped: Mapping[str, Skipped] = field(default_factory=dict)  # since their latest job, if they have one
+    scripts: Mapping[str, BatchScript] = field(default_factory=dict)  # the plain batch scripts, by their tokens
 
     def all_jobs(self) -> Iterator[Job]:
         """Every job that was ever submitted, and not forgotten."""
@@ -114,13 +147,22 @@ def read_ledger(folder: Path, first_byte: int = 0) -> Ledger:
         folder: The folder of the sweep.
         first_byte: An earlier `size_bytes`, to read only the events since then.
     """
-    events, damaged = [], []
-    for number, event in read_numbered_lines(folder / LEDGER_NAME, first_byte):
+    events, damaged = [], {}
+    for number, line in _numbered_lines(folder / LEDGER_NAME, first_byte):
+        event = _object(line)
         if event is not None and _is_event(event):
             events.append(event)
         else:
-            damaged.append(number)
-    return replace(replay(events), damaged_lines=tuple(damaged))
+            damaged[number] = line
+    ledger = replay(events)
+    # A script appends without the lock, and its line may be cut off. Its job is found by other traces of it.
+    return replace(ledger, damaged_lines=tuple(n for n, line in damaged.items() if not _is_of(line, ledger.scripts)))
+
+
+def _is_of(line: bytes, scripts: Mapping[str, BatchScript]) -> bool:
+    """Whether a damaged line is one that a plain batch script has appended: it begins with the token."""
+    match = _SCRIPT_LINE.match(line)
+    return match is not None and match[1].decode() in scripts
 
 
 def replay(events: Iterable[Mapping[str, Any]]) -> Ledger:
@@ -151,6 +193,13 @@ class _Replaying:
         self._after: dict[str, tuple[str, ...]] = {}  # likewise
         self._cancelled: set[str] = set()
         self._skipped: dict[str, Skipped] = {}
+        self._scripts: dict[str, BatchScript] = {}
+
+    def script(self, event: Mapping[str, Any]) -> None:
+        script = BatchScript(
+            event["token"], tuple(event["run_ids"]), event["time_s"], event.get("set"), event.get("request")
+        )
+        self._scripts[script.token] = script
 
     def intend(self, event: Mapping[str, Any]) -> None:
         if event.get("token"):
@@ -161,6 +210,10 @@ class _Replaying:
         self._begin_again(event["run_ids"])
 
     def record(self, event: Mapping[str, Any]) -> None:
+        script = self._scripts.get(event.get("token") or "")
+        if script is not None:
+            self._record_of(script, event)
+            return
         self._open_tokens.pop(event.get("token", ""), None)
         if event.get("held"):
             self._held |= dict.fromkeys(map(array_of, event["jobs"].values()))
@@ -179,6 +232,18 @@ class _Replaying:
     def skip(self, event: Mapping[str, Any]) -> None:
         skipped = Skipped(tuple(event["after"]), event.get("set"))
         self._skipped.update(dict.fromkeys(event["run_ids"], skipped))
+
+    def _record_of(self, script: BatchScript, event: Mapping[str, Any]) -> None:
+        """Adds the job of a script. A job that is requeued, or that another command has found, is recorded again."""
+        for run_id, job_id in event["jobs"].items():
+            jobs = self._jobs.get(run_id, ())
+            if run_id not in script.run_ids or any(job.job_id == job_id for job in jobs):
+                continue
+            self._begin_again([run_id])
+            cluster = event.get("cluster") or None
+            # Not the time of the event: the job may have waited for days before it.
+            job = Job(run_id, job_id, script.written_s, None, script.overrides, cluster, script.request)
+            self._jobs[run_id] = (*jobs, job)
 
     def give_up(self, event: Mapping[str, Any]) -> None:
         for run_id in event["run_ids"]:
@@ -201,6 +266,9 @@ class _Replaying:
             self._jobs.pop(run_id, None)
             self._intended.pop(run_id, None)
         self._begin_again(event["run_ids"])
+        for token, script in self._scripts.items():
+            left = tuple(None if run_id in event["run_ids"] else run_id for run_id in script.run_ids)
+            self._scripts[token] = replace(script, run_ids=left)
 
     def ledger(self) -> Ledger:
         return Ledger(
@@ -211,6 +279,7 @@ class _Replaying:
             held=tuple(self._held),
             cancelled=frozenset(self._cancelled),
             skipped=self._skipped,
+            scripts=self._scripts,
         )
 
 
@@ -223,8 +292,11 @@ _APPLIED: dict[str, Callable[[_Replaying, Mapping[str, Any]], None]] = {
     "cancel": _Replaying.cancel,
     "uncancel": _Replaying.uncancel,
     "skip": _Replaying.skip,
+    "script": _Replaying.script,
 }
 _ARE_TEXTS, _TEXTS, _TIME = type_check(tuple[str, ...]), type_check(dict[str, str]), type_check(float)
+# How the line of a plain batch script begins: slurm_templates/plain.sh.j2 prints it.
+_SCRIPT_LINE = re.compile(rb'\{"token": "([0-9a-f]{16})"')
 _JOB_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_+.-]*")  # it is part of file names, and of sacct's command
 
 
@@ -239,11 +311,15 @@ def _is_event(event: Mapping[str, Any]) -> bool:
         return _are_job_ids(event.get("job_ids"))
     if kind in ("intend", "skip") and not _are_job_ids(event.get("after", [] if kind == "intend" else None)):
         return False
-    if kind == "intend" and not (isinstance(event.get("request"), Mapping | None) and _TIME(event.get("time_s"))):
+    if kind in ("intend", "script") and not (
+        isinstance(event.get("request"), Mapping | None) and _TIME(event.get("time_s"))
+    ):
+        return False
+    if kind == "script" and not isinstance(event.get("token"), str):
         return False
     if kind == "give_up" and not _ARE_TEXTS(event.get("tokens", [])):
         return False
-    if kind in ("intend", "give_up", "forget", "cancel", "uncancel", "skip"):
+    if kind in ("intend", "give_up", "forget", "cancel", "uncancel", "skip", "script"):
         return _are_run_ids(event.get("run_ids"))
     if kind == "record":
         is_complete = _are_jobs(event.get("jobs")) and _TIME(event.get("time_s")) and _is_queue(event.get("queue"))
@@ -349,6 +425,28 @@ def record(
     _append(folder, event)
 
 
+def add_script(
+    folder: Path,
+    run_ids: Sequence[str],
+    time_s: float,
+    overrides: Mapping[str, str],
+    token: str,
+    request: Mapping[str, Any],
+) -> None:
+    """Notes a plain batch script, before its file is written.
+
+    Args:
+        folder: The folder of the sweep.
+        run_ids: Its runs, in the order of the array's tasks.
+        time_s: The time in seconds since 1970.
+        overrides: The texts of ``--set`` by field name.
+        token: What its jobs will carry.
+        request: What it requests for each run.
+    """
+    event = {"event": "script", "time_s": time_s, "run_ids": list(run_ids), "set": dict(overrides)}
+    _append(folder, {**event, "token": token, "request": dict(request)})
+
+
 def give_up(folder: Path, run_ids: Sequence[str], time_s: float, reason: str, tokens: Sequence[str] = ()) -> None:
     """Notes that these runs have no job, and that no job will carry these tokens."""
     event = {"event": "give_up", "time_s": time_s, "run_ids": list(run_ids), "reason": reason, "tokens": list(tokens)}
@@ -437,15 +535,19 @@ def read_numbered_lines(path: Path, first_byte: int = 0) -> list[tuple[int, dict
     A last line without an end is left out if it is no object: it is being written, or a crash left it.
     A file that does not exist has no lines.
     """
+    return [(number, _object(line)) for number, line in _numbered_lines(path, first_byte)]
+
+
+def _numbered_lines(path: Path, first_byte: int) -> list[tuple[int, bytes]]:
+    """The texts of these lines."""
     try:
         content = path.read_bytes()[first_byte:]
     except (FileNotFoundError, NotADirectoryError):
         return []
     *complete, last = content.split(b"\n")
-    numbered = [(number, _object(line)) for number, line in enumerate(complete, start=1) if line]
-    unfinished = _object(last)
-    if unfinished is not None:
-        numbered.append((len(complete) + 1, unfinished))
+    numbered = [(number, line) for number, line in enumerate(complete, start=1) if line]
+    if _object(last) is not None:
+        numbered.append((len(complete) + 1, last))
     return numbered
 
 

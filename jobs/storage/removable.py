@@ -7,6 +7,7 @@ import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -107,7 +108,7 @@ def leftovers(
     paths += _unknown_logs(folder.logs, ledger)
     paths += [path for path in _entries(folder.path) if _TEMPORARY.fullmatch(path.name) and path.is_file()]
     root = folder.code_store.parent
-    for path in (*paths, *_unneeded_copies(folder.code_store)):
+    for path in (*paths, *_unneeded_copies(folder)):
         if now_s - path.lstat().st_mtime > _LEAST_AGE_S:
             place = folder.path if path.is_relative_to(folder.path) else root
             yield _removable(Kind.LEFTOVERS, str(path.relative_to(place)), [path])
@@ -119,26 +120,27 @@ def _is_unused(run_dir: Path) -> bool:
     return _is_folder(run_dir) and all(name == RUN_NAME or _TEMPORARY.fullmatch(name) for name in names)
 
 
-def _unneeded_copies(store: Path) -> Iterator[Path]:
+def _unneeded_copies(folder: SweepFolder) -> Iterator[Path]:
     """The copies of code that no run of any sweep names, and what killed submissions have left.
 
     A copy in which a script has written files of its own stays.
 
     Args:
-        store: The folder of all copies.
+        folder: The folder of a sweep.
     """
-    copies = _entries(store)
-    named = _named_copies(store) if copies else set()
+    copies = _entries(folder.code_store)
+    named = _named_copies(folder) if copies else set()
     for path in copies:
         if path.name.startswith(".") or (path not in named and _is_unchanged(path)):
             yield path
 
 
-def _named_copies(store: Path) -> Collection[Path]:
+def _named_copies(folder: SweepFolder) -> Collection[Path]:
     """The copies that a run of any sweep names; all of them if a run.json cannot be read."""
-    named = set()
-    for pattern in ("runs/*", "runs/*/earlier/*", "smoke/runs/*"):
-        for path in store.parent.glob(f"*/*/{pattern}/{RUN_NAME}"):
+    named, store = set(), folder.code_store
+    sweeps = [folder.path] if store.parent == folder.path else store.parent.glob("*/*")
+    for sweep, pattern in product(sweeps, ("runs/*", "runs/*/earlier/*", "smoke/runs/*")):
+        for path in sweep.glob(f"{pattern}/{RUN_NAME}"):
             try:
                 snapshot = recorded_snapshot(read_object(path) or {}, store)
             except DamagedFile:

@@ -100,8 +100,9 @@ class SweepFolder:
 
     @property
     def code_store(self) -> Path:
-        """The copies of the user's code, of all sweeps with the same root."""
-        return self.path.parent.parent / STORE
+        """The copies of the user's code, of all sweeps with the same root; a folder below no root has its own."""
+        own = self.path / STORE
+        return own if own.is_dir() else self.path.parent.parent / STORE
 
     @property
     def smoke(self) -> SweepFolder:
@@ -327,7 +328,8 @@ def prepare(
     planned = [kept.pop(run["run_id"], run) for run in plan["runs"]]
     write_text(folder.sweep_file, sweep_text, private=True)
     folder.write_plan({**plan, "runs": [*planned, *kept.values()]})
-    write_text(folder.path.parent.parent / LAST, f"{folder.sweep_name}/{folder.cluster_name}\n")
+    if (folder.sweep_name, folder.cluster_name) == (plan["sweep"], plan["cluster"]):  # else it is below no root
+        write_text(folder.path.parent.parent / LAST, f"{folder.sweep_name}/{folder.cluster_name}\n")
 
 
 def prepare_runs(

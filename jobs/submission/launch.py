@@ -26,8 +26,8 @@ from jobs.storage.name_links import link_names_or_warn
 from jobs.storage.same_data import is_same_data
 from jobs.storage.sweep_folder import SweepFolder, prepare, prepare_runs
 from jobs.submission.messages import note, say
-from jobs.submission.run_code import copy_code
 from jobs.submission.recovery import end_unneeded_smoke
+from jobs.submission.run_code import copy_code
 from jobs.submission.selection import select_runs
 
 
@@ -75,8 +75,22 @@ def launch(
         UserError: Another submission of the sweep is running, a damaged file hides that runs are done, or the scheduler
             refuses a job.
     """
-    folder = SweepFolder(plan.folder)
     scheduler = scheduler_for(plan.cluster.kind, os.environ, max_ranks=max_ranks, in_process=on_poll is not None)
+    sent = launch_with(scheduler, plan, sweep, replace=replace, gate=gate)
+    if sent.work and on_poll:
+        sent.work(on_poll)
+    return sent.unsent
+
+
+def launch_with(
+    scheduler: Scheduler, plan: Plan, sweep: Sweep, *, replace: bool = False, gate: Gate = Admitted
+) -> Sent:
+    """Sends the runs of the plan that are not done, queued, running or cancelled, by a scheduler of the plan's cluster.
+
+    Raises:
+        UserError: As in `launch`.
+    """
+    folder = SweepFolder(plan.folder)
     scheduler.require(plan.cluster.name)
     folder.create()
     folder.require_owner("choose another folder, with --root or $SWEEP_ROOT")
@@ -97,9 +111,7 @@ def launch(
         link_names_or_warn(folder)
         admitted = gate(missing)
         sent = send(folder, admitted.plan, scheduler, sweep.overrides)
-    if sent.work and on_poll:
-        sent.work(on_poll)
-    return sent.unsent | admitted.unsent
+        return dataclasses.replace(sent, unsent=sent.unsent | admitted.unsent)
 
 
 def launch_rest(plan: Plan, sweep: Sweep, unsent: frozenset[str], gate: Gate = Admitted) -> frozenset[str] | None:

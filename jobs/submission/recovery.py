@@ -1,4 +1,7 @@
-"""Finishes interrupted submissions also when nothing is submitted: released jobs start, and nothing stays on hold."""
+"""Finishes interrupted submissions also when nothing is submitted: released jobs start, and nothing stays on hold.
+
+It also finds the jobs of batch scripts that a user has submitted.
+"""
 
 from __future__ import annotations
 
@@ -7,13 +10,14 @@ from collections.abc import Mapping
 from disttrain.errors import UserError
 from jobs.schedulers.scheduler import Scheduler
 from jobs.schedulers.states import read_states, scheduler_for
+from jobs.slurm.script_jobs import awaits_jobs
 from jobs.storage.ledger import Ledger, read_ledger, submission_lock
 from jobs.storage.sweep_folder import SweepFolder
 from jobs.submission.messages import note
 
 
 def recover(folder: SweepFolder, environ: Mapping[str, str]) -> None:
-    """Releases what an interrupted submission has recorded, and cancels what it has not.
+    """Releases what an interrupted submission has recorded, cancels what it has not, and records jobs of scripts.
 
     It does nothing in another user's folder, and while another command works there. What is not possible is a note.
 
@@ -23,7 +27,7 @@ def recover(folder: SweepFolder, environ: Mapping[str, str]) -> None:
     """
     if not folder.is_owner():
         return
-    unfinished = [part for part in (folder, folder.smoke) if _is_unfinished(read_ledger(part.path))]
+    unfinished = [part for part in (folder, folder.smoke) if _is_unfinished(part, read_ledger(part.path))]
     if not unfinished:
         return
     try:
@@ -32,11 +36,18 @@ def recover(folder: SweepFolder, environ: Mapping[str, str]) -> None:
             for part in unfinished:
                 scheduler.finish_interrupted(part, read_ledger(part.path), note)
     except (UserError, OSError) as error:
-        note(f"an interrupted submission is not finished yet: {error}")
+        if any(_is_interrupted(read_ledger(part.path)) for part in unfinished):
+            note(f"an interrupted submission is not finished yet: {error}")
+        else:
+            note(f"jobs that wait may be missing: {error}")
 
 
-def _is_unfinished(ledger: Ledger) -> bool:
-    return bool(ledger.open_tokens or ledger.held) and not ledger.damaged_lines
+def _is_unfinished(folder: SweepFolder, ledger: Ledger) -> bool:
+    return (_is_interrupted(ledger) or awaits_jobs(folder, ledger)) and not ledger.damaged_lines
+
+
+def _is_interrupted(ledger: Ledger) -> bool:
+    return bool(ledger.open_tokens or ledger.held)
 
 
 def end_unneeded_smoke(folder: SweepFolder, ledger: Ledger, scheduler: Scheduler) -> None:

@@ -58,6 +58,16 @@ class ResumePolicy:
     max_node_failures: int
     warning_signal: WarningSignal = "USR2"
 
+    @classmethod
+    def from_json(cls, values: dict[str, Any]) -> ResumePolicy:
+        """The policy in a run.json.
+
+        Raises:
+            ValueError: A value is missing or wrong. The message is the reason, in one line.
+        """
+        policy: ResumePolicy = _from_json(cls, values)
+        return policy
+
 
 @dataclass(frozen=True)
 class Attempt:
