@@ -1,4 +1,4 @@
-"""The entry point of each rank: `RankTask`, the picklable callable that submitit starts once for every GPU."""
+"""The entry points of ranks: picklable callables, which submitit starts once for every GPU."""
 
 from __future__ import annotations
 
@@ -161,6 +161,28 @@ class RankTask:
             write_failure(Path(self.run_dir), env.rank, error)
             print(f"note: {error}", flush=True)
             sys.exit(STOPPED_STATUS)
+
+
+@dataclass(frozen=True)
+class DoctorTask:
+    """One rank of a job of `sweep doctor`.
+
+    Args:
+        folder: The absolute path of the job's folder, with its request.
+        nodes: The number of nodes of the allocation.
+        folded: Whether this one host stands for all nodes (local executor).
+    """
+
+    folder: str
+    nodes: int
+    folded: bool = False
+
+    def __call__(self) -> None:
+        from disttrain.doctor_run import run_doctor
+
+        _restore_signals()
+        env = RankEnv.from_environ(os.environ)
+        run_doctor(Path(self.folder), env.fold(self.nodes) if self.folded else env)
 
 
 @contextlib.contextmanager
