@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from disttrain.config.train_config import LINK, TrainConfig
 from disttrain.distributed.process_exit import exit_soon, leave_without_teardown
-from disttrain.environment.network import interface_speeds
+from disttrain.environment.network import ib_rates, interface_speeds
 from disttrain.environment.rank_env import RankEnv, choose_threads
 from disttrain.errors import UserError, first_line
 from disttrain.records.doctor_reports import DoctorRequest, RankReport, read_report, read_request, write_report
@@ -22,6 +22,7 @@ from disttrain.records.versions import versions
 # `_measure` imports torch, after the first report: an import that hangs or fails must be in it.
 if TYPE_CHECKING:
     from disttrain.distributed.group import Group
+    from disttrain.records.doctor_reports import Stage
 
 # An NFS client may need 30 s to see the file of another node, after it has looked for it once.
 SEEN_WITHIN_S = 45.0
@@ -77,7 +78,7 @@ class _Reporter:
         self.report = report
         write_report(folder, report)
 
-    def begin(self, stage: str, **found: Any) -> None:
+    def begin(self, stage: Stage, **found: Any) -> None:
         """Adds what was found, and notes the next stage."""
         self.report = dataclasses.replace(self.report, stage=stage, time_s=time.time(), **found)
         write_report(self.folder, self.report)
@@ -153,7 +154,6 @@ def _measure(reporter: _Reporter, request: DoctorRequest, env: RankEnv) -> None:
 
     from disttrain.distributed.device import device_name
     from disttrain.distributed.group import process_group
-    from disttrain.distributed.start_record import active_ib_ports
     from disttrain.measure.start_check import check_rank, product_gflop
 
     torch.set_num_threads(choose_threads(env, os.environ, len(os.sched_getaffinity(0))))
@@ -164,7 +164,7 @@ def _measure(reporter: _Reporter, request: DoctorRequest, env: RankEnv) -> None:
             "computing",
             device=device_name(group.device),
             clock_ahead_s=_clock_ahead_s(group),
-            ib_ports=active_ib_ports(),
+            ib_gbits=ib_rates(),
             interface_mbits=interface_speeds(),
         )
         check = check_rank(TrainConfig(model=LINK, start_check_s=_COMPUTE_S), group)

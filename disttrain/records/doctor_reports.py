@@ -66,7 +66,7 @@ class RankReport:
         transport: What the ranks exchange data over.
         interface: The network interface towards the other hosts.
         interface_mbits: The active network interfaces and their speed in Mbit/s.
-        ib_ports: The active ports of InfiniBand or RoCE.
+        ib_gbits: The adapters of InfiniBand or RoCE with an active port, and their rate in Gbit/s.
         latency_ms: The time of the smallest all-reduce.
         link_gb_per_s: The bus bandwidth of the largest all-reduce, in 10^9 bytes/s.
         error: Why it ended early.
@@ -92,7 +92,7 @@ class RankReport:
     transport: str | None = None
     interface: str | None = None
     interface_mbits: dict[str, int] = field(default_factory=dict)
-    ib_ports: tuple[str, ...] = ()
+    ib_gbits: dict[str, float] = field(default_factory=dict)
     latency_ms: float | None = None
     link_gb_per_s: float | None = None
     error: str | None = None
