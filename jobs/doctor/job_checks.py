@@ -54,7 +54,7 @@ def _name(facts: JobFacts) -> str:
 
 
 def _exclude(nodes: Sequence[str], excluded: str | None) -> str:
-    return exclude_line(sorted(nodes), excluded)
+    return exclude_line(sorted(set(nodes)), excluded)
 
 
 def _not_started(facts: JobFacts) -> Finding:
@@ -148,10 +148,11 @@ def _check_versions(facts: JobFacts, login: Mapping[str, str], excluded: str | N
         for report in reports:
             hosts.setdefault(report.versions.get(package, "none"), []).append(report.host)
         if len(hosts) > 1:
-            few = min(hosts.values(), key=len)
+            # The fewer hosts are at fault; of as many, those that differ from the login node.
+            few = min(hosts, key=lambda version: (len(hosts[version]), version == login.get(package)))
             texts = [f"{version} on {', '.join(sorted(set(names)))}" for version, names in hosts.items()]
-            fix = f"use one environment on a shared folder (python in the profile), or {_exclude(few, excluded)}"
-            yield fail("versions", f"{package} is {' and '.join(texts)}", fix, sorted(set(few)))
+            fix = f"use one environment on a shared folder (python in the profile), or {_exclude(hosts[few], excluded)}"
+            yield fail("versions", f"{package} is {' and '.join(texts)}", fix, sorted(set(hosts[few])))
     for package in _OF_LOGIN:
         compute = reports[0].versions.get(package)
         if compute is not None and compute != login.get(package):
