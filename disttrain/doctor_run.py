@@ -135,7 +135,7 @@ def _others_agree(reporter: _Reporter, env: RankEnv, seen_within_s: float) -> bo
         # A rank that was seen and imports torch is waited for until the job ends: its stage says why.
         if len(seen) < env.world_size and time.monotonic() > deadline_s:
             missing = tuple(rank for rank, report in reports.items() if report is None)
-            error = f"it has not seen the files of {len(missing)} ranks within {seen_within_s:.0f} s"
+            error = f"it did not see the files of these ranks within {seen_within_s:.0f} s: {missing}"
             reporter.begin("waiting", missing_ranks=missing, error=error)
             return False
         time.sleep(_POLL_S)
