@@ -180,7 +180,7 @@ def test_folder_that_a_node_does_not_see(doctor: Doctor, tmp_path: Path) -> None
 @contextmanager
 def hidden_on(node: str, folder: Path) -> Iterator[None]:
     """An empty file system over a folder in the mount namespace of a node's slurmd."""
-    (pid,) = subprocess.run(["pgrep", "-f", f"slurmd .*-N {node}"], capture_output=True, text=True).stdout.split()
+    (pid,) = subprocess.run(["pgrep", "-fx", f"slurmd -D -N {node}"], capture_output=True, text=True).stdout.split()
     inside = ["nsenter", f"--target={pid}", "--mount"]
     subprocess.run([*inside, "mount", "-t", "tmpfs", "tmpfs", folder], check=True)
     try:
