@@ -11,6 +11,7 @@ from pathlib import Path
 from disttrain.errors import UserError
 from jobs.doctor.disk_checks import DiskFacts
 from jobs.doctor.login_checks import Answer, EnvironmentFacts, LoginFacts, parse_test_only
+from jobs.doctor.quota import quota_left_bytes
 from jobs.doctor.wanted import Wanted
 from jobs.environ import clean_environ, leftovers
 from jobs.planning.allocation import Allocation
@@ -118,7 +119,8 @@ def ask_disk(root: Path, expected_bytes: int | None) -> DiskFacts:
     except OSError as error:
         lock_error = error.strerror
     # A file system without a fixed number of files reports 0.
-    return DiskFacts(str(root), free_bytes, free_files or None, None, lock_error, expected_bytes)
+    quota_bytes = quota_left_bytes(root.resolve(), os.environ)
+    return DiskFacts(str(root), free_bytes, free_files or None, None, lock_error, expected_bytes, quota_bytes)
 
 
 def _write_probe(path: Path) -> None:

@@ -19,6 +19,7 @@ class DiskFacts:
         write_error: Why a small file could not be written; None if it could.
         lock_error: Why a lock could not be held; None if it could.
         expected_bytes: What the sweep writes; None if it is not known.
+        quota_bytes: What is left of the user's quota there; None without one, or if no command says it.
     """
 
     root: str
@@ -27,6 +28,7 @@ class DiskFacts:
     write_error: str | None = None
     lock_error: str | None = None
     expected_bytes: int | None = None
+    quota_bytes: int | None = None
 
 
 _OTHER_ROOT = "choose another folder with --root or $SWEEP_ROOT, or remove files (sweep clean lists what no run needs)"
@@ -52,14 +54,17 @@ def _check_space(disk: DiskFacts) -> Iterator[Finding]:
         yield warn("disk", f"{disk.root} can have only {disk.free_files} more files", _OTHER_ROOT)
     if disk.free_bytes is None:
         return
-    text = f"{disk.root} has {_gb(disk.free_bytes)} GB free"
+    free_bytes, what = disk.free_bytes, "free"
+    if disk.quota_bytes is not None and disk.quota_bytes < free_bytes:
+        free_bytes, what = disk.quota_bytes, "left of your quota"
+    text = f"{disk.root} has {_gb(free_bytes)} GB {what}"
     if disk.expected_bytes is not None:
         text += f"; the sweep writes about {_gb(disk.expected_bytes)} GB"
-        if disk.expected_bytes > disk.free_bytes:
+        if disk.expected_bytes > free_bytes:
             fix = f"{_OTHER_ROOT}; save_model: false writes no trained models"
             yield fail("disk", text, fix)
             return
-    elif disk.free_bytes < _SMALL_BYTES:
+    elif free_bytes < _SMALL_BYTES:
         yield warn("disk", text, _OTHER_ROOT)
         return
     yield ok("disk", text)

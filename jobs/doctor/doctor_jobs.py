@@ -63,7 +63,7 @@ class DoctorJobs:
 
         Args:
             allocations: The allocations.
-            timeout_s: How long the jobs may wait in the queue, from now on.
+            timeout_s: How long the jobs may wait in the queue while none of them runs.
             poll_s: The interval between two questions to Slurm.
         """
         try:
@@ -94,6 +94,7 @@ class DoctorJobs:
 
     def _wait(self, timeout_s: float, poll_s: float) -> None:
         sent_s, asked_s = time.time(), 0.0
+        busy_s = sent_s  # while one runs, the others wait for it only
         while open_jobs := [facts for facts in self._facts.values() if not facts.ended]:
             time.sleep(_REPORTS_POLL_S)
             now_s = time.time()
@@ -101,14 +102,24 @@ class DoctorJobs:
                 asked_s = now_s
                 queue = self._queue()
                 for facts in open_jobs:
-                    self._facts[facts.allocation] = with_state(facts, queue, now_s, sent_s)
+                    self._note_state(facts, with_state(facts, queue, now_s, sent_s))
             for facts in open_jobs:
                 self._facts[facts.allocation] = self._with_reports(self._facts[facts.allocation], now_s)
-            for facts in self._waiting_too_long(now_s, sent_s + timeout_s):
+            if any(facts.started and not facts.ended for facts in self._facts.values()):
+                busy_s = now_s
+            for facts in self._waiting_too_long(now_s > busy_s + timeout_s):
                 self._cancel([facts])
                 self._facts[facts.allocation] = dataclasses.replace(facts, ended=True)
             if all(now_s - facts.began_s > timeout_s + _END_S for facts in open_jobs):
                 return  # Slurm has lost them, or does not answer
+
+    def _note_state(self, before: JobFacts, now: JobFacts) -> None:
+        """Saves the facts of a job, and says that it has started or ended."""
+        self._facts[now.allocation] = now
+        if now.ended:
+            self._say(f"  {now.allocation} has ended")
+        elif now.started and not before.started:
+            self._say(f"  {now.allocation} has started")
 
     def _queue(self) -> Mapping[str, QueuedJob] | None:
         """The jobs by id; None if Slurm does not answer at present."""
@@ -117,12 +128,9 @@ class DoctorJobs:
         except AccountingUnavailable:
             return None
 
-    def _waiting_too_long(self, now_s: float, deadline_s: float) -> list[JobFacts]:
+    def _waiting_too_long(self, is_over: bool) -> list[JobFacts]:
         """The jobs that are given up: they will never start, or the time is up."""
         waiting = [facts for facts in self._facts.values() if not (facts.started or facts.ended)]
-        running = len(waiting) < sum(not facts.ended for facts in self._facts.values())
-        # While one runs, the others wait for it only.
-        is_over = now_s > deadline_s and not running
         return [facts for facts in waiting if is_over or never_starts(facts.reason)]
 
     def _with_reports(self, facts: JobFacts, now_s: float) -> JobFacts:

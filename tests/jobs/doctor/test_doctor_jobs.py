@@ -141,11 +141,11 @@ def test_others_wait_while_one_runs(run: Run) -> None:
     running = QueuedJob("1", State.RUNNING)
     slurm = FakeSlurm(
         {
-            "1": [*[running] * 30, ended("1")],
-            "2": [*[waiting("2", "Dependency")] * 40, ended("2")],
+            "1": [*[running] * 400, ended("1")],
+            "2": [*[waiting("2", "Dependency")] * 405, ended("2")],
         }
     )
-    _, second = run(slurm, SINGLE, TWO, timeout_s=10.0)
+    _, second = run(slurm, SINGLE, TWO, timeout_s=0.3)
     assert second.started
     assert slurm.cancelled == []
 

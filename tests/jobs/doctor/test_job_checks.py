@@ -106,6 +106,12 @@ def test_wrong_clock(error_s: float, text: str) -> None:
     assert finding.text == f"the clock of node2 is {text}"
 
 
+def test_clocks_of_all_nodes_are_late() -> None:
+    late = [report(rank, time_s=NOW_S - 50.0) for rank in range(2)]
+    first, second = check_job(job(*late), LOGIN)
+    assert (first.text, second.nodes) == ("the clock of node1 is 30 s late, or more", ("node2",))
+
+
 def test_clock_that_only_the_ranks_can_compare() -> None:
     finding = only(job(report(0), report(1, clock_ahead_s=-9.0)))
     assert finding.text == "the clock of node2 is 9 s late, or more"

@@ -215,6 +215,7 @@ def test_overruled_variables_are_a_note() -> None:
         (DiskFacts("/r", write_error="No space left on device"), "disk", Level.FAIL),
         (DiskFacts("/r", 10**10, lock_error="Operation not supported"), "locks", Level.FAIL),
         (DiskFacts("/r", 10**9, expected_bytes=2 * 10**9), "disk", Level.FAIL),
+        (DiskFacts("/r", 10**9, expected_bytes=10**8, quota_bytes=10**7), "disk", Level.FAIL),
         (DiskFacts("/r", 10**8), "disk", Level.WARN),
         (DiskFacts("/r", 10**10, 100), "disk", Level.WARN),
     ],
