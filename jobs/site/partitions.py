@@ -119,6 +119,10 @@ def _with_record(partition: Partition, record: dict[str, str]) -> Partition:
         denied_accounts=parse_names(record.get("DenyAccounts", "")) or frozenset(),
         allowed_qos=parse_names(record.get("AllowQos", "ALL")),
         denied_qos=parse_names(record.get("DenyQos", "")) or frozenset(),
+        has_default_memory=any(
+            parse_number(record.get(key, "")) is not None for key in ("DefMemPerCPU", "DefMemPerNode")
+        )
+        or "DefMemPerGPU" in record.get("JobDefaults", ""),
         whole_nodes=record.get("OverSubscribe", "").upper().startswith("EXCLUSIVE"),
         needs_reservation=record.get("ReqResv", "").upper() == "YES",
         preempt_mode=record.get("PreemptMode"),

@@ -78,17 +78,21 @@ def config_facts(text: str) -> SiteFacts:
         ('site', '22.05.8', 1001, False, False)
     """
     values = parse_config(text)
+    if not values:
+        return SiteFacts()
     requeue = values.get("JobRequeue")
     warning = f"{values.get('PreemptParameters', '')},{values.get('SlurmctldParameters', '')}"
     return SiteFacts(
         release=values.get("SLURM_VERSION"),
         cluster_name=values.get("ClusterName"),
         max_array_size=parse_number(values.get("MaxArraySize", "")),
-        accounting=values.get("AccountingStorageType", _NO_SACCT) != _NO_SACCT if values else None,
+        accounting=values.get("AccountingStorageType", _NO_SACCT) != _NO_SACCT,
         enforced=parse_names(values.get("AccountingStorageEnforce", "").lower()) or frozenset(),
         job_requeue=None if requeue is None else requeue != "0",
         preempt_type=values.get("PreemptType"),
-        preempt_warns="send_user_signal" in warning if values else None,
+        preempt_warns="send_user_signal" in warning,
+        counts_memory="MEMORY" in values.get("SelectTypeParameters", "").upper(),
+        shares_gpus_by_tres="cons_tres" in values.get("SelectType", "cons_tres"),
         gres_types=parse_names(values.get("GresTypes", "")) or frozenset(),
     )
 

@@ -59,6 +59,7 @@ class Partition:
         max_nodes: The most nodes of a job; None if it has no limit.
         allowed_accounts, allowed_qos: The only ones that may use it; None for all.
         denied_accounts, denied_qos: Those that may not use it.
+        has_default_memory: Whether a job that requests no memory gets a part of a node's, and not all.
         whole_nodes: Whether each job gets complete nodes (OverSubscribe=EXCLUSIVE).
         needs_reservation: Whether each job needs a reservation.
         preempt_mode: What happens to its jobs at a preemption, as Slurm writes it; None if it is not known.
@@ -76,6 +77,7 @@ class Partition:
     denied_accounts: frozenset[str] = frozenset()
     allowed_qos: frozenset[str] | None = None
     denied_qos: frozenset[str] = frozenset()
+    has_default_memory: bool = False
     whole_nodes: bool = False
     needs_reservation: bool = False
     preempt_mode: str | None = None
@@ -214,6 +216,8 @@ class SiteFacts:
         job_requeue: Whether jobs may be requeued.
         preempt_type: How it is chosen which jobs are preempted: ``preempt/partition_prio``.
         preempt_warns: Whether a job gets its own warning signal before a preemption.
+        counts_memory: Whether jobs share the memory of a node by what they request.
+        shares_gpus_by_tres: Whether ``--gpus-per-node`` works; before select/cons_tres, only ``--gres`` does.
         gres_types: The kinds of generic resources that the site has.
         associations: The accounts of the user.
         qos: All QOS.
@@ -230,6 +234,8 @@ class SiteFacts:
     job_requeue: bool | None = None
     preempt_type: str | None = None
     preempt_warns: bool | None = None
+    counts_memory: bool | None = None
+    shares_gpus_by_tres: bool | None = None
     gres_types: frozenset[str] = frozenset()
     associations: tuple[Association, ...] = ()
     qos: tuple[Qos, ...] = ()

@@ -15,6 +15,8 @@ MaxArraySize            = 1001
 PreemptMode             = REQUEUE
 PreemptParameters       = (null)
 PreemptType             = preempt/partition_prio
+SelectType              = select/cons_tres
+SelectTypeParameters    = CR_CORE_MEMORY
 SLURM_VERSION           = 22.05.8
 SlurmctldParameters     = preempt_send_user_signal
 
@@ -31,7 +33,7 @@ old|inact|infinite|n/a|0|n/a|0|0|(null)
 
 PARTITIONS = """PartitionName=cpu AllowAccounts=ALL AllowQos=ALL Default=YES MaxNodes=UNLIMITED MinNodes=0 OverSubscribe=NO PreemptMode=OFF
 PartitionName=gpu AllowAccounts=ml,vision AllowQos=normal,long Default=NO MaxNodes=2 MinNodes=1 OverSubscribe=EXCLUSIVE PreemptMode=OFF
-PartitionName=dev DenyAccounts=guest AllowQos=ALL MaxNodes=UNLIMITED MinNodes=0 OverSubscribe=NO PreemptMode=REQUEUE ReqResv=YES
+PartitionName=dev DenyAccounts=guest AllowQos=ALL MaxNodes=UNLIMITED MinNodes=0 OverSubscribe=NO PreemptMode=REQUEUE ReqResv=YES DefMemPerCPU=2000
 """  # noqa: E501
 
 USER = "site|ml|vision|||normal|1-00:00:00|\nsite|ml|ml||normal|long,normal||100\nelsewhere|ml|other|||normal||\n"
