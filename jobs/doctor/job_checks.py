@@ -153,6 +153,9 @@ def _check_versions(facts: JobFacts, login: Mapping[str, str], excluded: str | N
             texts = [f"{version} on {', '.join(sorted(set(names)))}" for version, names in hosts.items()]
             fix = f"use one environment on a shared folder (python in the profile), or {_exclude(hosts[few], excluded)}"
             yield fail("versions", f"{package} is {' and '.join(texts)}", fix, sorted(set(hosts[few])))
+    here, there = login.get("python", ""), reports[0].versions.get("python", "")
+    if there and here.split(".")[:2] != there.split(".")[:2]:
+        yield note("versions", f"Python is {here} here and {there} on the compute nodes")
     for package in _OF_LOGIN:
         compute = reports[0].versions.get(package)
         if compute is not None and compute != login.get(package):

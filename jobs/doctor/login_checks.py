@@ -134,6 +134,9 @@ def check_accounting(site: SiteFacts) -> Iterator[Finding]:
         )
     elif site.accounting:
         yield ok("accounting", "sacct has the ends of jobs")
+    if site.accounting and site.counts_gpus is False:
+        text = "sacct does not count GPUs (AccountingStorageTRES): the results count those that a run requests"
+        yield note("accounting", text)
 
 
 def parse_test_only(status: int, output: str) -> Answer:

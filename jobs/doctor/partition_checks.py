@@ -38,7 +38,7 @@ def check_partition(site: SiteFacts, profile: ClusterProfile, allocations: Seque
         return
     (partition,) = partitions
     assert partition is not None
-    problems = [*_check_access(site, partition, profile), *_check_nodes(partition, profile, allocations)]
+    problems = [*_check_access(site, partition, profile), *_check_nodes(site, partition, profile, allocations)]
     problems += _check_time(site, partition, profile)
     yield from problems
     if not problems:
@@ -71,7 +71,9 @@ def _check_access(site: SiteFacts, partition: Partition, profile: ClusterProfile
         yield fail(_CHECK, f"{partition.name} needs a reservation", "add sbatch: {reservation: NAME} to the profile")
 
 
-def _check_nodes(partition: Partition, profile: ClusterProfile, allocations: Sequence[Allocation]) -> Iterator[Finding]:
+def _check_nodes(
+    site: SiteFacts, partition: Partition, profile: ClusterProfile, allocations: Sequence[Allocation]
+) -> Iterator[Finding]:
     """Its nodes have the GPUs, cores and memory of each allocation."""
     if profile.gpu_request == "none":
         return
@@ -83,6 +85,8 @@ def _check_nodes(partition: Partition, profile: ClusterProfile, allocations: Seq
         types = ", ".join(name or "(no type)" for name in partition.gpu_types)
         yield fail(_CHECK, f"{partition.name} has no GPUs of type {profile.gpu_type!r}", f"set gpu_type to: {types}")
         return
+    if site.shares_gpus_by_tres is False and profile.gpu_request == "gpus-per-node":
+        yield fail(_CHECK, "this site has no --gpus-per-node (SelectType)", "set gpu_request: gres")
     for allocation in allocations:
         if not partition.can_give(allocation, profile.gpu_type):
             largest = max(kind.gpus_per_node(profile.gpu_type) for kind in partition.node_kinds)
@@ -94,9 +98,24 @@ def _check_nodes(partition: Partition, profile: ClusterProfile, allocations: Seq
         if cpus > cores:
             fix = f"set cpus_per_gpu: {max(1, cores // allocation.gpus_per_node)}"
             yield fail(_CHECK, f"{allocation} requests {cpus} CPUs of each node, which has {cores}", fix)
+        yield from _check_memory(site, profile, allocation, max(kind.memory_mb for kind in kinds))
         if sum(kind.usable_nodes for kind in kinds) < allocation.nodes:
             text = f"{allocation} waits for the repair of nodes: too few are neither down nor drained"
             yield warn(_CHECK, text, "sinfo -R says why; choose another partition")
+
+
+def _check_memory(
+    site: SiteFacts, profile: ClusterProfile, allocation: Allocation, memory_mb: int
+) -> Iterator[Finding]:
+    """A node has the memory that an allocation requests."""
+    if not site.counts_memory or profile.memory_gb_per_gpu is None:
+        return
+    requested_gb = profile.memory_gb_per_gpu * allocation.gpus_per_node
+    if requested_gb * 1024 > memory_mb:
+        fix = f"set memory_gb_per_gpu: {memory_mb // 1024 // allocation.gpus_per_node}"
+        yield fail(
+            _CHECK, f"{allocation} requests {requested_gb:g} GB of each node, which has {memory_mb / 1024:.4g}", fix
+        )
 
 
 def _check_time(site: SiteFacts, partition: Partition, profile: ClusterProfile) -> Iterator[Finding]:

@@ -93,6 +93,7 @@ def config_facts(text: str) -> SiteFacts:
         preempt_warns="send_user_signal" in warning,
         counts_memory="MEMORY" in values.get("SelectTypeParameters", "").upper(),
         shares_gpus_by_tres="cons_tres" in values.get("SelectType", "cons_tres"),
+        counts_gpus="gres/gpu" in values.get("AccountingStorageTRES", ""),
         gres_types=parse_names(values.get("GresTypes", "")) or frozenset(),
     )
 

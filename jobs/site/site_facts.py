@@ -218,6 +218,7 @@ class SiteFacts:
         preempt_warns: Whether a job gets its own warning signal before a preemption.
         counts_memory: Whether jobs share the memory of a node by what they request.
         shares_gpus_by_tres: Whether ``--gpus-per-node`` works; before select/cons_tres, only ``--gres`` does.
+        counts_gpus: Whether sacct has the GPUs of each job.
         gres_types: The kinds of generic resources that the site has.
         associations: The accounts of the user.
         qos: All QOS.
@@ -236,6 +237,7 @@ class SiteFacts:
     preempt_warns: bool | None = None
     counts_memory: bool | None = None
     shares_gpus_by_tres: bool | None = None
+    counts_gpus: bool | None = None
     gres_types: frozenset[str] = frozenset()
     associations: tuple[Association, ...] = ()
     qos: tuple[Qos, ...] = ()

@@ -93,6 +93,13 @@ def test_other_torch_on_a_node() -> None:
     assert finding.nodes == ("node1",)
 
 
+def test_other_python_is_a_note() -> None:
+    newer = {**LOGIN, "torch": "2.9.0", "python": "3.12.1"}
+    first, second = check_job(job(report(0, versions=newer), report(1, versions=newer)), LOGIN)
+    assert (first.text, first.level) == ("Python is 3.11.7 here and 3.12.1 on the compute nodes", Level.NOTE)
+    assert second.level is Level.OK
+
+
 def test_other_release_than_on_the_login_node() -> None:
     older = {**LOGIN, "torch": "2.9.0", "disttrain-sweeps": "0.9"}
     finding = only(job(report(0, versions=older), report(1, versions=older)))

@@ -87,6 +87,19 @@ def test_partition_without_enough_nodes() -> None:
     assert (finding.level, finding.check) == (Level.WARN, "partition")
 
 
+def test_memory_of_a_node() -> None:
+    (finding,) = partition(change(counts_memory=True), memory_gb_per_gpu=6.0)
+    assert finding.text == "2x2 requests 12 GB of each node, which has 9.766"
+    assert finding.fix == "set memory_gb_per_gpu: 4"
+    assert partition(memory_gb_per_gpu=6.0)[0].level is Level.OK
+
+
+def test_site_without_gpus_per_node() -> None:
+    (finding,) = partition(change(shares_gpus_by_tres=False))
+    assert finding.fix == "set gpu_request: gres"
+    assert partition(change(shares_gpus_by_tres=False), gpu_request="gres")[0].level is Level.OK
+
+
 def test_nodes_are_not_checked_without_gpus() -> None:
     (finding,) = partition(partition="cpu", gpu_request="none")
     assert finding.level is Level.OK
@@ -155,6 +168,8 @@ def test_slurm_and_accounting() -> None:
     assert "srun" not in check_slurm(change(release="24.11.5")).text
     (finding,) = check_accounting(change(accounting=False))
     assert finding.level is Level.WARN
+    _, finding = check_accounting(change(counts_gpus=False))
+    assert finding.level is Level.NOTE
 
 
 def test_array_size() -> None:
