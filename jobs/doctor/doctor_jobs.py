@@ -148,14 +148,15 @@ class DoctorJobs:
                 cancel([facts.job_id for facts in jobs], environ=os.environ)
 
     def _complete(self, facts: JobFacts) -> JobFacts:
-        """The facts with the last reports, and for ranks without one what the log and Slurm say."""
+        """The facts with the last reports, and for ranks that did not end what the log and Slurm say."""
         if not facts.started:
             return facts
         facts = self._with_reports(facts, time.time())
-        if not facts.missing_ranks:
+        if not facts.missing_ranks and all(report.stage == "done" for report in facts.reports.values()):
             return facts
         logs = self._folder / str(facts.allocation) / "logs"
-        lines = (_last_line(path) for rank in facts.missing_ranks for path in log_files(logs, facts.job_id, rank))
+        ranks = facts.missing_ranks or (0,)
+        lines = (_last_line(path) for rank in ranks for path in log_files(logs, facts.job_id, rank))
         return dataclasses.replace(
             facts, nodes=_nodes_of(facts.job_id), log_line=next(filter(None, reversed(list(lines))), None)
         )
@@ -188,8 +189,8 @@ def with_state(facts: JobFacts, queue: Mapping[str, QueuedJob] | None, now_s: fl
         return dataclasses.replace(facts, ended=facts.started)
     state = job.state
     if state.is_pending:
-        return dataclasses.replace(facts, state=str(state), began_s=now_s, waited_s=now_s - sent_s, reason=job.reason)
-    return dataclasses.replace(facts, state=str(state), started=True, ended=state.is_finished)
+        return dataclasses.replace(facts, state=state, began_s=now_s, waited_s=now_s - sent_s, reason=job.reason)
+    return dataclasses.replace(facts, state=state, started=True, ended=state.is_finished)
 
 
 def run_here(allocations: Sequence[Allocation], folder: Path, request: DoctorRequest) -> list[JobFacts]:

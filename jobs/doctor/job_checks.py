@@ -9,12 +9,19 @@ from disttrain.records.doctor_reports import RankReport
 from jobs.doctor.finding import Finding, exclude_line, fail, note, ok, warn
 from jobs.doctor.job_facts import JobFacts, never_starts
 from jobs.doctor.link_checks import check_link, describe_link
+from jobs.slurm.states import State
 
 # A file system may show a file this much later than it was written, and the login node looks once a second.
 _CLOCK_S, _SEEN_LATER_S = 2.0, 65.0
 _SLOW_IMPORT_S = 60.0
 _ROUNDS = 8  # of the check of the products
 _OF_LOGIN = ("disttrain-sweeps", "submitit")
+_FIX_OF_STATE = {
+    State.OUT_OF_MEMORY: "set memory_gb_per_gpu in the profile to more",
+    State.NODE_FAIL: "repeat it, or exclude the node with sbatch: {exclude: NODE}",
+    State.PREEMPTED: "repeat it, or choose a partition without preemption",
+    State.CANCELLED: "repeat it: someone has cancelled the job",
+}
 _SLOWING = {"CUDA_LAUNCH_BLOCKING": ("1",), "TORCH_DISTRIBUTED_DEBUG": ("DETAIL",)}
 
 
@@ -105,12 +112,21 @@ def _check_errors(facts: JobFacts, needs_torch: bool) -> Iterator[Finding]:
         elif report.error is not None:
             text = f"rank {rank} on {report.host} failed while {_doing(report)}: {report.error}"
             yield fail(_name(facts), text, _fix_error(report))
-    stuck = [report for report in facts.reports.values() if report.error is None and report.stage != "done"]
-    if stuck and len(stuck) == len(facts.reports) and not facts.missing_ranks and _same_torch(facts):
-        first = min(stuck, key=lambda report: report.rank)
-        yield fail(
-            _name(facts), f"its ranks did not end: rank {first.rank} was still {_doing(first)}", _fix_stuck(first)
-        )
+    unfinished = [report for report in facts.reports.values() if report.error is None and report.stage != "done"]
+    # One rank that ends early, or another torch, leaves the others unfinished, and has a finding of its own.
+    if unfinished and len(unfinished) == len(facts.reports) and not facts.missing_ranks and _same_torch(facts):
+        yield _unfinished(facts, min(unfinished, key=lambda report: report.rank))
+
+
+def _unfinished(facts: JobFacts, first: RankReport) -> Finding:
+    """A job whose ranks were all ended during a check."""
+    during = f"rank {first.rank} on {first.host} was {_doing(first)}"
+    if facts.state in _FIX_OF_STATE:
+        return fail(_name(facts), f"ended as {facts.state} while {during}", _FIX_OF_STATE[facts.state])
+    if facts.state == State.FAILED:
+        text = f"ended as FAILED while {during}: {facts.log_line or 'its log is empty'}"
+        return fail(_name(facts), text, "the log of the job says more")
+    return fail(_name(facts), f"its ranks did not end: {during}", _fix_stuck(first))
 
 
 def _doing(report: RankReport) -> str:

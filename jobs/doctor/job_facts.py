@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 from disttrain.records.doctor_reports import RankReport
 from jobs.planning.allocation import Allocation
+from jobs.slurm.states import State
 
 # What Slurm says of a job that will not start, however long it waits.
 _NEVER = re.compile(
@@ -26,14 +27,14 @@ class JobFacts:
         refusal: Why it was not sent; None if it was.
         started: Whether it has started.
         ended: Whether it has ended by itself, and was not cancelled.
-        state: Slurm's word for its last known state.
+        state: Its last known state.
         reason: Slurm's word for why it waited.
         waited_s: How long it waited.
         began_s: The last time at which it was seen to wait.
         nodes: The nodes on which it ran.
         reports: The reports of its ranks, by rank.
         seen_s: When each report was first seen with its time, by rank.
-        log_line: The last line of the log of a rank without a report; None if there is none.
+        log_line: The last line of the log of a rank without a report, or of rank 0; None if there is none.
     """
 
     allocation: Allocation
@@ -41,7 +42,7 @@ class JobFacts:
     refusal: str | None = None
     started: bool = False
     ended: bool = False
-    state: str = ""
+    state: State | None = None
     reason: str = ""
     waited_s: float = 0.0
     began_s: float = 0.0

@@ -12,6 +12,7 @@ from jobs.doctor.finding import Finding, Level
 from jobs.doctor.job_checks import check_job
 from jobs.doctor.job_facts import JobFacts
 from jobs.planning.allocation import Allocation
+from jobs.slurm.states import State
 
 LOGIN = {"python": "3.11.7", "disttrain-sweeps": "1.0", "submitit": "1.5"}
 NOW_S = 1_000_000.0
@@ -157,9 +158,23 @@ def test_missing_torch() -> None:
 
 def test_ranks_that_do_not_connect() -> None:
     finding = only(job(*(report(rank, stage="connecting", product_ms=(), link_gb_per_s=None) for rank in range(2))))
-    assert finding.text == "its ranks did not end: rank 0 was still connecting to the other ranks"
+    assert finding.text == "its ranks did not end: rank 0 on node1 was connecting to the other ranks"
     assert finding.fix is not None
     assert "network_interface" in finding.fix
+
+
+@pytest.mark.parametrize(
+    ("state", "text"),
+    [
+        ("OUT_OF_MEMORY", "ended as OUT_OF_MEMORY while rank 0 on node1 was importing torch"),
+        ("FAILED", "ended as FAILED while rank 0 on node1 was importing torch: Segmentation fault"),
+        ("TIMEOUT", "its ranks did not end: rank 0 on node1 was importing torch"),
+    ],
+)
+def test_job_that_ends_during_a_check(state: str, text: str) -> None:
+    ranks = (report(rank, stage="importing", import_s=None, product_ms=(), link_gb_per_s=None) for rank in range(2))
+    finding = only(job(*ranks, state=State(state), log_line="Segmentation fault"))
+    assert (finding.level, finding.text) == (Level.FAIL, text)
 
 
 def test_slow_import() -> None:
