@@ -73,7 +73,7 @@ class StoredRun:
         began_s = time.monotonic()
         # What a later job may get: the run changes its own, for example to the network of these nodes.
         environ = dict(os.environ)
-        _reset_signals()
+        reset_signals()
         stop_signals = StopSignals() if self.resume is not None else None
         with recorded_failure(self.run_dir):
             env = RankEnv.from_environ(os.environ)
@@ -214,7 +214,7 @@ def _importing_from(folders: Sequence[str]) -> Iterator[None]:
         sys.path[:] = before
 
 
-def _reset_signals() -> None:
+def reset_signals() -> None:
     """Removes submitit's signal handlers, with which a rank ignores SIGTERM until Slurm sends SIGKILL 30 s later.
 
     USR2 warns of the time limit or of a preemption. With submitit's handler it would end only rank 0, in the middle of

@@ -1,4 +1,4 @@
-"""The entry point of each rank: `RankTask`, the picklable callable that submitit starts once for every GPU."""
+"""The entry points of ranks: picklable callables, which submitit starts once for every GPU."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
+from disttrain.environment.rank_env import RankEnv
 from disttrain.records.lifecycle.attempt_log import ResumePolicy
 from jobs.resumption import chain_command, notify_end
 
@@ -69,3 +70,26 @@ class RankTask:
             raise
         if self.notifies and likely_rank(os.environ) == 0:
             notify_end(run_dir, environ)
+
+
+@dataclass(frozen=True)
+class DoctorTask:
+    """One rank of a job of `sweep doctor`.
+
+    Args:
+        folder: The absolute path of the job's folder, with its request.
+        nodes: The number of nodes of the allocation.
+        folded: Whether this one host stands for all nodes (local executor).
+    """
+
+    folder: str
+    nodes: int
+    folded: bool = False
+
+    def __call__(self) -> None:
+        from disttrain.doctor_run import run_doctor
+        from disttrain.stored_run import reset_signals
+
+        reset_signals()
+        env = RankEnv.from_environ(os.environ)
+        run_doctor(Path(self.folder), env.fold(self.nodes) if self.folded else env)

@@ -73,7 +73,7 @@ def send_to_slurm(
     if not plan.groups:
         return [], ""
     cluster = cluster_config(environ=os.environ)
-    _check_cluster(cluster, os.environ)
+    check_cluster(cluster, os.environ)
     submission = _Submission(plan, overrides, clock, cluster.name)
     unsent: list[str] = []
     limit = ""
@@ -108,7 +108,7 @@ class _Full(Exception):
         self.limit = limit
 
 
-def _check_cluster(cluster: ClusterConfig, environ: Mapping[str, str]) -> None:
+def check_cluster(cluster: ClusterConfig, environ: Mapping[str, str]) -> None:
     """Checks that the jobs go to the cluster that the user's variables name: all commands ask that of this host.
 
     Raises:
@@ -209,19 +209,35 @@ def _undo(plan: Plan, token: str, run_ids: Sequence[str], time_s: float, error: 
 
 
 def _sbatch(plan: Plan, group: JobGroup, token: str) -> list[str]:
+    options = ["--hold", f"--comment={job_comment(token, group.parameters)}"]
+    return send_tasks(plan, group, rank_tasks(plan, group), options)
+
+
+def send_tasks(plan: Plan, group: JobGroup, tasks: Sequence[Callable[[], None]], options: Sequence[str]) -> list[str]:
+    """Calls sbatch once: for an array of these tasks with the request of a group, or for a plain job of one task.
+
+    Args:
+        plan: The plan with the group.
+        group: What is requested.
+        tasks: What each rank calls, for each task of the array.
+        options: Options of the command line of sbatch.
+
+    Returns:
+        The id of each task's job.
+
+    Raises:
+        UserError: sbatch refused it, or gave no clear answer.
+    """
     from submitit import SlurmExecutor
     from submitit.core.utils import FailedJobError, FailedSubmissionError
 
     executor = SlurmExecutor(folder=plan.log_folder, python=compute_python(group.profile))
     executor.update_parameters(**group.parameters)
-    tasks = rank_tasks(plan, group)
     # submitit prints the output of sbatch after a refusal; our one-line error already has it.
-    options = group.profile.sbatch if group.profile else ()
-    overruled = overruled_variables(os.environ, plan.script(group), options)
     with (
-        clean_environ(other_node=True, overruled=overruled),
+        clean_environ(other_node=True, overruled=overruled_by(plan, group)),
         contextlib.redirect_stderr(io.StringIO()),
-        _on_hold(SlurmExecutor, token, group.parameters),
+        _called_with(SlurmExecutor, options),
     ):
         try:
             # submitit makes an array of several tasks, and a plain job of one.
@@ -234,15 +250,20 @@ def _sbatch(plan: Plan, group: JobGroup, token: str) -> list[str]:
             ) from None
 
 
+def overruled_by(plan: Plan, group: JobGroup) -> frozenset[str]:
+    """The SBATCH_ variables of the user that must not reach sbatch with the script of a group."""
+    options = group.profile.sbatch if group.profile else ()
+    return overruled_variables(os.environ, plan.script(group), options)
+
+
 @contextlib.contextmanager
-def _on_hold(executor: Any, token: str, parameters: Mapping[str, Any]) -> Iterator[None]:
-    """Lets submitit call sbatch with a hold and the token, and read the job's number as wrappers of sbatch print it.
+def _called_with(executor: Any, options: Sequence[str]) -> Iterator[None]:
+    """Lets submitit call sbatch with these options, and read the job's number as wrappers of sbatch print it.
 
     An array is sent by another executor that submitit makes itself, so the class is changed.
     """
-    comment = job_comment(token, parameters)
     before = executor._make_submission_command, executor.__dict__["_get_job_id_from_submission_command"]
-    executor._make_submission_command = lambda _, path: ["sbatch", "--hold", f"--comment={comment}", str(path)]
+    executor._make_submission_command = lambda _, path: ["sbatch", *options, str(path)]
     executor._get_job_id_from_submission_command = staticmethod(_job_id_in)
     try:
         yield
