@@ -17,11 +17,13 @@ import time
 from collections.abc import Collection, Iterator
 from pathlib import Path
 
-from disttrain.config.hub_inputs import OFFLINE, REVISIONS, HubRepo, hub_repos, input_id
-from disttrain.config.train_config import TrainConfig
+from disttrain.config.hub_inputs import OFFLINE, HubRepo, changed_fields, hub_repos, input_id, pin
+from disttrain.config.train_config import FAMILIES, TrainConfig
 from disttrain.environment.rank_env import RankEnv
+from disttrain.environment.train_extra import naming_the_extra
 from disttrain.errors import UserError, first_line, print_every_text
 from disttrain.records.prefetch_files import (
+    PrefetchedInput,
     PrefetchOutcome,
     PrefetchRequest,
     add_to_manifest,
@@ -38,7 +40,10 @@ def main(folder: Path) -> int:
     """Fulfils the latest request in the folder of a sweep, and writes its outcome. The libraries are imported in it.
 
     Returns:
-        The exit status: 0, 2 for a mistake of the user, 1 for another error.
+        The exit status: 0, or 2 for a mistake of the user, or 130 after Ctrl-C.
+
+    Raises:
+        Exception: Any other error; the outcome has it too.
     """
     print_every_text()
     signal.signal(signal.SIGUSR2, signal.SIG_IGN)  # Slurm's warning before the time limit would end the process
@@ -51,11 +56,14 @@ def main(folder: Path) -> int:
         if request is None:
             raise UserError(f"{str(folder)!r} has no request", hint="sweep prefetch FILE writes it")
         sys.path.extend(request.import_path)
-        fulfil(request, folder, fetched)
+        with naming_the_extra():
+            fulfil(request, folder, fetched)
     except UserError as error:
         write_outcome(folder, PrefetchOutcome(len(fetched), str(error)))
         return 2
-    except BaseException as error:
+    except KeyboardInterrupt:
+        return 130
+    except Exception as error:
         write_outcome(folder, PrefetchOutcome(len(fetched), f"{type(error).__name__}: {first_line(error)}"))
         raise
     write_outcome(folder, PrefetchOutcome(len(fetched)))
@@ -76,28 +84,26 @@ def fulfil(request: PrefetchRequest, folder: Path, fetched: list[str]) -> None:
     configs = [TrainConfig(**fields) for fields in request.inputs]
     pinned: Pinned = {}
     if not request.update:
-        pinned = _pinned_before(configs, folder)
+        pinned = _pinned_before(folder)
     for number, config in enumerate(configs, 1):
         say(f"input {number} of {len(configs)}: {describe(config)}")
         began_s = time.monotonic()
         repos = hub_repos(config)
         revisions = {repo.field: _revision(repo, pinned) for repo in repos}
         with _reporting_downloads(repos):
-            examples = prepare_input(dataclasses.replace(config, **revisions))
-        reads = {name: getattr(config, name) for name in ("model", *REVISIONS)}
-        add_to_manifest(folder, input_id(config), reads, revisions)
+            examples = prepare_input(pin(config, revisions))
+        add_to_manifest(folder, input_id(config), PrefetchedInput(changed_fields(config), revisions))
         fetched.append(input_id(config))
         say(f"  complete after {time.monotonic() - began_s:.0f} s: {examples} training examples")
 
 
-def _pinned_before(configs: list[TrainConfig], folder: Path) -> Pinned:
-    """The revisions that earlier calls have pinned, so that a repetition changes none."""
-    manifest = read_manifest(folder)
+def _pinned_before(folder: Path) -> Pinned:
+    """The revisions that earlier calls have pinned: all inputs of a sweep have the same."""
     return {
-        repo: manifest[input_id(config)][repo.field]
-        for config in configs
-        for repo in hub_repos(config)
-        if repo.field in manifest.get(input_id(config), {})
+        repo: complete.revisions[repo.field]
+        for complete in read_manifest(folder).values()
+        for repo in hub_repos(TrainConfig(**complete.config))
+        if repo.field in complete.revisions
     }
 
 
@@ -170,7 +176,7 @@ def prepare_input(config: TrainConfig) -> int:
     family = load_family(config.model)
     with tempfile.TemporaryDirectory() as work_dir:
         encoded = encode_splits(config, family, alone, Path(work_dir))
-        if config.checkpoint is not None:
+        if config.checkpoint is not None or config.model not in FAMILIES:
             # Reads the weights as a run does, and shows now if they do not fit the data.
             family.build(dataclasses.replace(config, device="cpu"), encoded)
     for notice in encoded.notices:

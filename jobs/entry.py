@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from disttrain.config.command.command_config import CommandConfig, is_command
+from disttrain.config.hub_inputs import with_pinned
 from disttrain.config.train_config import TrainConfig, is_own_family
 from disttrain.environment.rank_env import RankEnv
 from disttrain.environment.stop_signals import StopSignals
@@ -114,7 +115,8 @@ class RankTask:
         from disttrain.run import run  # a rank imports it, the login node never does
 
         setup = f"{self.nodes}x{self.gpus_per_node}"
-        config = dataclasses.replace(TrainConfig(**description["train"]), setup=setup)
+        config = with_pinned(TrainConfig(**description["train"]), description, os.environ)
+        config = dataclasses.replace(config, setup=setup)
         folders: Sequence[str] = ()
         if is_own_family(config.model):
             # Other runs must import nothing from them: libraries try optional packages, and a stray pydot.py next to

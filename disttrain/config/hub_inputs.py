@@ -64,6 +64,17 @@ def input_id(config: TrainConfig) -> str:
     return run_id("input", config)
 
 
+def changed_fields(config: TrainConfig) -> dict[str, Any]:
+    """The fields of a config that differ from their defaults.
+
+    Example:
+        >>> changed_fields(TrainConfig(model="bert", max_length=64))
+        {'model': 'bert', 'max_length': 64}
+    """
+    fields = dataclasses.fields(config)
+    return {field.name: value for field in fields if (value := getattr(config, field.name)) != field.default}
+
+
 def hub_repos(config: TrainConfig) -> tuple[HubRepo, ...]:
     """The repositories of the hub that a resolved config names.
 
@@ -107,7 +118,13 @@ def with_pinned(config: TrainConfig, description: Mapping[str, Any], environ: Mu
     if not pinned:
         return config
     environ.setdefault(OFFLINE, "1")
-    return dataclasses.replace(config, **{name: pinned[name] for name in REVISIONS.values() if name in pinned})
+    return pin(config, pinned)
+
+
+def pin(config: TrainConfig, revisions: Mapping[str, str]) -> TrainConfig:
+    """The config with these revisions, by field."""
+    fields: dict[str, Any] = {name: revisions[name] for name in REVISIONS.values() if name in revisions}
+    return dataclasses.replace(config, **fields)
 
 
 def offline_hint(value: str, environ: Mapping[str, str]) -> str | None:

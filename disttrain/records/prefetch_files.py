@@ -6,10 +6,14 @@ import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
+from disttrain.config.hub_inputs import input_config, input_id
+from disttrain.config.train_config import TrainConfig
 from disttrain.records.atomic_write import write_text
 from disttrain.records.json_values import check_fields, damaged, read_object, to_json
+
+T = TypeVar("T")
 
 MANIFEST_NAME = "prefetch.json"
 FOLDER_NAME = "prefetch"  # the request, its outcome and the logs of its jobs
@@ -77,10 +81,21 @@ def read_outcome(folder: Path) -> PrefetchOutcome | None:
     return _read(folder / FOLDER_NAME / _OUTCOME_NAME, PrefetchOutcome)
 
 
-def read_manifest(folder: Path) -> dict[str, dict[str, str]]:
-    """The pinned revisions of each complete input, by its `hub_inputs.input_id` and the field that gets them.
+@dataclass(frozen=True)
+class PrefetchedInput:
+    """An input that is complete.
 
-    An input without data of the hub has none.
+    Attributes:
+        config: The fields of its config that differ from their defaults.
+        revisions: The pinned revision of each field that names a repository of the hub, by the field that gets it.
+    """
+
+    config: dict[str, Any]
+    revisions: dict[str, str]
+
+
+def read_manifest(folder: Path) -> dict[str, PrefetchedInput]:
+    """The inputs of a sweep that are complete, by their `hub_inputs.input_id`.
 
     Raises:
         DamagedFile: The file cannot be used.
@@ -93,25 +108,30 @@ def read_manifest(folder: Path) -> dict[str, dict[str, str]]:
     try:
         check_fields(_Manifest, manifest)
         for entry in manifest["inputs"].values():
-            check_fields(_Input, entry)
+            check_fields(PrefetchedInput, entry)
     except ValueError as error:
         raise damaged(path, error, hint) from None
-    return {name: entry["revisions"] for name, entry in manifest["inputs"].items()}
+    return {name: PrefetchedInput(entry["config"], entry["revisions"]) for name, entry in manifest["inputs"].items()}
 
 
-def add_to_manifest(folder: Path, name: str, reads: Mapping[str, Any], revisions: Mapping[str, str]) -> None:
-    """Notes that an input is complete.
+def add_to_manifest(folder: Path, name: str, complete: PrefetchedInput) -> None:
+    """Notes that an input is complete."""
+    inputs = {**read_manifest(folder), name: complete}
+    content = {"inputs": {name: dataclasses.asdict(entry) for name, entry in inputs.items()}}
+    write_text(folder / MANIFEST_NAME, to_json(content, indent=2) + "\n")
+
+
+def pinned_for(config: TrainConfig, manifest: Mapping[str, PrefetchedInput]) -> Mapping[str, str]:
+    """The revisions that are pinned for the run of a config, by field; none if its inputs are not complete.
 
     Args:
-        folder: The folder of the sweep.
-        name: The identity of the input.
-        reads: What it reads, for a person.
-        revisions: The pinned revision of each field that names a repository of the hub.
+        config: The config of the run.
+        manifest: The inputs that are complete, by `input_id`.
     """
-    path = folder / MANIFEST_NAME
-    inputs = (read_object(path) or {"inputs": {}})["inputs"]
-    entry = {**reads, "revisions": dict(revisions)}
-    write_text(path, to_json({"inputs": {**inputs, name: entry}}, indent=2) + "\n")
+    inputs = input_config(config)
+    if inputs is None or input_id(inputs) not in manifest:
+        return {}
+    return manifest[input_id(inputs)].revisions
 
 
 @dataclass(frozen=True)
@@ -121,14 +141,7 @@ class _Manifest:
     inputs: dict[str, dict[str, Any]]
 
 
-@dataclass(frozen=True)
-class _Input:
-    """What every input of it has."""
-
-    revisions: dict[str, str]
-
-
-def _read(path: Path, kind: Any) -> Any:
+def _read(path: Path, kind: type[T]) -> T | None:
     content = read_object(path)
     if content is None:
         return None

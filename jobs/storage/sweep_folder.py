@@ -13,11 +13,14 @@ from pathlib import Path
 from typing import Any
 
 from disttrain.config.command.command_config import is_command
+from disttrain.config.hub_inputs import PINNED
+from disttrain.config.train_config import TrainConfig
 from disttrain.errors import UserError, shorten, suggest_name
 from disttrain.records.atomic_write import write_text
 from disttrain.records.json_values import DamagedFile, check_fields, damaged, read_object, to_json
 from disttrain.records.lifecycle.attempt_log import ATTEMPTS_NAME
 from disttrain.records.lifecycle.stacks import remove_hang_files
+from disttrain.records.prefetch_files import pinned_for, read_manifest
 from disttrain.records.record_files import STAGE_NAME, SUMMARY_NAME, failure_name, metrics_name
 from disttrain.records.versions import versions
 from jobs.planning.cluster import DEBUG, LOCAL, Cluster, Kind
@@ -336,6 +339,7 @@ def prepare_runs(
         continues: Whether the runs continue the attempts of the user's latest submission.
     """
     facts = {"versions": versions(), "git": git_state(Path.cwd()), "import_path": list(import_path)}
+    manifest = read_manifest(folder.path)
     for run in runs:
         run_dir = folder.run(run["run_id"])
         try:
@@ -346,6 +350,8 @@ def prepare_runs(
                 for name in (ATTEMPTS_NAME, folder.request_file.name):
                     (run_dir / name).unlink(missing_ok=True)
         planned = {name: value for name, value in run.items() if name != "dropped"}
+        if manifest and not is_command(run) and (pinned := pinned_for(TrainConfig(**run["train"]), manifest)):
+            planned[PINNED] = dict(pinned)
         write_text(run_dir / "run.json", to_json({**planned, **facts}, indent=2) + "\n", private=True)
 
 
