@@ -34,6 +34,8 @@ from disttrain.records.prefetch_files import (
 
 Pinned = dict[HubRepo, str]
 _SAY_EVERY_S = 5.0
+# The packages whose errors mean that the hub does not answer, or refuses; their names change with its releases.
+_CLIENTS = ("huggingface_hub", "httpx", "httpx2", "httpcore", "requests")
 
 
 def main(folder: Path) -> int:
@@ -90,7 +92,7 @@ def fulfil(request: PrefetchRequest, folder: Path, fetched: list[str]) -> None:
         began_s = time.monotonic()
         repos = hub_repos(config)
         revisions = {repo.field: _revision(repo, pinned) for repo in repos}
-        with _reporting_downloads(repos):
+        with _reporting_downloads(repos), _naming_the_hub(config):
             examples = prepare_input(pin(config, revisions))
         add_to_manifest(folder, input_id(config), PrefetchedInput(changed_fields(config), revisions))
         fetched.append(input_id(config))
@@ -156,8 +158,21 @@ def _resolve(repo: HubRepo) -> str:
 
 
 def _no_answer(where: str, error: Exception) -> UserError:
-    hint = f"does {socket.gethostname()} reach the hub? sweep prefetch --here uses the host on which you type it"
+    hint = f"does {socket.gethostname()} reach the hub?"
+    if "SLURM_JOB_ID" in os.environ:
+        hint += " sweep prefetch --here uses the host on which you type it"
     return UserError(f"the hub does not answer for {where}: {first_line(error)}", hint=hint)
+
+
+@contextlib.contextmanager
+def _naming_the_hub(config: TrainConfig) -> Iterator[None]:
+    """Turns an error of the hub's client, which transformers passes on, into one line."""
+    try:
+        yield
+    except Exception as error:
+        if type(error).__module__.partition(".")[0] not in _CLIENTS:
+            raise
+        raise _no_answer(describe(config), error) from error
 
 
 def prepare_input(config: TrainConfig) -> int:

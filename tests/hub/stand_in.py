@@ -11,7 +11,9 @@ from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
-from urllib.parse import unquote, urlsplit
+from urllib.parse import parse_qs, unquote, urlsplit
+
+Files = dict[str, bytes]  # the content of each file by its path
 
 _API = re.compile(r"/api/(?P<kind>models|datasets)/(?P<name>[^/]+/[^/]+)(?P<rest>/.*)?")
 _FILE = re.compile(r"/(?:(?P<kind>datasets)/)?(?P<name>[^/]+/[^/]+)/resolve/(?P<revision>[^/]+)/(?P<path>.+)")
@@ -33,20 +35,23 @@ class Hub:
         self.is_up = True
         self.files_until_down: int | None = None
         self.url = ""
+        self._commits: dict[tuple[str, str], dict[str, Files]] = {}
 
-    def files(self, kind: str, name: str) -> dict[str, Path] | None:
-        """The files of a repository by path; None if it does not exist."""
+    def commits(self, kind: str, name: str) -> dict[str, Files]:
+        """The content of each commit that was asked for, the newest last; none if the repository does not exist."""
+        commits = self._commits.setdefault((kind, name), {})
         folder = self.root / kind / name
-        if not folder.is_dir():
-            return None
-        return {str(path.relative_to(folder)): path for path in sorted(folder.rglob("*")) if path.is_file()}
+        if folder.is_dir():
+            paths = sorted(path for path in folder.rglob("*") if path.is_file())
+            files = {str(path.relative_to(folder)): path.read_bytes() for path in paths}
+            commit = hashlib.sha1(b"".join(path.encode() + content for path, content in files.items())).hexdigest()
+            commits.pop(commit, None)
+            commits[commit] = files
+        return commits
 
-    def commit(self, kind: str, name: str) -> str:
-        """The commit of a repository: it changes with its files."""
-        digest = hashlib.sha1(name.encode())
-        for path, file in (self.files(kind, name) or {}).items():
-            digest.update(path.encode() + file.read_bytes())
-        return digest.hexdigest()
+    def downloads(self) -> list[str]:
+        """The names of the files that were sent."""
+        return [line.rpartition("/")[2] for line in self.asked if line.startswith("GET") and "/resolve/" in line]
 
 
 @contextmanager
@@ -102,20 +107,17 @@ class _Handler(BaseHTTPRequestHandler):
             self._fail("EntryNotFound")
 
     def _api(self, kind: str, name: str, rest: str, body: bytes) -> None:
-        files = self.hub.files(kind, name)
-        if files is None:
-            self._fail("RepoNotFound")
+        part, _, revision = rest.strip("/").partition("/")
+        commit = self._commit(kind, name, revision.partition("/")[0] or "main")
+        if commit is None:
             return
-        commit = self.hub.commit(kind, name)
-        parts = rest.strip("/").split("/")
-        if len(parts) > 1 and parts[1] not in ("main", commit):
-            self._fail("RevisionNotFound")
-        elif parts[0] == "tree":
-            self._send_json([_entry(path, file) for path, file in files.items()])
-        elif parts[0] == "paths-info":
-            wanted = json.loads(body)["paths"] if body.startswith(b"{") else _form_paths(body)
+        files = self.hub.commits(kind, name)[commit]
+        if part == "tree":
+            self._send_json([_entry(path, content) for path, content in files.items()])
+        elif part == "paths-info":
+            wanted = parse_qs(body.decode()).get("paths", [])
             self._send_json([_entry(path, files[path]) for path in wanted if path in files])
-        elif parts[0] in ("", "revision"):
+        elif part in ("", "revision"):
             siblings = [{"rfilename": path} for path in files]
             self._send_json({"_id": name, "id": name, "sha": commit, "siblings": siblings, "private": False,
                              "tags": [], "downloads": 0, "likes": 0})  # fmt: skip
@@ -123,20 +125,29 @@ class _Handler(BaseHTTPRequestHandler):
             self._fail("EntryNotFound")
 
     def _file(self, kind: str, name: str, revision: str, path: str) -> None:
-        files = self.hub.files(kind, name)
-        if files is None:
-            self._fail("RepoNotFound")
+        commit = self._commit(kind, name, revision)
+        if commit is None:
             return
-        commit = self.hub.commit(kind, name)
-        if revision not in ("main", commit):
-            self._fail("RevisionNotFound")
-        elif path not in files:
+        content = self.hub.commits(kind, name)[commit].get(path)
+        if content is None:
             self._fail("EntryNotFound", commit)
         else:
-            self._send_file(files[path], commit)
+            self._send_file(content, commit)
 
-    def _send_file(self, file: Path, commit: str) -> None:
-        content = file.read_bytes()
+    def _commit(self, kind: str, name: str, revision: str) -> str | None:
+        """The commit of a revision; None after the answer that there is no such one."""
+        commits = self.hub.commits(kind, name)
+        if not commits:
+            self._fail("RepoNotFound")
+        elif revision == "main":
+            return list(commits)[-1]
+        elif revision in commits:
+            return revision
+        else:
+            self._fail("RevisionNotFound")
+        return None
+
+    def _send_file(self, content: bytes, commit: str) -> None:
         self.send_response(200)
         self.send_header("X-Repo-Commit", commit)
         self.send_header("ETag", f'"{_oid(content)}"')
@@ -172,16 +183,9 @@ class _Handler(BaseHTTPRequestHandler):
         self.end_headers()
 
 
-def _entry(path: str, file: Path) -> dict[str, Any]:
-    content = file.read_bytes()
+def _entry(path: str, content: bytes) -> dict[str, Any]:
     return {"type": "file", "path": path, "size": len(content), "oid": _oid(content)}
 
 
 def _oid(content: bytes) -> str:
     return hashlib.sha1(content).hexdigest()
-
-
-def _form_paths(body: bytes) -> list[str]:
-    from urllib.parse import parse_qs
-
-    return parse_qs(body.decode()).get("paths", [])
