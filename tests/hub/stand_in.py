@@ -55,8 +55,14 @@ class Hub:
 
 
 @contextmanager
-def serve(root: Path, host: str = "127.0.0.1") -> Iterator[Hub]:
-    """Serves the repositories below a folder."""
+def serve(root: Path, host: str = "127.0.0.1", name: str | None = None) -> Iterator[Hub]:
+    """Serves the repositories below a folder.
+
+    Args:
+        root: The folder.
+        host: The address on which it serves; empty for all of this machine.
+        name: What clients call this machine; by default the address.
+    """
     hub = Hub(root)
 
     class Handler(_Handler):
@@ -64,7 +70,7 @@ def serve(root: Path, host: str = "127.0.0.1") -> Iterator[Hub]:
 
     Handler.hub = hub
     server = ThreadingHTTPServer((host, 0), Handler)
-    hub.url = f"http://{host}:{server.server_address[1]}"
+    hub.url = f"http://{name or host}:{server.server_address[1]}"
     thread = threading.Thread(target=server.serve_forever, daemon=True)
     thread.start()
     try:
