@@ -9,7 +9,7 @@ import contextlib
 import gc
 import os
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,6 +20,7 @@ from disttrain.config.train_config import LINK, TrainConfig
 from disttrain.distributed.process_exit import exit_soon, leave_without_teardown
 from disttrain.environment.rank_env import RankEnv, choose_threads
 from disttrain.environment.stop_signals import StopSignals
+from disttrain.environment.train_extra import naming_the_extra
 from disttrain.errors import (
     STOPPED_STATUS,
     BrokenNode,
@@ -34,9 +35,6 @@ from disttrain.records.lifecycle.stacks import remove_hang_files, remove_if_empt
 from disttrain.records.lifecycle.stage import end_stages, enter_stage
 from disttrain.records.run_folder import begin_run
 from disttrain.records.summary_types import Summary
-
-# The packages of the extra [train], by the names that are imported.
-_TRAIN_PACKAGES = ("torch", "torchvision", "transformers", "datasets", "tokenizers", "huggingface_hub", "numpy", "PIL")
 
 # `_run` imports torch and every module that needs it: --help and a wrong flag must not wait for that.
 if TYPE_CHECKING:
@@ -105,7 +103,7 @@ def run(config: TrainConfig, env: RankEnv, output_dir: Path, stop_signals: StopS
     # which took 17 % of that time.
     gc.disable()
     try:
-        with _naming_the_extra():
+        with naming_the_extra():
             summary = _run(config.resolved(), env, output_dir, stop_signals)
         if env.world_size > 1:
             leave_without_teardown()
@@ -126,22 +124,6 @@ def run(config: TrainConfig, env: RankEnv, output_dir: Path, stop_signals: StopS
         remove_if_empty(stacks)
         end_stages(output_dir, env)
         gc.enable()
-
-
-@contextlib.contextmanager
-def _naming_the_extra() -> Iterator[None]:
-    """Turns the error of a missing package of the extra [train] into one that says how to install it."""
-    try:
-        yield
-    except ModuleNotFoundError as error:
-        # Python reports a missing package by its own name, also for `import torch.nn`. A missing submodule of an
-        # installed package is another mistake, and its traceback says where.
-        if error.name not in _TRAIN_PACKAGES:
-            raise
-        raise UserError(
-            f"the package {error.name!r} is not installed for {sys.executable}",
-            hint="with its pip, in the checkout: pip install '.[train]'; or set python in the cluster profile",
-        ) from error
 
 
 def _run(config: TrainConfig, env: RankEnv, output_dir: Path, stop_signals: StopSignals | None) -> Summary:

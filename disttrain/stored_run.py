@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from disttrain.config.command.command_config import CommandConfig, is_command
+from disttrain.config.hub_inputs import with_pinned
 from disttrain.config.train_config import TrainConfig, is_own_family
 from disttrain.environment.rank_env import RankEnv
 from disttrain.environment.stop_signals import WARNING, StopSignals
@@ -104,7 +105,8 @@ class StoredRun:
         from disttrain.run import run  # the rank of a script needs none of it
 
         setup = f"{self.nodes}x{self.gpus_per_node}"
-        config = dataclasses.replace(TrainConfig(**description["train"]), setup=setup)
+        config = with_pinned(TrainConfig(**description["train"]), description, os.environ)
+        config = dataclasses.replace(config, setup=setup)
         folders: Sequence[str] = ()
         if is_own_family(config.model):
             # Other runs must import nothing from them: libraries try optional packages, and a stray pydot.py next to

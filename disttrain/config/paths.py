@@ -80,6 +80,7 @@ def absolute_paths(config: TrainConfig, folder: str) -> TrainConfig:
             continue
         path = _existing(value, folder)
         if path is not None:
+            _check_no_revision(config, name)
             changes[name] = path
             continue
         _check_expanded(name, value)
@@ -143,6 +144,14 @@ def _existing(value: str, folder: str) -> str | None:
     if os.path.exists(path):
         return path
     return None
+
+
+def _check_no_revision(config: TrainConfig, name: str) -> None:
+    """Checks that a field with an existing path has no revision: only the hub has revisions."""
+    revision: str | None = getattr(config, f"{name}_revision")
+    if revision is not None:
+        message = f"{name}_revision is {shorten(repr(revision))}, but {getattr(config, name)!r} is a local path"
+        raise FieldsError((f"{name}_revision", name), message, hint=f"drop {name}_revision")
 
 
 def _check_expanded(name: str, value: str) -> None:

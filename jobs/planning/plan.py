@@ -84,21 +84,27 @@ class Plan:
 
     def script(self, group: JobGroup) -> str:
         """The batch script of the group, exactly as sbatch receives it."""
-        # Imported here because submitit takes 0.2 s, which `sweep --help` does not need. The function is private to
-        # submitit. A test compares this text with the submitted script, so a new release cannot change one only.
-        from submitit.slurm.slurm import _make_sbatch_string
-
-        command = f"{compute_python(group.profile)} -u -m submitit.core._submit"
+        command = f"{compute_python(group.profile)} -u -m submitit.core._submit {shlex.quote(str(self.log_folder))}"
         array = {}
         if len(group.runs) > 1:
             array["map_count"] = len(group.runs)
-        text: str = _make_sbatch_string(
-            command=f"{command} {shlex.quote(str(self.log_folder))}",
-            folder=self.log_folder,
-            **group.parameters,
-            **array,
-        )
-        return text
+        return batch_script(command, self.log_folder, {**group.parameters, **array})
+
+
+def batch_script(command: str, log_folder: Path, parameters: Mapping[str, Any]) -> str:
+    """The batch script that starts a command with srun.
+
+    Args:
+        command: The command, as text of a shell.
+        log_folder: The folder of the logs.
+        parameters: The parameters of submitit's SlurmExecutor.
+    """
+    # Imported here because submitit takes 0.2 s, which `sweep --help` does not need. The function is private to
+    # submitit. A test compares this text with the submitted script, so a new release cannot change one only.
+    from submitit.slurm.slurm import _make_sbatch_string
+
+    text: str = _make_sbatch_string(command=command, folder=log_folder, **parameters)
+    return text
 
 
 def make_plan(sweep_name: str, runs: Sequence[RunSpec], cluster: Cluster, folder: Path) -> Plan:

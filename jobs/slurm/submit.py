@@ -264,7 +264,7 @@ def _called_with(executor: Any, options: Sequence[str]) -> Iterator[None]:
     """
     before = executor._make_submission_command, executor.__dict__["_get_job_id_from_submission_command"]
     executor._make_submission_command = lambda _, path: ["sbatch", *options, str(path)]
-    executor._get_job_id_from_submission_command = staticmethod(_job_id_in)
+    executor._get_job_id_from_submission_command = staticmethod(job_id_in)
     try:
         yield
     finally:
@@ -279,14 +279,14 @@ def job_comment(token: str, parameters: Mapping[str, Any]) -> str:
     return comment
 
 
-def _job_id_in(output: str | bytes) -> str:
+def job_id_in(output: str | bytes) -> str:
     """The number of the job in what sbatch, or a wrapper of it, has printed: in a sentence, or alone in a line.
 
     Raises:
         FailedSubmissionError: There is none.
 
     Example:
-        >>> _job_id_in("Submitted batch job 12\\nCharged to 7\\n"), _job_id_in("12;a\\n"), _job_id_in(b"Hello\\n12")
+        >>> job_id_in("Submitted batch job 12\\nCharged to 7\\n"), job_id_in("12;a\\n"), job_id_in(b"Hello\\n12")
         ('12', '12', '12')
     """
     from submitit.core.utils import FailedSubmissionError

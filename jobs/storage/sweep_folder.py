@@ -13,11 +13,14 @@ from pathlib import Path
 from typing import Any
 
 from disttrain.config.command.command_config import is_command
+from disttrain.config.hub_inputs import PINNED
+from disttrain.config.train_config import TrainConfig
 from disttrain.errors import UserError, shorten, suggest_name
 from disttrain.records.atomic_write import write_text
 from disttrain.records.json_values import DamagedFile, check_fields, damaged, read_object, to_json
 from disttrain.records.lifecycle.attempt_log import ATTEMPTS_NAME
 from disttrain.records.lifecycle.stacks import remove_hang_files
+from disttrain.records.prefetch_files import pinned_for, read_manifest
 from disttrain.records.record_files import RUN_NAME, STAGE_NAME, SUMMARY_NAME, failure_name, metrics_name
 from disttrain.records.versions import versions
 from jobs.planning.cluster import DEBUG, LOCAL, Cluster, Kind
@@ -362,6 +365,7 @@ def prepare_runs(
         "import_path": list(import_path),
         "code": {"snapshot": None},
     }
+    manifest = read_manifest(folder.path)
     for run in runs:
         run_dir = folder.run(run["run_id"])
         try:
@@ -372,6 +376,8 @@ def prepare_runs(
                 for name in (ATTEMPTS_NAME, folder.request_file.name):
                     (run_dir / name).unlink(missing_ok=True)
         described = {**{name: value for name, value in run.items() if name != "dropped"}, **facts}
+        if manifest and not is_command(run) and (pinned := pinned_for(TrainConfig(**run["train"]), manifest)):
+            described[PINNED] = dict(pinned)
         if snapshot := code.get(run["run_id"]):
             described |= start_in_copy(run, import_path, snapshot)
         write_text(run_dir / RUN_NAME, to_json(described, indent=2) + "\n", private=True)
