@@ -16,13 +16,19 @@ from disttrain.distributed.process_exit import exit_soon, leave_without_teardown
 from disttrain.environment.network import ib_rates, interface_speeds
 from disttrain.environment.rank_env import RankEnv, choose_threads
 from disttrain.errors import UserError, first_line
-from disttrain.records.doctor_reports import DoctorRequest, RankReport, read_report, read_request, write_report
+from disttrain.records.job_files.doctor_reports import (
+    DoctorRequest,
+    RankReport,
+    read_report,
+    read_request,
+    write_report,
+)
 from disttrain.records.versions import versions
 
 # `_measure` imports torch, after the first report: an import that hangs or fails must be in it.
 if TYPE_CHECKING:
     from disttrain.distributed.group import Group
-    from disttrain.records.doctor_reports import Stage
+    from disttrain.records.job_files.doctor_reports import Stage
 
 # An NFS client may need 30 s to see the file of another node, after it has looked for it once.
 SEEN_WITHIN_S = 45.0

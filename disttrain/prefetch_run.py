@@ -22,7 +22,7 @@ from disttrain.config.train_config import FAMILIES, TrainConfig
 from disttrain.environment.rank_env import RankEnv
 from disttrain.environment.train_extra import naming_the_extra
 from disttrain.errors import UserError, first_line, print_every_text
-from disttrain.records.prefetch_files import (
+from disttrain.records.job_files.prefetch_files import (
     PrefetchedInput,
     PrefetchOutcome,
     PrefetchRequest,

@@ -12,8 +12,8 @@ from pathlib import Path
 
 from disttrain.environment.hostlist import expand_hostlist
 from disttrain.errors import UserError
-from disttrain.records.doctor_reports import DoctorRequest, RankReport, read_report, write_request
 from disttrain.records.file_tail import read_tails
+from disttrain.records.job_files.doctor_reports import DoctorRequest, RankReport, read_report, write_request
 from jobs.doctor.ask_login import JOB_NAME, request_group
 from jobs.doctor.job_facts import JobFacts, never_starts
 from jobs.entry import DoctorTask

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 
 from disttrain.analysis.straggler import find_slowest
-from disttrain.records.doctor_reports import RankReport
+from disttrain.records.job_files.doctor_reports import RankReport
 from jobs.doctor.finding import Finding, exclude_line, fail, note, ok, warn
 from jobs.doctor.job_facts import JobFacts, never_starts
 from jobs.doctor.link_checks import check_link, describe_link

@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from disttrain.records.doctor_reports import RankReport
+from disttrain.records.job_files.doctor_reports import RankReport
 from jobs.planning.allocation import Allocation
 from jobs.slurm.states import State
 

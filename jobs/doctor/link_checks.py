@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from disttrain.records.doctor_reports import RankReport
+from disttrain.records.job_files.doctor_reports import RankReport
 from jobs.doctor.finding import Finding, warn
 from jobs.doctor.job_facts import JobFacts
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from disttrain.config.paths import is_path, may_be_hub_id
 from disttrain.config.train_config import LINK, TrainConfig
-from disttrain.records.doctor_reports import DoctorRequest
+from disttrain.records.job_files.doctor_reports import DoctorRequest
 from jobs.planning.allocation import Allocation
 from jobs.planning.cluster_profile import ClusterProfile
 from jobs.planning.expand import RunSpec

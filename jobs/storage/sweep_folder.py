@@ -17,10 +17,10 @@ from disttrain.config.hub_inputs import PINNED
 from disttrain.config.train_config import TrainConfig
 from disttrain.errors import UserError, shorten, suggest_name
 from disttrain.records.atomic_write import write_text
+from disttrain.records.job_files.prefetch_files import pinned_for, read_manifest
 from disttrain.records.json_values import DamagedFile, check_fields, damaged, read_object, to_json
 from disttrain.records.lifecycle.attempt_log import ATTEMPTS_NAME
 from disttrain.records.lifecycle.stacks import remove_hang_files
-from disttrain.records.prefetch_files import pinned_for, read_manifest
 from disttrain.records.record_files import RUN_NAME, STAGE_NAME, SUMMARY_NAME, failure_name, metrics_name
 from disttrain.records.versions import versions
 from jobs.planning.cluster import DEBUG, LOCAL, Cluster, Kind

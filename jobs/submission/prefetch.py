@@ -12,7 +12,7 @@ from disttrain.config.command.command_config import CommandConfig
 from disttrain.config.hub_inputs import hub_repos, input_config, input_id
 from disttrain.config.train_config import TrainConfig
 from disttrain.errors import UserError
-from disttrain.records.prefetch_files import PrefetchOutcome, PrefetchRequest, read_outcome, write_request
+from disttrain.records.job_files.prefetch_files import PrefetchOutcome, PrefetchRequest, read_outcome, write_request
 from jobs.environ import clean_environ
 from jobs.planning.cluster_profile import ClusterProfile
 from jobs.planning.interpreter import compute_python

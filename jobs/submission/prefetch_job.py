@@ -11,8 +11,7 @@ from typing import Any
 
 from disttrain.errors import UserError
 from disttrain.records.atomic_write import write_text
-from disttrain.records.json_values import DamagedFile, read_object, to_json
-from disttrain.records.prefetch_files import (
+from disttrain.records.job_files.prefetch_files import (
     FOLDER_NAME,
     PrefetchOutcome,
     PrefetchRequest,
@@ -20,6 +19,7 @@ from disttrain.records.prefetch_files import (
     read_request,
     write_request,
 )
+from disttrain.records.json_values import DamagedFile, read_object, to_json
 from jobs.environ import clean_environ
 from jobs.planning.allocation import Allocation
 from jobs.planning.cluster_profile import ClusterProfile, override

@@ -8,9 +8,13 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from disttrain.config.command.command_config import CommandConfig
+from disttrain.config.hub_inputs import PINNED
 from disttrain.config.train_config import TrainConfig
+from disttrain.records.json_values import read_object
+from disttrain.records.record_files import RUN_NAME
 from jobs.planning.allocation import Allocation
 from jobs.planning.cluster import Cluster
 from jobs.planning.cluster_profile import ClusterProfile
@@ -181,8 +185,15 @@ def _prepare(folder: SweepFolder, plan: Plan) -> None:
         earlier = [run for run in smoke.planned_runs() if run["run_id"] not in ids]
         smoke.write_plan({**plan_json(plan), "runs": [*runs, *earlier]})
         smoke.write_request(plan.cluster, import_path)
-        # The runs that wait are prepared: a smoke run starts the same code.
-        prepare_runs(smoke, runs, import_path, code=submitted_code(folder, list(ids)))
+        # The runs that wait are prepared: a smoke run starts the same code, and reads the same revisions of the hub.
+        pinned = [{**run, **_pinned(folder, run["run_id"])} for run in runs]
+        prepare_runs(smoke, pinned, import_path, code=submitted_code(folder, list(ids)))
+
+
+def _pinned(folder: SweepFolder, run_id: str) -> dict[str, Any]:
+    """The field of run.json with the revisions that `sweep prefetch` has pinned for a run; empty without them."""
+    described = read_object(folder.run(run_id) / RUN_NAME) or {}
+    return {PINNED: described[PINNED]} if PINNED in described else {}
 
 
 def _waiting(group: JobGroup, job_ids: Sequence[str]) -> JobGroup:

@@ -12,7 +12,13 @@ import pytest
 from disttrain import doctor_run
 from disttrain.doctor_run import run_doctor
 from disttrain.environment.rank_env import RankEnv
-from disttrain.records.doctor_reports import DoctorRequest, RankReport, read_report, write_report, write_request
+from disttrain.records.job_files.doctor_reports import (
+    DoctorRequest,
+    RankReport,
+    read_report,
+    write_report,
+    write_request,
+)
 
 Ranks = Callable[..., list[RankReport | None]]
 

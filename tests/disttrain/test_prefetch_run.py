@@ -16,7 +16,13 @@ from disttrain.config.hub_inputs import PINNED, input_config, input_id, with_pin
 from disttrain.config.train_config import TrainConfig
 from disttrain.data import texts
 from disttrain.environment.rank_env import RankEnv
-from disttrain.records.prefetch_files import PrefetchRequest, pinned_for, read_manifest, read_outcome, write_request
+from disttrain.records.job_files.prefetch_files import (
+    PrefetchRequest,
+    pinned_for,
+    read_manifest,
+    read_outcome,
+    write_request,
+)
 from disttrain.run import run
 from tests.hub.repositories import DATASET, MODEL, make_repositories
 from tests.hub.stand_in import Hub, serve

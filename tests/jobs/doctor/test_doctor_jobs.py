@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from disttrain.errors import UserError
-from disttrain.records.doctor_reports import DoctorRequest, RankReport, read_request, write_report
+from disttrain.records.job_files.doctor_reports import DoctorRequest, RankReport, read_request, write_report
 from jobs.doctor import doctor_jobs
 from jobs.doctor.doctor_jobs import DoctorJobs
 from jobs.doctor.job_facts import JobFacts

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from disttrain.records.doctor_reports import RankReport
+from disttrain.records.job_files.doctor_reports import RankReport
 from jobs.doctor.finding import Finding, Level
 from jobs.doctor.job_checks import check_job
 from jobs.doctor.job_facts import JobFacts

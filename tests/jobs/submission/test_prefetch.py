@@ -13,14 +13,14 @@ import pytest
 from disttrain.config.hub_inputs import INPUT_FIELDS, PINNED, hub_repos, input_id
 from disttrain.config.train_config import TrainConfig, field_names
 from disttrain.errors import UserError
-from disttrain.records.json_values import read_object
-from disttrain.records.prefetch_files import (
+from disttrain.records.job_files.prefetch_files import (
     PrefetchedInput,
     PrefetchOutcome,
     PrefetchRequest,
     add_to_manifest,
     write_outcome,
 )
+from disttrain.records.json_values import read_object
 from jobs.planning.cluster_profile import ClusterProfile, override
 from jobs.planning.plan import Plan, run_json
 from jobs.slurm.sacct_table import AccountingUnavailable
