@@ -102,6 +102,7 @@ _SECTIONS: dict[str, dict[str, Any]] = {
         "keys of the command that are written without a value", "array", items={"type": "string"}, uniqueItems=True
     ),
     "launcher": _section("what starts the processes of the command: ranks or torchrun", "string"),
+    "smoke": _section("arguments that make a run of the command short, for submit --smoke: --max-steps 2", "string"),
     "base": _section("values of all runs", "object"),
     "axes": _section("lists of values; every combination is a point", "object", additionalProperties=_LISTS),
     "zip": _section("lists of equal length, whose values vary together", "object", additionalProperties=_LISTS),
