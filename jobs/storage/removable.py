@@ -127,7 +127,7 @@ def _unneeded_copies(store: Path) -> Iterator[Path]:
     Args:
         store: The folder of all copies.
     """
-    copies = _entries(store)
+    copies = _entries(store) if os.access(store, os.R_OK | os.X_OK) else []  # another user's are private
     named = _named_copies(store) if copies else set()
     for path in copies:
         if path.name.startswith(".") or (path not in named and _is_unchanged(path)):
