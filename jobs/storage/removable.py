@@ -128,7 +128,8 @@ def _unneeded_copies(folder: SweepFolder) -> Iterator[Path]:
     Args:
         folder: The folder of a sweep.
     """
-    copies = _entries(folder.code_store)
+    store = folder.code_store
+    copies = _entries(store) if os.access(store, os.R_OK | os.X_OK) else []  # another user's are private
     named = _named_copies(folder) if copies else set()
     for path in copies:
         if path.name.startswith(".") or (path not in named and _is_unchanged(path)):

@@ -355,7 +355,7 @@ def prepare_runs(
         continues: Whether the runs continue the attempts of the user's latest submission.
 
     Raises:
-        UserError: The copy of a run does not exist any more.
+        UserError: The copy of a run does not exist any more, or its run.json is damaged.
     """
     if code is None:
         code = submitted_code(folder, [run["run_id"] for run in runs])
@@ -387,10 +387,9 @@ def submitted_code(folder: SweepFolder, run_ids: Sequence[str]) -> dict[str, Sna
     """The copies of the code with which runs were submitted last."""
     snapshots = {}
     for run_id in run_ids:
-        described: dict[str, Any] | None = None
-        with contextlib.suppress(DamagedFile):  # the file is written again
-            described = read_object(folder.run(run_id) / RUN_NAME)
-        snapshot = recorded_snapshot(described or {}, folder.code_store)
+        path = folder.run(run_id) / RUN_NAME
+        described = read_object(path, "its code is not known; sweep submit FILE writes it again") or {}
+        snapshot = recorded_snapshot(described, folder.code_store)
         if snapshot is None:
             continue
         if not snapshot.folder.is_dir():

@@ -138,8 +138,15 @@ def test_a_retry_works_after_the_root_was_moved(slurm: Slurm, project: Path) -> 
 def test_a_retry_without_the_copy_is_refused(slurm: Slurm, project: Path) -> None:
     folder = submit(project / "runs")
     slurm.states["1_0"] = State.FAILED
-    shutil.rmtree(folder.code_store)
     before = described(folder)
+    path = folder.run(before[0]["run_id"]) / "run.json"
+    path.write_text("{")
+    with pytest.raises(
+        UserError, match=r"run.json is damaged: .* \(its code is not known; sweep submit FILE writes it"
+    ):
+        resend(folder, ["1x1"], from_start=False)
+    path.write_text(json.dumps(before[0]))
+    shutil.rmtree(folder.code_store)
     with pytest.raises(UserError, match=r"the code of 1x1-\w+ is missing: .* \(sweep submit FILE, or sweep rerun RUN,"):
         resend(folder, ["1x1"], from_start=False)
     assert described(folder) == before
