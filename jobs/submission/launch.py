@@ -24,6 +24,7 @@ from jobs.storage.name_links import link_names_or_warn
 from jobs.storage.same_data import is_same_data
 from jobs.storage.sweep_folder import SweepFolder, prepare, prepare_runs
 from jobs.submission.messages import note, say
+from jobs.submission.prefetch import unfetched
 from jobs.submission.selection import select_runs
 
 
@@ -69,6 +70,8 @@ def launch(
         with write_errors(folder, "nothing was sent; free some space, then submit again"):
             _prepare(folder, sweep, plan, missing, submitted, dropped)
             folder.record_fingerprints(_paths_of(missing))
+        if count := unfetched(folder, missing):
+            note(f"{count_runs(count)} will ask the hub: sweep prefetch has not fetched what they read")
         link_names_or_warn(folder)
         sent = send(folder, missing, scheduler, sweep.overrides)
     if sent.work and on_poll:
