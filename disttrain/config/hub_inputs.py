@@ -25,6 +25,7 @@ REVISIONS = {"checkpoint": "checkpoint_revision", "dataset": "dataset_revision"}
 # The key of run.json with the revisions that `sweep prefetch` has pinned.
 PINNED = "hub_revisions"
 OFFLINE = "HF_HUB_OFFLINE"
+_FALSE = ("", "0", "false", "no", "off")
 _KINDS: dict[str, RepoKind] = {"checkpoint": "model", "dataset": "dataset"}
 
 
@@ -127,8 +128,20 @@ def pin(config: TrainConfig, revisions: Mapping[str, str]) -> TrainConfig:
     return dataclasses.replace(config, **fields)
 
 
-def offline_hint(value: str, environ: Mapping[str, str]) -> str | None:
-    """The hint for a hub id that could not be read without the hub; None for a path, or if the hub may be asked."""
-    if environ.get(OFFLINE, "0").lower() in ("", "0", "false", "no", "off") or not is_hub_id(value):
+def fetch_hint(value: str, environ: Mapping[str, str]) -> str | None:
+    """The hint for a checkpoint or dataset that a run could not read from the hub or its cache.
+
+    Returns:
+        None for a path, and where the user, or sweep prefetch, has set the variable so that the hub is asked.
+
+    Example:
+        >>> fetch_hint("stanfordnlp/imdb", {"HF_HUB_OFFLINE": "1"})
+        'HF_HUB_OFFLINE is set, so nothing is downloaded; sweep prefetch FILE fetches it before the runs'
+    """
+    fetches = "sweep prefetch FILE fetches it before the runs"
+    offline = environ.get(OFFLINE)
+    if not is_hub_id(value) or (offline is not None and offline.lower() in _FALSE):
         return None
-    return f"{OFFLINE} is set, so nothing is downloaded; sweep prefetch FILE fetches it before the runs"
+    if offline is None:
+        return f"is the name correct, and can this host reach the hub? {fetches}"
+    return f"{OFFLINE} is set, so nothing is downloaded; {fetches}"

@@ -12,7 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import Literal
 
-from disttrain.config.hub_inputs import offline_hint
+from disttrain.config.hub_inputs import fetch_hint
 from disttrain.data.array_cache import cache_folder, datasets_cache, may_write
 from disttrain.data.files.columns import Column, ImageValues, ListColumn, Table, dataset_table, silence_datasets
 from disttrain.data.files.folders import (
@@ -130,7 +130,7 @@ def _one_line_errors(dataset: str) -> Iterator[None]:
         hint = "is the name correct, and can this host reach the hub or its cache?"
         if Path(dataset).expanduser().exists():
             hint = "check the file"
-        hint = offline_hint(dataset, os.environ) or hint
+        hint = fetch_hint(dataset, os.environ) or hint
         raise UserError(f"dataset {dataset!r} cannot be read: {type(cause).__name__}: {reason}", hint=hint) from error
 
 

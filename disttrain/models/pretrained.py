@@ -17,7 +17,7 @@ from torch import nn
 from transformers import PretrainedConfig
 from transformers.utils import logging
 
-from disttrain.config.hub_inputs import offline_hint
+from disttrain.config.hub_inputs import fetch_hint
 from disttrain.config.train_config import TrainConfig
 from disttrain.config.unknown_key import suggest_spelling
 from disttrain.errors import UserError, first_line
@@ -176,7 +176,7 @@ def checkpoint_error(
     reason = first_line(error)
     hint = (
         hint
-        or offline_hint(checkpoint, os.environ)
+        or fetch_hint(checkpoint, os.environ)
         or "give a folder or a hub id that this host can reach or has in its cache"
     )
     if isinstance(error, ImportError):  # such as timm

@@ -26,6 +26,7 @@ from jobs.storage.name_links import link_names_or_warn
 from jobs.storage.same_data import is_same_data
 from jobs.storage.sweep_folder import SweepFolder, prepare, prepare_runs
 from jobs.submission.messages import note, say
+from jobs.submission.prefetch import unfetched
 from jobs.submission.recovery import end_unneeded_smoke
 from jobs.submission.run_code import copy_code
 from jobs.submission.selection import select_runs
@@ -108,6 +109,8 @@ def launch_with(
             code = copy_code(folder, [missing], _import_path(sweep))
             _prepare(folder, sweep, plan, missing, code, submitted, dropped)
             folder.record_fingerprints(_paths_of(missing))
+        if count := unfetched(folder, missing):
+            note(f"{count_runs(count)} will ask the hub: sweep prefetch has not fetched what they read")
         link_names_or_warn(folder)
         admitted = gate(missing)
         sent = send(folder, admitted.plan, scheduler, sweep.overrides)

@@ -12,7 +12,14 @@ from disttrain.config.command.command_config import CommandConfig
 from disttrain.config.hub_inputs import hub_repos, input_config, input_id
 from disttrain.config.train_config import TrainConfig
 from disttrain.errors import UserError
-from disttrain.records.job_files.prefetch_files import PrefetchOutcome, PrefetchRequest, read_outcome, write_request
+from disttrain.records.job_files.prefetch_files import (
+    PrefetchOutcome,
+    PrefetchRequest,
+    pinned_for,
+    read_manifest,
+    read_outcome,
+    write_request,
+)
 from jobs.environ import clean_environ
 from jobs.planning.cluster_profile import ClusterProfile
 from jobs.planning.interpreter import compute_python
@@ -70,6 +77,13 @@ def distinct_inputs(plan: Plan) -> list[TrainConfig]:
     configs = (run.config for run in plan.runs if isinstance(run.config, TrainConfig))
     found = {input_id(inputs): inputs for inputs in map(input_config, configs) if inputs is not None}
     return list(found.values())
+
+
+def unfetched(folder: SweepFolder, plan: Plan) -> int:
+    """The number of a plan's runs that will ask the hub, although `sweep prefetch` has fetched for this sweep."""
+    manifest = read_manifest(folder.path)
+    configs = [run.config for run in plan.runs if isinstance(run.config, TrainConfig)]
+    return sum(bool(manifest and hub_repos(config) and not pinned_for(config, manifest)) for config in configs)
 
 
 def _headline(plan: Plan, inputs: Sequence[TrainConfig]) -> str:

@@ -28,7 +28,7 @@ from jobs.slurm.squeue import QueuedJob
 from jobs.slurm.states import State
 from jobs.storage.sweep_folder import SweepFolder, prepare_runs
 from jobs.submission import prefetch_job
-from jobs.submission.prefetch import command_of, distinct_inputs
+from jobs.submission.prefetch import command_of, distinct_inputs, unfetched
 from jobs.submission.prefetch_job import fetch_by_job, job_script, without_gpus
 from tests.jobs.submission.fake_slurm import plan_of
 
@@ -86,6 +86,8 @@ def test_a_run_gets_the_revisions_of_its_inputs(plan: Plan, folder: SweepFolder)
         assert written.get(PINNED) == expected
         assert written["train"].get("dataset_revision") is None  # the config, and so the run id, stays
     assert long.max_length == 128
+    assert unfetched(folder, plan) == 8
+    assert unfetched(SweepFolder(folder.path.parent), plan) == 0
 
 
 def test_the_job_requests_no_gpu(folder: SweepFolder) -> None:
