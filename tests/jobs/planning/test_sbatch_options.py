@@ -99,6 +99,11 @@ def test_an_option_turned_off_stays_off() -> None:
 
 def test_further_options_of_srun_are_last() -> None:
     """A sweep turns an option of the profile off with false."""
-    options = {"mpi": "pmix", "label": True, "container-writable": False, "cpu-freq": 2}
+    options: dict[str, str | int | float | bool] = {
+        "mpi": "pmix",
+        "label": True,
+        "container-writable": False,
+        "cpu-freq": 2,
+    }
     assert srun_arguments(2, options)[-3:] == ["--mpi=pmix", "--label", "--cpu-freq=2"]
     assert srun_arguments(2, {}) == ["-c", "2", "--kill-on-bad-exit=1", "--wait=120", "--export=ALL"]
