@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import subprocess
@@ -13,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from disttrain.records.lifecycle.attempt_log import read_attempts
 from jobs.slurm.states import State
 from jobs.storage.ledger import read_ledger
 from tests.jobs.sweeping import Sweeping, tiny_base, wait_for, write_sweep
@@ -26,8 +26,8 @@ REQUESTED = (
     "Account", "QOS", "Partition", "TimeLimit", "NumNodes", "NumCPUs", "NumTasks", "CPUs/Task", "ReqB:S:C:T", "TRES",
     "Requeue", "Features", "OverSubscribe", "MinCPUsNode", "MinMemoryNode", "TresPerNode", "Power", "Nice",
 )  # fmt: skip
-# Of a script with the exit status of a run that wants to be started again, the first time.
-STOPS = 'import os, sys\nif os.environ.get("SLURM_RESTART_COUNT", "0") == "0":\n    sys.exit(85)\n'
+# It asks to be started again, the first time.
+STOPS = 'import os, sys\n\nif os.environ.get("SLURM_RESTART_COUNT", "0") == "0":\n    sys.exit(85)\n'
 
 
 @pytest.fixture
@@ -61,12 +61,11 @@ def requested(sweeping: Sweeping, job_id: str) -> dict[str, str]:
 
 
 def test_four_allocations_by_hand(sweeping: Sweeping) -> None:
-    """Each script is an array of two runs, on hold until its request is compared with that of a submission."""
+    """They are on hold until their requests are compared with those of a submission."""
     file = write_sweep(
         sweeping.folder / "plain.yaml",
         allocations=list(ALLOCATIONS),
         base=tiny_base(max_steps=2),
-        axes={"lr": [1e-3, 1e-4]},
         slurm={"cpus_per_gpu": 1, "memory_gb_per_gpu": 0.25, "sbatch": {"nice": 3}},
     )
     folder = sweeping.folder / "by hand"
@@ -76,21 +75,21 @@ def test_four_allocations_by_hand(sweeping: Sweeping) -> None:
     jobs = {name: sbatch(sweeping, "--hold", folder / "scripts" / f"{name}.sh") for name in ALLOCATIONS}
     rows = sweeping.status(folder)
     assert {row["state"] for row in rows} == {"PENDING"}
-    assert {row["job_id"] for row in rows} == {f"{job}_{task}" for job in jobs.values() for task in (0, 1)}
+    assert {row["job_id"] for row in rows} == {*jobs.values()}
     again = sweeping.run("plan", file, "--scripts", "--plain", "-o", folder).stdout
-    assert again.startswith("plain on two_nodes: writing scripts for 0 of 8 runs (0 done, 8 queued or running)\n")
+    assert again.startswith("plain on two_nodes: writing scripts for 0 of 4 runs (0 done, 4 queued or running)\n")
 
     plain = {name: requested(sweeping, job) for name, job in jobs.items()}
     assert plain == submitted_requests(sweeping, file)
     sweeping.outside("scontrol", "release", *jobs.values())
 
     rows = end(sweeping, folder)
-    assert [(row["state"], row["reason"]) for row in rows] == [("COMPLETED", None)] * 8
+    assert [(row["state"], row["reason"]) for row in rows] == [("COMPLETED", None)] * 4
     csv = sweeping.run("collect", folder, "--csv").stdout
-    assert csv.count("COMPLETED") == 8
-    assert [row["world_size"] for row in rows] == [1, 1, 4, 4, 4, 4, 2, 2]
+    assert csv.count("COMPLETED") == 4
+    assert [row["world_size"] for row in rows] == [1, 4, 4, 2]
     known = read_ledger(folder)
-    assert (known.damaged_lines, len(list(known.all_jobs()))) == ((), 8)
+    assert (known.damaged_lines, len(list(known.all_jobs()))) == ((), 4)
 
 
 def submitted_requests(sweeping: Sweeping, file: Path) -> dict[str, dict[str, str]]:
@@ -99,23 +98,26 @@ def submitted_requests(sweeping: Sweeping, file: Path) -> dict[str, dict[str, st
     other = file.with_name("submitted.yaml")
     other.write_text(text)
     output = sweeping.run("submit", other).stdout
-    jobs = dict(re.findall(r"  (\dx\d): 2 runs as job (\d+)\n", output))
+    jobs = dict(re.findall(r"  (\dx\d): 1 run as job (\d+)\n", output))
     requests = {name: requested(sweeping, job) for name, job in jobs.items()}
     sweeping.outside("scancel", "--name=submitted")
     return requests
 
 
-def test_a_script_that_stops_is_requeued(sweeping: Sweeping) -> None:
-    """Its job appends itself twice to the ledger. A single run is a plain job."""
+def test_tasks_of_an_array_that_requeue_themselves(sweeping: Sweeping) -> None:
+    """Each task appends itself to the ledger a second time."""
     (sweeping.folder / "stops.py").write_text(STOPS)
-    file = write_sweep(sweeping.folder / "stops.yaml", allocations=["2x1"], command="python stops.py")
-    folder = sweeping.folder / "by-hand"
+    file = write_sweep(
+        sweeping.folder / "stops.yaml", allocations=["2x1"], command="python stops.py", axes={"value": [1, 2]}
+    )
+    folder = sweeping.folder / "by hand"
     sweeping.run("plan", file, "--scripts", "--plain", "-o", folder)
     job = sbatch(sweeping, folder / "scripts" / "2x1.sh")
-    (row,) = end(sweeping, folder)
-    assert (row["state"], row["job_id"]) == ("COMPLETED", job)
-    lines = [line for line in (folder / "ledger.jsonl").read_text().splitlines() if f'"{job}"' in line]
-    assert len(lines) >= 2
-    assert [each.job_id for each in read_ledger(folder).all_jobs()] == [job]
-    policy = json.loads((folder / "runs" / row["run_id"] / "run.json").read_text())["resume"]
-    assert policy["requeue"] == "slurm"
+    rows = end(sweeping, folder)
+    assert [(row["state"], row["job_id"]) for row in rows] == [("COMPLETED", f"{job}_0"), ("COMPLETED", f"{job}_1")]
+    lines = (folder / "ledger.jsonl").read_text().splitlines()
+    for row in rows:
+        assert len([line for line in lines if f'"{row["job_id"]}"' in line]) >= 2
+        attempts = read_attempts(folder / "runs" / row["run_id"])
+        assert [attempt.cause for attempt in attempts] == ["request", None]
+    assert [each.job_id for each in read_ledger(folder).all_jobs()] == [row["job_id"] for row in rows]
