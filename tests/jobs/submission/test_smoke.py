@@ -197,6 +197,7 @@ def test_a_failed_smoke_run_is_the_reason(slurm: Slurm, tmp_path: Path) -> None:
     launch(plan, LOADED, max_ranks=None)
     assert waits_for(slurm.groups[6]) == {"dependency": None, "kill-on-invalid-dep": None}
     assert read_ledger(plan.folder).jobs[plan.runs[0].run_id][-1].after == ()
+    launch(plan, LOADED, max_ranks=None)
     assert not slurm.cancelled, "the smoke run of the other allocation runs, and its runs wait for it"
 
 
