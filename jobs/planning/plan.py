@@ -19,10 +19,7 @@ from jobs.planning.cluster import Cluster
 from jobs.planning.cluster_profile import ClusterProfile
 from jobs.planning.expand import RunSpec
 from jobs.planning.interpreter import compute_python, imports_elsewhere
-
-# srun ends the step this long after the first rank has ended without an error. The other ranks end almost at the same
-# time.
-_WAIT_FOR_OTHER_RANKS_S = 120
+from jobs.planning.sbatch_options import srun_arguments
 
 
 @dataclass(frozen=True)
@@ -181,14 +178,7 @@ def slurm_parameters(
         "time": cluster.time_min,
         "signal_delay_s": cluster.resume_policy.warning_s,
         "wckey": None,  # else submitit sets its own wckey, which some sites refuse
-        # Slurm 22.05 and 23.02 do not pass --cpus-per-task to srun: each rank would get one core.
-        "srun_args": [
-            "-c",
-            str(cpus),
-            "--kill-on-bad-exit=1",
-            f"--wait={_WAIT_FOR_OTHER_RANKS_S}",
-            "--export=ALL",  # with SBATCH_EXPORT=NONE, srun would not pass on what `setup` and submitit set
-        ],
+        "srun_args": srun_arguments(cpus, cluster.srun),
         "setup": setup_lines(cluster),
         # submitit writes true as --option without a value. false has no option: it removes the value of the profile.
         "additional_parameters": {
@@ -220,6 +210,8 @@ def request_of(group: JobGroup) -> dict[str, Any]:
         request["additional_parameters"] = {key: value for key, value in options.items() if key != "dependency"}
     if group.parameters:
         request["python"] = compute_python(group.profile)
+    if group.profile and group.profile.srun:
+        request["srun"] = group.profile.srun
     if "setup" in request:
         request["setup"] = hashlib.sha256("\n".join(request["setup"]).encode()).hexdigest()[:12]
     return request

@@ -73,7 +73,9 @@ def choose(facts: SiteFacts, given: Choices, ask: Ask) -> Choices:
     """
     partition_name = _answer(partition_question(facts), given.partition, ask)
     partition = facts.partition(partition_name) if partition_name else facts.default_partition
-    account = _answer(account_question(facts, partition), given.account, ask)
+    account = given.account
+    if account is None or facts.needs_association:  # otherwise Slurm accepts any account
+        account = _answer(account_question(facts, partition), account, ask)
     return Choices(
         partition_name,
         account,

@@ -80,7 +80,8 @@ def _query() -> SiteFacts:
         raise UserError("Slurm is not installed here: sbatch is not on PATH", hint=hint)
     facts = query_site(environ=os.environ)
     if not facts.partitions and facts.cluster_name is None:
-        raise UserError(f"Slurm does not answer: {facts.unknown[0].reason}", hint="try again when sinfo answers")
+        reason = next((unknown.reason for unknown in facts.unknown), "it shows no partition")
+        raise UserError(f"Slurm does not answer: {reason}", hint="try again when sinfo answers")
     return facts
 
 
