@@ -179,8 +179,8 @@ def _prepare(folder: SweepFolder, plan: Plan) -> None:
     _, import_path = folder.read_request()
     with write_errors(folder, "nothing was sent; free some space, then submit again"):
         smoke.create()
-        for run_dir in filter(Path.exists, (smoke.run(run["run_id"]) for run in runs)):
-            shutil.rmtree(run_dir)
+        for run in runs:
+            _move_aside(smoke.run(run["run_id"]))
         ids = {run["run_id"] for run in runs}
         earlier = [run for run in smoke.planned_runs() if run["run_id"] not in ids]
         smoke.write_plan({**plan_json(plan), "runs": [*runs, *earlier]})
@@ -188,6 +188,14 @@ def _prepare(folder: SweepFolder, plan: Plan) -> None:
         # The runs that wait are prepared: a smoke run starts the same code, and reads the same revisions of the hub.
         pinned = [{**run, **_pinned(folder, run["run_id"])} for run in runs]
         prepare_runs(smoke, pinned, import_path, code=submitted_code(folder, list(ids)))
+
+
+def _move_aside(run_dir: Path) -> None:
+    """Moves the folder of an earlier smoke run, whose job may be about to end, and removes the one before it."""
+    earlier = run_dir.with_name(f".{run_dir.name}.1")
+    if run_dir.exists():
+        shutil.rmtree(earlier, ignore_errors=True)
+        run_dir.rename(earlier)
 
 
 def _pinned(folder: SweepFolder, run_id: str) -> dict[str, Any]:
