@@ -116,7 +116,8 @@ def take_snapshot(root: Path, store: Path, excluded: Collection[Path]) -> Snapsh
         UserError: The files are too many or too large, or one cannot be read.
         OSError: The copy cannot be written.
     """
-    names = sorted(name for name in _listed(root, excluded) if not _is_sweep_file(root / name))
+    listed = _without_results(list(_listed(root, excluded)))
+    names = sorted(name for name in listed if not _is_sweep_file(root / name))
     _check_size(root, names)
     snapshot = Snapshot(str(root), digest_files(root, names), store, git_state(root))
     if not snapshot.folder.is_dir():
@@ -145,6 +146,24 @@ def _listed(folder: Path, excluded: Collection[Path]) -> Iterator[str]:
             yield name
         elif (path / ".git").exists():  # a submodule
             yield from (f"{name}/{inner}" for inner in _listed(path, excluded))
+
+
+def _without_results(names: Sequence[str]) -> list[str]:
+    """The files without those of sweeps in other roots, and without their copies of code.
+
+    Example:
+        >>> _without_results(["a.py", "out/plan.json", "out/ledger.jsonl", "out/x", "runs/.code/1/a.py", "b/plan.json"])
+        ['a.py', 'b/plan.json']
+    """
+    listed = set(names)
+    found = {posixpath.dirname(name) for name in names if posixpath.basename(name) == "plan.json"}
+    sweeps = {folder for folder in found if folder and f"{folder}/ledger.jsonl" in listed}
+    last = {posixpath.join(posixpath.dirname(posixpath.dirname(sweep)), ".last") for sweep in sweeps}
+    return [
+        name
+        for name in names
+        if name not in last and STORE not in name.split("/") and sweeps.isdisjoint(_parents(name))
+    ]
 
 
 def _is_sweep_file(path: Path) -> bool:

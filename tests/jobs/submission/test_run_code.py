@@ -236,6 +236,22 @@ def test_the_root_may_be_the_working_directory(slurm: Slurm, project: Path) -> N
     assert sorted(path.name for path in (copy / "work").iterdir()) == ["data", "mine.py", "train.py"]
 
 
+def test_results_in_other_roots_are_no_code(slurm: Slurm, project: Path) -> None:
+    """Also plain scripts, whose folder is that of one sweep."""
+    first = submit(project / "runs")
+    for other in (project / "runs2", project / "work" / "out"):
+        (other / ".code" / "1").mkdir(parents=True)
+        (other / ".code" / "1" / "train.py").touch()
+        (other / ".last").write_text("s/site")
+    for sweep in (project / "runs2" / "s" / "site", project / "work" / "out"):
+        sweep.mkdir(parents=True, exist_ok=True)
+        for name in ("plan.json", "ledger.jsonl", "results.csv"):
+            (sweep / name).touch()
+    slurm.states.update({"1_0": State.FAILED, "2_0": State.FAILED})
+    (project / "work" / "out" / ".last").unlink()
+    assert described(submit(project / "runs"))[0]["code"] == described(first)[0]["code"]
+
+
 def test_the_debugger_starts_the_files_in_place(slurm: Slurm, project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (project.parent / "scratch").mkdir()
     monkeypatch.setattr("tempfile.tempdir", str(project.parent / "scratch"))
