@@ -56,10 +56,6 @@ class Snapshot:
         """The place of a file or folder of the checkout in the copy; any other path as it is."""
         return moved_path(os.path.realpath(path), self.root, str(self.folder)) or path
 
-    def original_of(self, path: str) -> str:
-        """The inverse of `copy_of`."""
-        return moved_path(path, str(self.folder), self.root) or path
-
 
 def start_in_copy(run: Mapping[str, Any], import_path: Sequence[str], snapshot: Snapshot) -> dict[str, Any]:
     """The fields of run.json by which a run starts in a copy.
@@ -79,15 +75,16 @@ def start_in_copy(run: Mapping[str, Any], import_path: Sequence[str], snapshot: 
     return fields
 
 
-def start_in_place(run: Mapping[str, Any], store: Path) -> dict[str, Any]:
+def start_in_place(run: Mapping[str, Any]) -> dict[str, Any]:
     """A run of a run.json, with the paths of the checkout in place of those of its copy."""
-    snapshot = recorded_snapshot(run, store)
-    if snapshot is None:
+    if recorded_snapshot(run, Path()) is None:
         return dict(run)
+    copy, root = run["code"]["folder"], run["code"]["root"]  # the copy may be elsewhere now
     originals: dict[str, Any] = {"code": None}
-    originals["import_path"] = [snapshot.original_of(path) for path in run.get("import_path") or ()]
+    originals["import_path"] = [moved_path(path, copy, root) or path for path in run.get("import_path") or ()]
     if is_command(run):
-        originals[SECTION] = {**run[SECTION], "working_dir": snapshot.original_of(run[SECTION]["working_dir"])}
+        place = run[SECTION]["working_dir"]
+        originals[SECTION] = {**run[SECTION], "working_dir": moved_path(place, copy, root) or place}
     return {**run, **originals}
 
 
@@ -99,7 +96,9 @@ def recorded_snapshot(run: Mapping[str, Any], store: Path) -> Snapshot | None:
         store: The folder of all copies now: the root of all sweeps may have been moved.
     """
     code = run.get("code")
-    if not isinstance(code, dict) or not all(isinstance(code.get(name), str) for name in ("snapshot", "root")):
+    if not isinstance(code, dict) or not all(
+        isinstance(code.get(name), str) for name in ("snapshot", "root", "folder")
+    ):
         return None
     return Snapshot(code["root"], code["snapshot"], store, run.get("git"))
 

@@ -139,7 +139,8 @@ def _unneeded_copies(folder: SweepFolder) -> Iterator[Path]:
 def _named_copies(folder: SweepFolder) -> Collection[Path]:
     """The copies that a run of any sweep names; all of them if a run.json cannot be read."""
     named, store = set(), folder.code_store
-    sweeps = [folder.path] if store.parent == folder.path else store.parent.glob("*/*")
+    is_own = SweepFolder(store.parent).plan_file.is_file()
+    sweeps = [store.parent] if is_own else store.parent.glob("*/*")
     for sweep, pattern in product(sweeps, ("runs/*", "runs/*/earlier/*", "smoke/runs/*")):
         for path in sweep.glob(f"{pattern}/{RUN_NAME}"):
             try:

@@ -13,7 +13,7 @@ import pytest
 from disttrain.errors import UserError
 from jobs.storage import code_snapshot
 from jobs.storage.code_snapshot import Snapshot, recorded_snapshot, start_in_copy, start_in_place, take_snapshot
-from jobs.storage.code_state import checkout_of
+from jobs.storage.code_state import GitError, checkout_of
 from tests.jobs.script_runs import script_run
 from tests.jobs.storage.test_code_state import git
 
@@ -206,7 +206,7 @@ def test_a_run_starts_in_the_copy(checkout: Path) -> None:
     assert described["code"] == {"snapshot": snapshot.code, "root": str(checkout), "folder": str(snapshot.folder)}
     assert recorded_snapshot(described, snapshot.store) == snapshot
     assert run["script"]["working_dir"] == str(checkout / "pkg"), "plan.json keeps the original"
-    back = start_in_place(described, snapshot.store)
+    back = start_in_place(described)
     assert (back["script"], back["import_path"]) == (run["script"], ["/elsewhere", str(checkout)])
 
 
@@ -220,5 +220,11 @@ def test_the_checkout_of_a_folder(checkout: Path, monkeypatch: pytest.MonkeyPatc
     assert checkout_of(checkout.parent) is None
     subprocess.run(["git", "init", "--quiet", "--bare", checkout.parent / "bare"], check=True)
     assert checkout_of(checkout.parent / "bare") is None
+    with pytest.raises(GitError, match="cannot change to"):
+        checkout_of(checkout / "none")
+    monkeypatch.setenv("GIT_TEST_ASSUME_DIFFERENT_OWNER", "1")
+    with pytest.raises(GitError, match=r"dubious ownership.* safe\.directory"):
+        checkout_of(checkout)
     monkeypatch.setenv("PATH", "")
-    assert checkout_of(checkout) is None
+    with pytest.raises(GitError, match="git cannot be started: No such file"):
+        checkout_of(checkout)

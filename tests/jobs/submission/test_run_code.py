@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -18,12 +19,15 @@ from jobs.planning.plan import Plan, make_plan
 from jobs.planning.sweep_file import Sweep, parse_sweep
 from jobs.planning.yaml_file import parse_yaml
 from jobs.slurm.states import State
-from jobs.storage import code_snapshot
+from jobs.storage import code_snapshot, sweep_folder
+from jobs.storage.ledger import read_ledger
+from jobs.storage.removable import leftovers
 from jobs.storage.sweep_folder import SweepFolder
 from jobs.submission.debug_run import debug_run
 from jobs.submission.launch import debug, launch
 from jobs.submission.resend import resend
 from jobs.submission.run_code import copy_code
+from jobs.submission.smoke import SmokeGate
 from tests.jobs.storage.test_code_state import git
 from tests.jobs.submission.fake_slurm import Slurm
 
@@ -196,6 +200,45 @@ def test_without_a_checkout_code_is_live(slurm: Slurm, project: Path, capsys: py
         f"note: {project / 'work'} is no git checkout, so the code is not copied: a run starts the files as they are"
         " then\n"
     )
+
+
+def test_code_that_git_ignores_is_live(slurm: Slurm, project: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The copy has a link to it."""
+    (project / ".gitignore").write_text("work\n")
+    folder = submit(project / "runs")
+    assert [run["code"] for run in described(folder)] == [{"snapshot": None}] * 2
+    assert f"note: git ignores {project / 'work'}, or it has no files, so the code is not" in capsys.readouterr().err
+
+
+def test_what_git_refuses_is_a_note(
+    slurm: Slurm, project: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("GIT_TEST_ASSUME_DIFFERENT_OWNER", "1")
+    assert [run["code"] for run in described(submit(project / "runs"))] == [{"snapshot": None}] * 2
+    assert "git config --global --add safe.directory" in capsys.readouterr().err
+
+
+def test_copies_of_another_user_are_not_used(slurm: Slurm, project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    theirs = project / "runs" / ".code"
+    theirs.mkdir(parents=True)
+    monkeypatch.setattr(sweep_folder, "_user_id", lambda path: 1 if path == theirs else 2)
+    folder = submit(project / "runs")
+    assert folder.code_store == folder.path / ".code"
+    (copy,) = folder.code_store.iterdir()
+    assert copy.name.startswith(described(folder)[0]["code"]["snapshot"])
+    assert not (copy / "runs").exists()
+    assert not list(theirs.iterdir())
+    assert list(leftovers(folder, folder.planned_runs(), read_ledger(folder.path), time.time() + 9999)) == []
+
+
+def test_smoke_runs_start_the_copies_of_their_sweep(slurm: Slurm, project: Path) -> None:
+    plan, sweep = submission(project / "runs", COMMAND)
+    launch(plan, sweep, max_ranks=None, gate=SmokeGate(sweep))
+    folder = SweepFolder(plan.folder)
+    assert folder.smoke.code_store == folder.code_store == project / "runs" / ".code"
+    assert SweepFolder(project / "runs" / "s" / "smoke").code_store == folder.code_store, "a cluster of this name"
+    later = time.time() + 9999
+    assert list(leftovers(folder.smoke, folder.smoke.planned_runs(), read_ledger(folder.smoke.path), later)) == []
 
 
 def test_an_absolute_path_is_a_note(slurm: Slurm, project: Path, capsys: pytest.CaptureFixture[str]) -> None:
