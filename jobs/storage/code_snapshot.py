@@ -15,7 +15,7 @@ import shutil
 import subprocess
 import tempfile
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -40,17 +40,20 @@ class Snapshot:
         code: The hash of the files: their paths, modes and contents.
         store: The folder of all copies.
         git: The commit of the checkout, as `git_state` returns it.
+        number: Which copy of the same files it is: the earlier ones were altered.
     """
 
     root: str
     code: str
     store: Path
     git: Mapping[str, Any] | None = None
+    number: int = 1
 
     @property
     def folder(self) -> Path:
         """The copy. Its name also depends on the checkout, because its links do."""
-        return self.store / f"{self.code}-{place_digest(self.root)}"
+        name = f"{self.code}-{place_digest(self.root)}"
+        return self.store / (name if self.number == 1 else f"{name}-{self.number}")
 
     def copy_of(self, path: str) -> str:
         """The place of a file or folder of the checkout in the copy; any other path as it is."""
@@ -100,7 +103,8 @@ def recorded_snapshot(run: Mapping[str, Any], store: Path) -> Snapshot | None:
         isinstance(code.get(name), str) for name in ("snapshot", "root", "folder")
     ):
         return None
-    return Snapshot(code["root"], code["snapshot"], store, run.get("git"))
+    number = "".join(Path(code["folder"]).name.split("-")[2:])
+    return Snapshot(code["root"], code["snapshot"], store, run.get("git"), int(number) if number.isdecimal() else 1)
 
 
 def take_snapshot(root: Path, store: Path, excluded: Collection[Path]) -> Snapshot:
@@ -118,12 +122,19 @@ def take_snapshot(root: Path, store: Path, excluded: Collection[Path]) -> Snapsh
     listed = _without_results(list(_listed(root, excluded)))
     names = sorted(name for name in listed if not _is_sweep_file(root / name))
     _check_size(root, names)
-    snapshot = Snapshot(str(root), digest_files(root, names), store, git_state(root))
+    snapshot = _usable(Snapshot(str(root), digest_files(root, names), store, git_state(root)), names)
     if not snapshot.folder.is_dir():
         store.mkdir(mode=0o700, exist_ok=True)
         snapshot = _copy(root, names, snapshot)
     os.utime(snapshot.folder)  # `sweep clean` removes no copy that was taken a moment ago
     _link_rest(root, snapshot.folder, names, excluded)
+    return snapshot
+
+
+def _usable(snapshot: Snapshot, names: Sequence[str]) -> Snapshot:
+    """The first copy of the same files that is as it was made, or else one that does not exist yet."""
+    while snapshot.folder.is_dir() and digest_files(snapshot.folder, names) != snapshot.code:
+        snapshot = replace(snapshot, number=snapshot.number + 1)
     return snapshot
 
 
@@ -279,7 +290,8 @@ def _copy(root: Path, names: Sequence[str], snapshot: Snapshot) -> Snapshot:
     """Copies the files, and returns the copy: they may have changed since they were read for the first time."""
     temporary = Path(tempfile.mkdtemp(prefix=".", dir=snapshot.store))
     try:
-        copied = Snapshot(snapshot.root, digest_files(root, names, temporary), snapshot.store, snapshot.git)
+        copied = replace(snapshot, code=digest_files(root, names, temporary), number=1)
+        copied = _usable(copied, names)
         try:
             temporary.rename(copied.folder)
         except OSError:

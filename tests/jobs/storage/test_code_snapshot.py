@@ -71,12 +71,26 @@ def test_a_copy_has_tracked_and_untracked_files(checkout: Path) -> None:
 
 def test_the_same_files_are_copied_once(checkout: Path) -> None:
     first = take(checkout)
-    (first.folder / "train.py").write_text("of the first copy")
+    made = (first.folder / "train.py").stat()
+    write(first.folder, {"out.txt": "what a script has written"})
     write(checkout, {"data/y.txt": "y", "runs/s/log": "longer", "more.so": "so"})
     second = take(checkout)
     assert second == first
-    assert (second.folder / "train.py").read_text() == "of the first copy"
+    assert (second.folder / "train.py").stat() == made
     assert links_of(second)["more.so"] == f"{checkout}/more.so"
+
+
+def test_an_altered_copy_is_not_used(checkout: Path) -> None:
+    first = take(checkout)
+    (first.folder / "train.py").write_text("altered")
+    second = take(checkout)
+    assert (second.code, second.folder.name) == (first.code, f"{first.folder.name}-2")
+    (second.folder / "new.py").unlink()
+    third = take(checkout)
+    assert third.folder.name == f"{first.folder.name}-3"
+    assert (third.folder / "train.py").read_text() == "old"
+    assert take(checkout) == third
+    assert recorded_snapshot(start_in_copy({}, (), third), third.store) == third
 
 
 @pytest.mark.parametrize("change", ["content", "name", "mode", "link"])
