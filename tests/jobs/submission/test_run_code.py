@@ -118,6 +118,8 @@ def test_a_retry_starts_what_was_submitted(slurm: Slurm, project: Path) -> None:
     git(project, "commit", "--quiet", "--message", "later")
     (project / "work" / "train.py").write_text("new")
     slurm.states.update({"1_0": State.FAILED, "2_0": State.FAILED})
+    (folder.logs / "1_0_0_log.out").touch()
+    (slurm.run_dirs["2_0"] / "attempts.jsonl").touch()
     first = described(folder)
     resend(folder, [], from_start=False)
     assert started(folder) == ["old", "old"]
@@ -128,12 +130,24 @@ def test_a_retry_starts_what_was_submitted(slurm: Slurm, project: Path) -> None:
     assert [run["git"] is None for run in described(folder)] == [False, True]
 
 
+def test_a_retry_of_a_run_that_never_started_takes_the_present_code(slurm: Slurm, project: Path) -> None:
+    """Its smoke run has failed, and the user has repaired the code."""
+    folder = submit(project / "runs")
+    (project / "work" / "train.py").write_text("repaired")
+    slurm.states.update({"1_0": State.CANCELLED, "2_0": State.FAILED})
+    (slurm.run_dirs["2_0"] / "failure-rank0.json").touch()
+    resend(folder, [], from_start=False)
+    assert started(folder) == ["repaired", "old"]
+
+
 def test_a_retry_works_after_the_root_was_moved(slurm: Slurm, project: Path) -> None:
     submit(project / "runs")
     (project / "runs").rename(project.parent / "moved")
     folder = SweepFolder(project.parent / "moved" / "s" / "site")
     slurm.states.update({"1_0": State.FAILED, "2_0": State.FAILED})
     slurm.run_dirs = {job: folder.run(path.name) for job, path in slurm.run_dirs.items()}
+    for run_dir in slurm.run_dirs.values():
+        (run_dir / "attempts.jsonl").touch()
     resend(folder, [], from_start=False)
     assert started(folder) == ["old", "old"]
     assert described(folder)[0]["script"]["working_dir"].startswith(str(folder.code_store))
@@ -142,6 +156,7 @@ def test_a_retry_works_after_the_root_was_moved(slurm: Slurm, project: Path) -> 
 def test_a_retry_without_the_copy_is_refused(slurm: Slurm, project: Path) -> None:
     folder = submit(project / "runs")
     slurm.states["1_0"] = State.FAILED
+    (slurm.run_dirs["1_0"] / "attempts.jsonl").touch()
     before = described(folder)
     path = folder.run(before[0]["run_id"]) / "run.json"
     path.write_text("{")
