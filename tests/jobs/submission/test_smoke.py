@@ -243,6 +243,18 @@ def test_runs_of_a_smoke_run_that_has_failed_already_are_not_sent(
 
 
 @pytest.mark.process
+def test_each_model_waits_for_its_own_smoke_run(slurm: Slurm, tmp_path: Path) -> None:
+    plan, sweep = sweep_of("name: s\nallocations: [1x1]\naxes: {model: [bert, vit], lr: [1.0, 2.0]}\n", tmp_path)
+    submit(plan, sweep)
+    assert [waits_for(group)["dependency"] for group in slurm.groups[1:]] == ["afterok:1_0", "afterok:1_1"]
+    slurm.states["1_0"] = State.RUNNING
+    fail(slurm, "1_1")
+    slurm.states |= {"3_0": State.CANCELLED, "3_1": State.CANCELLED}
+    reasons = [row.scheduled.reason for row in rows_of(plan)]
+    assert reasons == [None] * 2 + [f"the smoke run of 1x1 model=vit failed: {BOOM}"] * 2
+
+
+@pytest.mark.process
 def test_what_does_not_fit_is_sent_after_the_same_smoke_run(
     slurm: Slurm, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
