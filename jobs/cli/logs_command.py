@@ -76,6 +76,8 @@ def logs(
         paths = log.files(log.latest_job())
         if not paths:
             raise log.missing(log.ask().conclusions[log.run_id])
+        if log.is_skipped():
+            _note(f"{name} was not sent again, because its smoke run has failed; this is the log of an earlier job")
         printer.print_new(paths)
     if printer.is_empty:
         _note(f"the log of {noun} {log.rank} is empty: {log.files(log.latest_job())[0]}")
@@ -107,6 +109,12 @@ class _RunLog:
         for job in read_ledger(self.folder.path).jobs.get(self.run_id, ())[-1:]:
             return job.job_id
         return None
+
+    def is_skipped(self) -> bool:
+        """Whether the run was not sent after its latest job."""
+        from jobs.storage.ledger import read_ledger
+
+        return self.run_id in read_ledger(self.folder.path).skipped
 
     def _smoke_run(self) -> str | None:
         """The smoke run that must succeed before the run starts; None if it waits for none."""

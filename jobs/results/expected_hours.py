@@ -48,15 +48,16 @@ def _without_seed(run: Mapping[str, Any]) -> str:
 
 
 def measured_hours(folder: SweepFolder) -> dict[str, float]:
-    """The GPU-hours of the latest job of each run that is done, by run id, as the accounting was last seen.
+    """The GPU-hours of each run that is done, by run id, as the accounting was last seen.
 
-    Nothing is asked of the scheduler. A folder that does not exist, or that is damaged, has none.
+    A run with several jobs is left out: how much of an earlier job the latest one has repeated is not known. Nothing
+    is asked of the scheduler. A folder that does not exist, or that is damaged, has none.
     """
     try:
         plan, ledger = folder.plan(), read_ledger(folder.path)
     except (DamagedFile, OSError):
         return {}
-    gpus = {run["run_id"]: run["world_size"] for run in plan.runs if run["run_id"] in ledger.jobs}
+    gpus = {run["run_id"]: run["world_size"] for run in plan.runs if len(ledger.jobs.get(run["run_id"], ())) == 1}
     if not gpus:
         return {}
     states = last_states(folder, plan.sweep, scheduler_for(plan.kind, {}), ledger, list(gpus))

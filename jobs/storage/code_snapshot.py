@@ -15,7 +15,7 @@ import shutil
 import subprocess
 import tempfile
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -40,25 +40,24 @@ class Snapshot:
         code: The hash of the files: their paths, modes and contents.
         store: The folder of all copies.
         git: The commit of the checkout, as `git_state` returns it.
+        number: Which copy of the same files it is: the earlier ones were altered.
     """
 
     root: str
     code: str
     store: Path
     git: Mapping[str, Any] | None = None
+    number: int = 1
 
     @property
     def folder(self) -> Path:
         """The copy. Its name also depends on the checkout, because its links do."""
-        return self.store / f"{self.code}-{place_digest(self.root)}"
+        name = f"{self.code}-{place_digest(self.root)}"
+        return self.store / (name if self.number == 1 else f"{name}-{self.number}")
 
     def copy_of(self, path: str) -> str:
         """The place of a file or folder of the checkout in the copy; any other path as it is."""
         return moved_path(os.path.realpath(path), self.root, str(self.folder)) or path
-
-    def original_of(self, path: str) -> str:
-        """The inverse of `copy_of`."""
-        return moved_path(path, str(self.folder), self.root) or path
 
 
 def start_in_copy(run: Mapping[str, Any], import_path: Sequence[str], snapshot: Snapshot) -> dict[str, Any]:
@@ -79,15 +78,16 @@ def start_in_copy(run: Mapping[str, Any], import_path: Sequence[str], snapshot: 
     return fields
 
 
-def start_in_place(run: Mapping[str, Any], store: Path) -> dict[str, Any]:
+def start_in_place(run: Mapping[str, Any]) -> dict[str, Any]:
     """A run of a run.json, with the paths of the checkout in place of those of its copy."""
-    snapshot = recorded_snapshot(run, store)
-    if snapshot is None:
+    if recorded_snapshot(run, Path()) is None:
         return dict(run)
+    copy, root = run["code"]["folder"], run["code"]["root"]  # the copy may be elsewhere now
     originals: dict[str, Any] = {"code": None}
-    originals["import_path"] = [snapshot.original_of(path) for path in run.get("import_path") or ()]
+    originals["import_path"] = [moved_path(path, copy, root) or path for path in run.get("import_path") or ()]
     if is_command(run):
-        originals[SECTION] = {**run[SECTION], "working_dir": snapshot.original_of(run[SECTION]["working_dir"])}
+        place = run[SECTION]["working_dir"]
+        originals[SECTION] = {**run[SECTION], "working_dir": moved_path(place, copy, root) or place}
     return {**run, **originals}
 
 
@@ -99,9 +99,12 @@ def recorded_snapshot(run: Mapping[str, Any], store: Path) -> Snapshot | None:
         store: The folder of all copies now: the root of all sweeps may have been moved.
     """
     code = run.get("code")
-    if not isinstance(code, dict) or not all(isinstance(code.get(name), str) for name in ("snapshot", "root")):
+    if not isinstance(code, dict) or not all(
+        isinstance(code.get(name), str) for name in ("snapshot", "root", "folder")
+    ):
         return None
-    return Snapshot(code["root"], code["snapshot"], store, run.get("git"))
+    number = "".join(Path(code["folder"]).name.split("-")[2:])
+    return Snapshot(code["root"], code["snapshot"], store, run.get("git"), int(number) if number.isdecimal() else 1)
 
 
 def take_snapshot(root: Path, store: Path, excluded: Collection[Path]) -> Snapshot:
@@ -116,14 +119,22 @@ def take_snapshot(root: Path, store: Path, excluded: Collection[Path]) -> Snapsh
         UserError: The files are too many or too large, or one cannot be read.
         OSError: The copy cannot be written.
     """
-    names = sorted(name for name in _listed(root, excluded) if not _is_sweep_file(root / name))
+    listed = _without_results(list(_listed(root, excluded)))
+    names = sorted(name for name in listed if not _is_sweep_file(root / name))
     _check_size(root, names)
-    snapshot = Snapshot(str(root), digest_files(root, names), store, git_state(root))
+    snapshot = _usable(Snapshot(str(root), digest_files(root, names), store, git_state(root)), names)
     if not snapshot.folder.is_dir():
         store.mkdir(mode=0o700, exist_ok=True)
         snapshot = _copy(root, names, snapshot)
     os.utime(snapshot.folder)  # `sweep clean` removes no copy that was taken a moment ago
     _link_rest(root, snapshot.folder, names, excluded)
+    return snapshot
+
+
+def _usable(snapshot: Snapshot, names: Sequence[str]) -> Snapshot:
+    """The first copy of the same files that is as it was made, or else one that does not exist yet."""
+    while snapshot.folder.is_dir() and digest_files(snapshot.folder, names) != snapshot.code:
+        snapshot = replace(snapshot, number=snapshot.number + 1)
     return snapshot
 
 
@@ -145,6 +156,24 @@ def _listed(folder: Path, excluded: Collection[Path]) -> Iterator[str]:
             yield name
         elif (path / ".git").exists():  # a submodule
             yield from (f"{name}/{inner}" for inner in _listed(path, excluded))
+
+
+def _without_results(names: Sequence[str]) -> list[str]:
+    """The files without those of sweeps in other roots, and without their copies of code.
+
+    Example:
+        >>> _without_results(["a.py", "out/plan.json", "out/ledger.jsonl", "out/x", "runs/.code/1/a.py", "b/plan.json"])
+        ['a.py', 'b/plan.json']
+    """
+    listed = set(names)
+    found = {posixpath.dirname(name) for name in names if posixpath.basename(name) == "plan.json"}
+    sweeps = {folder for folder in found if folder and f"{folder}/ledger.jsonl" in listed}
+    last = {posixpath.join(posixpath.dirname(posixpath.dirname(sweep)), ".last") for sweep in sweeps}
+    return [
+        name
+        for name in names
+        if name not in last and STORE not in name.split("/") and sweeps.isdisjoint(_parents(name))
+    ]
 
 
 def _is_sweep_file(path: Path) -> bool:
@@ -261,7 +290,8 @@ def _copy(root: Path, names: Sequence[str], snapshot: Snapshot) -> Snapshot:
     """Copies the files, and returns the copy: they may have changed since they were read for the first time."""
     temporary = Path(tempfile.mkdtemp(prefix=".", dir=snapshot.store))
     try:
-        copied = Snapshot(snapshot.root, digest_files(root, names, temporary), snapshot.store, snapshot.git)
+        copied = replace(snapshot, code=digest_files(root, names, temporary), number=1)
+        copied = _usable(copied, names)
         try:
             temporary.rename(copied.folder)
         except OSError:

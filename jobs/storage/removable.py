@@ -139,7 +139,8 @@ def _unneeded_copies(folder: SweepFolder) -> Iterator[Path]:
 def _named_copies(folder: SweepFolder) -> Collection[Path]:
     """The copies that a run of any sweep names; all of them if a run.json cannot be read."""
     named, store = set(), folder.code_store
-    sweeps = [folder.path] if store.parent == folder.path else store.parent.glob("*/*")
+    is_own = SweepFolder(store.parent).plan_file.is_file()
+    sweeps = [store.parent] if is_own else store.parent.glob("*/*")
     for sweep, pattern in product(sweeps, ("runs/*", "runs/*/earlier/*", "smoke/runs/*")):
         for path in sweep.glob(f"{pattern}/{RUN_NAME}"):
             try:
@@ -151,9 +152,14 @@ def _named_copies(folder: SweepFolder) -> Collection[Path]:
     return named
 
 
+def is_unneeded_copy(folder: SweepFolder, path: Path, now_s: float) -> bool:
+    """Whether a folder of the store is still old, and no run names it: a submission makes what it uses young."""
+    return now_s - path.lstat().st_mtime > _LEAST_AGE_S and path not in _named_copies(folder)
+
+
 def _is_unchanged(copy: Path) -> bool:
     """Whether a copy has nothing but what was copied or linked, and what Python caches."""
-    code, _, place = copy.name.partition("-")
+    code, place = [*copy.name.split("-"), ""][:2]
     return digest_files(copy, sorted(_own_files(copy, place))) == code
 
 

@@ -103,9 +103,17 @@ class SweepFolder:
 
     @property
     def code_store(self) -> Path:
-        """The copies of the user's code, of all sweeps with the same root; a folder below no root has its own."""
-        own = self.path / STORE
-        return own if own.is_dir() else self.path.parent.parent / STORE
+        """The copies of the user's code, of all sweeps with the same root.
+
+        A folder below no root has its own, and so has one in a root in which the copies are another user's. Smoke runs
+        start the copies of their sweep.
+        """
+        sweep = SweepFolder(self.path.parent)
+        if self.path == sweep.smoke.path and sweep.plan_file.is_file():
+            return sweep.code_store
+        own, shared = self.path / STORE, self.path.parent.parent / STORE
+        users = {_user_id(shared), _user_id(self.path)} - {None}
+        return own if own.is_dir() or len(users) > 1 else shared
 
     @property
     def smoke(self) -> SweepFolder:
@@ -289,6 +297,14 @@ class SweepFolder:
         """The number of the user whose folder, and whose jobs, these are; None if the file system hides it."""
         user_id = self.path.stat().st_uid
         return None if user_id == _HIDDEN_USER else user_id
+
+
+def _user_id(path: Path) -> int | None:
+    """The number of the owner of a file or folder; None if it does not exist."""
+    try:
+        return path.stat().st_uid
+    except OSError:
+        return None
 
 
 @functools.lru_cache(maxsize=1)  # a command needs it several times; that of 10,000 runs takes 0.3 s

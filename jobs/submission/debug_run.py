@@ -62,7 +62,7 @@ def debug_run(folder: SweepFolder, run_id: str, name: str) -> None:
         UserError: The run was never submitted, cannot be run as one rank, or torch is missing.
     """
     # The files in place, not their copy: the user edits these.
-    run = start_in_place(_read_run(folder.run(run_id) / RUN_NAME, name), folder.code_store)
+    run = start_in_place(_read_run(folder.run(run_id) / RUN_NAME, name))
     if is_link(run):
         raise UserError(f"{name} times the link between ranks, and here is one rank", hint="choose another run")
     if not is_command(run) and find_spec("torch") is None:

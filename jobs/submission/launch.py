@@ -100,10 +100,10 @@ def launch_with(
         ledger = read_ledger(folder.path)
         _check_same_data(folder, plan, ledger)
         ledger = scheduler.finish_interrupted(folder, ledger, note)
-        end_unneeded_smoke(folder, ledger, scheduler)
         submitted = _submitted(folder, ledger)
         dropped = dropped_runs(sweep, [run.run_id for run in plan.runs], submitted)
         selection = select_runs(folder, plan, ledger, scheduler, dropped, replace=replace)
+        end_unneeded_smoke(folder, ledger, scheduler, again=selection.missing)
         missing = with_runs(plan, selection.missing)
         with write_errors(folder, "nothing was sent; free some space, then submit again"):
             code = copy_code(folder, [missing], _import_path(sweep))

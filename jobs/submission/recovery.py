@@ -5,7 +5,7 @@ It also finds the jobs of batch scripts that a user has submitted.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 from disttrain.errors import UserError
 from jobs.schedulers.scheduler import Scheduler
@@ -50,23 +50,33 @@ def _is_interrupted(ledger: Ledger) -> bool:
     return bool(ledger.open_tokens or ledger.held)
 
 
-def end_unneeded_smoke(folder: SweepFolder, ledger: Ledger, scheduler: Scheduler) -> None:
+def end_unneeded_smoke(
+    folder: SweepFolder,
+    ledger: Ledger,
+    scheduler: Scheduler,
+    *,
+    again: Collection[str] = (),
+    only: Collection[str] | None = None,
+) -> None:
     """Ends the smoke runs for which no run waits: their submission was interrupted, or the runs were cancelled.
 
     Args:
         folder: The folder of the sweep, under its submission lock.
         ledger: Its ledger.
         scheduler: Its scheduler.
+        again: The runs that are about to be sent again: they wait for their earlier smoke runs no longer.
+        only: The smoke jobs of which those are ended that no run needs; None for all.
 
     Raises:
         UserError: They could not be ended.
     """
     smoke = folder.smoke
     known = scheduler.finish_interrupted(smoke, read_ledger(smoke.path), note)
-    needed = {
-        job_id for run_id, jobs in ledger.jobs.items() if run_id not in ledger.cancelled for job_id in jobs[-1].after
-    }
+    left_out = ledger.cancelled.union(again)
+    needed = {job_id for run_id, jobs in ledger.jobs.items() if run_id not in left_out for job_id in jobs[-1].after}
     left = {run_id: jobs[-1] for run_id, jobs in known.jobs.items() if jobs[-1].job_id not in needed}
+    if only is not None:
+        left = {run_id: job for run_id, job in left.items() if job.job_id in only}
     if not left:
         return
     conclusions = read_states(smoke, smoke.job_name(), scheduler, known, list(left)).conclusions

@@ -13,7 +13,7 @@ from jobs.planning.cluster_profile import CodeRule
 from jobs.planning.expand import RunSpec
 from jobs.planning.plan import Plan
 from jobs.storage.code_snapshot import STORE, Snapshot, take_snapshot
-from jobs.storage.code_state import checkout_of
+from jobs.storage.code_state import GitError, checkout_of
 from jobs.storage.sweep_folder import LAST, SweepFolder
 from jobs.submission.messages import note, say
 
@@ -40,15 +40,30 @@ def copy_code(folder: SweepFolder, plans: Sequence[Plan], import_path: Sequence[
                 runs_by_place.setdefault(place, []).append(run)
     copies: dict[str, Snapshot] = {}
     for place, runs in runs_by_place.items():
-        checkout = checkout_of(Path(place))
-        if checkout is None:
-            note(f"{place} is no git checkout, so the code is not copied: a run starts the files as they are then")
-            continue
-        snapshot = take_snapshot(checkout, folder.code_store, _no_code(folder, Path(place)))
-        say(f"  code {snapshot.code}: a copy of {checkout}")
-        _note_originals(snapshot, runs)
-        copies |= dict.fromkeys((run.run_id for run in runs), snapshot)
+        if snapshot := _copy_around(folder, Path(place)):
+            say(f"  code {snapshot.code}: a copy of {snapshot.root}")
+            _note_originals(snapshot, runs)
+            copies |= dict.fromkeys((run.run_id for run in runs), snapshot)
     return copies
+
+
+def _copy_around(folder: SweepFolder, place: Path) -> Snapshot | None:
+    """The copy of the checkout around a working directory; None, after a note, if the copy would not have it."""
+    live = "so the code is not copied: a run starts the files as they are then"
+    try:
+        checkout = checkout_of(place)
+    except GitError as error:
+        note(f"git refuses {place}, {live}; git: {error} (repair this, or set code: live under slurm)")
+        return None
+    if checkout is None:
+        note(f"{place} is no git checkout, {live}")
+        return None
+    snapshot = take_snapshot(checkout, folder.code_store, _no_code(folder, place))
+    copy = Path(snapshot.copy_of(str(place)))
+    if not copy.is_dir() or not copy.resolve().is_relative_to(snapshot.folder.resolve()):
+        note(f"git ignores {place}, or it has no files, {live}")
+        return None
+    return snapshot
 
 
 def _note_originals(snapshot: Snapshot, runs: Sequence[RunSpec]) -> None:
@@ -76,7 +91,10 @@ def _copied_place(run: RunSpec, rule: CodeRule | None, import_path: Sequence[str
 
 def _no_code(folder: SweepFolder, place: Path) -> tuple[Path, ...]:
     """What is no code: cluster profiles, and the root of all sweeps, or if the code is in that, the folders in it."""
-    root = folder.code_store.parent.resolve()
+    root = folder.path.parent.parent
+    if not (root / STORE).is_dir():
+        root = folder.code_store.parent  # below no root
+    root = root.resolve()
     profiles = tuple(place.glob("clusters/*.yaml"))
     if not place.is_relative_to(root):
         return (root, *profiles)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import shutil
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -155,18 +156,18 @@ class SmokeGate:
         """What of a plan can be sent, by the states of the smoke runs."""
         jobs = {run_id: jobs[-1].job_id for run_id, jobs in read_ledger(folder.smoke.path).jobs.items()}
         groups, unsent = [], []
-        for group in plan.groups:
+        for key, group in itertools.chain.from_iterable(map(_by_smoke_run, plan.groups)):
             run_ids = [run.run_id for run in group.runs]
-            keys = dict.fromkeys(_key(run) for run in group.runs if not is_link(run_json(run)))
-            smoke = [rows[self._run_ids[key]] for key in keys if key in self._run_ids]
-            failed = next((row for row in smoke if row.state.is_finished and not row.state.is_success), None)
-            if failed is not None:
-                note(f"{smoke_failure(failed)}; not sent: {count_runs(len(run_ids))} of {group.allocation}")
-                skip(folder.path, run_ids, time.time(), self._sweep.overrides, [jobs[failed.run_id]])
-            elif len(smoke) < len(keys):
+            row = rows[self._run_ids[key]] if key in self._run_ids else None
+            if key is None or (row is not None and row.state.is_success):
+                groups.append(group)
+            elif row is None:
                 unsent += run_ids
+            elif row.state.is_finished:
+                note(f"{smoke_failure(row)}; not sent: {count_runs(len(run_ids))} of {group.allocation}")
+                skip(folder.path, run_ids, time.time(), self._sweep.overrides, [jobs[row.run_id]])
             else:
-                groups.append(_waiting(group, [jobs[row.run_id] for row in smoke if not row.state.is_finished]))
+                groups.append(_waiting(group, jobs[row.run_id]))
         return Admitted(replace(plan, groups=tuple(groups)), frozenset(unsent))
 
 
@@ -179,8 +180,8 @@ def _prepare(folder: SweepFolder, plan: Plan) -> None:
     _, import_path = folder.read_request()
     with write_errors(folder, "nothing was sent; free some space, then submit again"):
         smoke.create()
-        for run_dir in filter(Path.exists, (smoke.run(run["run_id"]) for run in runs)):
-            shutil.rmtree(run_dir)
+        for run in runs:
+            _move_aside(smoke.run(run["run_id"]))
         ids = {run["run_id"] for run in runs}
         earlier = [run for run in smoke.planned_runs() if run["run_id"] not in ids]
         smoke.write_plan({**plan_json(plan), "runs": [*runs, *earlier]})
@@ -190,17 +191,31 @@ def _prepare(folder: SweepFolder, plan: Plan) -> None:
         prepare_runs(smoke, pinned, import_path, code=submitted_code(folder, list(ids)))
 
 
+def _by_smoke_run(group: JobGroup) -> list[tuple[_Key | None, JobGroup]]:
+    """The parts of a group that wait for different smoke runs; a part without a key waits for none."""
+    parts: dict[_Key | None, list[RunSpec]] = {}
+    for run in group.runs:
+        parts.setdefault(None if is_link(run_json(run)) else _key(run), []).append(run)
+    return [(key, replace(group, runs=tuple(runs))) for key, runs in parts.items()]
+
+
+def _move_aside(run_dir: Path) -> None:
+    """Moves the folder of an earlier smoke run, whose job may be about to end, and removes the one before it."""
+    earlier = run_dir.with_name(f".{run_dir.name}.1")
+    if run_dir.exists():
+        shutil.rmtree(earlier, ignore_errors=True)
+        run_dir.rename(earlier)
+
+
 def _pinned(folder: SweepFolder, run_id: str) -> dict[str, Any]:
     """The field of run.json with the revisions that `sweep prefetch` has pinned for a run; empty without them."""
     described = read_object(folder.run(run_id) / RUN_NAME) or {}
     return {PINNED: described[PINNED]} if PINNED in described else {}
 
 
-def _waiting(group: JobGroup, job_ids: Sequence[str]) -> JobGroup:
-    """The group with jobs that start when these jobs have succeeded, and that Slurm cancels when one has failed."""
-    if not job_ids:
-        return group
+def _waiting(group: JobGroup, job_id: str) -> JobGroup:
+    """The group with jobs that start when this job has succeeded, and that Slurm cancels when it has failed."""
     own = (group.parameters.get("additional_parameters") or {}).get("dependency")
-    dependency = ",".join(filter(None, [f"afterok:{':'.join(job_ids)}", own]))
+    dependency = ",".join(filter(None, [f"afterok:{job_id}", own]))
     options = {"dependency": dependency, "kill-on-invalid-dep": "yes"}
-    return replace(group, after=tuple(job_ids), parameters=with_options(group.parameters, options))
+    return replace(group, after=(job_id,), parameters=with_options(group.parameters, options))

@@ -14,7 +14,7 @@ from jobs.storage.ledger import Ledger
 
 def smoke_failure(row: Result) -> str:
     """What became of a smoke run that has failed, in one line."""
-    return f"the smoke run of {row.requested.allocation} failed: {row.scheduled.reason or row.state.value}"
+    return f"the smoke run of {row.label} failed: {row.scheduled.reason or row.state.value}"
 
 
 def with_smoke_reasons(

@@ -54,7 +54,6 @@ def submitted(tmp_path: Path, *attempts: AccountingRow) -> Plan:
     folder = SweepFolder(plan.folder)
     folder.create()
     folder.write_plan(plan_json(plan))
-    ledger.record(folder.path, {plan.runs[0].run_id: "6"}, 1.0)
     ledger.record(folder.path, {plan.runs[0].run_id: "7"}, 2.0)
     ledger.append_lines(folder.accounting_file, [json.dumps(row.to_json()) for row in attempts])
     return plan
@@ -65,13 +64,15 @@ PREEMPTED = AccountingRow("7", state=State.PREEMPTED, submit_s=2, start_s=3, end
 DONE = AccountingRow("7", state=State.COMPLETED, submit_s=9, start_s=9, end_s=99, elapsed_s=3600, alloc_gpus=2)
 
 
-def test_hours_are_those_of_the_latest_job(tmp_path: Path) -> None:
+def test_hours_are_those_of_all_attempts(tmp_path: Path) -> None:
     plan = submitted(tmp_path, FAILED, PREEMPTED, DONE)
     folder = SweepFolder(plan.folder)
     assert measured_hours(folder) == {}, "without a summary it is not done"
     folder.run(plan.runs[0].run_id).mkdir(parents=True)
     (folder.run(plan.runs[0].run_id) / "summary.json").write_text('{"steps": 3}')
     assert measured_hours(folder) == {plan.runs[0].run_id: 0.5 + 2}
+    ledger.record(folder.path, {plan.runs[0].run_id: "8"}, 3.0)
+    assert measured_hours(folder) == {}, "it was sent again"
     folder.plan_file.write_text("[]")
     assert measured_hours(folder) == {}
     assert measured_hours(SweepFolder(tmp_path / "none")) == {}

@@ -13,7 +13,7 @@ import pytest
 from disttrain.errors import UserError
 from jobs.storage import code_snapshot
 from jobs.storage.code_snapshot import Snapshot, recorded_snapshot, start_in_copy, start_in_place, take_snapshot
-from jobs.storage.code_state import checkout_of
+from jobs.storage.code_state import GitError, checkout_of
 from tests.jobs.script_runs import script_run
 from tests.jobs.storage.test_code_state import git
 
@@ -71,12 +71,26 @@ def test_a_copy_has_tracked_and_untracked_files(checkout: Path) -> None:
 
 def test_the_same_files_are_copied_once(checkout: Path) -> None:
     first = take(checkout)
-    (first.folder / "train.py").write_text("of the first copy")
+    made = (first.folder / "train.py").stat()
+    write(first.folder, {"out.txt": "what a script has written"})
     write(checkout, {"data/y.txt": "y", "runs/s/log": "longer", "more.so": "so"})
     second = take(checkout)
     assert second == first
-    assert (second.folder / "train.py").read_text() == "of the first copy"
+    assert (second.folder / "train.py").stat() == made
     assert links_of(second)["more.so"] == f"{checkout}/more.so"
+
+
+def test_an_altered_copy_is_not_used(checkout: Path) -> None:
+    first = take(checkout)
+    (first.folder / "train.py").write_text("altered")
+    second = take(checkout)
+    assert (second.code, second.folder.name) == (first.code, f"{first.folder.name}-2")
+    (second.folder / "new.py").unlink()
+    third = take(checkout)
+    assert third.folder.name == f"{first.folder.name}-3"
+    assert (third.folder / "train.py").read_text() == "old"
+    assert take(checkout) == third
+    assert recorded_snapshot(start_in_copy({}, (), third), third.store) == third
 
 
 @pytest.mark.parametrize("change", ["content", "name", "mode", "link"])
@@ -206,7 +220,7 @@ def test_a_run_starts_in_the_copy(checkout: Path) -> None:
     assert described["code"] == {"snapshot": snapshot.code, "root": str(checkout), "folder": str(snapshot.folder)}
     assert recorded_snapshot(described, snapshot.store) == snapshot
     assert run["script"]["working_dir"] == str(checkout / "pkg"), "plan.json keeps the original"
-    back = start_in_place(described, snapshot.store)
+    back = start_in_place(described)
     assert (back["script"], back["import_path"]) == (run["script"], ["/elsewhere", str(checkout)])
 
 
@@ -220,5 +234,11 @@ def test_the_checkout_of_a_folder(checkout: Path, monkeypatch: pytest.MonkeyPatc
     assert checkout_of(checkout.parent) is None
     subprocess.run(["git", "init", "--quiet", "--bare", checkout.parent / "bare"], check=True)
     assert checkout_of(checkout.parent / "bare") is None
+    with pytest.raises(GitError, match="cannot change to"):
+        checkout_of(checkout / "none")
+    monkeypatch.setenv("GIT_TEST_ASSUME_DIFFERENT_OWNER", "1")
+    with pytest.raises(GitError, match=r"dubious ownership.* safe\.directory"):
+        checkout_of(checkout)
     monkeypatch.setenv("PATH", "")
-    assert checkout_of(checkout) is None
+    with pytest.raises(GitError, match="git cannot be started: No such file"):
+        checkout_of(checkout)

@@ -11,6 +11,7 @@ import pytest
 
 from jobs.storage import ledger
 from jobs.storage.code_snapshot import Snapshot, start_in_copy, take_snapshot
+from jobs.storage.forget_runs import remove_copy
 from jobs.storage.ledger import read_ledger
 from jobs.storage.removable import Kind, Removable, leftovers, of_runs
 from jobs.storage.sweep_folder import SweepFolder
@@ -176,6 +177,19 @@ def test_a_damaged_run_may_need_a_copy(folder: SweepFolder) -> None:
     copy(folder, "a")
     (folder.run("1x1-a") / "run.json").write_text("{")
     assert old_leftovers(folder) == []
+
+
+@pytest.mark.process
+def test_a_copy_that_is_used_in_the_meantime_stays(folder: SweepFolder) -> None:
+    unneeded, young, named = (copy(folder, text) for text in ("a", "b", "c"))
+    for snapshot in (unneeded, named):
+        os.utime(snapshot.folder, (0, 0))
+    for run_dir in folder.path.glob("runs/*"):
+        (run_dir / "run.json").write_text("{}")
+    names_copy(folder, "runs/1x1-a", named)
+    for snapshot in (unneeded, young, named):
+        remove_copy(folder, snapshot.folder)
+    assert set(folder.code_store.iterdir()) == {young.folder, named.folder}
 
 
 @pytest.mark.process

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -18,12 +19,15 @@ from jobs.planning.plan import Plan, make_plan
 from jobs.planning.sweep_file import Sweep, parse_sweep
 from jobs.planning.yaml_file import parse_yaml
 from jobs.slurm.states import State
-from jobs.storage import code_snapshot
+from jobs.storage import code_snapshot, sweep_folder
+from jobs.storage.ledger import read_ledger
+from jobs.storage.removable import leftovers
 from jobs.storage.sweep_folder import SweepFolder
 from jobs.submission.debug_run import debug_run
 from jobs.submission.launch import debug, launch
 from jobs.submission.resend import resend
 from jobs.submission.run_code import copy_code
+from jobs.submission.smoke import SmokeGate
 from tests.jobs.storage.test_code_state import git
 from tests.jobs.submission.fake_slurm import Slurm
 
@@ -114,6 +118,8 @@ def test_a_retry_starts_what_was_submitted(slurm: Slurm, project: Path) -> None:
     git(project, "commit", "--quiet", "--message", "later")
     (project / "work" / "train.py").write_text("new")
     slurm.states.update({"1_0": State.FAILED, "2_0": State.FAILED})
+    (folder.logs / "1_0_0_log.out").touch()
+    (slurm.run_dirs["2_0"] / "attempts.jsonl").touch()
     first = described(folder)
     resend(folder, [], from_start=False)
     assert started(folder) == ["old", "old"]
@@ -124,12 +130,24 @@ def test_a_retry_starts_what_was_submitted(slurm: Slurm, project: Path) -> None:
     assert [run["git"] is None for run in described(folder)] == [False, True]
 
 
+def test_a_retry_of_a_run_that_never_started_takes_the_present_code(slurm: Slurm, project: Path) -> None:
+    """Its smoke run has failed, and the user has repaired the code."""
+    folder = submit(project / "runs")
+    (project / "work" / "train.py").write_text("repaired")
+    slurm.states.update({"1_0": State.CANCELLED, "2_0": State.FAILED})
+    (slurm.run_dirs["2_0"] / "failure-rank0.json").touch()
+    resend(folder, [], from_start=False)
+    assert started(folder) == ["repaired", "old"]
+
+
 def test_a_retry_works_after_the_root_was_moved(slurm: Slurm, project: Path) -> None:
     submit(project / "runs")
     (project / "runs").rename(project.parent / "moved")
     folder = SweepFolder(project.parent / "moved" / "s" / "site")
     slurm.states.update({"1_0": State.FAILED, "2_0": State.FAILED})
     slurm.run_dirs = {job: folder.run(path.name) for job, path in slurm.run_dirs.items()}
+    for run_dir in slurm.run_dirs.values():
+        (run_dir / "attempts.jsonl").touch()
     resend(folder, [], from_start=False)
     assert started(folder) == ["old", "old"]
     assert described(folder)[0]["script"]["working_dir"].startswith(str(folder.code_store))
@@ -138,6 +156,7 @@ def test_a_retry_works_after_the_root_was_moved(slurm: Slurm, project: Path) -> 
 def test_a_retry_without_the_copy_is_refused(slurm: Slurm, project: Path) -> None:
     folder = submit(project / "runs")
     slurm.states["1_0"] = State.FAILED
+    (slurm.run_dirs["1_0"] / "attempts.jsonl").touch()
     before = described(folder)
     path = folder.run(before[0]["run_id"]) / "run.json"
     path.write_text("{")
@@ -198,6 +217,45 @@ def test_without_a_checkout_code_is_live(slurm: Slurm, project: Path, capsys: py
     )
 
 
+def test_code_that_git_ignores_is_live(slurm: Slurm, project: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The copy has a link to it."""
+    (project / ".gitignore").write_text("work\n")
+    folder = submit(project / "runs")
+    assert [run["code"] for run in described(folder)] == [{"snapshot": None}] * 2
+    assert f"note: git ignores {project / 'work'}, or it has no files, so the code is not" in capsys.readouterr().err
+
+
+def test_what_git_refuses_is_a_note(
+    slurm: Slurm, project: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("GIT_TEST_ASSUME_DIFFERENT_OWNER", "1")
+    assert [run["code"] for run in described(submit(project / "runs"))] == [{"snapshot": None}] * 2
+    assert "git config --global --add safe.directory" in capsys.readouterr().err
+
+
+def test_copies_of_another_user_are_not_used(slurm: Slurm, project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    theirs = project / "runs" / ".code"
+    theirs.mkdir(parents=True)
+    monkeypatch.setattr(sweep_folder, "_user_id", lambda path: 1 if path == theirs else 2)
+    folder = submit(project / "runs")
+    assert folder.code_store == folder.path / ".code"
+    (copy,) = folder.code_store.iterdir()
+    assert copy.name.startswith(described(folder)[0]["code"]["snapshot"])
+    assert not (copy / "runs").exists()
+    assert not list(theirs.iterdir())
+    assert list(leftovers(folder, folder.planned_runs(), read_ledger(folder.path), time.time() + 9999)) == []
+
+
+def test_smoke_runs_start_the_copies_of_their_sweep(slurm: Slurm, project: Path) -> None:
+    plan, sweep = submission(project / "runs", COMMAND)
+    launch(plan, sweep, max_ranks=None, gate=SmokeGate(sweep))
+    folder = SweepFolder(plan.folder)
+    assert folder.smoke.code_store == folder.code_store == project / "runs" / ".code"
+    assert SweepFolder(project / "runs" / "s" / "smoke").code_store == folder.code_store, "a cluster of this name"
+    later = time.time() + 9999
+    assert list(leftovers(folder.smoke, folder.smoke.planned_runs(), read_ledger(folder.smoke.path), later)) == []
+
+
 def test_an_absolute_path_is_a_note(slurm: Slurm, project: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (project / ".gitignore").write_text("env\n")
     (project / "env").mkdir()
@@ -234,6 +292,22 @@ def test_the_root_may_be_the_working_directory(slurm: Slurm, project: Path) -> N
     assert described(submit(root))[0]["code"] == described(first)[0]["code"]
     (copy,) = first.code_store.iterdir()
     assert sorted(path.name for path in (copy / "work").iterdir()) == ["data", "mine.py", "train.py"]
+
+
+def test_results_in_other_roots_are_no_code(slurm: Slurm, project: Path) -> None:
+    """Also plain scripts, whose folder is that of one sweep."""
+    first = submit(project / "runs")
+    for other in (project / "runs2", project / "work" / "out"):
+        (other / ".code" / "1").mkdir(parents=True)
+        (other / ".code" / "1" / "train.py").touch()
+        (other / ".last").write_text("s/site")
+    for sweep in (project / "runs2" / "s" / "site", project / "work" / "out"):
+        sweep.mkdir(parents=True, exist_ok=True)
+        for name in ("plan.json", "ledger.jsonl", "results.csv"):
+            (sweep / name).touch()
+    slurm.states.update({"1_0": State.FAILED, "2_0": State.FAILED})
+    (project / "work" / "out" / ".last").unlink()
+    assert described(submit(project / "runs"))[0]["code"] == described(first)[0]["code"]
 
 
 def test_the_debugger_starts_the_files_in_place(slurm: Slurm, project: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -243,6 +243,18 @@ def test_runs_of_a_smoke_run_that_has_failed_already_are_not_sent(
 
 
 @pytest.mark.process
+def test_each_model_waits_for_its_own_smoke_run(slurm: Slurm, tmp_path: Path) -> None:
+    plan, sweep = sweep_of("name: s\nallocations: [1x1]\naxes: {model: [bert, vit], lr: [1.0, 2.0]}\n", tmp_path)
+    submit(plan, sweep)
+    assert [waits_for(group)["dependency"] for group in slurm.groups[1:]] == ["afterok:1_0", "afterok:1_1"]
+    slurm.states["1_0"] = State.RUNNING
+    fail(slurm, "1_1")
+    slurm.states |= {"3_0": State.CANCELLED, "3_1": State.CANCELLED}
+    reasons = [row.scheduled.reason for row in rows_of(plan)]
+    assert reasons == [None] * 2 + [f"the smoke run of 1x1 model=vit failed: {BOOM}"] * 2
+
+
+@pytest.mark.process
 def test_what_does_not_fit_is_sent_after_the_same_smoke_run(
     slurm: Slurm, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -301,6 +313,31 @@ def test_a_smoke_run_for_which_no_run_waits_is_ended(
     assert slurm.states["1_0"] is State.CANCELLED
     assert "cancelled smoke runs for which no run waits: 1_0" in capsys.readouterr().err
     assert [len(group.runs) for group in slurm.groups] == [1, 2, 2]
+
+
+@pytest.mark.process
+def test_runs_that_are_sent_again_need_the_earlier_smoke_run_no_longer(slurm: Slurm, tmp_path: Path) -> None:
+    plan = plan_of(tmp_path)
+    submit(plan)
+    (slurm.run_dirs["1_0"] / "log").touch()
+    slurm.states |= {"3_0": State.CANCELLED, "3_1": State.CANCELLED}  # by scancel
+    submit(plan)
+    assert [slurm.states[job] for job in ("1_0", "2_0", "5_0")] == [State.CANCELLED, State.PENDING, State.PENDING]
+    assert waits_for(slurm.groups[5])["dependency"] == "afterok:5_0"
+    run_dir = slurm.run_dirs["5_0"]
+    assert [path.name for path in run_dir.iterdir()] == ["run.json"]
+    assert (run_dir.with_name(f".{run_dir.name}.1") / "log").exists(), "its job may still end"
+
+
+@pytest.mark.process
+def test_a_smoke_run_whose_runs_are_not_sent_yet_stays(slurm: Slurm, tmp_path: Path) -> None:
+    """Another submission waits until Slurm accepts them."""
+    plan = plan_of(tmp_path)
+    slurm.limit = 3
+    assert len(submit(plan)) == 3
+    folder = SweepFolder(plan.folder)
+    cancel_runs(folder, folder.planned_runs()[:1])
+    assert [slurm.states[job] for job in ("1_0", "2_0")] == [State.CANCELLED, State.PENDING]
 
 
 def test_a_smoke_run_is_the_run_otherwise(tmp_path: Path) -> None:
