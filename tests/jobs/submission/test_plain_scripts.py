@@ -146,6 +146,22 @@ def test_status_finds_what_waits(slurm: Slurm, tmp_path: Path) -> None:
         assert [[job.job_id for job in jobs[run.run_id]] for run in plan.groups[1].runs] == [["9_0"], ["9_1"]]
 
 
+def test_a_run_that_is_done_gets_no_other_job(slurm: Slurm, tmp_path: Path) -> None:
+    """The array is submitted a second time, because one of its runs is not done: a job of the other does nothing."""
+    plan = plan_of(tmp_path)
+    folder = SweepFolder(plan.folder)
+    write_scripts(plan, LOADED)
+    done, missing = (run.run_id for run in plan.groups[0].runs)
+    submit_by_hand(slurm, plan, "1x1", "9")
+    recover(folder, os.environ)
+    slurm.states = {"9_0": State.COMPLETED, "9_1": State.FAILED}
+    (folder.run(done) / "summary.json").write_text('{"steps": 3}')
+    submit_by_hand(slurm, plan, "1x1", "10")
+    recover(folder, os.environ)
+    jobs = ledger.read_ledger(plan.folder).jobs
+    assert [[job.job_id for job in jobs[run_id]] for run_id in (done, missing)] == [["9_0"], ["9_1", "10_1"]]
+
+
 def test_cancel_ends_what_waits(slurm: Slurm, tmp_path: Path) -> None:
     plan = plan_of(tmp_path)
     folder = SweepFolder(plan.folder)
