@@ -15,6 +15,7 @@ from pathlib import Path
 from disttrain.errors import UserError, shorten
 from disttrain.records.atomic_write import write_text
 from disttrain.records.json_values import read_object, to_json
+from disttrain.records.lifecycle.attempt_log import POLICY
 from disttrain.records.record_files import RUN_NAME
 from jobs.planning.interpreter import compute_python
 from jobs.planning.labels import Variation
@@ -157,4 +158,4 @@ def _write_policy(run_dir: Path, group: JobGroup) -> None:
     assert group.profile is not None
     path = run_dir / RUN_NAME
     policy = dataclasses.asdict(group.profile.resume_policy)
-    write_text(path, to_json({**(read_object(path) or {}), "resume": policy}, indent=2) + "\n", private=True)
+    write_text(path, to_json({**(read_object(path) or {}), POLICY: policy}, indent=2) + "\n", private=True)

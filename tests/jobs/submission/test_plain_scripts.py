@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from disttrain.errors import UserError
+from disttrain.stored_run import read_stored_run
 from jobs.planning.cluster import Cluster
 from jobs.planning.cluster_profile import ClusterProfile
 from jobs.planning.expand import expand
@@ -24,8 +25,9 @@ from jobs.slurm.states import State
 from jobs.storage import ledger
 from jobs.storage.sweep_folder import SweepFolder
 from jobs.submission.cancellation import cancel_runs
-from jobs.submission.plain_scripts import named_groups, render, write_scripts
+from jobs.submission.plain_scripts import ScriptWriter, named_groups, render, write_scripts
 from jobs.submission.recovery import recover
+from jobs.submission.resend import resend
 from tests.jobs.command import Sweep
 from tests.jobs.planning.test_plan import PROFILES
 from tests.jobs.submission.fake_slurm import LOADED, Slurm, plan_of
@@ -160,6 +162,28 @@ def test_a_run_that_is_done_gets_no_other_job(slurm: Slurm, tmp_path: Path) -> N
     recover(folder, os.environ)
     jobs = ledger.read_ledger(plan.folder).jobs
     assert [[job.job_id for job in jobs[run_id]] for run_id in (done, missing)] == [["9_0"], ["9_1", "10_1"]]
+
+
+@pytest.mark.parametrize("from_start", [False, True])
+def test_the_script_of_a_run_that_is_sent_again_still_resumes(slurm: Slurm, tmp_path: Path, from_start: bool) -> None:
+    plan = plan_of(tmp_path)
+    folder, run_id = SweepFolder(plan.folder), plan.runs[0].run_id
+    write_scripts(plan, LOADED)
+    before = read_stored_run(folder.run(run_id)).resume
+    submit_by_hand(slurm, plan, "1x1", "9", State.FAILED)
+    ledger.record(folder.path, {run_id: "9_0"}, 1.0)
+    resend(folder, [run_id], from_start=from_start)
+    assert before is not None
+    assert read_stored_run(folder.run(run_id)).resume == before
+
+
+def test_scripts_stay_usable_if_a_call_is_killed(slurm: Slurm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    plan = plan_of(tmp_path)
+    write_scripts(plan, LOADED)
+    monkeypatch.setattr(ScriptWriter, "send", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        write_scripts(plan, LOADED)
+    assert read_stored_run(SweepFolder(plan.folder).run(plan.runs[0].run_id)).resume is not None
 
 
 def test_cancel_ends_what_waits(slurm: Slurm, tmp_path: Path) -> None:
