@@ -31,11 +31,10 @@ from disttrain.errors import (
     exit_with_error,
 )
 from disttrain.records.json_values import damaged, read_object
-from disttrain.records.lifecycle.attempt_log import ASKED_AGAIN, ATTEMPTS_NAME, NotResumed, ResumePolicy
+from disttrain.records.lifecycle.attempt_log import ASKED_AGAIN, ATTEMPTS_NAME, POLICY, NotResumed, ResumePolicy
 from disttrain.records.lifecycle.resumption import begin_attempt, end_attempt
 from disttrain.records.record_files import RUN_NAME, write_failure
 
-POLICY = "resume"  # the key of run.json for how the run resumes; only a run of a plain batch script has it
 _PLACE = ("nodes", "gpus_per_node")
 _HINT = "sweep plan --scripts --plain writes it"
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from huggingface_hub import hf_hub_download
+from huggingface_hub import _CACHED_NO_EXIST, hf_hub_download, try_to_load_from_cache
 from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 from transformers import AutoImageProcessor
 
@@ -76,6 +76,8 @@ def _has_no_processor(checkpoint: str, revision: str | None) -> bool:
         try:
             hf_hub_download(checkpoint, name, revision=revision)
         except LocalEntryNotFoundError:
+            if try_to_load_from_cache(checkpoint, name, revision=revision) is _CACHED_NO_EXIST:
+                continue  # an earlier answer of the hub
             return False
         except EntryNotFoundError:
             continue

@@ -50,7 +50,7 @@ def record_script_jobs(folder: SweepFolder, ledger: Ledger, environ: Mapping[str
     except AccountingUnavailable as error:
         message = f"squeue cannot say which batch scripts were submitted: {error}"
         raise UserError(message, hint="run the command on a login node of their cluster") from None
-    found = [*_started(folder, ledger), *_queued(queue, ledger)]
+    found = [*_started(folder, ledger), *_queued(folder, queue, ledger)]
     events: dict[tuple[str, str], dict[str, str]] = {}  # a job array has each run once
     for token, run_id, job_id in found:
         events.setdefault((token, array_of(job_id)), {})[run_id] = job_id
@@ -59,14 +59,14 @@ def record_script_jobs(folder: SweepFolder, ledger: Ledger, environ: Mapping[str
     return read_ledger(folder.path) if events else ledger
 
 
-def _queued(queue: Mapping[str, QueuedJob], ledger: Ledger) -> Iterator[Found]:
-    """The jobs that wait or run. One that has ended may be listed by the id of its array."""
+def _queued(folder: SweepFolder, queue: Mapping[str, QueuedJob], ledger: Ledger) -> Iterator[Found]:
+    """The jobs that wait or run, of runs that are not done. One that has ended may be listed by the id of its array."""
     known = {job.job_id for job in ledger.all_jobs()}
     for job_id in sorted(queue.keys() - known, key=_order):
         job = queue[job_id]
         script = ledger.scripts.get(job.token or "")
         run_id = script.run_of(job_id) if script else None
-        if script and run_id and not job.state.is_finished:
+        if script and run_id and not job.state.is_finished and not has_summary(folder.run(run_id)):
             yield script.token, run_id, job_id
 
 

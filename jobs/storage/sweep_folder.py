@@ -19,7 +19,7 @@ from disttrain.errors import UserError, shorten, suggest_name
 from disttrain.records.atomic_write import write_text
 from disttrain.records.job_files.prefetch_files import pinned_for, read_manifest
 from disttrain.records.json_values import DamagedFile, check_fields, damaged, read_object, to_json
-from disttrain.records.lifecycle.attempt_log import ATTEMPTS_NAME
+from disttrain.records.lifecycle.attempt_log import ATTEMPTS_NAME, POLICY
 from disttrain.records.lifecycle.stacks import remove_hang_files
 from disttrain.records.record_files import RUN_NAME, STAGE_NAME, SUMMARY_NAME, failure_name, metrics_name
 from disttrain.records.versions import versions
@@ -391,7 +391,8 @@ def prepare_runs(
             if not continues:
                 for name in (ATTEMPTS_NAME, folder.request_file.name):
                     (run_dir / name).unlink(missing_ok=True)
-        described = {**{name: value for name, value in run.items() if name != "dropped"}, **facts}
+        planned = {name: value for name, value in run.items() if name != "dropped"}
+        described = {**planned, **facts, **_script_policy(run_dir)}
         if manifest and not is_command(run) and (pinned := pinned_for(TrainConfig(**run["train"]), manifest)):
             described[PINNED] = dict(pinned)
         if snapshot := code.get(run["run_id"]):
@@ -413,6 +414,16 @@ def submitted_code(folder: SweepFolder, run_ids: Sequence[str]) -> dict[str, Sna
             raise UserError(f"the code of {run_id} is missing: {str(snapshot.folder)!r}", hint=hint)
         snapshots[run_id] = snapshot
     return snapshots
+
+
+def _script_policy(run_dir: Path) -> dict[str, Any]:
+    """How a run resumes if its batch script is submitted again. Its latest run.json may be in ``earlier/<n>/``."""
+    earlier = sorted(run_dir.glob(f"earlier/*/{RUN_NAME}"), key=lambda path: path.stat().st_mtime, reverse=True)
+    for path in (run_dir / RUN_NAME, *earlier):
+        with contextlib.suppress(DamagedFile):
+            if described := read_object(path):
+                return {name: value for name, value in described.items() if name == POLICY}
+    return {}
 
 
 def _remove_results(run_dir: Path, run: Mapping[str, Any]) -> None:

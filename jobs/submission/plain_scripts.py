@@ -14,7 +14,10 @@ from pathlib import Path
 
 from disttrain.errors import UserError, shorten
 from disttrain.records.atomic_write import write_text
+from disttrain.records.job_files.prefetch_files import FOLDER_NAME as PREFETCH_NAME
+from disttrain.records.job_files.prefetch_files import MANIFEST_NAME
 from disttrain.records.json_values import read_object, to_json
+from disttrain.records.lifecycle.attempt_log import POLICY
 from disttrain.records.record_files import RUN_NAME
 from jobs.planning.interpreter import compute_python
 from jobs.planning.labels import Variation
@@ -27,11 +30,13 @@ from jobs.storage.code_snapshot import STORE
 from jobs.storage.ledger import add_script
 from jobs.storage.sweep_folder import SweepFolder
 from jobs.submission.launch import launch_with
-from jobs.submission.messages import say
+from jobs.submission.messages import note, say
 
 _TEMPLATE = "plain.sh.j2"
-# What a call that was interrupted before plan.json may have left.
-_OURS = frozenset({"logs", "runs", "scripts", "request.json", "sweep.yaml", "plan.json"})
+# What sweep prefetch, or a call that was interrupted before plan.json, may have left.
+_OURS = frozenset({
+    "logs", "runs", "scripts", "request.json", "sweep.yaml", "plan.json", PREFETCH_NAME, MANIFEST_NAME,
+})  # fmt: skip
 
 
 class ScriptWriter(SlurmScheduler):
@@ -99,6 +104,12 @@ def check_folder(folder: SweepFolder, plan: Plan) -> None:
         raise UserError(f"{str(folder.path)!r} has other files, such as {others[0]!r}", where="-o", hint=hint)
 
 
+def note_unused_pins(folder: Path, own: Path) -> None:
+    """Notes that `sweep prefetch` has pinned revisions in the sweep's own folder, and not in that of the scripts."""
+    if (own / MANIFEST_NAME).exists() and not (folder / MANIFEST_NAME).exists():
+        note(f"these runs will ask the hub: sweep prefetch has pinned revisions for -o {shlex.quote(str(own))} only")
+
+
 def named_groups(plan: Plan) -> Iterator[tuple[str, JobGroup]]:
     """The job groups, each with the name of its script: ``2x2``, ``2x2-torchrun``, ``2x2-2``."""
     used: set[str] = set()
@@ -157,4 +168,4 @@ def _write_policy(run_dir: Path, group: JobGroup) -> None:
     assert group.profile is not None
     path = run_dir / RUN_NAME
     policy = dataclasses.asdict(group.profile.resume_policy)
-    write_text(path, to_json({**(read_object(path) or {}), "resume": policy}, indent=2) + "\n", private=True)
+    write_text(path, to_json({**(read_object(path) or {}), POLICY: policy}, indent=2) + "\n", private=True)

@@ -48,6 +48,9 @@ class Fetching:
         folder: The folder of the sweep.
         hf_home: The cache.
         hub: The hub.
+
+    Attributes:
+        environ: The environment of the calls.
     """
 
     def __init__(self, folder: Path, hf_home: Path, hub: Hub) -> None:
@@ -58,7 +61,7 @@ class Fetching:
         (folder / "sitecustomize.py").write_text(
             "import time\nsleep = time.sleep\ntime.sleep = lambda s: sleep(s / 100)"
         )
-        self._environ = {
+        self.environ = {
             **os.environ, "HF_HOME": str(hf_home), "HF_ENDPOINT": hub.url, "PYTHONPATH": str(folder),
         }  # fmt: skip
 
@@ -67,7 +70,7 @@ class Fetching:
         write_request(self.folder, PrefetchRequest(inputs, update=update))
         self.hub.asked.clear()
         command = [sys.executable, "-P", "-m", "disttrain.prefetch_run", str(self.folder)]
-        return subprocess.run(command, env=self._environ, capture_output=True, text=True, check=False)
+        return subprocess.run(command, env=self.environ, capture_output=True, text=True, check=False)
 
     def error(self) -> str:
         """The error of the latest call."""
@@ -116,7 +119,30 @@ def test_what_is_pinned_stays_until_an_update(fetch: Fetching, hub: Hub) -> None
     assert fetch(CONFIG, update=True).returncode == 0
     assert fetch.pinned(CONFIG)["dataset_revision"] == list(hub.commits("datasets", DATASET))[-1]
     assert fetch.pinned(CONFIG)["checkpoint_revision"] == before["checkpoint_revision"]
-    assert fetch.pinned(longer) == before
+    assert fetch.pinned(longer) == {}, "all inputs of a sweep have the same revisions"
+    updated = fetch.pinned(CONFIG)
+    assert fetch(longer, CONFIG).returncode == 0
+    assert (fetch.pinned(longer), fetch.pinned(CONFIG)) == (updated, updated)
+
+
+def test_a_model_without_image_processor_is_known_offline(fetch: Fetching, hub: Hub, vit_config: TrainConfig) -> None:
+    from transformers import ViTConfig, ViTForImageClassification
+
+    name = "tests/tiny-vit"
+    tiny = ViTConfig(hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=64, patch_size=8)
+    tiny.image_size = 16
+    ViTForImageClassification(tiny).save_pretrained(hub.root / "models" / name)
+    config = dataclasses.replace(vit_config, architecture=None, checkpoint=name)
+    assert fetch(config).returncode == 0
+    program = (
+        "import sys; from disttrain.models.normalisation import checkpoint_normalisation\n"
+        "assert checkpoint_normalisation(*sys.argv[1:]) is None"
+    )
+    command = [sys.executable, "-c", program, name, fetch.pinned(config)["checkpoint_revision"]]
+    ended = subprocess.run(
+        command, env={**fetch.environ, "HF_HUB_OFFLINE": "1"}, capture_output=True, text=True, check=False
+    )
+    assert ended.returncode == 0, ended.stderr
 
 
 def test_a_repetition_fetches_only_what_is_missing(fetch: Fetching, hub: Hub) -> None:

@@ -16,6 +16,7 @@ from disttrain.records.script_metrics import last_step, metrics_files
 from disttrain.records.summary_types import Failure
 
 ATTEMPTS_NAME = "attempts.jsonl"
+POLICY = "resume"  # the key of run.json for how the run resumes; only a run of a plain batch script has it
 # A run that made no progress in this many attempts ends, whatever its budgets are.
 MOST_WITHOUT_PROGRESS = 3
 

@@ -13,7 +13,15 @@ from typing import Any
 
 import pytest
 
+from disttrain.config.hub_inputs import PINNED, input_id
 from disttrain.errors import UserError
+from disttrain.records.job_files.prefetch_files import (
+    PrefetchedInput,
+    PrefetchRequest,
+    add_to_manifest,
+    write_request,
+)
+from disttrain.stored_run import read_stored_run
 from jobs.planning.cluster import Cluster
 from jobs.planning.cluster_profile import ClusterProfile
 from jobs.planning.expand import expand
@@ -24,8 +32,10 @@ from jobs.slurm.states import State
 from jobs.storage import ledger
 from jobs.storage.sweep_folder import SweepFolder
 from jobs.submission.cancellation import cancel_runs
-from jobs.submission.plain_scripts import named_groups, render, write_scripts
+from jobs.submission.plain_scripts import ScriptWriter, named_groups, note_unused_pins, render, write_scripts
+from jobs.submission.prefetch import distinct_inputs
 from jobs.submission.recovery import recover
+from jobs.submission.resend import resend
 from tests.jobs.command import Sweep
 from tests.jobs.planning.test_plan import PROFILES
 from tests.jobs.submission.fake_slurm import LOADED, Slurm, plan_of
@@ -75,13 +85,22 @@ def test_it_requests_what_submit_requests(profile: str, text: str) -> None:
         assert plain[0] == submitted[0]
         python = submitted[1].index("-P")
         start = [word for word in submitted[1][: python + 2] if word not in ("--output", "--error")]
-        assert plain[1] == [*start, "-m", "disttrain.run", "$folder/runs/$run"]
+        assert plain[1] == [*start, "-m", "disttrain.run", "$sweep_folder/runs/$sweep_run"]
         assert plain[2] == [line for line in submitted[2] if "SUBMITIT" not in line]
 
 
 def test_the_script_is_golden() -> None:
     """After an intended change: PYTHONPATH=. python -m tests.jobs.submission.test_plain_scripts"""
     assert golden_text() == GOLDEN.read_text()
+
+
+def test_setup_shares_no_variable_with_the_script() -> None:
+    names = ("name", "folder", "runs", "run", "job", "line", "attempt")
+    setup = tuple(f"{name}=of-setup" for name in names)
+    _, script = next(iter(rendered(plan_with({**PROFILES["none"], "setup": setup})).values()))
+    rest = script.replace("\n".join(setup), "")
+    assert rest != script
+    assert not [name for name in names if re.search(rf"\$\{{?{name}\b|^\s*{name}=", rest, re.MULTILINE)]
 
 
 def golden_text() -> str:
@@ -146,6 +165,44 @@ def test_status_finds_what_waits(slurm: Slurm, tmp_path: Path) -> None:
         assert [[job.job_id for job in jobs[run.run_id]] for run in plan.groups[1].runs] == [["9_0"], ["9_1"]]
 
 
+def test_a_run_that_is_done_gets_no_other_job(slurm: Slurm, tmp_path: Path) -> None:
+    """The array is submitted a second time, because one of its runs is not done: a job of the other does nothing."""
+    plan = plan_of(tmp_path)
+    folder = SweepFolder(plan.folder)
+    write_scripts(plan, LOADED)
+    done, missing = (run.run_id for run in plan.groups[0].runs)
+    submit_by_hand(slurm, plan, "1x1", "9")
+    recover(folder, os.environ)
+    slurm.states = {"9_0": State.COMPLETED, "9_1": State.FAILED}
+    (folder.run(done) / "summary.json").write_text('{"steps": 3}')
+    submit_by_hand(slurm, plan, "1x1", "10")
+    recover(folder, os.environ)
+    jobs = ledger.read_ledger(plan.folder).jobs
+    assert [[job.job_id for job in jobs[run_id]] for run_id in (done, missing)] == [["9_0"], ["9_1", "10_1"]]
+
+
+@pytest.mark.parametrize("from_start", [False, True])
+def test_the_script_of_a_run_that_is_sent_again_still_resumes(slurm: Slurm, tmp_path: Path, from_start: bool) -> None:
+    plan = plan_of(tmp_path)
+    folder, run_id = SweepFolder(plan.folder), plan.runs[0].run_id
+    write_scripts(plan, LOADED)
+    before = read_stored_run(folder.run(run_id)).resume
+    submit_by_hand(slurm, plan, "1x1", "9", State.FAILED)
+    ledger.record(folder.path, {run_id: "9_0"}, 1.0)
+    resend(folder, [run_id], from_start=from_start)
+    assert before is not None
+    assert read_stored_run(folder.run(run_id)).resume == before
+
+
+def test_scripts_stay_usable_if_a_call_is_killed(slurm: Slurm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    plan = plan_of(tmp_path)
+    write_scripts(plan, LOADED)
+    monkeypatch.setattr(ScriptWriter, "send", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        write_scripts(plan, LOADED)
+    assert read_stored_run(SweepFolder(plan.folder).run(plan.runs[0].run_id)).resume is not None
+
+
 def test_cancel_ends_what_waits(slurm: Slurm, tmp_path: Path) -> None:
     plan = plan_of(tmp_path)
     folder = SweepFolder(plan.folder)
@@ -166,6 +223,25 @@ def test_a_lost_line_is_found_by_the_attempt(slurm: Slurm, tmp_path: Path) -> No
     (run_dir / "summary.json").write_text('{"steps": 3}')
     recover(folder, os.environ)
     assert [job.job_id for job in ledger.read_ledger(plan.folder).all_jobs()] == ["9_1"]
+
+
+def test_scripts_use_what_was_prefetched(slurm: Slurm, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    plan = plan_of(tmp_path)
+    folder = SweepFolder(plan.folder)
+    folder.create()
+    write_request(folder.path, PrefetchRequest([]))
+    (inputs,) = distinct_inputs(plan)
+    pins = {"dataset_revision": "d" * 40}
+    add_to_manifest(folder.path, input_id(inputs), PrefetchedInput({"model": "bert"}, pins))
+    write_scripts(plan, LOADED)
+    described = json.loads((folder.run(plan.runs[0].run_id) / "run.json").read_text())
+    assert described[PINNED] == pins
+    note_unused_pins(folder.path, folder.path)
+    assert capsys.readouterr().err == ""
+    note_unused_pins(tmp_path / "f", folder.path)
+    assert capsys.readouterr().err == (
+        f"note: these runs will ask the hub: sweep prefetch has pinned revisions for -o {folder.path} only\n"
+    )
 
 
 @pytest.mark.parametrize("name", ["notes.txt", "runs.tar"])

@@ -24,7 +24,7 @@ def test_a_job_without_gpus_fetches(slurm_cluster: Mapping[str, str], tmp_path: 
     make_repositories(tmp_path / "hub")
     base = {
         "model": "bert", "checkpoint": MODEL, "dataset": DATASET, "max_length": 32, "max_steps": 2, "num_workers": 0,
-        "per_gpu_batch": 4, "max_eval_examples": 40,
+        "per_gpu_batch": 4, "max_eval_examples": 40, "device": "cpu",
     }  # fmt: skip
     file = write_sweep(tmp_path / "fetched.yaml", allocations=["1x1"], base=base)
     with serve(tmp_path / "hub", host="", name=LOGIN) as hub:

@@ -41,7 +41,7 @@ def test_a_failed_smoke_run_cancels_the_runs_of_its_allocation(sweeping: Sweepin
     path = tmp_path / f"{name_in(tmp_path)}.yaml"
     write_sweep(path, allocations=["1x1", "2x1"], command=command, smoke="--steps 2", axes={"lr": [0.1, 0.3]})
     done = sweeping.run("submit", path, "--smoke", "--wait", "--poll", "1", exit_code=1, timeout_s=120)
-    assert "4 runs, 2 COMPLETED, 2 CANCELLED" in done.stdout, done.stdout
+    assert "4 runs, 2 CANCELLED, 2 COMPLETED" in done.stdout, done.stdout
     rows = sweeping.status()
     assert [row["state"] for row in rows] == ["COMPLETED"] * 2 + ["CANCELLED"] * 2
     for row in rows[2:]:
