@@ -12,7 +12,7 @@ from jobs.slurm.states import State
 
 # What Slurm says of a job that will not start, however long it waits.
 _NEVER = re.compile(
-    r"Minutes|PartitionTimeLimit|PartitionNodeLimit|PartitionConfig|PartitionDown|PartitionInactive|BadConstraints"
+    r"(?<!Run)Minutes|PartitionTimeLimit|PartitionNodeLimit|PartitionConfig|PartitionDown|PartitionInactive|BadConstraints"
     r"|Invalid|NotAllowed|JobHeld|PerJob|DependencyNeverSatisfied"
 )
 
@@ -26,7 +26,7 @@ class JobFacts:
         job_id: Its id; empty if it was not sent.
         refusal: Why it was not sent; None if it was.
         started: Whether it has started.
-        ended: Whether it has ended by itself, and was not cancelled.
+        ended: Whether it has ended, or was cancelled.
         state: Its last known state.
         reason: Slurm's word for why it waited.
         waited_s: How long it waited.
@@ -52,6 +52,11 @@ class JobFacts:
     log_line: str | None = None
 
     @property
+    def is_open(self) -> bool:
+        """Whether Slurm may still have it: it has not ended, or its sbatch gave no id."""
+        return not self.job_id or not self.ended
+
+    @property
     def missing_ranks(self) -> tuple[int, ...]:
         """The ranks without a report."""
         return tuple(rank for rank in range(self.allocation.world_size) if rank not in self.reports)
@@ -64,10 +69,10 @@ class JobFacts:
 
 
 def never_starts(reason: str) -> bool:
-    """Whether a job that waits for this reason of Slurm waits for ever.
+    """Whether a job that waits for this reason of Slurm waits for ever. RunMinutes are those of jobs that run now.
 
     Example:
-        >>> never_starts("AssocGrpGRESMinutes"), never_starts("Priority"), never_starts("Resources")
+        >>> never_starts("AssocGrpGRESMinutes"), never_starts("AssocGrpGRESRunMinutes"), never_starts("Resources")
         (True, False, False)
     """
     return _NEVER.search(reason) is not None
