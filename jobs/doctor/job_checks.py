@@ -71,7 +71,7 @@ def _not_started(facts: JobFacts) -> Finding:
         fix = "change the partition, account or time of the profile as the reason says; sweep doctor --no-job says more"
         return fail(_name(facts), f"never starts: Slurm says {reason}", fix)
     text = f"waited {facts.waited_s:.0f} s ({reason}) and was cancelled: nothing was checked on its nodes"
-    return note(_name(facts), text, "repeat it with a longer --timeout, or when the cluster is less busy")
+    return warn(_name(facts), text, "repeat it with a longer --timeout, or when the cluster is less busy")
 
 
 def _check_silent(facts: JobFacts, excluded: str | None) -> Iterator[Finding]:

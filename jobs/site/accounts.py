@@ -58,7 +58,13 @@ def parse_qos(text: str) -> tuple[Qos, ...]:
 overrules_partition=True),)
     """
     return tuple(
-        Qos(values[0], parse_minutes(values[1]), parse_number(values[2]), parse_tres(values[3]), "PartitionTimeLimit" in values[4])
+        Qos(
+            values[0],
+            parse_minutes(values[1]),
+            parse_number(values[2]),
+            parse_tres(values[3]),
+            "PartitionTimeLimit" in values[4],
+        )
         for values in _rows(text, 5)
     )
 

@@ -58,7 +58,7 @@ def test_refused_job_has_the_reason() -> None:
 
 
 @pytest.mark.parametrize(
-    ("reason", "level"), [("Priority", Level.NOTE), ("AssocGrpGRESMinutes", Level.FAIL), ("", Level.NOTE)]
+    ("reason", "level"), [("Priority", Level.WARN), ("AssocGrpGRESMinutes", Level.FAIL), ("", Level.WARN)]
 )
 def test_job_that_does_not_start(reason: str, level: Level) -> None:
     finding = only(JobFacts(Allocation(1, 1), "7", reason=reason, waited_s=600.0))

@@ -39,7 +39,7 @@ PartitionName=dev DenyAccounts=guest AllowQos=ALL MaxNodes=UNLIMITED MinNodes=0 
 USER = "site|ml|vision|||normal|1-00:00:00|\nsite|ml|ml||normal|long,normal||100\nelsewhere|ml|other|||normal||\n"
 QOS = "normal||||\nlong|7-00:00:00|20|gres/gpu=8|PartitionTimeLimit\n"
 BALANCES = """Current Association Manager state
-ClusterName=site Account=ml UserName= Partition= ID=3 ParentAccount=physics(2) GrpTRESMins=cpu=N(91),gres/gpu=600(590) GrpTRESRunMins=cpu=N(0)
+ClusterName=site Account=ml UserName= Partition= ID=3 ParentAccount=physics(2) GrpTRESMins=cpu=N(91),gres/gpu=600(590)
 ClusterName=site Account=ml UserName=alice(1000) Partition= ID=4 GrpTRESMins=cpu=N(5),gres/gpu=60(70)
 ClusterName=site Account=ml UserName=bob(1001) Partition= ID=5 GrpTRESMins=gres/gpu=9(1)
 """
