@@ -227,6 +227,11 @@ def test_link_that_is_far_below_its_interface(gb_per_s: float, is_slow: bool) ->
         )
 
 
+@pytest.mark.parametrize("mbits", [100, 1000])
+def test_50_mbits_are_slow_on_any_interface(mbits: int) -> None:
+    assert link(transport="sockets", ib_gbits={}, interface_mbits={"eth0": mbits}, link_gb_per_s=0.00625)
+
+
 def test_link_of_unknown_interface() -> None:
     unknown: dict[str, Any] = {"transport": "sockets", "ib_gbits": {}, "interface": None, "interface_mbits": {}}
     assert link(**unknown, link_gb_per_s=0.02)
