@@ -18,6 +18,7 @@ from jobs.doctor.ask_login import JOB_NAME, request_group
 from jobs.doctor.job_facts import JobFacts, never_starts
 from jobs.entry import DoctorTask
 from jobs.local.local_run import end_processes, start_ranks
+from jobs.local.machine import this_machine
 from jobs.planning.allocation import Allocation
 from jobs.planning.cluster import Cluster
 from jobs.planning.cluster_profile import ClusterProfile
@@ -234,6 +235,7 @@ def _run_here(allocation: Allocation, folder: Path, request: DoctorRequest) -> J
     return JobFacts(
         allocation, str(job.job_id), started=True, ended=True, began_s=began_s, reports=reports, seen_s=seen_s,
         log_line=next(filter(None, reversed(lines)), None),
+        shares_devices=allocation.world_size > len(this_machine(os.environ).gpus),
     )  # fmt: skip
 
 

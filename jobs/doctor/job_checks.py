@@ -192,7 +192,7 @@ def _check_products(facts: JobFacts, excluded: str | None) -> Iterator[Finding]:
             text = f"{' and '.join(report.wrong)} of known values is wrong on rank {report.rank}, {_place(report)}"
             yield fail("computing", text, _exclude([report.host], excluded), [report.host])
     ranks = [report for _, report in sorted(facts.reports.items()) if report.product_ms]
-    if len(ranks) < 2 or len({len(report.product_ms) for report in ranks}) > 1:
+    if facts.shares_devices or len(ranks) < 2 or len({len(report.product_ms) for report in ranks}) > 1:
         return
     slowest = find_slowest([report.product_ms for report in ranks], _ROUNDS)
     if slowest is not None and slowest.is_slow:

@@ -35,6 +35,7 @@ class JobFacts:
         reports: The reports of its ranks, by rank.
         seen_s: When each report was first seen with its time, by rank.
         log_line: The last line of the log of a rank without a report, or of rank 0; None if there is none.
+        shares_devices: Whether several ranks compute on one GPU or on the same cores.
     """
 
     allocation: Allocation
@@ -50,6 +51,7 @@ class JobFacts:
     reports: Mapping[int, RankReport] = field(default_factory=dict)
     seen_s: Mapping[int, float] = field(default_factory=dict)
     log_line: str | None = None
+    shares_devices: bool = False
 
     @property
     def is_open(self) -> bool:

@@ -138,6 +138,7 @@ def test_slow_node() -> None:
         "rank 1, H100 of node2, is slow: its matrix product takes 2.2 times as long as on the other ranks"
     )
     assert finding.fix == 'sbatch: {exclude: "node2"}'
+    assert only(job(report(0), report(1, product_ms=(9.0,) * 8), shares_devices=True)).level is Level.OK
 
 
 def test_broken_node_joins_those_that_are_excluded() -> None:

@@ -282,7 +282,7 @@ def test_leaked_variables() -> None:
 
 
 def test_variable_that_srun_reads_in_jobs() -> None:
-    (finding,) = check_environment(environment_facts({"SLURM_CPU_BIND": "none"}, (), SITE))
+    (finding,) = check_environment(environment_facts({"SLURM_CPU_BIND": "none", "SLURM_ROOT": "/opt/slurm"}, (), SITE))
     assert finding.text == "srun reads SLURM_CPU_BIND=none in each job"
 
 
