@@ -6,7 +6,9 @@ import re
 from pathlib import Path
 
 # What connects processes of one host, or containers, and no two nodes.
-_INTERNAL = ("lo", "docker", "virbr", "br-", "cni", "flannel", "podman")
+_INTERNAL = (
+    "lo", "docker", "virbr", "br-", "cni", "flannel", "podman", "veth", "cali", "tap", "tun", "vnet", "lxc", "cilium",
+)  # fmt: skip
 
 
 def interface_speeds(folder: Path = Path("/sys/class/net")) -> dict[str, int]:

@@ -29,6 +29,10 @@ _PROBE_BYTES = 2**22
 _CLAIM_S = 5.0
 # What names the cluster or the user's own settings, and describes no job.
 _NOT_OF_A_JOB = ("SLURM_CLUSTER", "SLURM_CONF", "SLURM_JWT")
+# Where Slurm is installed, and how its other commands print.
+_NOT_OF_SRUN = (
+    "SLURM_ROOT", "SLURM_HOME", "SLURM_PREFIX", "SLURM_VERSION", "SLURM_TIME_FORMAT", "SLURM_BITSTR_LEN",
+)  # fmt: skip
 
 
 def ask_login(site: SiteFacts, cluster: Cluster, wanted: Wanted, root: Path) -> LoginFacts:
@@ -43,7 +47,7 @@ def ask_login(site: SiteFacts, cluster: Cluster, wanted: Wanted, root: Path) -> 
     groups = {allocation: _group(cluster, allocation) for allocation in wanted.allocations}
     plan = Plan(JOB_NAME, cluster, root, tuple(groups.values()))
     answers: dict[Allocation, Answer] = {}
-    if site.release is not None:
+    if site.release is not None or site.partitions:  # scontrol show config may be forbidden
         answers = {allocation: _test_only(plan, group) for allocation, group in groups.items()}
     overruled = {name for group in groups.values() for name in overruled_by(plan, group)}
     environment = environment_facts(os.environ, tuple(sorted(overruled)), site)
@@ -89,7 +93,7 @@ def environment_facts(environ: Mapping[str, str], overruled: tuple[str, ...], si
     passed_on = {
         name: value
         for name, value in sorted(environ.items())
-        if name.startswith("SLURM_") and name not in hidden and not name.startswith(_NOT_OF_A_JOB)
+        if name.startswith("SLURM_") and name not in hidden and not name.startswith(_NOT_OF_A_JOB + _NOT_OF_SRUN)
     }
     other_cluster = None
     try:

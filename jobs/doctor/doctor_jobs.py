@@ -18,12 +18,14 @@ from jobs.doctor.ask_login import JOB_NAME, request_group
 from jobs.doctor.job_facts import JobFacts, never_starts
 from jobs.entry import DoctorTask
 from jobs.local.local_run import end_processes, start_ranks
+from jobs.local.machine import this_machine
 from jobs.planning.allocation import Allocation
 from jobs.planning.cluster import Cluster
 from jobs.planning.cluster_profile import ClusterProfile
 from jobs.planning.plan import JobGroup, Plan
+from jobs.schedulers.slurm_scheduler import SlurmScheduler
 from jobs.slurm.command import run_command
-from jobs.slurm.control import cancel
+from jobs.slurm.control import cancel, cancel_named
 from jobs.slurm.sacct_table import AccountingUnavailable
 from jobs.slurm.squeue import QueuedJob, ask_controller, query_squeue
 from jobs.slurm.submit import send_tasks
@@ -34,6 +36,8 @@ JOB_TIME = "00:02:00"
 _END_S = 300.0
 _REPORTS_POLL_S = 1.0
 SLURM_POLL_S = 5.0
+# Slurm is asked at this interval for this time, because most jobs start early; then at that of all commands.
+_SOON_S = 30.0
 # A shared file system may show the last report of a rank this long after the end of its job.
 _LAST_REPORT_S = 3.0
 
@@ -64,14 +68,16 @@ class DoctorJobs:
         Args:
             allocations: The allocations.
             timeout_s: How long the jobs may wait in the queue while none of them runs.
-            poll_s: The interval between two questions to Slurm.
+            poll_s: The interval between the first questions to Slurm.
         """
         try:
             for allocation in allocations:
                 self._facts[allocation] = self._send(allocation)
             self._wait(timeout_s, poll_s)
         finally:
-            self._cancel([facts for facts in self._facts.values() if facts.job_id and not facts.ended])
+            # Also a job that sbatch has sent without an answer: at Ctrl-C, or when the answer was lost.
+            if any(allocation not in self._facts or self._facts[allocation].is_open for allocation in allocations):
+                self._cancel_all()
         if any(facts.missing_ranks for facts in self._facts.values()):
             time.sleep(_LAST_REPORT_S)
         return [self._complete(facts) for facts in self._facts.values()]
@@ -93,23 +99,24 @@ class DoctorJobs:
         return JobFacts(allocation, job_id, began_s=sent_s)
 
     def _wait(self, timeout_s: float, poll_s: float) -> None:
-        sent_s, asked_s = time.time(), 0.0
+        sent_s = time.time()
+        asked_s = 0.0
         busy_s = sent_s  # while one runs, the others wait for it only
         while open_jobs := [facts for facts in self._facts.values() if not facts.ended]:
             time.sleep(_REPORTS_POLL_S)
             now_s = time.time()
-            if now_s - asked_s >= poll_s:
+            if now_s - asked_s >= (poll_s if now_s - sent_s < _SOON_S else max(poll_s, SlurmScheduler.poll_s)):
                 asked_s = now_s
                 queue = self._queue()
                 for facts in open_jobs:
                     self._note_state(facts, with_state(facts, queue, now_s, sent_s))
+                self._cancel_hopeless()
             for facts in open_jobs:
                 self._facts[facts.allocation] = self._with_reports(self._facts[facts.allocation], now_s)
             if any(facts.started and not facts.ended for facts in self._facts.values()):
                 busy_s = now_s
-            for facts in self._waiting_too_long(now_s > busy_s + timeout_s):
-                self._cancel([facts])
-                self._facts[facts.allocation] = dataclasses.replace(facts, ended=True)
+            if now_s > busy_s + timeout_s:
+                return  # they waited too long
             if all(now_s - facts.began_s > timeout_s + _END_S for facts in open_jobs):
                 return  # Slurm has lost them, or does not answer
 
@@ -128,10 +135,13 @@ class DoctorJobs:
         except AccountingUnavailable:
             return None
 
-    def _waiting_too_long(self, is_over: bool) -> list[JobFacts]:
-        """The jobs that are given up: they will never start, or the time is up."""
-        waiting = [facts for facts in self._facts.values() if not (facts.started or facts.ended)]
-        return [facts for facts in waiting if is_over or never_starts(facts.reason)]
+    def _cancel_hopeless(self) -> None:
+        """Cancels the jobs that will never start; what cannot be cancelled is tried again at the next question."""
+        for facts in list(self._facts.values()):
+            if not (facts.started or facts.ended) and never_starts(facts.reason):
+                with contextlib.suppress(UserError):
+                    cancel([facts.job_id], environ=os.environ)
+                    self._facts[facts.allocation] = dataclasses.replace(facts, ended=True)
 
     def _with_reports(self, facts: JobFacts, now_s: float) -> JobFacts:
         folder = self._folder / str(facts.allocation)
@@ -142,10 +152,12 @@ class DoctorJobs:
                 reports[rank], seen_s[rank] = report, now_s
         return dataclasses.replace(facts, reports=reports, seen_s=seen_s)
 
-    def _cancel(self, jobs: Sequence[JobFacts]) -> None:
-        if jobs:
-            with contextlib.suppress(UserError):  # it ends after two minutes by itself
-                cancel([facts.job_id for facts in jobs], environ=os.environ)
+    def _cancel_all(self) -> None:
+        """Cancels the jobs of this call by their name, which no other job has."""
+        try:
+            cancel_named(self._name, user_id=os.geteuid(), environ=os.environ)
+        except UserError as error:
+            self._say(f"note: jobs may still be in the queue: {error.message}")
 
     def _complete(self, facts: JobFacts) -> JobFacts:
         """The facts with the last reports, and for ranks that did not end what the log and Slurm say."""
@@ -223,6 +235,7 @@ def _run_here(allocation: Allocation, folder: Path, request: DoctorRequest) -> J
     return JobFacts(
         allocation, str(job.job_id), started=True, ended=True, began_s=began_s, reports=reports, seen_s=seen_s,
         log_line=next(filter(None, reversed(lines)), None),
+        shares_devices=allocation.world_size > len(this_machine(os.environ).gpus),
     )  # fmt: skip
 
 

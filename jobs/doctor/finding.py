@@ -80,11 +80,11 @@ def exclude_line(nodes: Sequence[str], already: str | None = None) -> str:
     """The line of a profile that excludes nodes, and those that it excludes already.
 
     Example:
-        >>> exclude_line(["node17", "node18"], "node3")
-        'sbatch: {exclude: "node3,node17,node18"}'
+        >>> exclude_line(["node17", "node18"], "n[1,3],m[1,3]")
+        'sbatch: {exclude: "n[1,3],m[1,3],node17,node18"}'
     """
-    names = [*(already.split(",") if already else ()), *nodes]
-    return f'sbatch: {{exclude: "{",".join(dict.fromkeys(names))}"}}'
+    names = [*([already] if already else ()), *dict.fromkeys(nodes)]
+    return f'sbatch: {{exclude: "{",".join(names)}"}}'
 
 
 def would_fail(findings: Iterable[Finding]) -> bool:

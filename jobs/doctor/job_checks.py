@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from typing import get_args
 
 from disttrain.analysis.straggler import find_slowest
-from disttrain.records.job_files.doctor_reports import RankReport
+from disttrain.records.job_files.doctor_reports import RankReport, Stage
+from jobs.doctor.clock_checks import check_clocks
 from jobs.doctor.finding import Finding, exclude_line, fail, note, ok, warn
 from jobs.doctor.job_facts import JobFacts, never_starts
 from jobs.doctor.link_checks import check_link, describe_link
 from jobs.slurm.states import State
 
-# A file system may show a file this much later than it was written, and the login node looks once a second.
-_CLOCK_S, _SEEN_LATER_S = 2.0, 65.0
 _SLOW_IMPORT_S = 60.0
 _ROUNDS = 8  # of the check of the products
+_HAD = ("cached", "reachable")  # of a hub id
 _OF_LOGIN = ("disttrain-sweeps", "submitit")
 _FIX_OF_STATE = {
     State.OUT_OF_MEMORY: "set memory_gb_per_gpu in the profile to more",
@@ -22,6 +23,7 @@ _FIX_OF_STATE = {
     State.PREEMPTED: "repeat it, or choose a partition without preemption",
     State.CANCELLED: "repeat it: someone has cancelled the job",
 }
+_STAGES = get_args(Stage)
 _SLOWING = {"CUDA_LAUNCH_BLOCKING": ("1",), "TORCH_DISTRIBUTED_DEBUG": ("DETAIL",)}
 
 
@@ -44,7 +46,7 @@ def check_job(
         *_check_silent(facts, excluded),
         *_check_errors(facts, needs_torch),
         *_check_versions(facts, login, excluded),
-        *_check_clocks(facts, excluded),
+        *check_clocks(facts, excluded),
         *_check_products(facts, excluded),
         *_check_devices(facts, excluded),
         *_check_start(facts),
@@ -71,7 +73,7 @@ def _not_started(facts: JobFacts) -> Finding:
         fix = "change the partition, account or time of the profile as the reason says; sweep doctor --no-job says more"
         return fail(_name(facts), f"never starts: Slurm says {reason}", fix)
     text = f"waited {facts.waited_s:.0f} s ({reason}) and was cancelled: nothing was checked on its nodes"
-    return note(_name(facts), text, "repeat it with a longer --timeout, or when the cluster is less busy")
+    return warn(_name(facts), text, "repeat it with a longer --timeout, or when the cluster is less busy")
 
 
 def _check_silent(facts: JobFacts, excluded: str | None) -> Iterator[Finding]:
@@ -82,6 +84,10 @@ def _check_silent(facts: JobFacts, excluded: str | None) -> Iterator[Finding]:
     if facts.log_line is not None:
         text = f"{_ranks(missing)} did not start: {facts.log_line}"
         yield fail(_name(facts), text, "install the package for the python of the profile, or correct python and setup")
+        return
+    if facts.state in _FIX_OF_STATE:
+        text = f"ended as {facts.state} before {_ranks(missing)} wrote a report"
+        yield fail(_name(facts), text, _FIX_OF_STATE[facts.state])
         return
     silent = facts.silent_nodes
     where = f" on {', '.join(silent)}" if silent else ""
@@ -115,7 +121,7 @@ def _check_errors(facts: JobFacts, needs_torch: bool) -> Iterator[Finding]:
     unfinished = [report for report in facts.reports.values() if report.error is None and report.stage != "done"]
     # One rank that ends early, or another torch, leaves the others unfinished, and has a finding of its own.
     if unfinished and len(unfinished) == len(facts.reports) and not facts.missing_ranks and _same_torch(facts):
-        yield _unfinished(facts, min(unfinished, key=lambda report: report.rank))
+        yield _unfinished(facts, min(unfinished, key=lambda report: (_STAGES.index(report.stage), report.rank)))
 
 
 def _unfinished(facts: JobFacts, first: RankReport) -> Finding:
@@ -179,27 +185,6 @@ def _check_versions(facts: JobFacts, login: Mapping[str, str], excluded: str | N
             yield warn("versions", text, f"install the same release for {reports[0].python}")
 
 
-def _check_clocks(facts: JobFacts, excluded: str | None) -> Iterator[Finding]:
-    """The clock of each node agrees with that of the login node, as exactly as the files can show it."""
-    wrong: dict[str, float] = {}
-    for rank, report in facts.reports.items():
-        ahead_s = report.time_s - facts.seen_s[rank]  # at least
-        lag_s = facts.began_s - report.time_s  # at least
-        if ahead_s > _CLOCK_S:
-            wrong[report.host] = ahead_s
-        elif lag_s > _CLOCK_S or -ahead_s > _SEEN_LATER_S + _CLOCK_S:
-            wrong[report.host] = -max(lag_s, -ahead_s - _SEEN_LATER_S)
-    # The ranks compare their clocks with that of rank 0 more exactly.
-    for report in facts.reports.values():
-        offset_s = report.clock_ahead_s
-        if offset_s is not None and abs(offset_s) > _CLOCK_S and not wrong:
-            wrong[report.host] = offset_s
-    for host, offset_s in wrong.items():
-        text = f"the clock of {host} is {abs(offset_s):.0f} s {'ahead' if offset_s > 0 else 'late'}, or more"
-        fix = f"ask your site to correct its clock (chronyc tracking); until then {_exclude([host], excluded)}"
-        yield warn("clock", text, fix, [host])
-
-
 def _check_products(facts: JobFacts, excluded: str | None) -> Iterator[Finding]:
     """Every rank computes correctly, and none is slow."""
     for report in facts.reports.values():
@@ -207,7 +192,7 @@ def _check_products(facts: JobFacts, excluded: str | None) -> Iterator[Finding]:
             text = f"{' and '.join(report.wrong)} of known values is wrong on rank {report.rank}, {_place(report)}"
             yield fail("computing", text, _exclude([report.host], excluded), [report.host])
     ranks = [report for _, report in sorted(facts.reports.items()) if report.product_ms]
-    if len(ranks) < 2 or len({len(report.product_ms) for report in ranks}) > 1:
+    if facts.shares_devices or len(ranks) < 2 or len({len(report.product_ms) for report in ranks}) > 1:
         return
     slowest = find_slowest([report.product_ms for report in ranks], _ROUNDS)
     if slowest is not None and slowest.is_slow:
@@ -250,16 +235,18 @@ def _check_start(facts: JobFacts) -> Iterator[Finding]:
 
 def _check_hub(facts: JobFacts) -> Iterator[Finding]:
     """The nodes have each model and data set in their cache, or reach the hub."""
-    states = {name: state for report in facts.reports.values() for name, state in report.hub.items()}
-    for name, state in states.items():
+    states: dict[str, tuple[str, str]] = {}
+    for report in facts.reports.values():
+        for name, state in report.hub.items():
+            if name not in states or state not in _HAD:
+                states[name] = state, report.host
+    for name, (state, host) in states.items():
         if state == "cached":
             yield ok("hub", f"{name} is in the cache")
         elif state == "reachable":
             yield ok("hub", f"{name} can be downloaded on the compute nodes")
         else:
-            yield fail(
-                "hub", f"{name} cannot be had on the compute nodes: {state}", "sweep prefetch FILE fetches it once"
-            )
+            yield fail("hub", f"{name} cannot be had on {host}: {state}", "sweep prefetch FILE fetches it once")
 
 
 def _described(facts: JobFacts) -> str:

@@ -12,7 +12,7 @@ from jobs.slurm.states import State
 
 # What Slurm says of a job that will not start, however long it waits.
 _NEVER = re.compile(
-    r"Minutes|PartitionTimeLimit|PartitionNodeLimit|PartitionConfig|PartitionDown|PartitionInactive|BadConstraints"
+    r"(?<!Run)Minutes|PartitionTimeLimit|PartitionNodeLimit|PartitionConfig|PartitionDown|PartitionInactive|BadConstraints"
     r"|Invalid|NotAllowed|JobHeld|PerJob|DependencyNeverSatisfied"
 )
 
@@ -26,7 +26,7 @@ class JobFacts:
         job_id: Its id; empty if it was not sent.
         refusal: Why it was not sent; None if it was.
         started: Whether it has started.
-        ended: Whether it has ended by itself, and was not cancelled.
+        ended: Whether it has ended, or was cancelled.
         state: Its last known state.
         reason: Slurm's word for why it waited.
         waited_s: How long it waited.
@@ -35,6 +35,7 @@ class JobFacts:
         reports: The reports of its ranks, by rank.
         seen_s: When each report was first seen with its time, by rank.
         log_line: The last line of the log of a rank without a report, or of rank 0; None if there is none.
+        shares_devices: Whether several ranks compute on one GPU or on the same cores.
     """
 
     allocation: Allocation
@@ -50,6 +51,12 @@ class JobFacts:
     reports: Mapping[int, RankReport] = field(default_factory=dict)
     seen_s: Mapping[int, float] = field(default_factory=dict)
     log_line: str | None = None
+    shares_devices: bool = False
+
+    @property
+    def is_open(self) -> bool:
+        """Whether Slurm may still have it: it has not ended, or its sbatch gave no id."""
+        return not self.job_id or not self.ended
 
     @property
     def missing_ranks(self) -> tuple[int, ...]:
@@ -64,10 +71,10 @@ class JobFacts:
 
 
 def never_starts(reason: str) -> bool:
-    """Whether a job that waits for this reason of Slurm waits for ever.
+    """Whether a job that waits for this reason of Slurm waits for ever. RunMinutes are those of jobs that run now.
 
     Example:
-        >>> never_starts("AssocGrpGRESMinutes"), never_starts("Priority"), never_starts("Resources")
+        >>> never_starts("AssocGrpGRESMinutes"), never_starts("AssocGrpGRESRunMinutes"), never_starts("Resources")
         (True, False, False)
     """
     return _NEVER.search(reason) is not None

@@ -72,7 +72,7 @@ def _least(report: RankReport) -> float:
     mbits = report.interface_mbits.get(report.interface or "")
     if mbits is None:
         return _LEAST_GB_PER_S
-    return mbits / _MBITS_PER_GB_PER_S * _LEAST_SHARE
+    return max(_LEAST_GB_PER_S, mbits / _MBITS_PER_GB_PER_S * _LEAST_SHARE)
 
 
 def _faster_interface(report: RankReport) -> str | None:

@@ -15,6 +15,7 @@ from jobs.planning.allocation import Allocation
 from jobs.planning.cluster import Cluster
 from jobs.planning.cluster_profile import ClusterProfile
 from jobs.site.site_facts import SiteFacts
+from jobs.slurm.submit import SUBMIT_LIMIT, UNCLEAR
 
 _EXPECTED = re.compile(r"Job \d+ to start at (\S+) using (\d+) processors on nodes (\S+) in partition (\S+)")
 _OLDEST = (20, 11)
@@ -75,9 +76,11 @@ def check_login(facts: LoginFacts, cluster: Cluster, wanted: Wanted) -> Iterator
     profiles = {allocation: cluster.profile_for(allocation) for allocation in wanted.allocations}
     for profile in distinct_profiles(profiles):
         allocations = tuple(allocation for allocation in wanted.allocations if profiles[allocation] == profile)
-        yield from check_partition(facts.site, profile, allocations)
+        is_accepted = all(name in facts.answers and facts.answers[name].accepted for name in allocations)
+        yield from check_partition(facts.site, profile, allocations, is_accepted=is_accepted)
         yield from check_array_size(facts.site, profile)
-        yield from check_account(facts.site, profile)
+        run_count = sum(count for allocation, count in wanted.run_counts if allocation in allocations)
+        yield from check_account(facts.site, profile, allocations, run_count)
         yield from check_balance(facts.site, profile, allocations, wanted)
     yield from check_requests(facts)
     yield from check_environment(facts.environment)
@@ -99,6 +102,8 @@ def distinct_profiles(profiles: Mapping[Allocation, ClusterProfile | None]) -> l
 
 def check_slurm(site: SiteFacts) -> Finding:
     """Slurm answers, and its release is known to work."""
+    if site.release is None and site.partitions:
+        return note("slurm", "scontrol show config has no answer: the release and limits of the site are not known")
     if site.release is None:
         return fail("slurm", "the controller does not answer", "repeat it; scontrol ping says whether Slurm is down")
     name = site.cluster_name or "without a name"
@@ -168,9 +173,14 @@ def check_requests(facts: LoginFacts) -> Iterator[Finding]:
 
 def _fix_request(reason: str) -> str:
     """The key of the profile to change after a refusal of sbatch."""
+    if UNCLEAR.search(reason) or "no answer" in reason:
+        return "repeat it: Slurm gave no clear answer"
+    if SUBMIT_LIMIT.search(reason):
+        return "wait until fewer of your jobs are in the queue"
     keys = {
-        "partition": "partition", "account": "account", "qos": "qos", "time": "time", "constraint": "constraint",
-        "feature": "constraint", "node": "gpu_type, cpus_per_gpu and memory_gb_per_gpu", "gres": "gpu_type",
+        "accounting/qos policy": "qos, account or time", "account": "account", "partition": "partition", "qos": "qos",
+        "time": "time", "constraint": "constraint", "feature": "constraint",
+        "node": "gpu_type, cpus_per_gpu and memory_gb_per_gpu", "gres": "gpu_type",
         "reservation": "sbatch: {reservation: NAME}",
     }  # fmt: skip
     for word, key in keys.items():

@@ -4,26 +4,34 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from jobs.doctor.finding import Finding, fail, note, ok, warn
+from jobs.doctor.finding import Finding, fail, note, ok, warn, would_fail
 from jobs.planning.allocation import Allocation
 from jobs.planning.cluster_profile import ClusterProfile
+from jobs.site.profile_text import format_minutes
 from jobs.site.site_facts import Partition, SiteFacts
 
 _CHECK = "partition"
 
 
-def check_partition(site: SiteFacts, profile: ClusterProfile, allocations: Sequence[Allocation]) -> Iterator[Finding]:
-    """The checks of the partition of a profile; of several partitions, Slurm chooses, so each is checked for its name.
+def check_partition(
+    site: SiteFacts, profile: ClusterProfile, allocations: Sequence[Allocation], *, is_accepted: bool = False
+) -> Iterator[Finding]:
+    """The checks of the partition of a profile; of several partitions, Slurm chooses one that fits.
 
     Args:
         site: The facts about the site.
         profile: What the jobs request.
         allocations: The allocations that request it.
+        is_accepted: Whether sbatch accepts all of them: then a partition may be hidden, or a variable names what it
+            needs.
     """
     if not site.partitions:
         return  # `unknown` has the reason
     names = profile.partition.split(",") if profile.partition else []
     missing = [name for name in names if site.partition(name) is None]
+    if missing and is_accepted:
+        yield note(_CHECK, f"sinfo does not show the partition {missing[0]!r}, but sbatch accepts it")
+        return
     if missing:
         known = ", ".join(partition.name for partition in site.partitions)
         yield fail(_CHECK, f"there is no partition {missing[0]!r}", f"set partition to one of: {known}")
@@ -32,17 +40,29 @@ def check_partition(site: SiteFacts, profile: ClusterProfile, allocations: Seque
         known = ", ".join(partition.name for partition in site.partitions)
         yield fail(_CHECK, "the site has no default partition", f"set partition to one of: {known}")
         return
-    partitions = [site.partition(name) for name in names] or [site.default_partition]
-    if len(partitions) > 1:
+    chosen = [site.partition(name) for name in names] or [site.default_partition]
+    problems = [_problems(site, entry, profile, allocations, is_accepted) for entry in chosen if entry is not None]
+    if len(problems) > 1 and not all(map(would_fail, problems)):
         yield ok(_CHECK, f"{profile.partition}: Slurm chooses one of them")
-        return
-    (partition,) = partitions
-    assert partition is not None
-    problems = [*_check_access(site, partition, profile), *_check_nodes(site, partition, profile, allocations)]
-    problems += _check_time(site, partition, profile)
-    yield from problems
-    if not problems:
-        yield ok(_CHECK, _described(partition, profile))
+    elif problems[0]:
+        yield from problems[0]
+    elif chosen[0] is not None:
+        yield ok(_CHECK, _described(chosen[0], profile))
+
+
+def _problems(
+    site: SiteFacts,
+    partition: Partition,
+    profile: ClusterProfile,
+    allocations: Sequence[Allocation],
+    is_accepted: bool,
+) -> list[Finding]:
+    """What is wrong with one partition."""
+    return [
+        *_check_access(site, partition, profile, is_accepted),
+        *_check_nodes(site, partition, profile, allocations),
+        *_check_time(site, partition, profile),
+    ]
 
 
 def _described(partition: Partition, profile: ClusterProfile) -> str:
@@ -54,10 +74,12 @@ def _described(partition: Partition, profile: ClusterProfile) -> str:
         types = [name for name in partition.gpu_types if name]
         if types:
             text += f" ({', '.join(types)})"
-    return f"{text}, time limit {profile.time} of {_time_text(partition.max_time_min)}"
+    return f"{text}, time limit {profile.time} of {format_minutes(partition.max_time_min)}"
 
 
-def _check_access(site: SiteFacts, partition: Partition, profile: ClusterProfile) -> Iterator[Finding]:
+def _check_access(
+    site: SiteFacts, partition: Partition, profile: ClusterProfile, is_accepted: bool
+) -> Iterator[Finding]:
     if not partition.is_up:
         yield fail(_CHECK, f"{partition.name} is not up", "choose another partition, or wait until it is up")
     account = profile.account or next((entry.account for entry in site.associations if entry.is_default), None)
@@ -67,7 +89,11 @@ def _check_access(site: SiteFacts, partition: Partition, profile: ClusterProfile
         yield fail(_CHECK, f"{partition.name} does not accept the account {account!r}", fix)
     if profile.qos is not None and not partition.accepts_qos(profile.qos):
         yield fail(_CHECK, f"{partition.name} does not accept the QOS {profile.qos!r}", "change qos or partition")
-    if partition.needs_reservation and "reservation" not in profile.sbatch:
+    if not partition.needs_reservation or "reservation" in profile.sbatch:
+        return
+    if is_accepted:
+        yield note(_CHECK, f"{partition.name} needs a reservation; a variable of the shell seems to name it")
+    else:
         yield fail(_CHECK, f"{partition.name} needs a reservation", "add sbatch: {reservation: NAME} to the profile")
 
 
@@ -120,32 +146,17 @@ def _check_memory(
 
 def _check_time(site: SiteFacts, partition: Partition, profile: ClusterProfile) -> Iterator[Finding]:
     """The time limit is not over that of the partition, the QOS or the account."""
-    limits = [(f"the partition {partition.name}", partition.max_time_min)]
-    limits += [(f"the QOS {entry.name}", entry.max_time_min) for entry in site.qos if entry.name == profile.qos]
-    for entry in site.associations:
-        if entry.account == profile.account or (profile.account is None and entry.is_default):
-            limits.append((f"the account {entry.account}", entry.max_time_min))
+    qos = [entry for entry in site.qos if entry.name == profile.qos]
+    limits = [(f"the QOS {entry.name}", entry.max_time_min) for entry in qos]
+    if not any(entry.overrules_partition for entry in qos):
+        limits.insert(0, (f"the partition {partition.name}", partition.max_time_min))
+    for own in site.associations_for(profile.account, (partition.name,)):
+        limits.append((f"the account {own.account}", own.max_time_min))
     for name, limit_min in limits:
         if limit_min is not None and profile.time_min > limit_min:
-            text = f"the time limit {profile.time} is over that of {name}, {_time_text(limit_min)}"
-            fix = f'set time: "{_time_text(limit_min)}", and checkpoint_every so that runs resume'
+            text = f"the time limit {profile.time} is over that of {name}, {format_minutes(limit_min)}"
+            fix = f'set time: "{format_minutes(limit_min)}", and checkpoint_every so that runs resume'
             yield fail("time", f"{text}: the jobs would wait and never start", fix)
-
-
-def _time_text(minutes: int | None) -> str:
-    """A time limit as sbatch reads it.
-
-    Example:
-        >>> _time_text(90), _time_text(2880), _time_text(None)
-        ('01:30:00', '2-00:00:00', 'unlimited')
-    """
-    if minutes is None:
-        return "unlimited"
-    days, rest = divmod(minutes, 1440)
-    text = f"{rest // 60:02}:{rest % 60:02}:00"
-    if days:
-        text = f"{days}-{text}"
-    return text
 
 
 def check_array_size(site: SiteFacts, profile: ClusterProfile) -> Iterator[Finding]:

@@ -9,7 +9,7 @@ from jobs.site.key_values import parse_minutes, parse_number, parse_record, pars
 from jobs.site.site_facts import Association, Balance, Qos
 
 _USER_FIELDS = "Cluster,DefaultAccount,Account,Partition,DefaultQOS,QOS,MaxWall,MaxSubmitJobs"
-_QOS_FIELDS = "Name,MaxWall,MaxSubmitJobsPerUser,MaxTRESPerUser,GrpTRESMins"
+_QOS_FIELDS = "Name,MaxWall,MaxSubmitJobsPerUser,MaxTRESPerUser,Flags"
 _PARSABLE = ("--noheader", "--parsable2", "--readonly")
 
 QOS_COMMAND = ("sacctmgr", *_PARSABLE, "show", "qos", f"format={_QOS_FIELDS}")
@@ -53,11 +53,18 @@ def parse_qos(text: str) -> tuple[Qos, ...]:
     """The QOS that QOS_COMMAND prints.
 
     Example:
-        >>> parse_qos("long|7-00:00:00|20|gres/gpu=8|")
-        (Qos(name='long', max_time_min=10080, max_submit=20, max_tres_of_user=(('gres/gpu', 8),), tres_minutes=()),)
+        >>> parse_qos("long|7-00:00:00|20|gres/gpu=8|DenyOnLimit,PartitionTimeLimit")
+        (Qos(name='long', max_time_min=10080, max_submit=20, max_tres_of_user=(('gres/gpu', 8),), \
+overrules_partition=True),)
     """
     return tuple(
-        Qos(values[0], parse_minutes(values[1]), parse_number(values[2]), parse_tres(values[3]), parse_tres(values[4]))
+        Qos(
+            values[0],
+            parse_minutes(values[1]),
+            parse_number(values[2]),
+            parse_tres(values[3]),
+            "PartitionTimeLimit" in values[4],
+        )
         for values in _rows(text, 5)
     )
 
@@ -80,6 +87,21 @@ def parse_balances(text: str, user: str) -> tuple[Balance, ...]:
                 Balance(record["Account"], name or None, key, int(limit), int(used)) for key, limit, used in limits
             ]
     return tuple(found)
+
+
+def parse_parents(text: str) -> dict[str, str]:
+    """The parent of each account that `balance_command` prints.
+
+    Example:
+        >>> parse_parents("ClusterName=c Account=ml UserName= ID=2 ParentAccount=physics(4) Lft=7")
+        {'ml': 'physics'}
+    """
+    records = [parse_record(line) for line in text.splitlines()]
+    return {
+        record["Account"]: parent
+        for record in records
+        if record.get("Account") and (parent := record.get("ParentAccount", "").partition("(")[0])
+    }
 
 
 def _rows(text: str, columns: int) -> Iterator[list[str]]:

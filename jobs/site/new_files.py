@@ -53,11 +53,12 @@ def new_files(name: str | None, sweep: Path, *, has_texts: bool, cluster_name: s
         UserError: A name cannot be that of such a file.
 
     Example:
-        >>> new_files(None, Path("first.yaml"), has_texts=True, cluster_name="site")
+        >>> new_files("site.yaml", Path("first.yaml"), has_texts=True, cluster_name=None)
         NewFiles(profile=PosixPath('clusters/site.yaml'), sweep=PosixPath('first.yaml'), texts=PosixPath('first-texts'))
     """
     if name is None:
         name = cluster_name if cluster_name and _is_free(cluster_name) else _FALLBACK
+    name = name.removesuffix(".yaml").removesuffix(".yml")
     if not _is_free(name):
         hint = f"use letters, digits, '.', '_' and '-', and not {LOCAL} or {DEBUG}"
         raise UserError(f"{name!r} cannot be the name of a profile", hint=hint)

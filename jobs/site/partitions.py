@@ -10,7 +10,7 @@ from jobs.site.key_values import parse_minutes, parse_names, parse_number, parse
 from jobs.site.site_facts import GpuKind, NodeKind, Partition
 
 # --exact: without it, nodes that differ are one row with the smallest values.
-SINFO_COMMAND = ("sinfo", "--noheader", "--exact", "--format=%P|%a|%l|%L|%D|%T|%c|%m|%G")
+SINFO_COMMAND = ("sinfo", "--noheader", "--exact", "--format=%P|%a|%l|%D|%T|%c|%m|%G")
 PARTITION_COMMAND = ("scontrol", "--oneliner", "show", "partition")
 
 # The states, without their suffixes, of nodes that start no job before someone repairs them.
@@ -24,24 +24,22 @@ def parse_sinfo(text: str) -> tuple[Partition, ...]:
     """The partitions that SINFO_COMMAND prints, in its order: one row for each state and kind of nodes.
 
     Example:
-        >>> rows = "gpu*|up|infinite|1:00:00|{}|16|10000|gpu:h100:4(S:0)"
+        >>> rows = "gpu*|up|infinite|{}|16|10000|gpu:h100:4(S:0)"
         >>> (partition,) = parse_sinfo(rows.format("2|idle") + "\\n" + rows.format("1|down*"))
-        >>> partition.name, partition.is_default, partition.max_time_min, partition.default_time_min
-        ('gpu', True, None, 60)
+        >>> partition.name, partition.is_default, partition.max_time_min
+        ('gpu', True, None)
         >>> partition.node_kinds
         (NodeKind(nodes=3, usable_nodes=2, cpus=16, memory_mb=10000, gpus=(GpuKind(type='h100', per_node=4),)),)
     """
     found: dict[str, Partition] = {}
     for line in text.splitlines():
-        values = [value.strip() for value in line.split("|", 8)]
-        if len(values) < 9:
+        values = [value.strip() for value in line.split("|", 7)]
+        if len(values) < 8:
             continue
-        name, is_up, longest, default = values[0], values[1] == "up", values[2], values[3]
+        name, is_up, longest = values[0], values[1] == "up", values[2]
         plain = name.removesuffix("*")
-        known = found.get(plain) or Partition(
-            plain, name != plain, is_up, parse_minutes(longest), parse_minutes(default)
-        )
-        found[plain] = dataclasses.replace(known, node_kinds=_merged((*known.node_kinds, *_node_kinds(values[4:]))))
+        known = found.get(plain) or Partition(plain, name != plain, is_up, parse_minutes(longest))
+        found[plain] = dataclasses.replace(known, node_kinds=_merged((*known.node_kinds, *_node_kinds(values[3:]))))
     return tuple(found.values())
 
 

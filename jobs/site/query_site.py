@@ -7,10 +7,18 @@ import pwd
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-from jobs.site.accounts import QOS_COMMAND, balance_command, parse_balances, parse_qos, parse_user, user_command
+from jobs.site.accounts import (
+    QOS_COMMAND,
+    balance_command,
+    parse_balances,
+    parse_parents,
+    parse_qos,
+    parse_user,
+    user_command,
+)
 from jobs.site.key_values import parse_config, parse_names, parse_number
 from jobs.site.partitions import PARTITION_COMMAND, SINFO_COMMAND, parse_sinfo, with_limits
-from jobs.site.site_facts import SiteFacts, Unknown
+from jobs.site.site_facts import Balance, SiteFacts, Unknown
 from jobs.slurm.command import Runner, run_command
 from jobs.slurm.sacct_table import AccountingUnavailable
 from jobs.slurm.squeue import CONFIG_COMMAND, ask_controller
@@ -37,7 +45,7 @@ class _Questions:
 
 
 def query_site(*, environ: Mapping[str, str], user: str | None = None, run: Runner = run_command) -> SiteFacts:
-    """What Slurm says of the site, in at most six short commands.
+    """What Slurm says of the site, in six short commands, and one for each level of parent accounts.
 
     Args:
         environ: The environment.
@@ -65,8 +73,15 @@ def _with_accounts(facts: SiteFacts, user: str, questions: _Questions) -> SiteFa
     facts = replace(facts, qos=parse_qos(questions.ask("QOS", QOS_COMMAND)))
     if not facts.accounts:
         return facts
-    balances = questions.ask("hours left in the accounts", balance_command(facts.accounts))
-    return replace(facts, balances=parse_balances(balances, user))
+    balances: list[Balance] = []
+    parents: dict[str, str] = {}
+    asked: set[str] = set()
+    while accounts := {*facts.accounts, *parents.values()} - asked:
+        asked |= accounts
+        text = questions.ask("hours left in the accounts", balance_command(sorted(accounts)))
+        balances += parse_balances(text, user)
+        parents.update(parse_parents(text))
+    return replace(facts, balances=tuple(balances), parents=tuple(parents.items()))
 
 
 def config_facts(text: str) -> SiteFacts:
@@ -81,7 +96,6 @@ def config_facts(text: str) -> SiteFacts:
     if not values:
         return SiteFacts()
     requeue = values.get("JobRequeue")
-    warning = f"{values.get('PreemptParameters', '')},{values.get('SlurmctldParameters', '')}"
     return SiteFacts(
         release=values.get("SLURM_VERSION"),
         cluster_name=values.get("ClusterName"),
@@ -89,12 +103,9 @@ def config_facts(text: str) -> SiteFacts:
         accounting=values.get("AccountingStorageType", _NO_SACCT) != _NO_SACCT,
         enforced=parse_names(values.get("AccountingStorageEnforce", "").lower()) or frozenset(),
         job_requeue=None if requeue is None else requeue != "0",
-        preempt_type=values.get("PreemptType"),
-        preempt_warns="send_user_signal" in warning,
         counts_memory="MEMORY" in values.get("SelectTypeParameters", "").upper(),
         shares_gpus_by_tres="cons_tres" in values.get("SelectType", "cons_tres"),
         counts_gpus="gres/gpu" in values.get("AccountingStorageTRES", ""),
-        gres_types=parse_names(values.get("GresTypes", "")) or frozenset(),
     )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 
 from jobs.planning.allocation import Allocation
@@ -53,7 +53,6 @@ class Partition:
         is_default: Whether a job without ``--partition`` goes there.
         is_up: Whether its jobs can start.
         max_time_min: The largest time limit of a job; None if it has none.
-        default_time_min: The time limit of a job that requests none; None if it has none.
         node_kinds: Its nodes.
         min_nodes: The fewest nodes of a job.
         max_nodes: The most nodes of a job; None if it has no limit.
@@ -69,7 +68,6 @@ class Partition:
     is_default: bool = False
     is_up: bool = True
     max_time_min: int | None = None
-    default_time_min: int | None = None
     node_kinds: tuple[NodeKind, ...] = ()
     min_nodes: int = 0
     max_nodes: int | None = None
@@ -153,14 +151,14 @@ class Qos:
         max_time_min: Its limit of a job's time; None without one.
         max_submit: How many jobs each user may have in it; None without a limit.
         max_tres_of_user: What the running jobs of a user may use in total, by resource: ``{"gres/gpu": 8}``.
-        tres_minutes: What all its jobs may use in total, in minutes of a resource.
+        overrules_partition: Whether its jobs may be longer than their partition allows.
     """
 
     name: str
     max_time_min: int | None = None
     max_submit: int | None = None
     max_tres_of_user: tuple[tuple[str, int], ...] = ()
-    tres_minutes: tuple[tuple[str, int], ...] = ()
+    overrules_partition: bool = False
 
 
 @dataclass(frozen=True)
@@ -214,15 +212,13 @@ class SiteFacts:
         accounting: Whether Slurm stores what became of jobs, so that sacct has an answer.
         enforced: What the accounting enforces, in lower case: associations, limits, qos, safe.
         job_requeue: Whether jobs may be requeued.
-        preempt_type: How it is chosen which jobs are preempted: ``preempt/partition_prio``.
-        preempt_warns: Whether a job gets its own warning signal before a preemption.
         counts_memory: Whether jobs share the memory of a node by what they request.
         shares_gpus_by_tres: Whether ``--gpus-per-node`` works; before select/cons_tres, only ``--gres`` does.
         counts_gpus: Whether sacct has the GPUs of each job.
-        gres_types: The kinds of generic resources that the site has.
         associations: The accounts of the user.
         qos: All QOS.
-        balances: What is left in the accounts of the user, where a limit is set.
+        balances: What is left in the accounts of the user and in their parents, where a limit is set.
+        parents: The parent of each account.
         unknown: What could not be learned.
     """
 
@@ -233,15 +229,13 @@ class SiteFacts:
     accounting: bool | None = None
     enforced: frozenset[str] = frozenset()
     job_requeue: bool | None = None
-    preempt_type: str | None = None
-    preempt_warns: bool | None = None
     counts_memory: bool | None = None
     shares_gpus_by_tres: bool | None = None
     counts_gpus: bool | None = None
-    gres_types: frozenset[str] = frozenset()
     associations: tuple[Association, ...] = ()
     qos: tuple[Qos, ...] = ()
     balances: tuple[Balance, ...] = ()
+    parents: tuple[tuple[str, str], ...] = ()
     unknown: tuple[Unknown, ...] = ()
 
     def partition(self, name: str) -> Partition | None:
@@ -262,6 +256,32 @@ class SiteFacts:
     def needs_association(self) -> bool:
         """Whether Slurm refuses a job whose account the user does not have. Limits and QOS imply it."""
         return not self.enforced.isdisjoint({"associations", "limits", "qos", "safe", "wckeys", "all"})
+
+    @property
+    def enforces_limits(self) -> bool:
+        """Whether Slurm holds back jobs that are over a limit of their account or QOS."""
+        return not self.enforced.isdisjoint({"limits", "safe", "all"})
+
+    def with_parents(self, account: str) -> tuple[str, ...]:
+        """An account and those above it, whose limits hold for its jobs too.
+
+        Example:
+            >>> SiteFacts(parents=(("ml", "physics"), ("physics", "root"))).with_parents("ml")
+            ('ml', 'physics', 'root')
+        """
+        parents, found = dict(self.parents), [account]
+        while (parent := parents.get(found[-1])) is not None and parent not in found:
+            found.append(parent)
+        return tuple(found)
+
+    def associations_for(self, account: str | None, partitions: Collection[str]) -> tuple[Association, ...]:
+        """The rights of the user under an account that hold in one of some partitions; of the default one if None."""
+        return tuple(
+            entry
+            for entry in self.associations
+            if (entry.account == account or (account is None and entry.is_default))
+            and (entry.partition is None or entry.partition in partitions)
+        )
 
 
 def distinct(names: Iterable[str]) -> tuple[str, ...]:

@@ -26,12 +26,12 @@ from jobs.storage import ledger
 from jobs.storage.sweep_folder import SweepFolder
 
 # Errors after which the controller may have the job: its answer was lost.
-_UNCLEAR = re.compile(
+UNCLEAR = re.compile(
     r"no clear answer|timed? ?out|unable to contact|connection|communication|zero bytes|transport endpoint|shut down",
     re.IGNORECASE,
 )
 # The limits of the jobs that a user may have at the same time: AssocMaxSubmitJobLimit, QOSMaxSubmitJobPerUserLimit, ...
-_LIMIT = re.compile(r"\b(?:Assoc|QOS)\w*Submit\w*|Slurm temporarily unable to accept job")
+SUBMIT_LIMIT = re.compile(r"\b(?:Assoc|QOS)\w*Submit\w*|Slurm temporarily unable to accept job")
 
 
 def require_slurm(cluster_name: str) -> None:
@@ -154,7 +154,7 @@ class _Submission:
         try:
             job_ids = _sbatch(self._plan, group, token)
         except UserError as error:
-            if (full := _LIMIT.search(error.message)) and not _UNCLEAR.search(error.message):
+            if (full := SUBMIT_LIMIT.search(error.message)) and not UNCLEAR.search(error.message):
                 ledger.give_up(folder, run_ids, self._clock(), error.message, [token])
                 raise _Full(full[0]) from None
             _undo(self._plan, token, run_ids, self._clock(), error)
@@ -196,7 +196,7 @@ def _undo(plan: Plan, token: str, run_ids: Sequence[str], time_s: float, error: 
     with contextlib.suppress(AccountingUnavailable, UserError):
         queued = query_squeue(plan.sweep_name, user_id=os.geteuid(), environ=os.environ)
         jobs = cancel_orphans(queued.values(), {token}, environ=os.environ)
-    is_refusal = not _UNCLEAR.search(error.message)
+    is_refusal = not UNCLEAR.search(error.message)
     if jobs or (is_refusal and jobs is not None):
         ledger.give_up(plan.folder, run_ids, time_s, error.message, [token])
     if jobs:

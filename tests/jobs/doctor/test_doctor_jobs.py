@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -25,6 +26,7 @@ from jobs.slurm.squeue import QueuedJob
 from jobs.slurm.states import State
 
 SINGLE, TWO = Allocation(1, 1), Allocation(2, 1)
+NAME = "sweep-doctor-call"
 
 
 @dataclass
@@ -35,6 +37,7 @@ class FakeSlurm:
     sent: list[tuple[Plan, JobGroup, DoctorTask]] = field(default_factory=list)
     cancelled: list[str] = field(default_factory=list)
     asked: int = 0
+    is_deaf: bool = False
     on_query: Callable[[int], None] = lambda _: None
 
     def send(self, plan: Plan, group: JobGroup, tasks: list[DoctorTask], options: Any) -> list[str]:
@@ -48,7 +51,12 @@ class FakeSlurm:
         return {job_id: job for job_id, job in answers.items() if job is not None}
 
     def cancel(self, job_ids: list[str], **_: Any) -> None:
+        if self.is_deaf:
+            raise UserError("scancel: no answer")
         self.cancelled += job_ids
+
+    def cancel_named(self, name: str, **_: Any) -> None:
+        self.cancelled.append(name)
 
 
 def waiting(job_id: str, reason: str = "Priority") -> QueuedJob:
@@ -73,6 +81,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
         monkeypatch.setattr(doctor_jobs, "send_tasks", slurm.send)
         monkeypatch.setattr(doctor_jobs, "query_squeue", slurm.squeue)
         monkeypatch.setattr(doctor_jobs, "cancel", slurm.cancel)
+        monkeypatch.setattr(doctor_jobs, "cancel_named", slurm.cancel_named)
         profile = ClusterProfile.model_validate({"time": "8:00:00", "requeue": "chain", "sbatch": {"exclude": "n9"}})
         jobs = DoctorJobs(Cluster("site", "slurm", profile), tmp_path / "call", DoctorRequest(device="cpu"), print)
         return jobs.run(allocations, timeout_s, poll_s=0.0)
@@ -127,7 +136,7 @@ def test_job_that_waits_too_long_is_cancelled(run: Run) -> None:
     slurm = FakeSlurm({"1": [waiting("1", "Resources")], "2": [waiting("2", "Dependency")]})
     first, second = run(slurm, SINGLE, TWO, timeout_s=0.05)
     assert (first.started, first.reason, second.started) == (False, "Resources", False)
-    assert set(slurm.cancelled) == {"1", "2"}
+    assert slurm.cancelled == [NAME]
 
 
 def test_job_that_never_starts_is_cancelled_immediately(run: Run) -> None:
@@ -183,4 +192,30 @@ def test_interrupt_cancels_the_jobs(run: Run) -> None:
     slurm = FakeSlurm({"1": [waiting("1")]}, on_query=interrupt)
     with pytest.raises(KeyboardInterrupt):
         run(slurm, SINGLE)
-    assert slurm.cancelled == ["1"]
+    assert slurm.cancelled == [NAME]
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), UserError("sbatch refused 1 runs of 1x1: Socket timed out")])
+def test_job_without_an_answer_is_cancelled(run: Run, monkeypatch: pytest.MonkeyPatch, error: BaseException) -> None:
+    slurm = FakeSlurm({})
+
+    def send(*_: Any) -> list[str]:
+        raise error
+
+    monkeypatch.setattr(slurm, "send", send)
+    with contextlib.suppress(KeyboardInterrupt):
+        run(slurm, SINGLE)
+    assert slurm.cancelled == [NAME]
+
+
+def test_failed_cancel_is_repeated_by_name(run: Run) -> None:
+    slurm = FakeSlurm({"1": [waiting("1", "AssocGrpGRESMinutes")]}, is_deaf=True)
+    (facts,) = run(slurm, SINGLE, timeout_s=0.05)
+    assert (facts.ended, slurm.cancelled) == (False, [NAME])
+
+
+def test_slurm_is_asked_less_often_after_a_while(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor_jobs, "_SOON_S", -1.0)
+    slurm = FakeSlurm({"1": [waiting("1")]})
+    run(slurm, SINGLE, timeout_s=0.1)
+    assert slurm.asked == 1

@@ -58,7 +58,7 @@ def test_refused_job_has_the_reason() -> None:
 
 
 @pytest.mark.parametrize(
-    ("reason", "level"), [("Priority", Level.NOTE), ("AssocGrpGRESMinutes", Level.FAIL), ("", Level.NOTE)]
+    ("reason", "level"), [("Priority", Level.WARN), ("AssocGrpGRESMinutes", Level.FAIL), ("", Level.WARN)]
 )
 def test_job_that_does_not_start(reason: str, level: Level) -> None:
     finding = only(JobFacts(Allocation(1, 1), "7", reason=reason, waited_s=600.0))
@@ -125,6 +125,12 @@ def test_clock_that_only_the_ranks_can_compare() -> None:
     assert finding.text == "the clock of node2 is 9 s late, or more"
 
 
+def test_rank_0_with_a_wrong_clock() -> None:
+    ahead = (report(rank, clock_ahead_s=9.0 + rank / 100) for rank in (1, 2))
+    finding = only(job(report(0), *ahead, allocation="3x1"))
+    assert (finding.text, finding.nodes) == ("the clock of node1 is 9 s late, or more", ("node1",))
+
+
 def test_slow_node() -> None:
     finding = only(job(report(0), report(1, product_ms=(9.0,) * 8)))
     assert (finding.level, finding.nodes) == (Level.WARN, ("node2",))
@@ -132,6 +138,7 @@ def test_slow_node() -> None:
         "rank 1, H100 of node2, is slow: its matrix product takes 2.2 times as long as on the other ranks"
     )
     assert finding.fix == 'sbatch: {exclude: "node2"}'
+    assert only(job(report(0), report(1, product_ms=(9.0,) * 8), shares_devices=True)).level is Level.OK
 
 
 def test_broken_node_joins_those_that_are_excluded() -> None:
@@ -163,6 +170,17 @@ def test_ranks_that_do_not_connect() -> None:
     assert "network_interface" in finding.fix
 
 
+def test_rank_that_the_others_wait_for_is_named() -> None:
+    early = report(1, stage="importing", import_s=None, product_ms=(), link_gb_per_s=None)
+    finding = only(job(report(0, stage="waiting", product_ms=(), link_gb_per_s=None), early))
+    assert finding.text == "its ranks did not end: rank 1 on node2 was importing torch"
+
+
+def test_job_that_ends_before_a_rank_reports() -> None:
+    finding = only(job(report(0, stage="waiting"), state=State.NODE_FAIL))
+    assert finding.text == "ended as NODE_FAIL before rank 1 wrote a report"
+
+
 @pytest.mark.parametrize(
     ("state", "text"),
     [
@@ -189,8 +207,9 @@ def test_variable_that_makes_runs_slow() -> None:
 
 def test_hub() -> None:
     states = {"a/cached": "cached", "a/free": "reachable", "a/gone": "it answers 404"}
-    findings = check_job(job(report(0, hub=states), report(1)), LOGIN)
+    findings = check_job(job(report(0, hub=states), report(1, hub={"a/gone": "cached"})), LOGIN)
     assert [finding.level for finding in findings] == [Level.OK, Level.OK, Level.FAIL]
+    assert findings[2].text == "a/gone cannot be had on node1: it answers 404"
     assert findings[2].fix == "sweep prefetch FILE fetches it once"
 
 
@@ -225,6 +244,11 @@ def test_link_that_is_far_below_its_interface(gb_per_s: float, is_slow: bool) ->
         assert findings[0].text == (
             f"the link of 2x1 is slow: link {gb_per_s} GB/s over sockets (eth0), and eth0 has 10 Gbit/s"
         )
+
+
+@pytest.mark.parametrize("mbits", [100, 1000])
+def test_50_mbits_are_slow_on_any_interface(mbits: int) -> None:
+    assert link(transport="sockets", ib_gbits={}, interface_mbits={"eth0": mbits}, link_gb_per_s=0.00625)
 
 
 def test_link_of_unknown_interface() -> None:

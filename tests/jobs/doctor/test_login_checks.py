@@ -18,6 +18,7 @@ from jobs.doctor.login_checks import (
     check_accounting,
     check_environment,
     check_login,
+    check_requests,
     check_slurm,
     parse_test_only,
 )
@@ -161,6 +162,80 @@ def test_hours_in_the_account(used_min: int, level: Level) -> None:
     assert not list(check_balance(change(balances=(other,)), profile(), (TWO,), wanted))
 
 
+@pytest.mark.parametrize(
+    ("balance", "values", "levels"),
+    [
+        (Balance("ml", None, "billing", 600, 600), {}, [Level.FAIL]),
+        (Balance("ml", None, "mem", 600, 599), {}, [Level.OK]),
+        (Balance("physics", None, "gres/gpu", 600, 600), {}, [Level.FAIL]),
+        (Balance("ml", None, "gres/gpumem", 600, 600), {}, []),
+        (Balance("ml", None, "gres/gpu:a100", 600, 600), {"gpu_type": "h100"}, []),
+        (Balance("ml", None, "gres/gpu:h100", 600, 600), {"gpu_type": "h100"}, [Level.FAIL]),
+    ],
+)
+def test_resource_that_is_used_up(balance: Balance, values: Mapping[str, Any], levels: list[Level]) -> None:
+    site = change(balances=(balance,), parents=(("ml", "physics"),))
+    found = check_balance(site, profile(**values), (TWO,), Wanted((TWO,)))
+    assert [finding.level for finding in found] == levels
+
+
+def test_hours_that_are_not_enforced_are_a_note() -> None:
+    site = change(balances=(Balance("ml", None, "gres/gpu", 600, 600),), enforced=frozenset({"associations"}))
+    (finding,) = check_balance(site, profile(), (TWO,), Wanted((TWO,)))
+    assert finding.level is Level.NOTE
+
+
+def test_limits_of_the_qos() -> None:
+    site = change(qos=(Qos("normal", max_submit=10, max_tres_of_user=(("gres/gpu", 3),)),))
+    _, *findings = check_account(site, profile(qos="normal"), (SINGLE, TWO), 11)
+    assert [finding.level for finding in findings] == [Level.FAIL, Level.NOTE]
+    assert findings[0].text == "2x2 has 4 GPUs; the QOS normal gives a user 3: it never starts"
+    most = change(qos=(Qos("normal", max_tres_of_user=(("gres/gpu", 4),)),))
+    assert len(list(check_account(most, profile(qos="normal"), (TWO,), 11))) == 1
+
+
+def test_one_of_several_partitions_is_enough() -> None:
+    (finding,) = partition(partition="cpu,gpu")
+    assert finding.level is Level.OK
+    (finding,) = partition(change(partitions=(CPU, Partition("gpu"))), partition="cpu,gpu")
+    assert finding.text == "Slurm counts no GPUs in cpu"
+
+
+def test_partition_that_only_sbatch_sees() -> None:
+    (finding,) = check_partition(SITE, profile(partition="hidden"), (SINGLE,), is_accepted=True)
+    assert finding.level is Level.NOTE
+    reserved = Partition("gpu", is_default=True, node_kinds=NODES, needs_reservation=True)
+    (finding,) = check_partition(change(partitions=(reserved,)), profile(), (SINGLE,), is_accepted=True)
+    assert finding.level is Level.NOTE
+
+
+def test_time_limits_that_do_not_hold() -> None:
+    site = change(associations=(Association("ml", is_default=True, partition="cpu", max_time_min=10),))
+    assert partition(site, time="60")[0].level is Level.OK
+    site = change(qos=(Qos("long", overrules_partition=True),))
+    assert partition(site, qos="long", time="3:00:00")[0].level is Level.OK
+
+
+def test_forbidden_configuration_is_a_note() -> None:
+    assert check_slurm(SiteFacts(partitions=(GPU,))).level is Level.NOTE
+
+
+@pytest.mark.parametrize(
+    ("reason", "fix"),
+    [
+        ("Invalid account or account/partition combination specified", "change account in"),
+        ("AssocMaxSubmitJobLimit; Job violates accounting/QOS policy", "wait until"),
+        ("Socket timed out on send/recv operation", "repeat it"),
+        ("sbatch gives no answer: it timed out after 60 seconds", "repeat it"),
+    ],
+)
+def test_fix_of_a_refusal(reason: str, fix: str) -> None:
+    facts = LoginFacts(SITE, EnvironmentFacts(), DiskFacts("/runs"), {SINGLE: Answer(False, reason)})
+    (finding,) = check_requests(facts)
+    assert finding.fix is not None
+    assert finding.fix.startswith(fix)
+
+
 def test_slurm_and_accounting() -> None:
     assert check_slurm(SiteFacts()).level is Level.FAIL
     assert check_slurm(change(release="19.05.1")).level is Level.WARN
@@ -207,7 +282,7 @@ def test_leaked_variables() -> None:
 
 
 def test_variable_that_srun_reads_in_jobs() -> None:
-    (finding,) = check_environment(environment_facts({"SLURM_CPU_BIND": "none"}, (), SITE))
+    (finding,) = check_environment(environment_facts({"SLURM_CPU_BIND": "none", "SLURM_ROOT": "/opt/slurm"}, (), SITE))
     assert finding.text == "srun reads SLURM_CPU_BIND=none in each job"
 
 

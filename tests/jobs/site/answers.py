@@ -23,12 +23,12 @@ SlurmctldParameters     = preempt_send_user_signal
 Slurmctld(primary) at controller is UP
 """
 
-SINFO = """cpu*|up|1-00:00:00|1:00:00|40|mixed|64|256000|(null)
-gpu|up|2-00:00:00|1:00:00|2|idle|64|512000|gpu:a100:4(S:0-1)
-gpu|up|2-00:00:00|1:00:00|1|drained|64|512000|gpu:a100:4(S:0-1)
-gpu|up|2-00:00:00|1:00:00|1|mixed|96|768000|gpu:h100:8(S:0-1),mps:800
-dev|up|1:00:00|15:00|1|idle|32|128000|gpu:2
-old|inact|infinite|n/a|0|n/a|0|0|(null)
+SINFO = """cpu*|up|1-00:00:00|40|mixed|64|256000|(null)
+gpu|up|2-00:00:00|2|idle|64|512000|gpu:a100:4(S:0-1)
+gpu|up|2-00:00:00|1|drained|64|512000|gpu:a100:4(S:0-1)
+gpu|up|2-00:00:00|1|mixed|96|768000|gpu:h100:8(S:0-1),mps:800
+dev|up|1:00:00|1|idle|32|128000|gpu:2
+old|inact|infinite|0|n/a|0|0|(null)
 """
 
 PARTITIONS = """PartitionName=cpu AllowAccounts=ALL AllowQos=ALL Default=YES MaxNodes=UNLIMITED MinNodes=0 OverSubscribe=NO PreemptMode=OFF
@@ -37,12 +37,14 @@ PartitionName=dev DenyAccounts=guest AllowQos=ALL MaxNodes=UNLIMITED MinNodes=0 
 """  # noqa: E501
 
 USER = "site|ml|vision|||normal|1-00:00:00|\nsite|ml|ml||normal|long,normal||100\nelsewhere|ml|other|||normal||\n"
-QOS = "normal||||\nlong|7-00:00:00|20|gres/gpu=8|gres/gpu=60000\n"
+QOS = "normal||||\nlong|7-00:00:00|20|gres/gpu=8|PartitionTimeLimit\n"
 BALANCES = """Current Association Manager state
-ClusterName=site Account=ml UserName= Partition= ID=3 GrpTRESMins=cpu=N(91),gres/gpu=600(590) GrpTRESRunMins=cpu=N(0)
+ClusterName=site Account=ml UserName= Partition= ID=3 ParentAccount=physics(2) GrpTRESMins=cpu=N(91),gres/gpu=600(590)
 ClusterName=site Account=ml UserName=alice(1000) Partition= ID=4 GrpTRESMins=cpu=N(5),gres/gpu=60(70)
 ClusterName=site Account=ml UserName=bob(1001) Partition= ID=5 GrpTRESMins=gres/gpu=9(1)
 """
+
+PARENT = "ClusterName=site Account=physics UserName= ID=2 ParentAccount=root(1) GrpTRESMins=billing=50(50)\n"
 
 ANSWERS = {
     "scontrol show config": CONFIG,
@@ -50,6 +52,8 @@ ANSWERS = {
     "scontrol --oneliner show partition": PARTITIONS,
     "sacctmgr --noheader --parsable2 --readonly show user": USER,
     "sacctmgr --noheader --parsable2 --readonly show qos": QOS,
+    "scontrol --oneliner show assoc_mgr accounts=physics": PARENT,
+    "scontrol --oneliner show assoc_mgr accounts=root": "",
     "scontrol --oneliner show assoc_mgr": BALANCES,
 }
 

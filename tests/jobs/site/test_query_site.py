@@ -17,10 +17,8 @@ def facts_of(site: Site) -> SiteFacts:
 def test_the_configuration() -> None:
     facts = facts_of(Site())
     assert (facts.release, facts.cluster_name, facts.max_array_size) == ("22.05.8", "site", 1001)
-    assert (facts.accounting, facts.job_requeue, facts.preempt_type) == (True, True, "preempt/partition_prio")
-    assert facts.preempt_warns
+    assert (facts.accounting, facts.job_requeue) == (True, True)
     assert facts.needs_association
-    assert facts.gres_types == {"gpu"}
     assert facts.unknown == ()
 
 
@@ -31,7 +29,6 @@ def test_partitions_with_their_nodes_and_limits() -> None:
     assert facts.partition("gpu") == Partition(
         "gpu",
         max_time_min=2880,
-        default_time_min=60,
         node_kinds=(
             NodeKind(3, 2, 64, 512000, (GpuKind("a100", 4),)),
             NodeKind(1, 1, 96, 768000, (GpuKind("h100", 8),)),
@@ -80,7 +77,7 @@ def test_accounts_of_this_cluster_only() -> None:
     assert facts.accounts == ("ml", "vision")
     assert facts.associations[0] == Association("vision", qos=("normal",), max_time_min=1440)
     assert facts.associations[1].max_submit == 100
-    assert facts.qos == (Qos("normal"), Qos("long", 10080, 20, (("gres/gpu", 8),), (("gres/gpu", 60000),)))
+    assert facts.qos == (Qos("normal"), Qos("long", 10080, 20, (("gres/gpu", 8),), overrules_partition=True))
 
 
 def test_what_is_left_in_the_accounts() -> None:
@@ -88,8 +85,10 @@ def test_what_is_left_in_the_accounts() -> None:
     assert facts.balances == (
         Balance("ml", None, "gres/gpu", 600, 590),
         Balance("ml", "alice", "gres/gpu", 60, 70),
+        Balance("physics", None, "billing", 50, 50),
     )
-    assert [balance.left_min for balance in facts.balances] == [10, 0]
+    assert [balance.left_min for balance in facts.balances] == [10, 0, 0]
+    assert facts.with_parents("ml") == ("ml", "physics", "root")
 
 
 def test_forbidden_commands_are_noted() -> None:
@@ -106,7 +105,7 @@ def test_forbidden_commands_are_noted() -> None:
 def test_a_site_without_accounting_is_not_asked_for_accounts() -> None:
     site = Site(**{"scontrol show config": "ClusterName = c\nAccountingStorageType = (null)\nJobRequeue = 0\n"})
     facts = facts_of(site)
-    assert (facts.accounting, facts.job_requeue, facts.preempt_warns) == (False, False, False)
+    assert (facts.accounting, facts.job_requeue) == (False, False)
     assert not any(command.startswith("sacctmgr") for command in site.asked)
     assert not facts.needs_association
 

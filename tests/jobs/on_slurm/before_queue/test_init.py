@@ -39,12 +39,11 @@ def test_the_facts_of_the_test_cluster(sweeping: Sweeping, account: str) -> None
     assert facts.unknown == ()
     assert facts.release is not None
     assert (facts.accounting, facts.job_requeue, facts.max_array_size) == (True, True, 1001)
-    assert (facts.preempt_type, facts.preempt_warns) == ("preempt/partition_prio", True)
     assert (facts.counts_memory, facts.shares_gpus_by_tres, facts.needs_association) == (False, True, True)
     gpu, preempt = facts.partition("gpu"), facts.partition("preempt")
     assert gpu is not None
     assert preempt is not None
-    assert (gpu.is_default, gpu.is_up, gpu.max_time_min, gpu.default_time_min) == (True, True, None, 60)
+    assert (gpu.is_default, gpu.is_up, gpu.max_time_min) == (True, True, None)
     assert gpu.node_kinds == (NodeKind(2, 2, 16, 10000, (GpuKind("h100", 4),)),)
     assert (gpu.preempt_mode, preempt.preempt_mode) == ("OFF", "REQUEUE")
     limited = next(entry for entry in facts.associations if entry.account == account)
