@@ -32,7 +32,7 @@ def sweeping(slurm_cluster: Mapping[str, str], tmp_path: Path) -> Iterator[Sweep
 
 
 def name_in(folder: Path) -> str:
-    return f"smoked-{folder.name}"
+    return f"smoked-{folder.parent.name}-{folder.name}"  # a cluster that stays up has jobs of earlier sessions
 
 
 def test_a_failed_smoke_run_cancels_the_runs_of_its_allocation(sweeping: Sweeping, tmp_path: Path) -> None:
