@@ -9,7 +9,7 @@ import typer
 
 from disttrain.errors import UserError
 from jobs.cli.options import Assignments, ClusterName, Overrides, Root, SweepFile
-from jobs.cli.shared import all_assignments, plan_sweep, print_json
+from jobs.cli.shared import all_assignments, plan_sweep, print_json, sweeps_root
 
 
 def plan(
@@ -51,9 +51,10 @@ def plan(
     elif output:
         import shlex
 
-        from jobs.submission.plain_scripts import write_scripts
+        from jobs.submission.plain_scripts import note_unused_pins, write_scripts
 
         write_scripts(sweep_plan, sweep)
+        note_unused_pins(sweep_plan.folder, sweeps_root(root) / sweep.name / sweep_plan.cluster.name)
         print(f"submit each script with sbatch; sweep status {shlex.quote(str(output))} shows the progress")
     elif scripts:
         print("\n".join(sweep_plan.script(group) for group in sweep_plan.groups), end="")

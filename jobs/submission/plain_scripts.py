@@ -14,6 +14,8 @@ from pathlib import Path
 
 from disttrain.errors import UserError, shorten
 from disttrain.records.atomic_write import write_text
+from disttrain.records.job_files.prefetch_files import FOLDER_NAME as PREFETCH_NAME
+from disttrain.records.job_files.prefetch_files import MANIFEST_NAME
 from disttrain.records.json_values import read_object, to_json
 from disttrain.records.lifecycle.attempt_log import POLICY
 from disttrain.records.record_files import RUN_NAME
@@ -28,11 +30,13 @@ from jobs.storage.code_snapshot import STORE
 from jobs.storage.ledger import add_script
 from jobs.storage.sweep_folder import SweepFolder
 from jobs.submission.launch import launch_with
-from jobs.submission.messages import say
+from jobs.submission.messages import note, say
 
 _TEMPLATE = "plain.sh.j2"
-# What a call that was interrupted before plan.json may have left.
-_OURS = frozenset({"logs", "runs", "scripts", "request.json", "sweep.yaml", "plan.json"})
+# What sweep prefetch, or a call that was interrupted before plan.json, may have left.
+_OURS = frozenset({
+    "logs", "runs", "scripts", "request.json", "sweep.yaml", "plan.json", PREFETCH_NAME, MANIFEST_NAME,
+})  # fmt: skip
 
 
 class ScriptWriter(SlurmScheduler):
@@ -98,6 +102,12 @@ def check_folder(folder: SweepFolder, plan: Plan) -> None:
     others = [name for name in names if name not in _OURS and not name.startswith(".")]
     if others:
         raise UserError(f"{str(folder.path)!r} has other files, such as {others[0]!r}", where="-o", hint=hint)
+
+
+def note_unused_pins(folder: Path, own: Path) -> None:
+    """Notes that `sweep prefetch` has pinned revisions in the sweep's own folder, and not in that of the scripts."""
+    if (own / MANIFEST_NAME).exists() and not (folder / MANIFEST_NAME).exists():
+        note(f"these runs will ask the hub: sweep prefetch has pinned revisions for -o {shlex.quote(str(own))} only")
 
 
 def named_groups(plan: Plan) -> Iterator[tuple[str, JobGroup]]:

@@ -13,7 +13,14 @@ from typing import Any
 
 import pytest
 
+from disttrain.config.hub_inputs import PINNED, input_id
 from disttrain.errors import UserError
+from disttrain.records.job_files.prefetch_files import (
+    PrefetchedInput,
+    PrefetchRequest,
+    add_to_manifest,
+    write_request,
+)
 from disttrain.stored_run import read_stored_run
 from jobs.planning.cluster import Cluster
 from jobs.planning.cluster_profile import ClusterProfile
@@ -25,7 +32,8 @@ from jobs.slurm.states import State
 from jobs.storage import ledger
 from jobs.storage.sweep_folder import SweepFolder
 from jobs.submission.cancellation import cancel_runs
-from jobs.submission.plain_scripts import ScriptWriter, named_groups, render, write_scripts
+from jobs.submission.plain_scripts import ScriptWriter, named_groups, note_unused_pins, render, write_scripts
+from jobs.submission.prefetch import distinct_inputs
 from jobs.submission.recovery import recover
 from jobs.submission.resend import resend
 from tests.jobs.command import Sweep
@@ -206,6 +214,25 @@ def test_a_lost_line_is_found_by_the_attempt(slurm: Slurm, tmp_path: Path) -> No
     (run_dir / "summary.json").write_text('{"steps": 3}')
     recover(folder, os.environ)
     assert [job.job_id for job in ledger.read_ledger(plan.folder).all_jobs()] == ["9_1"]
+
+
+def test_scripts_use_what_was_prefetched(slurm: Slurm, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    plan = plan_of(tmp_path)
+    folder = SweepFolder(plan.folder)
+    folder.create()
+    write_request(folder.path, PrefetchRequest([]))
+    (inputs,) = distinct_inputs(plan)
+    pins = {"dataset_revision": "d" * 40}
+    add_to_manifest(folder.path, input_id(inputs), PrefetchedInput({"model": "bert"}, pins))
+    write_scripts(plan, LOADED)
+    described = json.loads((folder.run(plan.runs[0].run_id) / "run.json").read_text())
+    assert described[PINNED] == pins
+    note_unused_pins(folder.path, folder.path)
+    assert capsys.readouterr().err == ""
+    note_unused_pins(tmp_path / "f", folder.path)
+    assert capsys.readouterr().err == (
+        f"note: these runs will ask the hub: sweep prefetch has pinned revisions for -o {folder.path} only\n"
+    )
 
 
 @pytest.mark.parametrize("name", ["notes.txt", "runs.tar"])
