@@ -85,13 +85,22 @@ def test_it_requests_what_submit_requests(profile: str, text: str) -> None:
         assert plain[0] == submitted[0]
         python = submitted[1].index("-P")
         start = [word for word in submitted[1][: python + 2] if word not in ("--output", "--error")]
-        assert plain[1] == [*start, "-m", "disttrain.run", "$folder/runs/$run"]
+        assert plain[1] == [*start, "-m", "disttrain.run", "$sweep_folder/runs/$sweep_run"]
         assert plain[2] == [line for line in submitted[2] if "SUBMITIT" not in line]
 
 
 def test_the_script_is_golden() -> None:
     """After an intended change: PYTHONPATH=. python -m tests.jobs.submission.test_plain_scripts"""
     assert golden_text() == GOLDEN.read_text()
+
+
+def test_setup_shares_no_variable_with_the_script() -> None:
+    names = ("name", "folder", "runs", "run", "job", "line", "attempt")
+    setup = tuple(f"{name}=of-setup" for name in names)
+    _, script = next(iter(rendered(plan_with({**PROFILES["none"], "setup": setup})).values()))
+    rest = script.replace("\n".join(setup), "")
+    assert rest != script
+    assert not [name for name in names if re.search(rf"\$\{{?{name}\b|^\s*{name}=", rest, re.MULTILINE)]
 
 
 def golden_text() -> str:
