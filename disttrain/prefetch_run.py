@@ -27,6 +27,7 @@ from disttrain.records.job_files.prefetch_files import (
     PrefetchOutcome,
     PrefetchRequest,
     add_to_manifest,
+    pinned_repos,
     read_manifest,
     read_request,
     write_outcome,
@@ -101,12 +102,7 @@ def fulfil(request: PrefetchRequest, folder: Path, fetched: list[str]) -> None:
 
 def _pinned_before(folder: Path) -> Pinned:
     """The revisions that earlier calls have pinned: all inputs of a sweep have the same."""
-    return {
-        repo: complete.revisions[repo.field]
-        for complete in read_manifest(folder).values()
-        for repo in hub_repos(TrainConfig(**complete.config))
-        if repo.field in complete.revisions
-    }
+    return {repo: pin for complete in read_manifest(folder).values() for repo, pin in pinned_repos(complete).items()}
 
 
 def describe(config: TrainConfig) -> str:

@@ -119,7 +119,10 @@ def test_what_is_pinned_stays_until_an_update(fetch: Fetching, hub: Hub) -> None
     assert fetch(CONFIG, update=True).returncode == 0
     assert fetch.pinned(CONFIG)["dataset_revision"] == list(hub.commits("datasets", DATASET))[-1]
     assert fetch.pinned(CONFIG)["checkpoint_revision"] == before["checkpoint_revision"]
-    assert fetch.pinned(longer) == before
+    assert fetch.pinned(longer) == {}, "all inputs of a sweep have the same revisions"
+    updated = fetch.pinned(CONFIG)
+    assert fetch(longer, CONFIG).returncode == 0
+    assert (fetch.pinned(longer), fetch.pinned(CONFIG)) == (updated, updated)
 
 
 def test_a_model_without_image_processor_is_known_offline(fetch: Fetching, hub: Hub, vit_config: TrainConfig) -> None:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from disttrain.config.hub_inputs import input_config, input_id
+from disttrain.config.hub_inputs import HubRepo, hub_repos, input_config, input_id
 from disttrain.config.train_config import TrainConfig
 from disttrain.records.atomic_write import write_text
 from disttrain.records.json_values import check_fields, damaged, read_object, to_json
@@ -115,10 +115,22 @@ def read_manifest(folder: Path) -> dict[str, PrefetchedInput]:
 
 
 def add_to_manifest(folder: Path, name: str, complete: PrefetchedInput) -> None:
-    """Notes that an input is complete."""
-    inputs = {**read_manifest(folder), name: complete}
+    """Notes that an input is complete, as the last. An input with another revision of its repositories is left out."""
+    pinned = pinned_repos(complete)
+    others = {
+        other: entry
+        for other, entry in read_manifest(folder).items()
+        if other != name and all(pinned.get(repo, pin) == pin for repo, pin in pinned_repos(entry).items())
+    }
+    inputs = {**others, name: complete}
     content = {"inputs": {name: dataclasses.asdict(entry) for name, entry in inputs.items()}}
     write_text(folder / MANIFEST_NAME, to_json(content, indent=2) + "\n")
+
+
+def pinned_repos(complete: PrefetchedInput) -> dict[HubRepo, str]:
+    """The revision of each repository of the hub that an input has pinned."""
+    repos = hub_repos(TrainConfig(**complete.config))
+    return {repo: complete.revisions[repo.field] for repo in repos if repo.field in complete.revisions}
 
 
 def pinned_for(config: TrainConfig, manifest: Mapping[str, PrefetchedInput]) -> Mapping[str, str]:
