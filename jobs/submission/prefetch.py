@@ -28,7 +28,7 @@ from jobs.planning.request_changes import RequestChanges
 from jobs.planning.sweep_file import Sweep
 from jobs.storage.sweep_folder import SweepFolder
 from jobs.submission.messages import note, say
-from jobs.submission.prefetch_job import fetch_by_job, without_gpus
+from jobs.submission.prefetch_job import fetch_by_job, fetching_lock, require_no_job, without_gpus
 
 
 def prefetch(plan: Plan, sweep: Sweep, changes: RequestChanges, *, here: bool, update: bool) -> None:
@@ -59,7 +59,10 @@ def prefetch(plan: Plan, sweep: Sweep, changes: RequestChanges, *, here: bool, u
     folder.require_owner("choose another folder, with --root or $SWEEP_ROOT")
     request = PrefetchRequest([dataclasses.asdict(config) for config in inputs], [sweep.folder, os.getcwd()], update)
     if profile is None or here:
-        outcome = _fetch_here(folder, request, profile)
+        with fetching_lock(folder):
+            if profile is not None:
+                require_no_job(folder, plan.sweep_name)
+            outcome = _fetch_here(folder, request, profile)
     else:
         job_profile = without_gpus(profile, keeps_constraint=changes.partition is None)
         outcome = fetch_by_job(folder, request, job_profile, plan.sweep_name, command_of(folder, profile))

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +33,7 @@ from jobs.slurm.squeue import QueuedJob, ask_controller, query_squeue
 from jobs.slurm.states import State
 from jobs.slurm.submit import job_id_in, require_slurm
 from jobs.storage.job_logs import log_files
+from jobs.storage.ledger import submission_lock
 from jobs.storage.sweep_folder import SweepFolder
 from jobs.submission.messages import note, say
 
@@ -57,19 +60,47 @@ def fetch_by_job(
         UserError: Slurm refuses the job, it ended without an outcome, or one with another request waits or runs.
     """
     require_slurm(folder.cluster_name)
-    name = f"{sweep_name}-prefetch"
-    job_id = _earlier_job(folder, request, name)
-    if job_id is None:
-        write_request(folder.path, request)
-        job_id = _send(folder, profile, name, command)
-        say(f"fetching by job {job_id}, without GPUs")
-    else:
-        say(f"fetching by job {job_id} of an earlier call")
+    name = _job_name(sweep_name)
+    with fetching_lock(folder):
+        job_id = _earlier_job(folder, request, name)
+        if job_id is None:
+            write_request(folder.path, request)
+            job_id = _send(folder, profile, name, command)
+            say(f"fetching by job {job_id}, without GPUs")
+        else:
+            say(f"fetching by job {job_id} of an earlier call")
     try:
         return _follow(folder, job_id, name)
     except KeyboardInterrupt:
         note(f"job {job_id} continues; the same command shows it again, and scancel {job_id} ends it")
         raise
+
+
+def fetching_lock(folder: SweepFolder) -> AbstractContextManager[None]:
+    """Locks the request of a sweep, so that no second call replaces it, or writes the manifest at the same time.
+
+    Raises:
+        UserError: Another process has the lock.
+    """
+    inner = folder.path / FOLDER_NAME
+    inner.mkdir(mode=0o700, exist_ok=True)
+    return submission_lock(inner)
+
+
+def require_no_job(folder: SweepFolder, sweep_name: str) -> None:
+    """Checks that no job of an earlier call fetches.
+
+    Raises:
+        UserError: One waits or runs.
+    """
+    try:
+        job_id = _unfinished_job(folder, _job_name(sweep_name))
+    except AccountingUnavailable as error:
+        note(f"{error}: it is not known whether a job of an earlier call fetches, too")
+        return
+    if job_id is not None:
+        message = f"job {job_id} of an earlier sweep prefetch has not ended"
+        raise UserError(message, hint=f"wait for its end, or end it with scancel {job_id}")
 
 
 def without_gpus(profile: ClusterProfile, *, keeps_constraint: bool = True) -> ClusterProfile:
@@ -123,17 +154,31 @@ def _earlier_job(folder: SweepFolder, request: PrefetchRequest, name: str) -> st
     Raises:
         UserError: It has another request.
     """
-    try:
-        job_id = str((read_object(folder.path / FOLDER_NAME / _JOB_NAME) or {}).get("job_id"))
-        job = _ask(name).get(job_id)
-        if job is None or job.state.is_finished or read_outcome(folder.path) is not None:
-            return None
+    job_id = _unfinished_job(folder, name)
+    if job_id is None:
+        return None
+    with contextlib.suppress(DamagedFile):
         if read_request(folder.path) == request:
             return job_id
-    except DamagedFile:
-        return None  # the job is sent again
     message = f"job {job_id} of an earlier sweep prefetch still fetches other inputs"
     raise UserError(message, hint=f"wait for its end, or end it with scancel {job_id}")
+
+
+def _unfinished_job(folder: SweepFolder, name: str) -> str | None:
+    """The id of the latest job, if it waits or runs."""
+    try:
+        job_id = (read_object(folder.path / FOLDER_NAME / _JOB_NAME) or {}).get("job_id")
+        has_ended = read_outcome(folder.path) is not None
+    except DamagedFile:
+        return None  # the job is sent again
+    if job_id is None or has_ended:
+        return None
+    job = _ask(name).get(str(job_id))
+    return str(job_id) if job is not None and not job.state.is_finished else None
+
+
+def _job_name(sweep_name: str) -> str:
+    return f"{sweep_name}-prefetch"
 
 
 def _ask(name: str) -> dict[str, QueuedJob]:

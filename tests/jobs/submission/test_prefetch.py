@@ -18,6 +18,7 @@ from disttrain.records.job_files.prefetch_files import (
     PrefetchOutcome,
     PrefetchRequest,
     add_to_manifest,
+    read_manifest,
     write_outcome,
 )
 from disttrain.records.json_values import read_object
@@ -29,7 +30,7 @@ from jobs.slurm.states import State
 from jobs.storage.sweep_folder import SweepFolder, prepare_runs
 from jobs.submission import prefetch_job
 from jobs.submission.prefetch import command_of, distinct_inputs, unfetched
-from jobs.submission.prefetch_job import fetch_by_job, job_script, without_gpus
+from jobs.submission.prefetch_job import fetch_by_job, fetching_lock, job_script, require_no_job, without_gpus
 from tests.jobs.submission.fake_slurm import plan_of
 
 TEXT = """\
@@ -71,6 +72,13 @@ def test_fields_of_inputs_exist() -> None:
     assert set(INPUT_FIELDS) <= set(field_names())
     # Not these: they decide how a model is trained, and where.
     assert {"lr", "seed", "per_gpu_batch", "device", "precision", "output_dir"}.isdisjoint(INPUT_FIELDS)
+
+
+def test_a_new_revision_replaces_the_others(tmp_path: Path) -> None:
+    old, new = ({"dataset_revision": letter * 40} for letter in "ab")
+    for name, dataset, pins in (("1", "a/b", old), ("2", "a/b", old), ("3", "a/c", old), ("1", "a/b", new)):
+        add_to_manifest(tmp_path, name, PrefetchedInput({"model": "bert", "dataset": dataset}, pins))
+    assert [(name, entry.revisions) for name, entry in read_manifest(tmp_path).items()] == [("3", old), ("1", new)]
 
 
 @pytest.mark.process  # git
@@ -200,6 +208,22 @@ def test_a_second_call_follows_the_same_job(
     job.states = [State.COMPLETED]
     job.fetch()
     assert job.sent == 2
+
+
+def test_only_one_call_fetches_at_a_time(folder: SweepFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two that write the manifest at the same time could lose a revision."""
+    job = FakeJob(monkeypatch, folder, State.RUNNING)
+    require_no_job(folder, "s")
+    job.interrupts = True
+    with pytest.raises(KeyboardInterrupt):
+        job.fetch()
+    with pytest.raises(UserError, match=r"job 1 of an earlier sweep prefetch has not ended \(wait for its end"):
+        require_no_job(folder, "s")
+    job.states = [State.COMPLETED]
+    require_no_job(folder, "s")
+    monkeypatch.undo()
+    with fetching_lock(folder), pytest.raises(UserError, match="another sweep command is running in"):
+        fetching_lock(folder).__enter__()
 
 
 def test_a_refusal_names_what_helps(folder: SweepFolder, monkeypatch: pytest.MonkeyPatch) -> None:
