@@ -128,6 +128,16 @@ def pin(config: TrainConfig, revisions: Mapping[str, str]) -> TrainConfig:
     return dataclasses.replace(config, **fields)
 
 
+def is_offline(environ: Mapping[str, str]) -> bool:
+    """Whether the libraries of the hub ask it nothing.
+
+    Example:
+        >>> is_offline({"HF_HUB_OFFLINE": "1"}), is_offline({"HF_HUB_OFFLINE": "0"}), is_offline({})
+        (True, False, False)
+    """
+    return environ.get(OFFLINE, "").lower() not in _FALSE
+
+
 def fetch_hint(value: str, environ: Mapping[str, str]) -> str | None:
     """The hint for a checkpoint or dataset that a run could not read from the hub or its cache.
 
@@ -139,9 +149,10 @@ def fetch_hint(value: str, environ: Mapping[str, str]) -> str | None:
         'HF_HUB_OFFLINE is set, so nothing is downloaded; sweep prefetch FILE fetches it before the runs'
     """
     fetches = "sweep prefetch FILE fetches it before the runs"
-    offline = environ.get(OFFLINE)
-    if not is_hub_id(value) or (offline is not None and offline.lower() in _FALSE):
+    if not is_hub_id(value):
         return None
-    if offline is None:
+    if OFFLINE not in environ:
         return f"is the name correct, and can this host reach the hub? {fetches}"
+    if not is_offline(environ):
+        return None
     return f"{OFFLINE} is set, so nothing is downloaded; {fetches}"

@@ -9,6 +9,7 @@ import urllib.request
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from disttrain.config.hub_inputs import OFFLINE, is_offline
 from disttrain.errors import first_line
 
 CACHED, REACHABLE = "cached", "reachable"
@@ -48,8 +49,8 @@ def _access(kind: str, name: str, environ: Mapping[str, str]) -> str:
     folder = hub_cache(environ) / f"{kind}--{name.replace('/', '--')}" / "snapshots"
     if any(folder.glob("*/*")):
         return CACHED
-    if environ.get("HF_HUB_OFFLINE", "0").lower() not in ("", "0", "false", "no", "off"):
-        return f"HF_HUB_OFFLINE is set, and {hub_cache(environ)} does not have it"
+    if is_offline(environ):
+        return f"{OFFLINE} is set, and {hub_cache(environ)} does not have it"
     return _request(f"{environ.get('HF_ENDPOINT') or _HUB}/api/{kind}/{name}")
 
 
