@@ -114,7 +114,7 @@ def _find_hub_files(request: DoctorRequest, env: RankEnv) -> dict[str, str]:
         return {}
     from disttrain.data.hub_access import hub_access
 
-    return hub_access(request.models, request.datasets, os.environ)
+    return hub_access(request.models, request.datasets, os.environ, request.pinned)
 
 
 def _import_torch(reporter: _Reporter) -> None:

@@ -8,6 +8,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 
 from disttrain.config.hub_inputs import OFFLINE, is_offline
 from disttrain.errors import first_line
@@ -17,18 +18,24 @@ _HUB = "https://huggingface.co"
 _TIMEOUT_S = 10.0
 
 
-def hub_access(models: Sequence[str], datasets: Sequence[str], environ: Mapping[str, str]) -> dict[str, str]:
+def hub_access(
+    models: Sequence[str],
+    datasets: Sequence[str],
+    environ: Mapping[str, str],
+    pinned: Mapping[str, str] = MappingProxyType({}),
+) -> dict[str, str]:
     """CACHED, REACHABLE, or why it cannot be had, by hub id.
 
     Args:
         models: The hub ids of models and tokenizers.
         datasets: The hub ids of data sets.
         environ: The environment: HF_HUB_CACHE, HF_HOME, HF_HUB_OFFLINE, HF_ENDPOINT.
+        pinned: The commit that `sweep prefetch` has pinned, by hub id. A run with it does not ask the hub.
     """
     found = {}
     for kind, names in (("models", models), ("datasets", datasets)):
         for name in names:
-            found[name] = _access(kind, name, environ)
+            found[name] = _access(kind, name, environ, pinned.get(name))
     return found
 
 
@@ -45,10 +52,12 @@ def hub_cache(environ: Mapping[str, str]) -> Path:
     return Path(environ.get("HF_HOME") or Path(base) / "huggingface") / "hub"
 
 
-def _access(kind: str, name: str, environ: Mapping[str, str]) -> str:
+def _access(kind: str, name: str, environ: Mapping[str, str], commit: str | None) -> str:
     folder = hub_cache(environ) / f"{kind}--{name.replace('/', '--')}" / "snapshots"
-    if any(folder.glob("*/*")):
+    if any(folder.glob(f"{commit or '*'}/*")):
         return CACHED
+    if commit is not None and OFFLINE not in environ:
+        return f"its commit {commit[:12]} is pinned, and {hub_cache(environ)} does not have it"
     if is_offline(environ):
         return f"{OFFLINE} is set, and {hub_cache(environ)} does not have it"
     return _request(f"{environ.get('HF_ENDPOINT') or _HUB}/api/{kind}/{name}")

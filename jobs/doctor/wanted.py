@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 
+from disttrain.config.hub_inputs import hub_repos
 from disttrain.config.paths import is_path, may_be_hub_id
 from disttrain.config.train_config import LINK, TrainConfig
 from disttrain.records.job_files.doctor_reports import DoctorRequest
+from disttrain.records.job_files.prefetch_files import PrefetchedInput, pinned_for
 from jobs.planning.allocation import Allocation
 from jobs.planning.cluster_profile import ClusterProfile
 from jobs.planning.expand import RunSpec
@@ -44,8 +47,13 @@ class Wanted:
     run_counts: tuple[tuple[Allocation, int], ...] = ()
 
 
-def wanted_of_runs(runs: Sequence[RunSpec]) -> Wanted:
-    """What the runs of a sweep need."""
+def wanted_of_runs(runs: Sequence[RunSpec], manifest: Mapping[str, PrefetchedInput] = MappingProxyType({})) -> Wanted:
+    """What the runs of a sweep need.
+
+    Args:
+        runs: The runs.
+        manifest: What `sweep prefetch` has pinned for the sweep, as `read_manifest` returns it.
+    """
     configs = [run.config for run in runs if isinstance(run.config, TrainConfig) and run.config.model != LINK]
     devices = {config.device for config in configs}
     device = "auto"
@@ -53,10 +61,20 @@ def wanted_of_runs(runs: Sequence[RunSpec]) -> Wanted:
         (device,) = devices
     allocations = tuple(sorted({run.allocation for run in runs}))
     counts = tuple((allocation, sum(run.allocation == allocation for run in runs)) for allocation in allocations)
-    models = (config.checkpoint for config in configs)
+    request = DoctorRequest(
+        device=device,
+        models=_hub_ids(config.checkpoint for config in configs),
+        datasets=_hub_ids(config.dataset for config in configs),
+        pinned={
+            repo.name: pins[repo.field]
+            for config in configs
+            if (pins := pinned_for(config, manifest))
+            for repo in hub_repos(config)
+        },
+    )
     return Wanted(
         allocations,
-        DoctorRequest(device=device, models=_hub_ids(models), datasets=_hub_ids(config.dataset for config in configs)),
+        request,
         sum(map(expected_bytes, configs)) + _RECORDS_BYTES * (len(runs) - len(configs)),
         bool(configs) or not runs,
         counts,

@@ -34,11 +34,13 @@ class DoctorRequest:
         device: The device on which they compute: auto, cuda or cpu.
         models: The hub ids of the models and tokenizers that a run needs.
         datasets: The hub ids of the data sets that a run needs.
+        pinned: The commit that `sweep prefetch` has pinned, by hub id.
     """
 
     device: str = "auto"
     models: tuple[str, ...] = ()
     datasets: tuple[str, ...] = ()
+    pinned: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)

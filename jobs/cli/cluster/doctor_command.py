@@ -76,13 +76,14 @@ def _find_cluster(
     file: Path | None, cluster: str | None, assignments: Sequence[str], root: Path | None
 ) -> tuple[Cluster, Wanted | None]:
     """The cluster with the changes of a sweep, and what the sweep needs; None without a sweep."""
+    from disttrain.records.job_files.prefetch_files import read_manifest
     from jobs.doctor.wanted import wanted_of_runs
     from jobs.planning.cluster import find_cluster
 
     if file is None:
         return find_cluster(cluster, os.environ, Path.cwd()), None
     _, plan = plan_sweep(file, cluster, assignments, root)
-    return plan.cluster, wanted_of_runs(plan.runs)
+    return plan.cluster, wanted_of_runs(plan.runs, read_manifest(plan.folder))
 
 
 def _excluded(cluster: Cluster) -> str | None:

@@ -44,6 +44,18 @@ def test_cache_needs_no_hub(tmp_path: Path) -> None:
     assert hub_access([], ["b/data"], {**environ, "HF_HUB_OFFLINE": "1"}) == {"b/data": CACHED}
 
 
+def test_a_pinned_commit_is_the_one_in_the_cache(hub: str, tmp_path: Path) -> None:
+    environ = {"HF_HOME": str(tmp_path), "HF_ENDPOINT": hub}
+    snapshot = hub_cache(environ) / "models--a--known" / "snapshots" / "1f2e"
+    snapshot.mkdir(parents=True)
+    (snapshot / "config.json").write_text("{}")
+    assert hub_access(["a/known"], [], environ, {"a/known": "1f2e"}) == {"a/known": CACHED}
+    found = hub_access(["a/known"], [], environ, {"a/known": "3c4d"})
+    assert found == {"a/known": f"its commit 3c4d is pinned, and {tmp_path}/hub does not have it"}
+    online = hub_access(["a/known"], [], {**environ, "HF_HUB_OFFLINE": "0"}, {"a/known": "3c4d"})
+    assert online == {"a/known": REACHABLE}
+
+
 def test_hub_that_answers(hub: str, tmp_path: Path) -> None:
     environ = {"HF_HOME": str(tmp_path), "HF_ENDPOINT": hub}
     found = hub_access(["a/known", "a/unknown"], [], environ)

@@ -7,7 +7,9 @@ from typing import Any
 
 import pytest
 
+from disttrain.config.hub_inputs import input_config, input_id
 from disttrain.config.train_config import TrainConfig
+from disttrain.records.job_files.prefetch_files import PrefetchedInput
 from jobs.doctor.wanted import Wanted, expected_bytes, wanted_of_machine, wanted_of_runs, wanted_of_site
 from jobs.planning.cluster_profile import ClusterProfile
 from jobs.planning.expand import expand
@@ -34,6 +36,21 @@ def test_runs_of_a_sweep() -> None:
     assert wanted.request.datasets == ("stanfordnlp/imdb",)
     assert dict(wanted.run_counts) == dict.fromkeys(wanted.allocations, 2)
     assert wanted.expected_bytes == 4 * expected_bytes(TrainConfig(model="bert").resolved())
+
+
+def test_the_doctor_asks_for_what_is_pinned() -> None:
+    runs = expand(parse_sweep(parse_yaml("name: s\nallocations: [1x1]\nbase: {model: bert}\n", "s.yaml"), "/nowhere"))
+    (config,) = (run.config for run in runs)
+    assert isinstance(config, TrainConfig)
+    inputs = input_config(config)
+    assert inputs is not None
+    pins = {"checkpoint_revision": "c" * 40, "dataset_revision": "d" * 40}
+    manifest = {input_id(inputs): PrefetchedInput({"model": "bert"}, pins)}
+    assert wanted_of_runs(runs, manifest).request.pinned == {
+        "google-bert/bert-base-uncased": "c" * 40,
+        "stanfordnlp/imdb": "d" * 40,
+    }
+    assert wanted_of_runs(runs).request.pinned == {}
 
 
 def test_runs_of_a_command_need_no_torch(tmp_path: Path) -> None:
