@@ -15,6 +15,7 @@ import pytest
 from disttrain.config.hub_inputs import PINNED, input_config, input_id, with_pinned
 from disttrain.config.train_config import TrainConfig
 from disttrain.data import texts
+from disttrain.data.hub_access import CACHED, hub_access
 from disttrain.environment.rank_env import RankEnv
 from disttrain.records.job_files.prefetch_files import (
     PrefetchRequest,
@@ -95,6 +96,8 @@ def test_a_run_tokenises_nothing_and_asks_no_hub(tmp_path: Path, hub: Hub, monke
     assert ended.returncode == 0, ended.stderr
     (model,), (dataset,) = hub.commits("models", MODEL), hub.commits("datasets", DATASET)
     assert fetch.pinned(CONFIG) == {"checkpoint_revision": model, "dataset_revision": dataset}
+    pinned = {MODEL: model, DATASET: dataset}
+    assert hub_access([MODEL], [DATASET], os.environ, pinned) == dict.fromkeys(pinned, CACHED)
     assert ended.stdout.splitlines()[0] == f"input 1 of 1: {DATASET} for bert with {MODEL}"
     assert ended.stdout.splitlines()[-1].endswith("2300 training examples")
     assert sorted(hub.downloads()) == [
@@ -103,8 +106,7 @@ def test_a_run_tokenises_nothing_and_asks_no_hub(tmp_path: Path, hub: Hub, monke
     hub.asked.clear()
     monkeypatch.setattr(texts, "_append_tokens", None)
     other = dataclasses.replace(CONFIG, lr=0.5, seed=3)  # another run with the same inputs
-    pinned = with_pinned(other, {PINNED: fetch.pinned(other)}, {})
-    run(pinned, RankEnv(), tmp_path / "run")
+    run(with_pinned(other, {PINNED: fetch.pinned(other)}, {}), RankEnv(), tmp_path / "run")
     assert json.loads((tmp_path / "run" / "summary.json").read_text())["steps"] == 2
     assert hub.asked == []
 
