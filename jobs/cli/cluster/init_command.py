@@ -64,7 +64,7 @@ def init(
     texts = {paths.texts / file: content for file, content in first_texts().items()} if paths.texts else {}
     write_new({**texts, paths.sweep: text, paths.profile: profile})
     print(f"wrote {', '.join(map(str, filter(None, (paths.profile, paths.sweep, paths.texts))))}")
-    print(f"next: sweep doctor --cluster {paths.cluster}, then sweep plan {sweep} --cluster {paths.cluster}")
+    print(f"next: sweep doctor {sweep} --cluster {paths.cluster}, then sweep plan {sweep} --cluster {paths.cluster}")
 
 
 def _query() -> SiteFacts:

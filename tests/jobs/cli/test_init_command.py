@@ -65,7 +65,7 @@ def test_it_prints_the_site(sweep: Sweep, site: Path) -> None:
     assert lines[-3:] == [
         "accounts: ml, vision",
         "wrote clusters/mine.yaml, first.yaml, first-texts",
-        "next: sweep doctor --cluster mine, then sweep plan first.yaml --cluster mine",
+        "next: sweep doctor first.yaml --cluster mine, then sweep plan first.yaml --cluster mine",
     ]
 
 
