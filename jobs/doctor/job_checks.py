@@ -170,8 +170,9 @@ def _check_versions(facts: JobFacts, login: Mapping[str, str], excluded: str | N
         for report in reports:
             hosts.setdefault(report.versions.get(package, "none"), []).append(report.host)
         if len(hosts) > 1:
-            # The fewer hosts are at fault; of as many, those that differ from the login node.
-            few = min(hosts, key=lambda version: (len(hosts[version]), version == login.get(package)))
+            # The fewer hosts are at fault; of as many, those that differ from the login node, or else from rank 0.
+            right = (login.get(package), reports[0].versions.get(package, "none"))
+            few = min(hosts, key=lambda version: (len(hosts[version]), version == right[0], version == right[1]))
             texts = [f"{version} on {', '.join(sorted(set(names)))}" for version, names in hosts.items()]
             fix = f"use one environment on a shared folder (python in the profile), or {_exclude(hosts[few], excluded)}"
             yield fail("versions", f"{package} is {' and '.join(texts)}", fix, sorted(set(hosts[few])))
