@@ -71,6 +71,8 @@ pages: $(VENV)/.installed-test
 	$(call write,docs/records.md,-m disttrain.records.record_docs)
 	$(call write,docs/results.md,-m jobs.results.result_docs)
 	$(call write,docs/commands.md,-m jobs.cli.command_docs)
+	$(call write,docs/schema/profile.json,-m jobs.planning.schema.yaml_schemas profile)
+	$(call write,docs/schema/sweep.json,-m jobs.planning.schema.yaml_schemas sweep)
 	$(call write,docs/figures/flow.svg,docs/figures/flow.py)
 
 # An error leaves the page as it is.

@@ -15,9 +15,10 @@ from disttrain.command.channel import Channel, LostPeer, open_channel
 from disttrain.command.rank_records import INTERVAL_S, recorded_ranks, write_samples
 from disttrain.command.report import Report
 from disttrain.command.script import Script
-from disttrain.command.script_env import OUTPUT_NAME, base_environ, torchrun_variables, worker_variables
+from disttrain.command.script_env import OUTPUT_NAME, base_environ, search_copy, torchrun_variables, worker_variables
 from disttrain.command.script_failure import StderrMark, script_failure, worker_status
 from disttrain.command.signals import WARNING, Signals, caught_endings, caught_signals, signals_to_forward
+from disttrain.command.smoke_stop import smoke_stop
 from disttrain.command.summary import summarise_reports
 from disttrain.command.supervisor import PeerFailed, Supervisor
 from disttrain.command.torchrun import torchrun_arguments
@@ -132,6 +133,7 @@ class _Rank:
                 error_file = Path(folder) / "error.json"
                 environ, words = self._prepare(port, error_file)
                 stderr = StderrMark.now()
+                is_enough = smoke_stop(self._run_dir, self._env.rank, self._config.stop_after_s)
                 script = Script(words, Path(self._config.working_dir), environ, self._warning)
                 with contextlib.closing(
                     Supervisor(
@@ -142,6 +144,7 @@ class _Rank:
                         forwarded=signals_to_forward(os.environ),
                         warns_children=self._workers is not None,
                         warned=warned,
+                        is_enough=is_enough,
                     )
                 ) as supervisor:
                     report = self._wait(script, supervisor, environ, stderr, error_file)
@@ -171,11 +174,12 @@ class _Rank:
     def _prepare(self, master_port: int, error_file: Path) -> tuple[dict[str, str], list[str]]:
         """The environment of the script, and its program with the arguments."""
         env, words = self._env, arguments(self._config)
+        inherited = search_copy(os.environ, self._config)
         (self._run_dir / OUTPUT_NAME).mkdir(exist_ok=True)
         if self._workers is None:
-            environ = base_environ(env, os.environ, self._run_dir, new_metrics_file(self._run_dir, env.rank))
+            environ = base_environ(env, inherited, self._run_dir, new_metrics_file(self._run_dir, env.rank))
             return {**environ, **worker_variables(env, environ, master_port, error_file)}, words
-        environ = base_environ(env, os.environ, self._run_dir, new_metrics_folder(self._run_dir))
+        environ = base_environ(env, inherited, self._run_dir, new_metrics_folder(self._run_dir))
         words = torchrun_arguments(self._config, words, env, self._workers, master_port)
         return {**environ, **torchrun_variables(env, environ, self._workers, error_file)}, words
 

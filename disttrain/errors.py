@@ -6,6 +6,7 @@ import difflib
 import io
 import sys
 from collections.abc import Collection
+from typing import NoReturn
 
 # The exit status of a run that has saved its state and stopped, and that should be started again.
 STOPPED_STATUS = 85
@@ -169,6 +170,13 @@ def first_line(error: BaseException) -> str:
     """
     lines = (line.strip() for line in str(error).splitlines())
     return next(filter(None, lines), type(error).__name__)
+
+
+def exit_with_error(error: Exception, status: int) -> NoReturn:
+    """Ends this process with the line of an error on stderr."""
+    # One write includes the line's end: ranks share this stream, and with print another rank's line may come between.
+    sys.stderr.write(f"error: {error}\n")
+    sys.exit(status)
 
 
 def print_every_text() -> None:

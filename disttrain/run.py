@@ -1,4 +1,7 @@
-"""One rank of a run, from its environment to the summary; RankTask, bert.py and vit.py call it."""
+"""One rank of a run, from its environment to the summary; StoredRun, bert.py and vit.py call it.
+
+As a program, python -m disttrain.run RUN_DIR, it is one rank of a run that is stored in a folder.
+"""
 
 from __future__ import annotations
 
@@ -6,9 +9,9 @@ import contextlib
 import gc
 import os
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING
 
 from disttrain.config.flags import parse_flags
 from disttrain.config.paths import absolute_paths, results_root
@@ -17,15 +20,21 @@ from disttrain.config.train_config import LINK, TrainConfig
 from disttrain.distributed.process_exit import exit_soon, leave_without_teardown
 from disttrain.environment.rank_env import RankEnv, choose_threads
 from disttrain.environment.stop_signals import StopSignals
-from disttrain.errors import STOPPED_STATUS, BrokenNode, NewerAttempt, Stopped, UserError, print_every_text
+from disttrain.environment.train_extra import naming_the_extra
+from disttrain.errors import (
+    STOPPED_STATUS,
+    BrokenNode,
+    NewerAttempt,
+    Stopped,
+    UserError,
+    exit_with_error,
+    print_every_text,
+)
 from disttrain.records import record_files
 from disttrain.records.lifecycle.stacks import remove_hang_files, remove_if_empty, stacks_name, write_stacks_on_signal
 from disttrain.records.lifecycle.stage import end_stages, enter_stage
 from disttrain.records.run_folder import begin_run
 from disttrain.records.summary_types import Summary
-
-# The packages of the extra [train], by the names that are imported.
-_TRAIN_PACKAGES = ("torch", "torchvision", "transformers", "datasets", "tokenizers", "huggingface_hub", "numpy", "PIL")
 
 # `_run` imports torch and every module that needs it: --help and a wrong flag must not wait for that.
 if TYPE_CHECKING:
@@ -51,17 +60,11 @@ def main(model: str, arguments: list[str]) -> None:
         output_dir = Path(config.output_dir or default_output_dir(config, env, os.environ))
         run(config, env, output_dir)
     except UserError as error:
-        _exit_with_error(error, status=2)
+        exit_with_error(error, status=2)
     except (BrokenNode, NewerAttempt) as error:
-        _exit_with_error(error, status=1)
+        exit_with_error(error, status=1)
     if env.rank == 0:
         print(f"results: {output_dir}")
-
-
-def _exit_with_error(error: Exception, status: int) -> NoReturn:
-    # One write includes the line's end: ranks share this stream, and with print another rank's line may come between.
-    sys.stderr.write(f"error: {error}\n")
-    sys.exit(status)
 
 
 def default_output_dir(config: TrainConfig, env: RankEnv, environ: Mapping[str, str]) -> Path:
@@ -100,7 +103,7 @@ def run(config: TrainConfig, env: RankEnv, output_dir: Path, stop_signals: StopS
     # which took 17 % of that time.
     gc.disable()
     try:
-        with _naming_the_extra():
+        with naming_the_extra():
             summary = _run(config.resolved(), env, output_dir, stop_signals)
         if env.world_size > 1:
             leave_without_teardown()
@@ -121,22 +124,6 @@ def run(config: TrainConfig, env: RankEnv, output_dir: Path, stop_signals: StopS
         remove_if_empty(stacks)
         end_stages(output_dir, env)
         gc.enable()
-
-
-@contextlib.contextmanager
-def _naming_the_extra() -> Iterator[None]:
-    """Turns the error of a missing package of the extra [train] into one that says how to install it."""
-    try:
-        yield
-    except ModuleNotFoundError as error:
-        # Python reports a missing package by its own name, also for `import torch.nn`. A missing submodule of an
-        # installed package is another mistake, and its traceback says where.
-        if error.name not in _TRAIN_PACKAGES:
-            raise
-        raise UserError(
-            f"the package {error.name!r} is not installed for {sys.executable}",
-            hint="with its pip, in the checkout: pip install '.[train]'; or set python in the cluster profile",
-        ) from error
 
 
 def _run(config: TrainConfig, env: RankEnv, output_dir: Path, stop_signals: StopSignals | None) -> Summary:
@@ -204,3 +191,9 @@ def _train(
         if overtaken:
             raise NewerAttempt("a newer attempt of this run has started") from error
         raise
+
+
+if __name__ == "__main__":
+    from disttrain.stored_run import main as run_stored
+
+    run_stored(sys.argv[1:])

@@ -18,6 +18,7 @@ from disttrain.analysis.measured_steps import measured_steps, split_by_start
 from disttrain.analysis.run_summary import Sums, own_sums, rank_telemetry, summarise
 from disttrain.checkpoint.manager import CheckpointManager, ResumePoint
 from disttrain.config.cadence import parse_cadence
+from disttrain.config.hub_inputs import REVISIONS
 from disttrain.config.recipe import RECIPE_VERSION, stream_seed
 from disttrain.config.run_id import run_id
 from disttrain.config.train_config import FAMILIES, PATH_FIELDS, TrainConfig
@@ -125,6 +126,8 @@ def open_checkpoints(
     # The id leaves out the number of ranks, because a run may resume with a different number, and the folders of data
     # and pretrained weights, which may be moved: the state of the data identifies them.
     names: dict[str, Any] = {field: _name_of(getattr(config, field)) for field in PATH_FIELDS}
+    # Nor the revisions: `sweep prefetch` may pin them between two attempts.
+    names |= dict.fromkeys(REVISIONS.values())
     identity = run_id("run", dataclasses.replace(config, **names))
     folder = output_dir / record_files.CHECKPOINTS_NAME
     return CheckpointManager(folder, group, identity, cadence)

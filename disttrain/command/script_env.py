@@ -6,6 +6,8 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
+from disttrain.config.command.command_config import CommandConfig
+from disttrain.config.paths import moved_path
 from disttrain.environment.rank_env import RankEnv, choose_threads
 
 # What torch.distributed.elastic sets with the default options of torchrun.
@@ -60,6 +62,22 @@ def base_environ(env: RankEnv, environ: Mapping[str, str], run_dir: Path, metric
     if gpus is not None:
         base["CUDA_VISIBLE_DEVICES"] = gpus
     return {**base, RUN_DIR: str(run_dir / OUTPUT_NAME), METRICS: str(metrics)}
+
+
+def search_copy(environ: Mapping[str, str], config: CommandConfig) -> dict[str, str]:
+    """The environment with PYTHONPATH naming the copy of the user's code where it names the checkout."""
+    paths = environ.get("PYTHONPATH")
+    if not paths or config.checkout is None or config.copy is None:
+        return dict(environ)
+    places = [_place_in_copy(path, config.checkout, config.copy) for path in paths.split(os.pathsep)]
+    return {**environ, "PYTHONPATH": os.pathsep.join(places)}
+
+
+def _place_in_copy(path: str, checkout: str, copy: str) -> str:
+    place = None
+    if os.path.isabs(path):
+        place = moved_path(os.path.realpath(path), checkout, copy)
+    return place if place is not None and os.path.exists(place) else path
 
 
 def torchrun_variables(env: RankEnv, environ: Mapping[str, str], workers: int, error_file: Path) -> dict[str, str]:

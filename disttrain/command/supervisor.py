@@ -5,7 +5,7 @@ from __future__ import annotations
 import selectors
 import signal
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 import psutil
@@ -14,6 +14,7 @@ from disttrain.command.channel import Channel, LostPeer
 from disttrain.command.report import Report
 from disttrain.command.script import Script
 from disttrain.command.signals import FORWARDED, WARNING, Signals
+from disttrain.command.smoke_stop import ENOUGH
 
 # A script that another rank has left alone gets this time after SIGTERM: it may wait for that rank in C.
 _GRACE_S = 10.0
@@ -21,6 +22,8 @@ _GRACE_AT_TERMINATION_S = 300.0  # Slurm ends it earlier
 _LEFT_LOOK_S = 0.2  # no signal tells the end of a process that the script has left
 _SIGNALS_APART_S = 1.0  # Slurm may have signalled the script just before this process
 _WORKERS_LOOK_S = 1.0  # for workers that a launcher has restarted
+_SMOKE_LOOK_S = 0.5  # for the first metrics of a smoke run
+_STOP_ARRIVES_S = 2.0  # within this time, a rank gets the message of rank 0 that has stopped its script
 _ALL_LOOK_S = 3.0  # in which the supervisors of all nodes see them: one node without workers ends those of the others
 
 
@@ -43,6 +46,7 @@ class Supervisor:
         forwarded: The signals that the script does not get from their sender.
         warns_children: Whether the script is a launcher, whose children are to be warned.
         warned: Whether the warning has come already.
+        is_enough: A function that says whether the script of a smoke run has shown enough; None for any other run.
 
     Attributes:
         warned: Whether the warning has come.
@@ -60,6 +64,7 @@ class Supervisor:
         forwarded: Collection[signal.Signals] = FORWARDED,
         warns_children: bool = False,
         warned: bool = False,
+        is_enough: Callable[[], bool] | None = None,
     ) -> None:
         self._script = script
         self._channel = channel
@@ -67,6 +72,8 @@ class Supervisor:
         self._warning = warning
         self._forwarded = forwarded
         self._warns_children = warns_children
+        self._is_enough = is_enough
+        self._was_stopped = False  # the script of a smoke run
         self.warned = False
         self.terminated = False
         self.restarted = False
@@ -88,7 +95,7 @@ class Supervisor:
         return frozenset(worker.pid for worker in self._workers)
 
     def wait_for_script(self, every_s: float, each_time: Callable[[], object]) -> int:
-        """The exit status of the script, negative for a signal.
+        """The exit status of the script, negative for a signal; 0 if it was stopped because it has shown enough.
 
         Args:
             every_s: The interval of a call in the meantime, in seconds.
@@ -100,15 +107,51 @@ class Supervisor:
         """
         while (status := self._script.status()) is None:
             try:
-                self._wait(min(every_s, _WORKERS_LOOK_S) if self._workers else every_s)
+                messages = self._wait(self._interval_s(every_s))
                 self._end_restarted()
+                self._stop_if_enough(messages)
             except (LostPeer, PeerFailed):
                 self._end_script()
                 raise
             each_time()
+        if self._was_stopped or (status and self._is_stopped_elsewhere()):
+            return 0
         if status == -signal.SIGTERM and not self.terminated:
             self._wait(_SIGNALS_APART_S)
         return status
+
+    def _interval_s(self, every_s: float) -> float:
+        if self._is_enough is not None:
+            return min(every_s, _SMOKE_LOOK_S)
+        return min(every_s, _WORKERS_LOOK_S) if self._workers else every_s
+
+    def _stop_if_enough(self, messages: Sequence[Any]) -> None:
+        """Stops the script of a smoke run that has shown enough, on all ranks.
+
+        Raises:
+            LostPeer: Another rank has ended without a report.
+            PeerFailed: The script of another rank has failed.
+        """
+        if self._is_enough is None or not (self._is_enough() or _say_enough(messages)):
+            return
+        self._was_stopped = True
+        self._channel.send({"kind": ENOUGH})  # before the end of this script, of which the others may fail
+        self._script.send(signal.SIGTERM)
+        deadline = time.monotonic() + _GRACE_S
+        while self._still_runs(deadline):
+            self._wait(_LEFT_LOOK_S)
+
+    def _still_runs(self, deadline: float) -> bool:
+        """Whether the script, or what it had started before its end, still runs. After the deadline it is killed."""
+        if not (self._script.status() is None or self._script.left_any()):
+            return False
+        if time.monotonic() >= deadline:
+            self._script.kill()
+        return True
+
+    def _is_stopped_elsewhere(self) -> bool:
+        """Whether the script of a smoke run has failed because rank 0 has stopped its own."""
+        return self._is_enough is not None and _say_enough(self._wait(_STOP_ARRIVES_S))
 
     def wait_for_reports(self) -> dict[int, Report]:
         """Rank 0: the reports of all other ranks, by rank.
@@ -201,12 +244,14 @@ class Supervisor:
         if not self.terminated:
             self._script.send(signal.SIGTERM)
         deadline = time.monotonic() + (_GRACE_AT_TERMINATION_S if self.terminated else _GRACE_S)
-        while self._script.status() is None or self._script.left_any():
-            if time.monotonic() >= deadline:
-                self._script.kill()
+        while self._still_runs(deadline):
             for key, _ in self._selector.select(_LEFT_LOOK_S):
                 if key.fileobj is self._signals:
                     for number in self._signals.read():
                         self._handle(number)
                 else:
                     self._selector.unregister(key.fileobj)
+
+
+def _say_enough(messages: Sequence[Any]) -> bool:
+    return any(message["kind"] == ENOUGH for message in messages)

@@ -80,6 +80,7 @@ def absolute_paths(config: TrainConfig, folder: str) -> TrainConfig:
             continue
         path = _existing(value, folder)
         if path is not None:
+            _check_no_revision(config, name)
             changes[name] = path
             continue
         _check_expanded(name, value)
@@ -109,6 +110,18 @@ def absolute_values(values: Mapping[str, Any], folder: str) -> dict[str, Any]:
     return absolute
 
 
+def moved_path(path: str, before: str, now: str) -> str | None:
+    """An absolute path in one folder as a path in another one; None if it is not in the first.
+
+    Example:
+        >>> moved_path("/a/b/c", "/a/b", "/x"), moved_path("/a/b", "/a/b", "/x"), moved_path("/a/bc", "/a/b", "/x")
+        ('/x/c', '/x', None)
+    """
+    if path != before and not path.startswith(before + os.sep):
+        return None
+    return now + path[len(before) :]
+
+
 def results_root(environ: Mapping[str, str], option: Path | None = None) -> Path:
     """The folder of all results: the option --root, or $SWEEP_ROOT, or ./runs."""
     return Path(_without_tilde(str(option or environ.get("SWEEP_ROOT") or "runs")))
@@ -131,6 +144,14 @@ def _existing(value: str, folder: str) -> str | None:
     if os.path.exists(path):
         return path
     return None
+
+
+def _check_no_revision(config: TrainConfig, name: str) -> None:
+    """Checks that a field with an existing path has no revision: only the hub has revisions."""
+    revision: str | None = getattr(config, f"{name}_revision")
+    if revision is not None:
+        message = f"{name}_revision is {shorten(repr(revision))}, but {getattr(config, name)!r} is a local path"
+        raise FieldsError((f"{name}_revision", name), message, hint=f"drop {name}_revision")
 
 
 def _check_expanded(name: str, value: str) -> None:

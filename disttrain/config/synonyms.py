@@ -63,7 +63,9 @@ _SAME = {
         "output_dir": "output out_dir save_dir output_path results_dir default_root_dir project_dir",
     },
     Place.TOP: {"axes": "parameters params grid matrix", "command": "cmd script entrypoint"},
-    Place.SLURM: {"partition": "queue", "cpus_per_gpu": "cpus_per_task", "time": "time_limit walltime"},
+    Place.SLURM: {
+        "partition": "queue", "cpus_per_gpu": "cpus_per_task", "time": "time_limit walltime", "srun": "srun_args",
+    },
 }  # fmt: skip
 _NODES_AND_GPUS = """
     nproc_per_node nnodes nodes num_nodes num_machines num_processes num_ranks world_size devices

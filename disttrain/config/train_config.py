@@ -46,6 +46,10 @@ class TrainConfig:
             f" default: {FAMILY_CHECKPOINT['bert']} for bert, {FAMILY_CHECKPOINT['vit']} for vit"
         ),
     ] = None
+    checkpoint_revision: Annotated[
+        Text | None,
+        doc("branch, tag or commit of the checkpoint on the hub; default: what sweep prefetch has pinned, or main"),
+    ] = None
     architecture: Annotated[
         dict[str, Any] | None,
         doc("train from scratch, without a checkpoint: fields of the family's transformers config; default: not set"),
@@ -60,6 +64,10 @@ class TrainConfig:
         ),
     ] = None
     dataset_config: Annotated[Text | None, doc("name of a configuration of a hub dataset")] = None
+    dataset_revision: Annotated[
+        Text | None,
+        doc("branch, tag or commit of the dataset on the hub; default: what sweep prefetch has pinned, or main"),
+    ] = None
     text_column: Annotated[
         Text | None,
         doc("column with the text; default: the only text column, or the first of text, sentence, content, review"),
@@ -263,12 +271,8 @@ class TrainConfig:
         if self.model not in (*FAMILIES, LINK) and not is_own_family(self.model):
             hint = suggest_name(self.model, (*FAMILIES, LINK), "write bert, vit or package.module:Family")
             raise FieldsError(("model",), f"model {self.model!r} is not known", hint=hint)
-        if self.checkpoint is not None and self.architecture is not None:
-            raise FieldsError(
-                ("checkpoint", "architecture"),
-                f"checkpoint {self.checkpoint!r} and architecture are both set",
-                hint="a checkpoint brings its architecture; drop one of them",
-            )
+        if self.architecture is not None:
+            self._check_no_checkpoint()
         if self.per_gpu_batch is not None and self.global_batch is not None:
             raise FieldsError(
                 ("per_gpu_batch", "global_batch"),
@@ -295,6 +299,13 @@ class TrainConfig:
             raise FieldsError(("keep_best_model", "max_eval_examples"), message, hint="drop one of them")
         if self.checkpoint_every is not None:
             parse_cadence(self.checkpoint_every)
+
+    def _check_no_checkpoint(self) -> None:
+        for name in ("checkpoint", "checkpoint_revision"):
+            if (value := getattr(self, name)) is not None:
+                message = f"{name} {value!r} and architecture are both set"
+                hint = "a checkpoint brings its architecture; drop one of them"
+                raise FieldsError((name, "architecture"), message, hint=hint)
 
     def resolved(self) -> TrainConfig:
         """This config with the defaults of its family filled in, so that a record of it is complete.

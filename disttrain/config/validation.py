@@ -61,6 +61,12 @@ def _fields_model() -> type[BaseModel]:
     return create_model("TrainConfigFields", __config__=strict, **fields)
 
 
+def fields_schema() -> dict[str, dict[str, Any]]:
+    """The JSON Schema of each field by name, with what it means."""
+    properties: dict[str, dict[str, Any]] = _fields_model().model_json_schema()["properties"]
+    return {name: {"description": field_meaning(name), **schema} for name, schema in properties.items()}
+
+
 def validate(values: Mapping[str, Any], written: Mapping[str, str] = _NO_TEXTS) -> TrainConfig:
     """A `TrainConfig` from the plain values of YAML or flags.
 

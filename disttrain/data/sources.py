@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 import re
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -11,6 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import Literal
 
+from disttrain.config.hub_inputs import fetch_hint
 from disttrain.data.array_cache import cache_folder, datasets_cache, may_write
 from disttrain.data.files.columns import Column, ImageValues, ListColumn, Table, dataset_table, silence_datasets
 from disttrain.data.files.folders import (
@@ -72,7 +74,13 @@ class Source:
     notices: tuple[str, ...] = ()
 
 
-def open_source(dataset: str, dataset_config: str | None, kind: InputKind, split_names: Collection[str] = ()) -> Source:
+def open_source(
+    dataset: str,
+    dataset_config: str | None,
+    kind: InputKind,
+    split_names: Collection[str] = (),
+    revision: str | None = None,
+) -> Source:
     """All splits of a dataset.
 
     Args:
@@ -80,6 +88,7 @@ def open_source(dataset: str, dataset_config: str | None, kind: InputKind, split
         dataset_config: The name of a configuration: of a dataset of the hub, or of tables in a folder.
         kind: What the examples are. A folder may have both tables and images.
         split_names: The names of the splits that the config asks for.
+        revision: The revision of a dataset of the hub; None for main.
 
     Raises:
         UserError: The dataset does not exist, or cannot be read.
@@ -92,7 +101,7 @@ def open_source(dataset: str, dataset_config: str | None, kind: InputKind, split
             return _open_file(path, dataset, dataset_config)
         if path.is_dir():
             return _open_folder(path, dataset, dataset_config, kind, split_names)
-        return _open_hub(dataset, dataset_config)
+        return _open_hub(dataset, dataset_config, revision)
 
 
 def import_readers(dataset: str, kind: InputKind) -> None:
@@ -121,6 +130,7 @@ def _one_line_errors(dataset: str) -> Iterator[None]:
         hint = "is the name correct, and can this host reach the hub or its cache?"
         if Path(dataset).expanduser().exists():
             hint = "check the file"
+        hint = fetch_hint(dataset, os.environ) or hint
         raise UserError(f"dataset {dataset!r} cannot be read: {type(cause).__name__}: {reason}", hint=hint) from error
 
 
@@ -133,22 +143,27 @@ def _open_file(path: Path, dataset: str, dataset_config: str | None) -> Source:
     return Source(LazySplits({"train": partial(read_tables, [path])}, dataset))
 
 
-def _open_hub(dataset: str, dataset_config: str | None) -> Source:
+def _open_hub(dataset: str, dataset_config: str | None, revision: str | None) -> Source:
     import datasets
 
     silence_datasets()
+    shared, own = datasets_cache(), cache_folder() / "hub"
     cache_dir: Path | None = None
-    if not may_write(datasets_cache()):
-        cache_dir = cache_folder() / "hub"
-        _link_prepared(dataset, cache_dir)
-    loaded = datasets.load_dataset(dataset, dataset_config, cache_dir=cache_dir and str(cache_dir))
+    if revision is not None:
+        # Without the hub, `datasets` takes the newest revision in its folder. So each one has a folder of its own.
+        name = revision.replace("/", "--")
+        cache_dir = shared = shared / "disttrain" / "hub" / name
+        own = own / name
+    if not may_write(shared):
+        cache_dir = own
+        _link_prepared(dataset, shared, own)
+    loaded = datasets.load_dataset(dataset, dataset_config, cache_dir=cache_dir and str(cache_dir), revision=revision)
     return Source({name: dataset_table(rows) for name, rows in loaded.items()})
 
 
-def _link_prepared(dataset: str, cache_dir: Path) -> None:
+def _link_prepared(dataset: str, shared: Path, cache_dir: Path) -> None:
     """Links what a read-only cache has of a dataset: `datasets` needs to write its locks next to it."""
     wanted = dataset.replace("/", "___").lower()
-    shared = datasets_cache()
     for folder in (path for path in shared.glob("*") if path.is_dir() and path.name.lower() == wanted):
         for file in (path for path in folder.rglob("*") if path.is_file() and path.suffix != ".lock"):
             link = cache_dir / file.relative_to(shared)

@@ -77,7 +77,7 @@ def load_splits(config: TrainConfig, kind: InputKind) -> Splits:
     """
     assert config.dataset is not None
     wanted = [config.train_split, *filter(None, [config.eval_split])]
-    source = open_source(config.dataset, config.dataset_config, kind, wanted)
+    source = open_source(config.dataset, config.dataset_config, kind, wanted, config.dataset_revision)
     train_name, eval_names = choose_splits(tuple(source.splits), config)
     columns = _choose_columns(source.splits[train_name], config, kind)
     train, labels = _read_split(source, train_name, columns, None)

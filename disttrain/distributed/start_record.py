@@ -69,7 +69,7 @@ def start_record(
         cpu_affinity=cpu_list(cpus),
         versions=versions(),
         **_cuda_versions(group.device),
-        transport="shared memory" if shared_memory else _transport(group),
+        transport="shared memory" if shared_memory else transport_of(group),
         **(gpu_settings or {}),
         topology_addr=os.environ.get("SLURM_TOPOLOGY_ADDR") or None,
         parameters=parameters,
@@ -93,8 +93,9 @@ def _cuda_versions(device: torch.device) -> dict[str, Any]:
     return {"cuda_version": torch.version.cuda, "nccl_version": nccl}
 
 
-def _transport(group: Group) -> str | None:
-    return transport(group.backend, group.on_one_machine, os.environ, has_active_ib_port())
+def transport_of(group: Group) -> str | None:
+    """What these ranks exchange data over."""
+    return transport(group.backend, group.on_one_machine, os.environ, bool(active_ib_ports()))
 
 
 def transport(backend: str | None, on_one_machine: bool, environ: Mapping[str, str], has_ib: bool) -> str | None:
@@ -127,12 +128,13 @@ def transport(backend: str | None, on_one_machine: bool, environ: Mapping[str, s
     return "IB"
 
 
-def has_active_ib_port(folder: Path = Path("/sys/class/infiniband")) -> bool:
-    """Whether this host has an active port of InfiniBand or RoCE."""
+def active_ib_ports(folder: Path = Path("/sys/class/infiniband")) -> tuple[str, ...]:
+    """The adapters of this host that have an active port of InfiniBand or RoCE, for example mlx5_0."""
+    active = set()
     for state in folder.glob("*/ports/*/state"):
         try:
             if "ACTIVE" in state.read_text(encoding="utf-8"):
-                return True
+                active.add(state.relative_to(folder).parts[0])
         except OSError:
             continue  # the port has disappeared
-    return False
+    return tuple(sorted(active))

@@ -69,7 +69,7 @@ def check_start(config: TrainConfig, group: Group, multiply: Multiply = torch.mm
     if config.start_check_s == 0:
         return StartCheck()
     began_s = time.perf_counter()
-    checks = group.gather_objects(_check_rank(config, group, multiply))
+    checks = group.gather_objects(check_rank(config, group, multiply))
     if group.device.type == "cuda":
         torch.cuda.empty_cache()  # frees the matrices, which training does not need
     if (message := wrong_result_message(checks)) is not None:
@@ -122,8 +122,8 @@ def known_product(size: int, dtype: torch.dtype, device: torch.device) -> tuple[
     return torch.outer(rows, signs), torch.outer(signs * canceling, columns), 16 * torch.outer(rows, columns)
 
 
-def _check_rank(config: TrainConfig, group: Group, multiply: Multiply) -> RankCheck:
-    """The results of this rank; all ranks call this."""
+def check_rank(config: TrainConfig, group: Group, multiply: Multiply = torch.mm) -> RankCheck:
+    """The results of this rank, in about `config.start_check_s` seconds; all ranks call this."""
     all_reduce_ms: tuple[float, ...] = ()
     sum_correct = True
     if group.backend is None:
@@ -200,7 +200,7 @@ def _record(checks: Sequence[RankCheck], group: Group, elapsed_s: float) -> Chec
     if (slowest := find_slowest([check.product_ms for check in checks], ROUNDS)) is not None:
         slowest_rank, slowest_ratio = slowest.rank, slowest.ratio
     size = _product_size(group.device)
-    giga_operations = 2 * size**3 / 1e9
+    giga_operations = product_gflop(group.device)
     return CheckRecord(
         product_size=size,
         gflop_per_s=giga_operations / statistics.median(product_ms) * 1000,
@@ -224,6 +224,11 @@ def _all_reduce_figures(checks: Sequence[RankCheck]) -> dict[str, Any]:
         "algorithm_gb_per_s": algorithm_bandwidth(ALL_REDUCE_BYTES, median_ms),
         "bus_gb_per_s": bus_bandwidth(ALL_REDUCE_BYTES, median_ms, len(checks)),
     }
+
+
+def product_gflop(device: torch.device) -> float:
+    """The operations of one product on a device, in 10^9."""
+    return 2 * _product_size(device) ** 3 / 1e9
 
 
 def _product_size(device: torch.device) -> int:

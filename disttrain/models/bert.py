@@ -28,7 +28,13 @@ from disttrain.models.family import BuiltModel, EncodedSplits
 from disttrain.models.first_token_layer import attend_from_first, trim
 from disttrain.models.model_change import ModelChange, change_notices, changes_made
 from disttrain.models.padding_mask import ShapeMask, as_given, bidirectional, padded_batches, proven_shape
-from disttrain.models.pretrained import from_architecture, from_checkpoint, read_config, silence_transformers
+from disttrain.models.pretrained import (
+    from_architecture,
+    from_checkpoint,
+    hub_options,
+    read_config,
+    silence_transformers,
+)
 from disttrain.models.tokenizers import checkpoint_tokenizer, pad_id_of, shared_tokenizer, unknown_notices
 
 INPUT: InputKind = "text"
@@ -109,13 +115,13 @@ def encode(config: TrainConfig, splits: Splits, group: Group, work_dir: Path) ->
         number = sum(map(len, texts["train"].columns))
         notices.append(f"made a tokenizer of {len(tokenizer)} tokens from {number} training texts")
     else:
-        tokenizer = checkpoint_tokenizer(config.checkpoint)
+        tokenizer = checkpoint_tokenizer(config.checkpoint, **hub_options(config))
     tokenized = tokenize(tokenizer.backend_tokenizer, texts, config.max_length, group)
     notices += unknown_notices(tokenizer, tokenized)
     if cut := sum(split.cut for split in tokenized.values()):
         unit = "texts" if splits.pair_column is None else "pairs of texts"
         notices.append(f"cut {cut} of {sum(map(len, texts.values()))} {unit} to {config.max_length} tokens")
-    pad_id = pad_id_of(tokenizer, None if config.checkpoint is None else _checkpoint_config(config.checkpoint))
+    pad_id = pad_id_of(tokenizer, None if config.checkpoint is None else _checkpoint_config(config, config.checkpoint))
     used = None
     if config.compact_vocab and config.checkpoint is not None:
         used = np.unique(np.concatenate([*(split.occurring for split in tokenized.values()), [pad_id]]))
@@ -193,7 +199,7 @@ def _transformers_model(config: TrainConfig, encoded: EncodedSplits) -> BuiltMod
         hf_config: Any = built.model.config
         positions = getattr(hf_config, "max_position_embeddings", config.max_length)
     else:
-        hf_config = _checkpoint_config(config.checkpoint)
+        hf_config = _checkpoint_config(config, config.checkpoint)
         pad_id = pad_id_of(tokenizer, hf_config)
         hf_config.pad_token_id = pad_id
         built = from_checkpoint(
@@ -201,7 +207,7 @@ def _transformers_model(config: TrainConfig, encoded: EncodedSplits) -> BuiltMod
             config.checkpoint,
             hf_config,
             encoded.label_names,
-            trust_remote_code=False,
+            **hub_options(config),
         )
         positions = min(_positions(built.model, config.max_length), tokenizer.model_max_length)
         _check_token_ids(built.model, encoded, pad_id)
@@ -210,8 +216,8 @@ def _transformers_model(config: TrainConfig, encoded: EncodedSplits) -> BuiltMod
     return built
 
 
-def _checkpoint_config(checkpoint: str) -> Any:
-    return read_config(AutoConfig, checkpoint, trust_remote_code=False)
+def _checkpoint_config(config: TrainConfig, checkpoint: str) -> Any:
+    return read_config(AutoConfig, checkpoint, **hub_options(config))
 
 
 def _positions(model: Any, default: int) -> int:

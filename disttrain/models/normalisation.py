@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from huggingface_hub import hf_hub_download
+from huggingface_hub import _CACHED_NO_EXIST, hf_hub_download, try_to_load_from_cache
 from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 from transformers import AutoImageProcessor
 
@@ -16,6 +16,7 @@ from disttrain.errors import UserError, first_line
 
 # The height and width of the images that the processor gets, in pixels; a few processors need more than one patch.
 _SIZE = 64
+_MAIN = "main"  # the revision that the hub's libraries read by default
 _PROCESSOR_FILES = ("preprocessor_config.json", "processor_config.json")
 
 
@@ -30,19 +31,23 @@ class Normalisation:
     std: Sequence[float] = (0.5, 0.5, 0.5)
 
 
-def checkpoint_normalisation(checkpoint: str) -> Normalisation | None:
+def checkpoint_normalisation(checkpoint: str, revision: str | None = None) -> Normalisation | None:
     """The normalisation of a checkpoint's image processor; None if the checkpoint has none.
 
     The processor is asked, because its class adds to what its file says: that of EfficientNet divides by the deviation
     twice, that of MobileViT exchanges red and blue.
 
+    Args:
+        checkpoint: The folder or hub id.
+        revision: The revision on the hub; None for main.
+
     Raises:
         UserError: The processor computes something else than a mean and a deviation of each channel.
     """
     try:
-        processor = AutoImageProcessor.from_pretrained(checkpoint, trust_remote_code=False)
+        processor = AutoImageProcessor.from_pretrained(checkpoint, trust_remote_code=False, revision=revision or _MAIN)
     except (OSError, ValueError, ImportError, TypeError, KeyError) as error:
-        if isinstance(error, OSError) and _has_no_processor(checkpoint):
+        if isinstance(error, OSError) and _has_no_processor(checkpoint, revision):
             return None
         raise _not_supported(checkpoint, error) from error
     for name in ("image_mean", "image_std"):
@@ -63,14 +68,16 @@ def checkpoint_normalisation(checkpoint: str) -> Normalisation | None:
     return Normalisation((-black * std).tolist(), std.tolist())
 
 
-def _has_no_processor(checkpoint: str) -> bool:
+def _has_no_processor(checkpoint: str, revision: str | None) -> bool:
     """Whether a checkpoint is known to have no image processor: a hub that does not answer may have one."""
     if os.path.isdir(checkpoint):
         return not any(os.path.exists(os.path.join(checkpoint, name)) for name in _PROCESSOR_FILES)
     for name in _PROCESSOR_FILES:
         try:
-            hf_hub_download(checkpoint, name)
+            hf_hub_download(checkpoint, name, revision=revision)
         except LocalEntryNotFoundError:
+            if try_to_load_from_cache(checkpoint, name, revision=revision) is _CACHED_NO_EXIST:
+                continue  # an earlier answer of the hub
             return False
         except EntryNotFoundError:
             continue

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import pickle
 import re
 import warnings
@@ -16,6 +17,8 @@ from torch import nn
 from transformers import PretrainedConfig
 from transformers.utils import logging
 
+from disttrain.config.hub_inputs import fetch_hint
+from disttrain.config.train_config import TrainConfig
 from disttrain.config.unknown_key import suggest_spelling
 from disttrain.errors import UserError, first_line
 from disttrain.models.family import BuiltModel
@@ -139,6 +142,14 @@ def _heads(model: nn.Module, classes: int) -> list[nn.Linear]:
     return [last] if last.out_features == classes else []
 
 
+def hub_options(config: TrainConfig) -> dict[str, Any]:
+    """What every `from_pretrained` gets: the revision of the checkpoint, and no code of a hub model is run."""
+    options: dict[str, Any] = {"trust_remote_code": False}
+    if config.checkpoint_revision is not None:
+        options["revision"] = config.checkpoint_revision
+    return options
+
+
 def read_config(config_class: Any, checkpoint: str, **options: Any) -> PretrainedConfig:
     """The transformers config of a checkpoint, with the outputs that the training loop reads and no others.
 
@@ -160,9 +171,14 @@ def read_config(config_class: Any, checkpoint: str, **options: Any) -> Pretraine
 def checkpoint_error(
     checkpoint: str,
     error: Exception,
-    hint: str = "give a folder or a hub id that this host can reach or has in its cache",
+    hint: str | None = None,
 ) -> UserError:
     reason = first_line(error)
+    hint = (
+        hint
+        or fetch_hint(checkpoint, os.environ)
+        or "give a folder or a hub id that this host can reach or has in its cache"
+    )
     if isinstance(error, ImportError):  # such as timm
         reason, hint = "its model needs a package that is not installed", reason
     if "trust_remote_code" in str(error):

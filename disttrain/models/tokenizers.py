@@ -43,10 +43,10 @@ def pad_id_of(tokenizer: Any, config: Any = None) -> int:
     raise UserError("the tokenizer has neither a padding token nor an end-of-text token", where="checkpoint", hint=hint)
 
 
-def checkpoint_tokenizer(checkpoint: str) -> Any:
-    """The tokenizer of a checkpoint."""
+def checkpoint_tokenizer(checkpoint: str, **options: Any) -> Any:
+    """The tokenizer of a checkpoint; the options are those of `hub_options`."""
     try:
-        tokenizer: Any = AutoTokenizer.from_pretrained(checkpoint, trust_remote_code=False)
+        tokenizer: Any = AutoTokenizer.from_pretrained(checkpoint, **{"trust_remote_code": False, **options})
     except (OSError, ValueError, KeyError, ImportError) as error:
         raise checkpoint_error(checkpoint, error) from error
     if not tokenizer.is_fast:

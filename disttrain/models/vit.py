@@ -30,7 +30,13 @@ from disttrain.models.first_token_layer import attend_from_first, trim
 from disttrain.models.image_size import fit_image_size
 from disttrain.models.model_change import ModelChange, change_notices, changes_made
 from disttrain.models.normalisation import Normalisation, checkpoint_normalisation
-from disttrain.models.pretrained import from_architecture, from_checkpoint, read_config, silence_transformers
+from disttrain.models.pretrained import (
+    from_architecture,
+    from_checkpoint,
+    hub_options,
+    read_config,
+    silence_transformers,
+)
 
 INPUT: InputKind = "image"
 
@@ -113,7 +119,7 @@ def build(config: TrainConfig, encoded: EncodedSplits) -> BuiltModel:
         built = _from_architecture(config, encoded)
     else:
         built = _from_checkpoint(config, config.checkpoint, encoded)
-        normalisation = checkpoint_normalisation(config.checkpoint)
+        normalisation = checkpoint_normalisation(config.checkpoint, config.checkpoint_revision)
     notices = list(built.notices)
     if normalisation is None:
         default = "pixels normalised by mean and deviation 0.5"
@@ -153,7 +159,7 @@ def _from_architecture(config: TrainConfig, encoded: EncodedSplits) -> BuiltMode
 
 def _from_checkpoint(config: TrainConfig, checkpoint: str, encoded: EncodedSplits) -> BuiltModel:
     """The checkpoint's model, changed to the run's image size if necessary."""
-    hf_config: Any = read_config(AutoConfig, checkpoint, trust_remote_code=False)
+    hf_config: Any = read_config(AutoConfig, checkpoint, **hub_options(config))
     if hf_config.model_type not in MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES:
         raise UserError(
             f"checkpoint {checkpoint!r} is a {hf_config.model_type} model, which does not classify images",
@@ -161,7 +167,7 @@ def _from_checkpoint(config: TrainConfig, checkpoint: str, encoded: EncodedSplit
         )
     _check_input(checkpoint, hf_config)
     built = from_checkpoint(
-        AutoModelForImageClassification, checkpoint, hf_config, encoded.label_names, trust_remote_code=False
+        AutoModelForImageClassification, checkpoint, hf_config, encoded.label_names, **hub_options(config)
     )
     notices = fit_image_size(built.model, checkpoint, config.image_size)
     return BuiltModel(built.model, (*built.notices, *notices))

@@ -13,6 +13,7 @@ class Source:
 
 
 CONFIG = Source("the run's config")
+SUBMISSION = Source("the submission")
 PLACE = Source("the launcher's environment (disttrain.environment.rank_env)")
 DATA = Source("the run's data")
 LOOP = Source("counted by the program")

@@ -22,6 +22,7 @@ from disttrain.records.figure_sources import (
     SCRIPT,
     STARTS,
     STEPS,
+    SUBMISSION,
     SYSTEM,
     TORCH,
     WALL,
@@ -44,12 +45,26 @@ class RunInfo:
     world_size: Annotated[int, doc("Number of ranks."), CONFIG]
     train: Annotated[dict[str, Any], doc("The resolved config."), CONFIG]
     versions: Annotated[dict[str, str], doc("Versions of Python and of the libraries."), PACKAGES]
+    code: Annotated[
+        dict[str, Any] | None,
+        doc(
+            "The copy of your code in which the run starts: snapshot is the hash of its files, root the checkout and"
+            " folder the copy. If snapshot is null, the run starts the files in place. Null without a sweep."
+        ),
+        SUBMISSION,
+    ] = None
 
     @property
     def timing_warmup_steps(self) -> int:
         """The number of first steps of each start that are not measured."""
         steps: int = self.train["timing_warmup_steps"]
         return steps
+
+    @property
+    def code_hash(self) -> str | None:
+        """The hash of the copy of the user's code; None if the run starts the files in place."""
+        code = (self.code or {}).get("snapshot")
+        return code if isinstance(code, str) else None
 
 
 @dataclass(frozen=True, kw_only=True)

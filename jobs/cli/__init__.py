@@ -14,6 +14,9 @@ from disttrain.errors import UserError, print_every_text
 from jobs import __version__
 from jobs.cli.cancel_command import cancel
 from jobs.cli.clean_command import clean
+from jobs.cli.cluster.doctor_command import doctor
+from jobs.cli.cluster.init_command import init
+from jobs.cli.cluster.prefetch_command import prefetch
 from jobs.cli.debug_command import debug
 from jobs.cli.forget_command import forget
 from jobs.cli.list_command import list_sweeps
@@ -33,7 +36,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 for command in (
-    plan, submit, status, wait, logs, stacks, cancel, retry, rerun, debug, forget, clean, collect, figures,
+    init, doctor, plan, prefetch, submit, status, wait, logs, stacks, cancel, retry, rerun, debug, forget, clean,
+    collect, figures,
 ):  # fmt: skip
     app.command(cls=Command)(command)
 app.command("list", cls=Command)(list_sweeps)

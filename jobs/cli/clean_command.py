@@ -43,7 +43,7 @@ def clean(
     and so do the files of your own scripts.
     """
     from jobs.results.text_table import binary_size
-    from jobs.storage.forget_runs import remove
+    from jobs.storage.forget_runs import remove, remove_copy
     from jobs.storage.ledger import submission_lock
     from jobs.storage.removable import Kind
     from jobs.storage.sweep_folder import find_folder
@@ -72,7 +72,10 @@ def clean(
         if not present.issuperset(paths):
             raise UserError("the runs have changed in the meantime; nothing was removed", hint="try again")
         for path in paths:
-            remove(path)
+            if path.parent == folder.code_store:
+                remove_copy(folder, path)
+            else:
+                remove(path)
     print(f"removed {size}")
 
 

@@ -76,6 +76,8 @@ def logs(
         paths = log.files(log.latest_job())
         if not paths:
             raise log.missing(log.ask().conclusions[log.run_id])
+        if log.is_skipped():
+            _note(f"{name} was not sent again, because its smoke run has failed; this is the log of an earlier job")
         printer.print_new(paths)
     if printer.is_empty:
         _note(f"the log of {noun} {log.rank} is empty: {log.files(log.latest_job())[0]}")
@@ -108,6 +110,21 @@ class _RunLog:
             return job.job_id
         return None
 
+    def is_skipped(self) -> bool:
+        """Whether the run was not sent after its latest job."""
+        from jobs.storage.ledger import read_ledger
+
+        return self.run_id in read_ledger(self.folder.path).skipped
+
+    def _smoke_run(self) -> str | None:
+        """The smoke run that must succeed before the run starts; None if it waits for none."""
+        from jobs.results.failures.smoke_reason import smoke_jobs
+        from jobs.storage.ledger import read_ledger
+
+        awaited = smoke_jobs(self.run_id, read_ledger(self.folder.path))
+        smoke = read_ledger(self.folder.smoke.path).jobs
+        return next((run_id for run_id, jobs in smoke.items() if jobs[-1].job_id in awaited), None)
+
     def files(self, job_id: str | None) -> list[Path]:
         """The files that a job has of this log."""
         from jobs.storage.job_logs import log_files
@@ -127,6 +144,10 @@ class _RunLog:
         """The error that there is no log, by the state of the run."""
         from jobs.slurm.states import State
 
+        smoke = self._smoke_run()
+        if smoke is not None and conclusion.state is State.CANCELLED:
+            hint = f"sweep logs {smoke} --sweep {self.folder.smoke.path} prints that of the smoke run"
+            return UserError(f"{self.name} has no log: it has not started, and had to wait for a smoke run", hint=hint)
         if conclusion.state is State.NOT_SUBMITTED or self.latest_job() is None:
             return UserError(f"{self.name} was never submitted", hint="sweep submit sends it")
         if conclusion.state.is_pending:

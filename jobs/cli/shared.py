@@ -27,8 +27,18 @@ def sweeps_root(option: Path | None) -> Path:
     return results_root(os.environ, option).absolute()
 
 
-def plan_sweep(file: Path, cluster: str | None, assignments: Sequence[str], root: Path | None) -> tuple[Sweep, Plan]:
-    """Reads a sweep file and makes its plan, from the options of the command line."""
+def plan_sweep(
+    file: Path, cluster: str | None, assignments: Sequence[str], root: Path | None, folder: Path | None = None
+) -> tuple[Sweep, Plan]:
+    """Reads a sweep file and makes its plan, from the options of the command line.
+
+    Args:
+        file: The sweep file.
+        cluster: As of --cluster.
+        assignments: As of --set.
+        root: As of --root.
+        folder: The folder of the sweep on this cluster; None for its place below the root.
+    """
     from jobs.planning.cluster import find_cluster, with_changes
     from jobs.planning.expand import expand
     from jobs.planning.plan import make_plan
@@ -36,7 +46,8 @@ def plan_sweep(file: Path, cluster: str | None, assignments: Sequence[str], root
 
     sweep = load_sweep(file, _read_overrides(assignments))
     found = with_changes(find_cluster(cluster, os.environ, Path.cwd()), sweep)
-    return sweep, make_plan(sweep.name, expand(sweep), found, sweeps_root(root) / sweep.name / found.name)
+    place = folder.absolute() if folder else sweeps_root(root) / sweep.name / found.name
+    return sweep, make_plan(sweep.name, expand(sweep), found, place)
 
 
 def all_assignments(arguments: Sequence[str] | None, options: Sequence[str] | None) -> list[str]:

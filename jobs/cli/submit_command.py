@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from jobs.planning.plan import Plan
     from jobs.planning.sweep_file import Sweep
     from jobs.results.watch import Watch
+    from jobs.submission.launch import Gate
 
 Wait = Annotated[bool, typer.Option("--wait", help="Wait until every run has ended, then print the results.")]
 MaxParallel = Annotated[
@@ -38,6 +39,14 @@ Replace = Annotated[
         help="Cancel and send again the runs that wait with another request (time, partition, ...) than the sweep's.",
     ),
 ]
+Smoke = Annotated[
+    bool,
+    typer.Option(
+        "--smoke",
+        help="First send a short run of each allocation and command; the others wait for its success, and are cancelled"
+        " if it fails.",
+    ),
+]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Show the plan and submit nothing, like sweep plan.")]
 
 
@@ -51,6 +60,7 @@ def submit(
     set_: Overrides = None,
     root: Root = None,
     dry_run: DryRun = False,
+    smoke: Smoke = False,
     replace: Replace = False,
     wait: Wait = False,
     max_parallel: MaxParallel = None,
@@ -64,15 +74,10 @@ def submit(
     """
     from jobs.submission.launch import debug, launch
 
-    if dry_run and wait:
-        raise UserError("--dry-run and --wait are both given", hint="choose one")
+    _check_options(dry_run=dry_run, smoke=smoke, wait=wait, json_=json_, poll=poll)
     if dry_run:
         show_plan(file, assignments, cluster=cluster, set_=set_, root=root, json_=json_)
         return
-    if json_ and not wait:
-        raise UserError("--json needs --wait or --dry-run", hint="add one, or leave out --json")
-    if poll is not None and not wait:
-        raise UserError(f"--poll {poll:g} needs --wait", hint="add --wait, or leave out --poll")
     sweep, plan = plan_sweep(file, cluster, all_assignments(assignments, set_), root)
     if max_parallel is not None and plan.cluster.kind != "local":
         hint = "for Slurm, set max_running in the cluster profile"
@@ -80,16 +85,39 @@ def submit(
     if plan.cluster.kind == "debug":
         if json_:
             raise UserError("--json has no results of --cluster debug", hint="choose another cluster")
+        if smoke:
+            raise UserError("--smoke has no use with --cluster debug", hint="debug runs one run after the other")
         debug(plan, sweep)
-    elif wait:
-        _submit_and_wait(plan, sweep, max_parallel, poll, json_, replace)
+        return
+    gate = _gate(sweep, max_parallel, smoke=smoke)
+    if wait:
+        _submit_and_wait(plan, sweep, max_parallel, poll, json_, replace, gate)
     else:
-        launch(plan, sweep, max_ranks=max_parallel, replace=replace)
+        launch(plan, sweep, max_ranks=max_parallel, replace=replace, gate=gate)
         print(f"sweep status {sweep.name}    shows the progress")
 
 
+def _check_options(*, dry_run: bool, smoke: bool, wait: bool, json_: bool, poll: float | None) -> None:
+    """Checks that the options do not contradict each other."""
+    for given, name in ((wait, "--wait"), (smoke, "--smoke")):
+        if dry_run and given:
+            raise UserError(f"--dry-run and {name} are both given", hint="choose one")
+    if json_ and not (wait or dry_run):
+        raise UserError("--json needs --wait or --dry-run", hint="add one, or leave out --json")
+    if poll is not None and not wait and not dry_run:
+        raise UserError(f"--poll {poll:g} needs --wait", hint="add --wait, or leave out --poll")
+
+
+def _gate(sweep: Sweep, max_parallel: int | None, *, smoke: bool) -> Gate:
+    """What decides which runs are sent now: all, or those that their smoke run allows."""
+    from jobs.submission.launch import Admitted
+    from jobs.submission.smoke import SmokeGate
+
+    return SmokeGate(sweep, max_parallel) if smoke else Admitted
+
+
 def _submit_and_wait(
-    plan: Plan, sweep: Sweep, max_parallel: int | None, poll_s: float | None, as_json: bool, replace: bool
+    plan: Plan, sweep: Sweep, max_parallel: int | None, poll_s: float | None, as_json: bool, replace: bool, gate: Gate
 ) -> None:
     from jobs.results.watch import Watch
     from jobs.schedulers.states import scheduler_for
@@ -103,9 +131,9 @@ def _submit_and_wait(
     progress = contextlib.redirect_stdout(sys.stderr if as_json else sys.stdout)
     run_ids = {run.run_id for run in plan.runs}
     with progress, Watch(folder, run_ids, stderr_console(), os.environ, poll_s) as watch:
-        unsent = launch(plan, sweep, max_ranks=max_parallel, on_poll=watch.tick, replace=replace)
+        unsent = launch(plan, sweep, max_ranks=max_parallel, on_poll=watch.tick, replace=replace, gate=gate)
         try:
-            never_sent = _send_rest(plan, sweep, unsent, watch, poll_s)
+            never_sent = _send_rest(plan, sweep, unsent, watch, poll_s, gate)
             watch.wait()
             try:
                 while resume_stopped(folder):
@@ -120,7 +148,9 @@ def _submit_and_wait(
         raise typer.Exit(1)
 
 
-def _send_rest(plan: Plan, sweep: Sweep, unsent: frozenset[str], watch: Watch, poll_s: float) -> frozenset[str]:
+def _send_rest(
+    plan: Plan, sweep: Sweep, unsent: frozenset[str], watch: Watch, poll_s: float, gate: Gate
+) -> frozenset[str]:
     """Sends what did not fit, as runs end. Returns the runs that were never sent."""
     from jobs.submission.launch import launch_rest
 
@@ -129,7 +159,7 @@ def _send_rest(plan: Plan, sweep: Sweep, unsent: frozenset[str], watch: Watch, p
     while rest:
         try:
             watch.wait_for_room(rest)
-            rest = launch_rest(plan, sweep, rest)
+            rest = launch_rest(plan, sweep, rest, gate)
             failures = 0
         except (UserError, OSError) as error:
             # A busy controller or disk must not end a command that waits overnight.

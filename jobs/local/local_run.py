@@ -6,8 +6,9 @@ import contextlib
 import os
 import signal
 import time
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from pathlib import Path
+from typing import Any
 
 import psutil
 
@@ -47,10 +48,6 @@ class LocalRun:
         self._failed_s: float | None = None
 
     def start(self) -> None:
-        from submitit import LocalExecutor
-
-        executor = LocalExecutor(folder=self._log_dir)
-        executor.update_parameters(tasks_per_node=self.run.tasks, timeout_min=_WEEK_MIN)
         task = RankTask(
             run_dir=str(self._run_dir),
             nodes=self.run.nodes,
@@ -59,15 +56,7 @@ class LocalRun:
             visible_gpus=self.placement.visible_gpus,
             threads=self.placement.threads,
         )
-        # As the flag -P, which submitit cannot give its controller: a queue.py in the working directory would end it.
-        added = {_MARK: str(self._log_dir), "PYTHONSAFEPATH": "1"}
-        with clean_environ(overruled=added):
-            os.environ.update(added)
-            try:
-                self._job = executor.submit(task)
-            finally:
-                for name in added:
-                    del os.environ[name]
+        self._job = start_ranks(task, self.run.tasks, self._log_dir)
         self._controller = psutil.Process(int(self._job.job_id))
         self._started = time.monotonic()
 
@@ -115,6 +104,29 @@ class LocalRun:
 
     def _finished_ranks(self) -> int:
         return sum(job.paths.result_pickle.exists() for job in map(self._job.task, range(self.run.tasks)))
+
+
+def start_ranks(task: Callable[[], None], ranks: int, log_dir: Path) -> Any:
+    """Starts ranks on this machine, and returns submitit's job of them. `end_processes` ends them.
+
+    Args:
+        task: What each rank calls.
+        ranks: Their number.
+        log_dir: The folder of their logs.
+    """
+    from submitit import LocalExecutor
+
+    executor = LocalExecutor(folder=log_dir)
+    executor.update_parameters(tasks_per_node=ranks, timeout_min=_WEEK_MIN)
+    # As the flag -P, which submitit cannot give its controller: a queue.py in the working directory would end it.
+    added = {_MARK: str(log_dir), "PYTHONSAFEPATH": "1"}
+    with clean_environ(overruled=added):
+        os.environ.update(added)
+        try:
+            return executor.submit(task)
+        finally:
+            for name in added:
+                del os.environ[name]
 
 
 def end_processes(logs: Path, spared: Collection[str] = ()) -> None:

@@ -14,7 +14,7 @@ from typing import Any, Literal, get_args
 from disttrain.errors import UserError, shorten
 from disttrain.records.json_values import check_fields
 from jobs.planning.allocation import Allocation
-from jobs.planning.cluster_profile import ClusterProfile, load_profile, override
+from jobs.planning.cluster_profile import ClusterProfile, CodeRule, load_profile, override
 from jobs.planning.sbatch_options import USER_DEFAULTS
 from jobs.planning.sweep_file import Sweep
 
@@ -35,16 +35,23 @@ class Cluster:
         kind: `slurm`; `local` for the queue on this machine; `debug` for one process with the debugger.
         profile: The profile of a Slurm cluster; None for the other kinds.
         by_allocation: The profile of each allocation for which the sweep changes it.
+        code: The key `code` of the sweep, if there is no profile.
     """
 
     name: str
     kind: Kind
     profile: ClusterProfile | None = None
     by_allocation: Mapping[Allocation, ClusterProfile] = field(default_factory=dict)
+    code: CodeRule | None = None
 
     def profile_for(self, allocation: Allocation) -> ClusterProfile | None:
         """The profile for the jobs of an allocation; None if the cluster has no Slurm."""
         return self.by_allocation.get(allocation, self.profile)
+
+    def code_for(self, allocation: Allocation) -> CodeRule | None:
+        """The key `code` for the runs of an allocation; None for the default."""
+        profile = self.profile_for(allocation)
+        return self.code if profile is None else profile.code
 
     def to_json(self) -> dict[str, Any]:
         """The fields as JSON types."""
@@ -53,6 +60,7 @@ class Cluster:
             "kind": self.kind,
             "profile": self.profile and self.profile.model_dump(mode="json"),
             "by_allocation": {str(key): profile.model_dump(mode="json") for key, profile in self.by_allocation.items()},
+            "code": self.code,
         }
 
     @classmethod
@@ -70,7 +78,7 @@ class Cluster:
         except UserError as error:
             raise ValueError(error.message) from None
         profile = _profile(data["profile"]) if data["kind"] == "slurm" else None
-        return cls(data["name"], data["kind"], profile, by_allocation)
+        return cls(data["name"], data["kind"], profile, by_allocation, data.get("code"))
 
 
 @dataclass(frozen=True)
@@ -81,6 +89,7 @@ class _Stored:
     kind: str
     profile: dict[str, Any] | None
     by_allocation: dict[str, Any]
+    code: CodeRule | None = None  # a former release has none
 
 
 def _profile(values: Any) -> ClusterProfile:
@@ -156,7 +165,7 @@ def with_changes(cluster: Cluster, sweep: Sweep) -> Cluster:
         for allocation, values in changes.by_allocation.items()
     }
     if cluster.kind != "slurm":
-        return cluster
+        return replace(cluster, code=profile.code)
     return replace(cluster, profile=profile, by_allocation=by_allocation)
 
 

@@ -11,27 +11,32 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic_core import ErrorDetails
 
 from disttrain.config.paths import find_variable
-from disttrain.config.synonyms import Place, synonym_hint
+from disttrain.config.synonyms import Place
 from disttrain.config.train_config import field_names
 from disttrain.config.unknown_key import suggest_key
 from disttrain.config.value_errors import describe_value_error
 from disttrain.config.yaml_nodes import dotted
 from disttrain.errors import UserError, shorten
 from disttrain.records.lifecycle.attempt_log import Requeue, ResumePolicy, WarningSignal
-from jobs.planning.sbatch_options import PLANNED_OPTIONS
+from jobs.planning.sbatch_options import check_sbatch_options, check_srun_options
 from jobs.planning.yaml_file import Document, load_yaml
 
 # The top-level keys of a sweep file. They are here because a profile answers one that is written under slurm.
 SECTIONS = (
-    "name", "allocations", "command", "flags", "switches", "launcher", "base", "axes", "zip", "exclude", "include",
-    "seeds", "measure_link", "slurm",
+    "name", "allocations", "command", "flags", "switches", "launcher", "smoke", "base", "axes", "zip", "exclude",
+    "include", "seeds", "measure_link", "slurm",
 )  # fmt: skip
 
 _TIME = re.compile(r"(?:(?P<days>[0-9]{1,9})-)?(?P<rest>[0-9]{1,9}(?::[0-9]{1,9}){0,2})")
 
-_OPTION = re.compile(r"[A-Za-z][A-Za-z0-9_-]*")
+# The keys whose values are options of a command of Slurm.
+_OPTION_KEYS = ("sbatch", "srun")
 
 Line = Annotated[str, Field(min_length=1)]
+Options = dict[str, str | int | float | bool]
+
+# Whether a run starts in a copy of the user's code, or the files as they are when it starts.
+CodeRule = Literal["snapshot", "live"]
 
 
 class ClusterProfile(BaseModel):
@@ -39,13 +44,17 @@ class ClusterProfile(BaseModel):
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
 
-    partition: Line | None = None
-    account: Line | None = None
-    qos: Line | None = None
-    constraint: Line | None = None
+    partition: Line | None = Field(None, description="partition of the jobs; default: that of the site")
+    account: Line | None = Field(None, description="account that the jobs are charged to; default: that of the user")
+    qos: Line | None = Field(None, description="QOS of the jobs; default: that of the account")
+    constraint: Line | None = Field(None, description="features that the nodes must have, as for sbatch")
     time: Line = Field("01:00:00", description="time limit of one run in sbatch's format: MM, HH:MM:SS or D-HH:MM:SS")
-    gpu_request: Literal["gpus-per-node", "gres", "none"] = "gpus-per-node"
-    gpu_type: Line | None = None
+    gpu_request: Literal["gpus-per-node", "gres", "none"] = Field(
+        "gpus-per-node",
+        # Not `description`, which errors print: the names say enough there.
+        json_schema_extra={"description": "how GPUs are requested; none: the partition includes them, or none is used"},
+    )
+    gpu_type: Line | None = Field(None, description="type of the GPUs, as Slurm names it: a100")
     cpus_per_gpu: int = Field(4, ge=1, description="CPU cores of each rank")
     memory_gb_per_gpu: float | None = Field(None, gt=0, le=1e6, description="write a number of GB, for example 32")
     python: Line | None = Field(
@@ -53,6 +62,11 @@ class ClusterProfile(BaseModel):
     )
     setup: tuple[Line, ...] = Field(
         (), description="a list of shell lines that run before the training: module load, export HF_HOME=..."
+    )
+    code: CodeRule | None = Field(
+        None,
+        description="whether runs start in a copy of your code that submit makes (snapshot), or in your files as they"
+        " are when a run starts (live); default: snapshot for your own script, live for your own model",
     )
     network_interface: Line | None = Field(
         None,
@@ -79,8 +93,9 @@ class ClusterProfile(BaseModel):
         description="where one line of JSON is sent at the first failure and at the end of a sweep: a URL, in which"
         " $NAME is a variable of the environment, or a shell command that reads the line",
     )
-    sbatch: dict[str, str | int | float | bool] = Field(
-        default_factory=dict, description="any other option of sbatch: {mail-type: END}"
+    sbatch: Options = Field(default_factory=dict, description="any other option of sbatch: {mail-type: END}")
+    srun: Options = Field(
+        default_factory=dict, description="any other option of srun, which starts the ranks: {mpi: pmix}"
     )
 
     @property
@@ -142,7 +157,7 @@ def load_profile(path: Path) -> ClusterProfile:
 def check_section(document: Document, *keys: str, without: Collection[str] = ()) -> dict[str, Any]:
     """The keys and values of a profile in a YAML file: of a complete one, or of the `slurm` section of a sweep.
 
-    A number among sbatch's options stays the text that was written: 0123 names another reservation than 123.
+    A number among the options of sbatch and srun stays the text that was written: 0123 is another reservation than 123.
 
     Args:
         document: The file.
@@ -153,11 +168,11 @@ def check_section(document: Document, *keys: str, without: Collection[str] = ())
         UserError: A profile does not have a key, or does not accept its value; the error names the line.
     """
     values = {key: value for key, value in document.get_mapping(*keys).items() if key not in without}
-    options = values.get("sbatch")
-    if isinstance(options, dict):
-        values["sbatch"] = {
-            name: _as_written(value, document.written(*keys, "sbatch", name)) for name, value in options.items()
-        }
+    for key in _OPTION_KEYS:
+        if isinstance(values.get(key), dict):
+            values[key] = {
+                name: _as_written(value, document.written(*keys, key, name)) for name, value in values[key].items()
+            }
     _validate(values, lambda key: document.where(*keys, key), lambda *inner: document.written(*keys, *inner))
     return {**values, **_tuples(values)}
 
@@ -174,15 +189,17 @@ def override(cluster: ClusterProfile, changes: Mapping[str, Any], where: Callabl
 
     Args:
         cluster: The profile.
-        changes: Keys of `ClusterProfile` with new values. `sbatch` is merged key by key; every other key is replaced.
+        changes: Keys of `ClusterProfile` with new values. `sbatch` and `srun` are merged option by option; every other
+            key is replaced.
         where: A function that returns the place of a key, for errors.
 
     Raises:
         UserError: A profile does not have this key or does not accept this value.
     """
     values = cluster.model_dump() | dict(changes)
-    if isinstance(changes.get("sbatch"), dict):
-        values["sbatch"] = cluster.sbatch | changes["sbatch"]
+    for key in _OPTION_KEYS:
+        if isinstance(changes.get(key), dict):
+            values[key] = getattr(cluster, key) | changes[key]
     return _validate(values, where)
 
 
@@ -201,7 +218,8 @@ def _validate(
         cluster = ClusterProfile.model_validate({**values, **_tuples(values)})
     except ValidationError as error:
         raise _value_error(error.errors(include_url=False), where, written) from None
-    _check_sbatch_options(cluster, where)
+    check_sbatch_options(cluster.sbatch, ClusterProfile.model_fields, where("sbatch"))
+    check_srun_options(cluster.srun, where("srun"))
     _check_texts(cluster, where)
     _check_notify(cluster, where)
     try:
@@ -222,7 +240,7 @@ def _value_error(
     """The error for a value that pydantic did not accept."""
     key, *inner = errors[0]["loc"]
     name = str(key)
-    if name in ("setup", "sbatch"):  # their items have names
+    if name in ("setup", *_OPTION_KEYS):  # their items have names
         name = dotted((name, *inner[:1]))
     text = written(key, *inner[:1])
     description = ClusterProfile.model_fields[str(key)].description or ""
@@ -239,7 +257,8 @@ def _value_error(
 def _check_texts(cluster: ClusterProfile, where: Callable[[str], str]) -> None:
     """Checks that no value needs a shell, or breaks its line in the batch script. Only lines of `setup` are shell."""
     texts = {key: (key, value) for key, value in cluster if isinstance(value, str)}
-    texts |= {dotted(("sbatch", key)): ("sbatch", str(value)) for key, value in cluster.sbatch.items()}
+    for key in _OPTION_KEYS:
+        texts |= {dotted((key, name)): (key, str(value)) for name, value in getattr(cluster, key).items()}
     for name, (key, value) in texts.items():
         variable = find_variable(value)
         if variable and name not in ("sbatch.comment", "notify"):
@@ -257,21 +276,3 @@ def _check_notify(cluster: ClusterProfile, where: Callable[[str], str]) -> None:
         raise UserError(
             message, where=where("notify"), hint="write $NAME in its place, and export NAME before sweep submit"
         )
-
-
-def _check_sbatch_options(cluster: ClusterProfile, where: Callable[[str], str]) -> None:
-    for option in cluster.sbatch:
-        message = f"sbatch has the key {shorten(repr(option))}"
-        if option.startswith("-"):
-            raise UserError(message, where=where("sbatch"), hint="write it without the leading dashes")
-        if not _OPTION.fullmatch(option):
-            raise UserError(message, where=where("sbatch"), hint="write the name of an option: {mail-type: END}")
-        if option in ("clusters", "cluster", "M"):
-            # The numbers of jobs are those of one cluster: all later commands ask the cluster of this host.
-            hint = "submit from a login node of that cluster"
-            raise UserError(f"{message}, but jobs go to the cluster of this host", where=where("sbatch"), hint=hint)
-        if option.replace("_", "-") in PLANNED_OPTIONS:
-            hint = "the profile has its own key for it: write it outside sbatch"
-            if option.replace("-", "_") not in ClusterProfile.model_fields:
-                hint = synonym_hint(option, Place.SLURM)
-            raise UserError(message, where=where("sbatch"), hint=hint)

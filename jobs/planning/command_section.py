@@ -1,4 +1,4 @@
-"""What a sweep file says of commands: `command`, `flags`, `switches` and `launcher`, and which runs are commands."""
+"""What a sweep file says of commands: `command`, `flags`, `launcher` and others, and which runs are commands."""
 
 from __future__ import annotations
 
@@ -7,13 +7,14 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from disttrain.config.command.command_config import DEFAULT_FLAGS, RANKS
-from disttrain.config.command.command_text import check_flags, check_launcher
+from disttrain.config.command.command_text import check_flags, check_launcher, check_smoke
 from disttrain.config.yaml_nodes import KeyPath
 from disttrain.errors import UserError, shorten, suggest_name
 from jobs.planning.run_keys import COMMAND, FieldKeys, OwnKeys, RunKeys, read_command
 from jobs.planning.yaml_file import Document
 
-_SETTINGS = ("flags", "switches", "launcher")
+_SETTINGS = ("flags", "switches", "launcher", "smoke")
+_SMOKE_EXAMPLE = "--max-steps 2"
 
 
 @dataclass(frozen=True)
@@ -25,6 +26,7 @@ class CommandSection:
         flags: How a key and its value become arguments.
         switches: The keys that are written without a value.
         launcher: What starts the processes.
+        smoke: What a smoke run of a command gets as further arguments; empty for none.
         own_keys: Whether every run of `base`, `axes` and `zip` is a command, so that the keys are the user's.
     """
 
@@ -32,6 +34,7 @@ class CommandSection:
     flags: str = DEFAULT_FLAGS
     switches: tuple[str, ...] = ()
     launcher: str = RANKS
+    smoke: str = ""
     own_keys: bool = False
 
     @property
@@ -78,6 +81,7 @@ def read_commands(document: Document) -> CommandSection:
         flags=_read_text(document, "flags", DEFAULT_FLAGS, check_flags),
         switches=_read_switches(document),
         launcher=_read_text(document, "launcher", RANKS, check_launcher),
+        smoke=_read_text(document, "smoke", "", check_smoke),
         own_keys=command is not None or (bool(zipped) and None not in zipped),
     )
 
@@ -101,7 +105,8 @@ def _read_text(document: Document, name: str, default: str, check: Callable[[str
     value = document.value[name]
     if not isinstance(value, str):
         text = document.written(name) or shorten(repr(value))
-        raise document.error((name,), f"{name} is {text}, not a string", hint=f'for example {name}: "{default}"')
+        example = default or _SMOKE_EXAMPLE
+        raise document.error((name,), f"{name} is {text}, not a string", hint=f'for example {name}: "{example}"')
     try:
         check(value)
     except UserError as error:

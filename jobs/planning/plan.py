@@ -19,10 +19,7 @@ from jobs.planning.cluster import Cluster
 from jobs.planning.cluster_profile import ClusterProfile
 from jobs.planning.expand import RunSpec
 from jobs.planning.interpreter import compute_python, imports_elsewhere
-
-# srun ends the step this long after the first rank has ended without an error. The other ranks end almost at the same
-# time.
-_WAIT_FOR_OTHER_RANKS_S = 120
+from jobs.planning.sbatch_options import WAITING_OPTIONS, srun_arguments
 
 
 @dataclass(frozen=True)
@@ -37,6 +34,7 @@ class JobGroup:
     runs: tuple[RunSpec, ...]
     parameters: dict[str, Any]  # the parameters of submitit's SlurmExecutor; empty without Slurm
     profile: ClusterProfile | None  # what the jobs request; None without Slurm
+    after: tuple[str, ...] = ()  # the smoke jobs that must succeed before these start
 
     @property
     def time_min(self) -> int | None:
@@ -82,21 +80,27 @@ class Plan:
 
     def script(self, group: JobGroup) -> str:
         """The batch script of the group, exactly as sbatch receives it."""
-        # Imported here because submitit takes 0.2 s, which `sweep --help` does not need. The function is private to
-        # submitit. A test compares this text with the submitted script, so a new release cannot change one only.
-        from submitit.slurm.slurm import _make_sbatch_string
-
-        command = f"{compute_python(group.profile)} -u -m submitit.core._submit"
+        command = f"{compute_python(group.profile)} -u -m submitit.core._submit {shlex.quote(str(self.log_folder))}"
         array = {}
         if len(group.runs) > 1:
             array["map_count"] = len(group.runs)
-        text: str = _make_sbatch_string(
-            command=f"{command} {shlex.quote(str(self.log_folder))}",
-            folder=self.log_folder,
-            **group.parameters,
-            **array,
-        )
-        return text
+        return batch_script(command, self.log_folder, {**group.parameters, **array})
+
+
+def batch_script(command: str, log_folder: Path, parameters: Mapping[str, Any]) -> str:
+    """The batch script that starts a command with srun.
+
+    Args:
+        command: The command, as text of a shell.
+        log_folder: The folder of the logs.
+        parameters: The parameters of submitit's SlurmExecutor.
+    """
+    # Imported here because submitit takes 0.2 s, which `sweep --help` does not need. The function is private to
+    # submitit. A test compares this text with the submitted script, so a new release cannot change one only.
+    from submitit.slurm.slurm import _make_sbatch_string
+
+    text: str = _make_sbatch_string(command=command, folder=log_folder, **parameters)
+    return text
 
 
 def make_plan(sweep_name: str, runs: Sequence[RunSpec], cluster: Cluster, folder: Path) -> Plan:
@@ -181,14 +185,7 @@ def slurm_parameters(
         "time": cluster.time_min,
         "signal_delay_s": cluster.resume_policy.warning_s,
         "wckey": None,  # else submitit sets its own wckey, which some sites refuse
-        # Slurm 22.05 and 23.02 do not pass --cpus-per-task to srun: each rank would get one core.
-        "srun_args": [
-            "-c",
-            str(cpus),
-            "--kill-on-bad-exit=1",
-            f"--wait={_WAIT_FOR_OTHER_RANKS_S}",
-            "--export=ALL",  # with SBATCH_EXPORT=NONE, srun would not pass on what `setup` and submitit set
-        ],
+        "srun_args": srun_arguments(cpus, cluster.srun),
         "setup": setup_lines(cluster),
         # submitit writes true as --option without a value. false has no option: it removes the value of the profile.
         "additional_parameters": {
@@ -217,9 +214,11 @@ def request_of(group: JobGroup) -> dict[str, Any]:
     request = {name: value for name, value in group.parameters.items() if name not in left_out}
     if options := request.get("additional_parameters"):
         # A job that follows another one requests the same otherwise.
-        request["additional_parameters"] = {key: value for key, value in options.items() if key != "dependency"}
+        request["additional_parameters"] = {key: value for key, value in options.items() if key not in WAITING_OPTIONS}
     if group.parameters:
         request["python"] = compute_python(group.profile)
+    if group.profile and group.profile.srun:
+        request["srun"] = group.profile.srun
     if "setup" in request:
         request["setup"] = hashlib.sha256("\n".join(request["setup"]).encode()).hexdigest()[:12]
     return request

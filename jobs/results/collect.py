@@ -56,7 +56,7 @@ def join(
         scheduled = _scheduled(conclusion, jobs, of_jobs, kind, reason, run["world_size"], has_accounting)
         rows.append(
             Result(
-                requested=_requested(run, variation.label(run)),
+                requested=_requested(run, variation.label(run), run_records.code),
                 varied=variation.values(run),
                 varied_texts=variation.texts(run),
                 config=run["train"],
@@ -84,14 +84,15 @@ def _with_link_shares(rows: Sequence[Result]) -> tuple[Result, ...]:
     return tuple(shared)
 
 
-def _requested(run: Mapping[str, Any], label: str) -> Requested:
-    """The part of a row that the plan decides."""
+def _requested(run: Mapping[str, Any], label: str, code: str | None) -> Requested:
+    """The part of a row that the plan and the submission decide."""
     return Requested(
         run_id=run["run_id"],
         label=label,
         allocation=run["allocation"],
         world_size=run["world_size"],
         dropped=run.get("dropped", False),
+        code=code,
     )
 
 
@@ -157,11 +158,11 @@ def _gpu_columns(attempts: Sequence[AccountingRow], planned_gpus: int) -> dict[s
     source = "sacct"
     if not all(attempt.counts_gpus for attempt in attempts):
         source = "plan"
-    hours = sum(_gpu_hours(attempt, planned_gpus) for attempt in attempts)
+    hours = sum(gpu_hours(attempt, planned_gpus) for attempt in attempts)
     return {"gpu_hours": round(hours, 6), "gpu_hours_from": source}
 
 
-def _gpu_hours(attempt: AccountingRow, planned_gpus: int) -> float:
+def gpu_hours(attempt: AccountingRow, planned_gpus: int) -> float:
     """GPU-hours of an attempt; by the plan's GPUs if the site does not account them (AccountingStorageTRES)."""
     if attempt.gpu_hours is not None:
         return attempt.gpu_hours

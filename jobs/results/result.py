@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 from annotated_types import Unit, doc
 
-from disttrain.records.figure_sources import Source
+from disttrain.records.figure_sources import SUBMISSION, Source
 from disttrain.records.figures import Figure, InTable, figures_of
 from disttrain.records.summary_types import SUMMARY_FIGURES
 from jobs.planning.labels import run_name
@@ -34,6 +34,14 @@ class Requested:
     allocation: Annotated[str, doc("Number of nodes x number of GPUs per node."), PLAN, InTable(2)]
     world_size: Annotated[int, doc("Number of ranks."), PLAN]
     dropped: Annotated[bool, doc("True if the sweep file no longer has this run."), PLAN]
+    code: Annotated[
+        str | None,
+        doc(
+            "Hash of the copy of your code in which the run started; null if it started the files in place, or if you"
+            " do not own the sweep. The printed table has it if it differs."
+        ),
+        SUBMISSION,
+    ] = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -36,6 +36,8 @@ class RunRecords:
         saved_step: The step of the latest checkpoint; None with a summary, or without a checkpoint. The checkpoints of
             a script are its own.
         damage: For each file that cannot be used, what is wrong with it.
+        code: The hash of the copy of the user's code; None if the run starts the files in place, or if only the owner
+            may read its run.json.
     """
 
     summary: Summary | None = None
@@ -43,6 +45,7 @@ class RunRecords:
     last_step: int | None = None
     saved_step: int | None = None
     damage: tuple[str, ...] = ()
+    code: str | None = None
 
 
 def is_complete(run_dir: Path) -> bool:
@@ -67,8 +70,10 @@ def read_run(run_dir: Path) -> RunRecords:
     summary = None
     with _noting(damage):
         summary = read_summary(run_dir)
+    code = None
     with _noting(damage), contextlib.suppress(UnreadableFile):  # results do not need it, and only its owner may read it
-        read_run_info(run_dir)
+        if info := read_run_info(run_dir):
+            code = info.code_hash
     last_step: int | None = None
     saved_step: int | None = None
     if summary is None and (scripts := metrics_files(run_dir)):
@@ -82,7 +87,7 @@ def read_run(run_dir: Path) -> RunRecords:
             if wrong:
                 damage.append(damaged(path, wrong).message)
     ordered = tuple(sorted(failures, key=lambda failure: failure.time_s))
-    return RunRecords(summary, ordered, last_step, saved_step, tuple(damage))
+    return RunRecords(summary, ordered, last_step, saved_step, tuple(damage), code)
 
 
 @contextlib.contextmanager

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import os
 import time
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
+from disttrain.records.json_values import DamagedFile
+from jobs.planning.plan import count_runs
 from jobs.results.collect import join
 from jobs.results.failures.job_log import read_log_end
+from jobs.results.failures.smoke_reason import smoke_failure, with_smoke_reasons
 from jobs.results.live.stalls import read_stall
 from jobs.results.result import Result
 from jobs.results.run_records import read_run
@@ -51,7 +55,7 @@ def read_status(folder: SweepFolder, environ: Mapping[str, str], scheduler: Sche
     states = read_states(folder, plan.sweep, scheduler, ledger, run_ids)
     answers = states.answers
     results = read_rows(folder, plan.runs, ledger, scheduler, states)
-    notices = (*states.damage, *answers.notices, *_unsubmitted_notice(plan.runs, ledger))
+    notices = (*states.damage, *answers.notices, *_unsubmitted_notice(plan.runs, ledger), *_code_notice(results))
     return Status(results, notices, answers.is_current, answers.is_saved, answers.queue or {}, answers.asked_s)
 
 
@@ -72,10 +76,34 @@ def read_rows(
         ledger,
         states.answers.attempts,
         {run["run_id"]: read_run(folder.run(run["run_id"])) for run in runs},
-        _with_stalls(folder, runs, states.conclusions),
+        with_smoke_reasons(
+            _with_stalls(folder, runs, states.conclusions),
+            ledger,
+            states.answers.queue or {},
+            partial(_smoke_failures, folder, scheduler),
+        ),
         has_accounting=scheduler.has_accounting,
         read_log=partial(read_log_end, folder.logs),
     )
+
+
+def _smoke_failures(folder: SweepFolder, scheduler: Scheduler) -> dict[str, str]:
+    """What became of each smoke run that has failed, by its job id. Slurm is asked until it has seen their ends."""
+    smoke = folder.smoke
+    try:
+        plan, ledger = smoke.plan(), read_ledger(smoke.path)
+    except (DamagedFile, OSError):  # another user cannot open it
+        return {}
+    runs = [run for run in plan.runs if run["run_id"] in ledger.jobs]
+    run_ids = [run["run_id"] for run in runs]
+    states = last_states(smoke, plan.sweep, scheduler, ledger, run_ids)
+    if not all(conclusion.state.is_finished for conclusion in states.conclusions.values()):
+        # A scheduler of its own: one that shares its answers does so for one folder.
+        scheduler = scheduler_for(plan.kind, os.environ)
+        states = read_states(smoke, plan.sweep, scheduler, ledger, run_ids)
+    rows = read_rows(smoke, runs, ledger, scheduler, states)
+    failed = (row for row in rows if row.state.is_finished and not row.state.is_success)
+    return {ledger.jobs[row.run_id][-1].job_id: smoke_failure(row) for row in failed}
 
 
 def _with_stalls(
@@ -106,10 +134,22 @@ def _unsubmitted_notice(planned: Sequence[Mapping[str, Any]], ledger: Ledger) ->
     if without_job and ledger.damaged_lines:
         number = f"{len(without_job)} of {len(planned)} runs"
         return (f"{number} have no job in the readable lines of {LEDGER_NAME}; they may have been submitted",)
-    unsubmitted = without_job - set(ledger.unconfirmed) - ledger.cancelled
+    unsubmitted = without_job - set(ledger.unconfirmed) - ledger.cancelled - ledger.skipped.keys()
     if not unsubmitted:
         return ()
-    return (f"{len(unsubmitted)} of {len(planned)} runs were never submitted; sweep submit submits them",)
+    text = f"{len(unsubmitted)} of {len(planned)} runs were never submitted"
+    if unsubmitted <= {run_id for script in ledger.scripts.values() for run_id in script.run_ids}:
+        return (f"{text}; sbatch submits their scripts, in scripts/",)
+    return (f"{text}; sweep submit submits them",)
+
+
+def _code_notice(results: Sequence[Result]) -> tuple[str, ...]:
+    """A notice if the runs have started different code."""
+    counts = Counter(row.requested.code for row in results if row.requested.code and not row.dropped)
+    if len(counts) < 2:
+        return ()
+    versions = ", ".join(f"{code} ({count_runs(number)})" for code, number in counts.items())
+    return (f"the runs have {len(counts)} versions of the code: {versions}",)
 
 
 @dataclass(frozen=True)

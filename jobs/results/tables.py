@@ -34,18 +34,25 @@ from jobs.storage.sweep_folder import SweepFolder
 _PIPE_WIDTH = 100
 _MOST_COMMANDS = 3  # of which the plan shows the arguments
 _METRIC_RANKS = (1, 1, 3, 3)  # of the metrics of scripts, as of `InTable`: a user looks for what the script logs
+_CODE_RANK = 3  # of the hash of the code, if it differs
 _LONGEST_NAME = 32  # of a column, in characters
 _ONE_AXIS_LABEL = 16  # the usual width of a label of one field, in characters
 _STATE_STYLE = {State.COMPLETED: "green", State.RUNNING: "cyan", State.PENDING: "dim"}
 
 
-def plan_report(plan: Plan) -> Iterator[TextTable | str]:
-    """The plan for a person: every run below its allocation, with the resources that the allocation requests."""
+def plan_report(plan: Plan, expected: Mapping[str, float] | None = None) -> Iterator[TextTable | str]:
+    """The plan for a person: every run below its allocation, with the resources that the allocation requests.
+
+    Args:
+        plan: The plan.
+        expected: The expected GPU-hours by run id, of the runs for which they are known.
+    """
     title = f"{plan.sweep_name} on {plan.cluster.name}: {count_runs(len(plan.runs))}"
     if plan.cluster.kind == "debug":
         title += ", each as one rank in this process"
     yield title
-    rows: list[tuple[str, str, str]] = []
+    rows: list[tuple[str, str, str, str]] = []
+    known = {run_id: hours for run_id, hours in (expected or {}).items() if plan.cluster.kind == "slurm"}
     styles: list[str] = []
     planned = {run.run_id: run_json(run) for run in plan.runs}
     variation = Variation(list(planned.values()))
@@ -56,23 +63,39 @@ def plan_report(plan: Plan) -> Iterator[TextTable | str]:
             yield f"note: {keys} has a value, true or false; without one: switches: [{keys}]"
     for group in plan.groups:
         limit = group.gpu_hours_limit
-        rows.append((f"{group.allocation}: {count_runs(len(group.runs))}", _request(group), _text(limit)))
+        name = f"{group.allocation}: {count_runs(len(group.runs))}"
+        rows.append((name, _request(group), _text(limit), _expected_text(group.runs, known)))
         run_limit = _text(limit if limit is None else limit / len(group.runs))
-        rows += [(f"  {run.run_id}", variation.description(planned[run.run_id]), run_limit) for run in group.runs]
-        rows.append(("", "", ""))
+        rows += [
+            (f"  {run.run_id}", variation.description(planned[run.run_id]), run_limit, _expected_text([run], known))
+            for run in group.runs
+        ]
+        rows.append(("", "", "", ""))
         styles += ["bold", *[""] * (len(group.runs) + 1)]
     limits = [group.gpu_hours_limit for group in plan.groups if group.gpu_hours_limit is not None]
     total = None
     if len(limits) == len(plan.groups):
         total = sum(limits)
-    rows.append(("total", count_runs(len(plan.runs)), _text(total)))
-    names, texts, hours = zip(*rows, strict=True)
-    columns = (
+    rows.append(("total", count_runs(len(plan.runs)), _text(total), _expected_text(plan.runs, known)))
+    names, texts, hours, expected_texts = zip(*rows, strict=True)
+    columns = [
         TextColumn("allocation, runs", names),
         TextColumn("request; values of the run", texts, wraps=True),
         TextColumn("GPU-h at limit", hours, is_right=True),
-    )
+    ]
+    if known:
+        columns.append(TextColumn("expected", expected_texts, is_right=True))
     yield TextTable(columns, [*styles, "bold"])
+    if known:
+        of_runs = f"{len(known)} of {count_runs(len(plan.runs))}"
+        yield f"expected: {_text(sum(known.values()))} GPU-h for {of_runs}, by earlier runs of the same config"
+
+
+def _expected_text(runs: Sequence[RunSpec], known: Mapping[str, float]) -> str:
+    """The expected GPU-hours of some runs; empty if those of one are not known."""
+    if not all(run.run_id in known for run in runs):
+        return ""
+    return _text(sum(known[run.run_id] for run in runs))
 
 
 def _first_of_each_command(plan: Plan) -> Iterator[tuple[RunSpec, CommandConfig]]:
@@ -210,6 +233,9 @@ def _columns(results: Sequence[Result]) -> Iterator[_Column]:
     for name, rank in figures.items():
         values = tuple(row[name] for row in rows)
         yield _Column(name, rank, values, tuple(_figure_text(name, row) for row in rows))
+    codes = tuple(row.requested.code for row in results)
+    if len(set(codes)) > 1:
+        yield _Column("code", _CODE_RANK, codes, tuple(code or "" for code in codes))
     shown = shown_metrics([row.metrics for row in results], len(_METRIC_RANKS))
     for metric, rank in zip(shown, _METRIC_RANKS, strict=False):
         values = tuple(row.metrics.get(metric, {}).get("last") for row in results)

@@ -41,6 +41,7 @@ class Evidence:
         is_visible: Whether jobs that are not listed do not exist: sites may hide the jobs of other users.
         here: The cluster that was asked; None if that is not known.
         is_cancelled: Whether `sweep cancel` has cancelled the run since its latest job was sent.
+        is_skipped: Whether the run was not sent since then, because its smoke run has failed.
     """
 
     jobs: Sequence[Job]
@@ -52,6 +53,7 @@ class Evidence:
     is_visible: bool = True
     here: str | None = None
     is_cancelled: bool = False
+    is_skipped: bool = False
 
 
 @dataclass(frozen=True)
@@ -88,6 +90,8 @@ def _with_cancellation(conclusion: Conclusion, is_cancelled: bool) -> Conclusion
 
 
 def _conclude(evidence: Evidence) -> Conclusion:
+    if evidence.is_skipped:
+        return Conclusion(State.CANCELLED, "ledger")
     if not evidence.jobs:
         return _not_submitted(evidence.is_cancelled)
     latest = evidence.attempts[-1] if evidence.attempts else None
@@ -213,6 +217,7 @@ def conclude_local(
     *,
     queue_lives: bool,
     is_cancelled: bool = False,
+    is_skipped: bool = False,
 ) -> Conclusion:
     """The state of a run of the local executor.
 
@@ -225,7 +230,10 @@ def conclude_local(
         facts: What the folder of the run shows.
         queue_lives: Whether the process of the queue still runs.
         is_cancelled: Whether `sweep cancel` has cancelled the run.
+        is_skipped: Whether the run was not sent, because its smoke run has failed.
     """
+    if is_skipped:
+        return _with_cancellation(Conclusion(State.CANCELLED, "ledger"), is_cancelled)
     if not jobs:
         return _with_cancellation(_not_submitted(is_cancelled), is_cancelled)
     latest = attempts[-1] if attempts else None

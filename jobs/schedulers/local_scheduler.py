@@ -27,6 +27,7 @@ class LocalScheduler:
         in_process: Whether this process works through the queue. If not, a background process does.
     """
 
+    action = "submitting"
     poll_s = 1.0
     has_accounting = False
 
@@ -79,5 +80,6 @@ class LocalScheduler:
                 read_facts(folder.run(run_id)),
                 queue_lives=queue_lives[queue],
                 is_cancelled=run_id in ledger.cancelled,
+                is_skipped=run_id in ledger.skipped,
             )
         return conclusions

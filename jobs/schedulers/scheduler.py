@@ -36,6 +36,7 @@ class Sent:
 class Scheduler(Protocol):
     """Where the runs of one kind of cluster go."""
 
+    action: str  # what it does with the runs that it sends, in a message
     poll_s: float  # the interval between two questions while a command waits
     has_accounting: bool  # whether it accounts jobs: their ids, nodes, waits and GPU-hours
 

@@ -32,6 +32,7 @@ class SlurmScheduler:
         environ: The environment of Slurm's commands.
     """
 
+    action = "submitting"
     poll_s = 30.0  # sites ask for at most one or two questions a minute
     has_accounting = True
 
@@ -119,6 +120,7 @@ class SlurmScheduler:
             evidence = Evidence(
                 jobs, attempts, answers.queue, _facts(folder.run(run_id), attempts) if jobs else RunFacts(), now_s,
                 answers.is_current, is_visible=is_owner, here=answers.here, is_cancelled=run_id in ledger.cancelled,
+                is_skipped=run_id in ledger.skipped,
             )  # fmt: skip
             conclusions[run_id] = conclude(evidence)
         return conclusions

@@ -22,7 +22,7 @@ def query_environ(environ: Mapping[str, str]) -> dict[str, str]:
 
     sbatch gets no SLURM_CLUSTERS either, so the jobs are on the cluster of this host.
     """
-    hidden = ("SACCT_", "SQUEUE_", "SCANCEL_", "SLURM_CLUSTER")
+    hidden = ("SACCT_", "SQUEUE_", "SCANCEL_", "SINFO_", "SCONTROL_", "SLURM_CLUSTER")
     return {name: value for name, value in environ.items() if not name.startswith(hidden)}
 
 

@@ -52,6 +52,15 @@ def cancel(
             raise
 
 
+def cancel_named(name: str, *, user_id: int, environ: Mapping[str, str], run: Runner = run_command) -> None:
+    """Ends all jobs of a user with a name, waiting or running.
+
+    Raises:
+        UserError: The controller did not end them.
+    """
+    _control(["scancel", f"--name={name}", f"--user={user_id}"], environ, run)
+
+
 def signal_ranks(job_id: str, number: signal.Signals, *, environ: Mapping[str, str], run: Runner = run_command) -> None:
     """Sends a signal to the ranks of a job: to the step that its script starts, not to the script.
 

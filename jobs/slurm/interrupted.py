@@ -8,6 +8,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping
 from disttrain.errors import UserError
 from jobs.slurm.control import cancel, release
 from jobs.slurm.sacct_table import AccountingUnavailable
+from jobs.slurm.script_jobs import record_script_jobs
 from jobs.slurm.squeue import QueuedJob, cluster_name, query_squeue
 from jobs.storage.ledger import Ledger, array_of, give_up, read_ledger, released
 from jobs.storage.sweep_folder import SweepFolder
@@ -23,7 +24,7 @@ def finish_interrupted(
 ) -> Ledger:
     """Releases the jobs that earlier submissions have recorded, and cancels those that they have not.
 
-    The runs of the latter are then sent again.
+    The runs of the latter are then sent again. Jobs of batch scripts, which the user submits, are recorded.
 
     Args:
         folder: The folder of the sweep, under its submission lock.
@@ -37,6 +38,7 @@ def finish_interrupted(
     Raises:
         UserError: It cannot be known which jobs exist, or jobs are known neither by the ledger nor by a token.
     """
+    ledger = record_script_jobs(folder, ledger, environ)
     if not (ledger.open_tokens or ledger.held or ledger.unconfirmed or ledger.damaged_lines):
         return ledger
     queue = _queue(folder, ledger, environ, note)

@@ -14,6 +14,7 @@ from jobs.slurm.states import State, parse_state
 _CLUSTER_NAME = re.compile(r"^ClusterName\s*=\s*(\S+)", re.MULTILINE)
 _MAX_ARRAY_SIZE = re.compile(r"^MaxArraySize\s*=\s*(\d+)", re.MULTILINE)
 _TOKEN = re.compile(r"\bsweep:([0-9a-f]{16})\b")
+CONFIG_COMMAND = ("scontrol", "show", "config")
 _TIMES = {"SLURM_TIME_FORMAT": "%s"}  # seconds since 1970, which do not depend on a time zone
 # The reasons of a job that waits as every job does: for its turn, for `max_running`, or for the job that it follows.
 _USUAL = frozenset({
@@ -127,7 +128,7 @@ class ClusterConfig:
 def cluster_config(*, environ: Mapping[str, str], run: Runner = run_command) -> ClusterConfig:
     """Asks the controller for its configuration."""
     try:
-        text = ask_controller(["scontrol", "show", "config"], environ, run)
+        text = ask_controller(CONFIG_COMMAND, environ, run)
     except AccountingUnavailable:
         return ClusterConfig()
     name, size = _CLUSTER_NAME.search(text), _MAX_ARRAY_SIZE.search(text)

@@ -26,12 +26,12 @@ from jobs.storage import ledger
 from jobs.storage.sweep_folder import SweepFolder
 
 # Errors after which the controller may have the job: its answer was lost.
-_UNCLEAR = re.compile(
+UNCLEAR = re.compile(
     r"no clear answer|timed? ?out|unable to contact|connection|communication|zero bytes|transport endpoint|shut down",
     re.IGNORECASE,
 )
 # The limits of the jobs that a user may have at the same time: AssocMaxSubmitJobLimit, QOSMaxSubmitJobPerUserLimit, ...
-_LIMIT = re.compile(r"\b(?:Assoc|QOS)\w*Submit\w*|Slurm temporarily unable to accept job")
+SUBMIT_LIMIT = re.compile(r"\b(?:Assoc|QOS)\w*Submit\w*|Slurm temporarily unable to accept job")
 
 
 def require_slurm(cluster_name: str) -> None:
@@ -73,7 +73,7 @@ def send_to_slurm(
     if not plan.groups:
         return [], ""
     cluster = cluster_config(environ=os.environ)
-    _check_cluster(cluster, os.environ)
+    check_cluster(cluster, os.environ)
     submission = _Submission(plan, overrides, clock, cluster.name)
     unsent: list[str] = []
     limit = ""
@@ -108,7 +108,7 @@ class _Full(Exception):
         self.limit = limit
 
 
-def _check_cluster(cluster: ClusterConfig, environ: Mapping[str, str]) -> None:
+def check_cluster(cluster: ClusterConfig, environ: Mapping[str, str]) -> None:
     """Checks that the jobs go to the cluster that the user's variables name: all commands ask that of this host.
 
     Raises:
@@ -150,11 +150,11 @@ class _Submission:
         folder = self._plan.folder
         run_ids = [run.run_id for run in group.runs]
         token, size_before = secrets.token_hex(8), ledger.size_bytes(folder)
-        ledger.intend(folder, run_ids, self._clock(), self._overrides, token, request_of(group))
+        ledger.intend(folder, run_ids, self._clock(), self._overrides, token, request_of(group), group.after)
         try:
             job_ids = _sbatch(self._plan, group, token)
         except UserError as error:
-            if (full := _LIMIT.search(error.message)) and not _UNCLEAR.search(error.message):
+            if (full := SUBMIT_LIMIT.search(error.message)) and not UNCLEAR.search(error.message):
                 ledger.give_up(folder, run_ids, self._clock(), error.message, [token])
                 raise _Full(full[0]) from None
             _undo(self._plan, token, run_ids, self._clock(), error)
@@ -196,7 +196,7 @@ def _undo(plan: Plan, token: str, run_ids: Sequence[str], time_s: float, error: 
     with contextlib.suppress(AccountingUnavailable, UserError):
         queued = query_squeue(plan.sweep_name, user_id=os.geteuid(), environ=os.environ)
         jobs = cancel_orphans(queued.values(), {token}, environ=os.environ)
-    is_refusal = not _UNCLEAR.search(error.message)
+    is_refusal = not UNCLEAR.search(error.message)
     if jobs or (is_refusal and jobs is not None):
         ledger.give_up(plan.folder, run_ids, time_s, error.message, [token])
     if jobs:
@@ -209,19 +209,35 @@ def _undo(plan: Plan, token: str, run_ids: Sequence[str], time_s: float, error: 
 
 
 def _sbatch(plan: Plan, group: JobGroup, token: str) -> list[str]:
+    options = ["--hold", f"--comment={job_comment(token, group.parameters)}"]
+    return send_tasks(plan, group, rank_tasks(plan, group), options)
+
+
+def send_tasks(plan: Plan, group: JobGroup, tasks: Sequence[Callable[[], None]], options: Sequence[str]) -> list[str]:
+    """Calls sbatch once: for an array of these tasks with the request of a group, or for a plain job of one task.
+
+    Args:
+        plan: The plan with the group.
+        group: What is requested.
+        tasks: What each rank calls, for each task of the array.
+        options: Options of the command line of sbatch.
+
+    Returns:
+        The id of each task's job.
+
+    Raises:
+        UserError: sbatch refused it, or gave no clear answer.
+    """
     from submitit import SlurmExecutor
     from submitit.core.utils import FailedJobError, FailedSubmissionError
 
     executor = SlurmExecutor(folder=plan.log_folder, python=compute_python(group.profile))
     executor.update_parameters(**group.parameters)
-    tasks = rank_tasks(plan, group)
     # submitit prints the output of sbatch after a refusal; our one-line error already has it.
-    options = group.profile.sbatch if group.profile else ()
-    overruled = overruled_variables(os.environ, plan.script(group), options)
     with (
-        clean_environ(other_node=True, overruled=overruled),
+        clean_environ(other_node=True, overruled=overruled_by(plan, group)),
         contextlib.redirect_stderr(io.StringIO()),
-        _on_hold(SlurmExecutor, token, group.parameters),
+        _called_with(SlurmExecutor, options),
     ):
         try:
             # submitit makes an array of several tasks, and a plain job of one.
@@ -234,32 +250,43 @@ def _sbatch(plan: Plan, group: JobGroup, token: str) -> list[str]:
             ) from None
 
 
+def overruled_by(plan: Plan, group: JobGroup) -> frozenset[str]:
+    """The SBATCH_ variables of the user that must not reach sbatch with the script of a group."""
+    options = group.profile.sbatch if group.profile else ()
+    return overruled_variables(os.environ, plan.script(group), options)
+
+
 @contextlib.contextmanager
-def _on_hold(executor: Any, token: str, parameters: Mapping[str, Any]) -> Iterator[None]:
-    """Lets submitit call sbatch with a hold and the token, and read the job's number as wrappers of sbatch print it.
+def _called_with(executor: Any, options: Sequence[str]) -> Iterator[None]:
+    """Lets submitit call sbatch with these options, and read the job's number as wrappers of sbatch print it.
 
     An array is sent by another executor that submitit makes itself, so the class is changed.
     """
-    comment = comment_of(token)
-    if own := (parameters.get("additional_parameters") or {}).get("comment"):
-        comment = f"{own} {comment}"
     before = executor._make_submission_command, executor.__dict__["_get_job_id_from_submission_command"]
-    executor._make_submission_command = lambda _, path: ["sbatch", "--hold", f"--comment={comment}", str(path)]
-    executor._get_job_id_from_submission_command = staticmethod(_job_id_in)
+    executor._make_submission_command = lambda _, path: ["sbatch", *options, str(path)]
+    executor._get_job_id_from_submission_command = staticmethod(job_id_in)
     try:
         yield
     finally:
         executor._make_submission_command, executor._get_job_id_from_submission_command = before
 
 
-def _job_id_in(output: str | bytes) -> str:
+def job_comment(token: str, parameters: Mapping[str, Any]) -> str:
+    """The comment of a job: the user's own, and the token by which the job is found again."""
+    comment = comment_of(token)
+    if own := (parameters.get("additional_parameters") or {}).get("comment"):
+        comment = f"{own} {comment}"
+    return comment
+
+
+def job_id_in(output: str | bytes) -> str:
     """The number of the job in what sbatch, or a wrapper of it, has printed: in a sentence, or alone in a line.
 
     Raises:
         FailedSubmissionError: There is none.
 
     Example:
-        >>> _job_id_in("Submitted batch job 12\\nCharged to 7\\n"), _job_id_in("12;a\\n"), _job_id_in(b"Hello\\n12")
+        >>> job_id_in("Submitted batch job 12\\nCharged to 7\\n"), job_id_in("12;a\\n"), job_id_in(b"Hello\\n12")
         ('12', '12', '12')
     """
     from submitit.core.utils import FailedSubmissionError

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import time
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from disttrain.errors import UserError
 from jobs.planning.labels import Variation
 from jobs.storage import ledger
 from jobs.storage.ledger import Ledger, array_of
+from jobs.storage.removable import is_unneeded_copy
 from jobs.storage.run_lookup import find_runs, list_names
 from jobs.storage.sweep_folder import SweepFolder
 
@@ -75,6 +77,14 @@ def _remove_script(logs: Path, array: str) -> None:
         if link.is_symlink() and link.readlink().name == script.name:
             link.unlink()
     script.unlink(missing_ok=True)
+
+
+def remove_copy(folder: SweepFolder, path: Path) -> None:
+    """Removes a copy of code, unless another submission uses it in the meantime: no run finds a half of it."""
+    if is_unneeded_copy(folder, path, time.time()):
+        removed = path.with_name(f".{path.name.lstrip('.')}")
+        path.rename(removed)
+        remove(removed)
 
 
 def remove(path: Path) -> None:

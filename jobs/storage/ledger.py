@@ -59,10 +59,51 @@ class Job:
     cluster: str | None = None  # the name of the cluster that has the job, by its Slurm; None if that is not known
     # What was requested for it, by the names of submitit's parameters; None if that was not noted.
     request: Mapping[str, Any] | None = field(default=None, hash=False)
+    after: tuple[str, ...] = ()  # the smoke jobs that must succeed before it starts
 
     def may_be_on(self, cluster: str | None) -> bool:
         """Whether the job is on this cluster, or one of the two is not known."""
         return None in (cluster, self.cluster) or self.cluster == cluster
+
+
+@dataclass(frozen=True)
+class Skipped:
+    """A run that was not sent, because a smoke run that it would have waited for has failed."""
+
+    after: tuple[str, ...]  # the smoke jobs
+    overrides: Mapping[str, str] | None = field(default_factory=dict, hash=False)  # as of `Job`
+
+
+@dataclass(frozen=True)
+class BatchScript:
+    """A plain batch script: the user submits it, and each of its jobs writes itself to the ledger when it starts.
+
+    Attributes:
+        token: What its jobs carry.
+        run_ids: Its runs by the index of the array task; None for one that was forgotten.
+        written_s: When it was written, in seconds since 1970. All its jobs are submitted later.
+        overrides: The texts of --set.
+        request: What it requests for each run.
+    """
+
+    token: str
+    run_ids: tuple[str | None, ...]
+    written_s: float
+    overrides: Mapping[str, str] | None = field(default_factory=dict, hash=False)
+    request: Mapping[str, Any] | None = field(default=None, hash=False)
+
+    def run_of(self, job_id: str) -> str | None:
+        """The run of one of its jobs; None if it is not known.
+
+        Example:
+            >>> script = BatchScript("0123456789abcdef", ("a", "b"), 0.0)
+            >>> script.run_of("7_1"), script.run_of("8"), script.run_of("9_2")
+            ('b', 'a', None)
+        """
+        index = job_id.partition("_")[2] or "0"
+        if not index.isdecimal() or int(index) >= len(self.run_ids):
+            return None
+        return self.run_ids[int(index)]
 
 
 @dataclass(frozen=True)
@@ -78,6 +119,8 @@ class Ledger:
     open_tokens: Mapping[str, float] = field(default_factory=dict)
     held: tuple[str, ...] = ()  # jobs that were recorded and, as far as is known, not released
     cancelled: frozenset[str] = frozenset()  # runs that sweep cancel has cancelled, and that were not sent again
+    skipped: Mapping[str, Skipped] = field(default_factory=dict)  # since their latest job, if they have one
+    scripts: Mapping[str, BatchScript] = field(default_factory=dict)  # the plain batch scripts, by their tokens
 
     def all_jobs(self) -> Iterator[Job]:
         """Every job that was ever submitted, and not forgotten."""
@@ -85,7 +128,8 @@ class Ledger:
 
     def overrides(self) -> dict[str, Mapping[str, str] | None]:
         """The overrides of the latest submission of each run, by run id; None where they are not known."""
-        return {run_id: jobs[-1].overrides for run_id, jobs in self.jobs.items()} | dict(self.intended)
+        skipped = {run_id: skip.overrides for run_id, skip in self.skipped.items()}
+        return {run_id: jobs[-1].overrides for run_id, jobs in self.jobs.items()} | skipped | dict(self.intended)
 
 
 def size_bytes(folder: Path) -> int:
@@ -103,13 +147,22 @@ def read_ledger(folder: Path, first_byte: int = 0) -> Ledger:
         folder: The folder of the sweep.
         first_byte: An earlier `size_bytes`, to read only the events since then.
     """
-    events, damaged = [], []
-    for number, event in read_numbered_lines(folder / LEDGER_NAME, first_byte):
+    events, damaged = [], {}
+    for number, line in _numbered_lines(folder / LEDGER_NAME, first_byte):
+        event = _object(line)
         if event is not None and _is_event(event):
             events.append(event)
         else:
-            damaged.append(number)
-    return replace(replay(events), damaged_lines=tuple(damaged))
+            damaged[number] = line
+    ledger = replay(events)
+    # A script appends without the lock, and its line may be cut off. Its job is found by other traces of it.
+    return replace(ledger, damaged_lines=tuple(n for n, line in damaged.items() if not _is_of(line, ledger.scripts)))
+
+
+def _is_of(line: bytes, scripts: Mapping[str, BatchScript]) -> bool:
+    """Whether a damaged line is one that a plain batch script has appended: it begins with the token."""
+    match = _SCRIPT_LINE.match(line)
+    return match is not None and match[1].decode() in scripts
 
 
 def replay(events: Iterable[Mapping[str, Any]]) -> Ledger:
@@ -137,24 +190,60 @@ class _Replaying:
         self._open_tokens: dict[str, float] = {}
         self._held: dict[str, None] = {}
         self._requests: dict[str, Mapping[str, Any] | None] = {}  # of the unconfirmed runs
+        self._after: dict[str, tuple[str, ...]] = {}  # likewise
         self._cancelled: set[str] = set()
+        self._skipped: dict[str, Skipped] = {}
+        self._scripts: dict[str, BatchScript] = {}
+
+    def script(self, event: Mapping[str, Any]) -> None:
+        script = BatchScript(
+            event["token"], tuple(event["run_ids"]), event["time_s"], event.get("set"), event.get("request")
+        )
+        self._scripts[script.token] = script
 
     def intend(self, event: Mapping[str, Any]) -> None:
         if event.get("token"):
             self._open_tokens[event["token"]] = event["time_s"]
         self._intended.update(dict.fromkeys(event["run_ids"], event.get("set")))
         self._requests.update(dict.fromkeys(event["run_ids"], event.get("request")))
-        self._cancelled.difference_update(event["run_ids"])
+        self._after.update(dict.fromkeys(event["run_ids"], tuple(event.get("after", ()))))
+        self._begin_again(event["run_ids"])
 
     def record(self, event: Mapping[str, Any]) -> None:
+        script = self._scripts.get(event.get("token") or "")
+        if script is not None:
+            self._record_of(script, event)
+            return
         self._open_tokens.pop(event.get("token", ""), None)
         if event.get("held"):
             self._held |= dict.fromkeys(map(array_of, event["jobs"].values()))
-        self._cancelled.difference_update(event["jobs"])
+        self._begin_again(event["jobs"])
         for job in _recorded_jobs(event, self._intended):
-            job = replace(job, request=self._requests.pop(job.run_id, None))
+            request, after = self._requests.pop(job.run_id, None), self._after.pop(job.run_id, ())
+            job = replace(job, request=request, after=after)
             self._jobs[job.run_id] = (*self._jobs.get(job.run_id, ()), job)
             self._intended.pop(job.run_id, None)
+
+    def _begin_again(self, run_ids: Iterable[str]) -> None:
+        for run_id in run_ids:
+            self._cancelled.discard(run_id)
+            self._skipped.pop(run_id, None)
+
+    def skip(self, event: Mapping[str, Any]) -> None:
+        skipped = Skipped(tuple(event["after"]), event.get("set"))
+        self._skipped.update(dict.fromkeys(event["run_ids"], skipped))
+
+    def _record_of(self, script: BatchScript, event: Mapping[str, Any]) -> None:
+        """Adds the job of a script. A job that is requeued, or that another command has found, is recorded again."""
+        for run_id, job_id in event["jobs"].items():
+            jobs = self._jobs.get(run_id, ())
+            if run_id not in script.run_ids or any(job.job_id == job_id for job in jobs):
+                continue
+            self._begin_again([run_id])
+            cluster = event.get("cluster") or None
+            # Not the time of the event: the job may have waited for days before it.
+            job = Job(run_id, job_id, script.written_s, None, script.overrides, cluster, script.request)
+            self._jobs[run_id] = (*jobs, job)
 
     def give_up(self, event: Mapping[str, Any]) -> None:
         for run_id in event["run_ids"]:
@@ -176,7 +265,10 @@ class _Replaying:
         for run_id in event["run_ids"]:
             self._jobs.pop(run_id, None)
             self._intended.pop(run_id, None)
-        self._cancelled.difference_update(event["run_ids"])
+        self._begin_again(event["run_ids"])
+        for token, script in self._scripts.items():
+            left = tuple(None if run_id in event["run_ids"] else run_id for run_id in script.run_ids)
+            self._scripts[token] = replace(script, run_ids=left)
 
     def ledger(self) -> Ledger:
         return Ledger(
@@ -186,6 +278,8 @@ class _Replaying:
             open_tokens=self._open_tokens,
             held=tuple(self._held),
             cancelled=frozenset(self._cancelled),
+            skipped=self._skipped,
+            scripts=self._scripts,
         )
 
 
@@ -197,8 +291,12 @@ _APPLIED: dict[str, Callable[[_Replaying, Mapping[str, Any]], None]] = {
     "forget": _Replaying.forget,
     "cancel": _Replaying.cancel,
     "uncancel": _Replaying.uncancel,
+    "skip": _Replaying.skip,
+    "script": _Replaying.script,
 }
 _ARE_TEXTS, _TEXTS, _TIME = type_check(tuple[str, ...]), type_check(dict[str, str]), type_check(float)
+# How the line of a plain batch script begins: slurm_templates/plain.sh.j2 prints it.
+_SCRIPT_LINE = re.compile(rb'\{"token": "([0-9a-f]{16})"')
 _JOB_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_+.-]*")  # it is part of file names, and of sacct's command
 
 
@@ -210,12 +308,18 @@ def _is_event(event: Mapping[str, Any]) -> bool:
     if kind in ("intend", "record") and not isinstance(event.get("token"), str | None):
         return False
     if kind == "release":
-        return _ARE_TEXTS(event.get("job_ids")) and all(map(_JOB_ID.fullmatch, event["job_ids"]))
-    if kind == "intend" and not (isinstance(event.get("request"), Mapping | None) and _TIME(event.get("time_s"))):
+        return _are_job_ids(event.get("job_ids"))
+    if kind in ("intend", "skip") and not _are_job_ids(event.get("after", [] if kind == "intend" else None)):
+        return False
+    if kind in ("intend", "script") and not (
+        isinstance(event.get("request"), Mapping | None) and _TIME(event.get("time_s"))
+    ):
+        return False
+    if kind == "script" and not isinstance(event.get("token"), str):
         return False
     if kind == "give_up" and not _ARE_TEXTS(event.get("tokens", [])):
         return False
-    if kind in ("intend", "give_up", "forget", "cancel", "uncancel"):
+    if kind in ("intend", "give_up", "forget", "cancel", "uncancel", "skip", "script"):
         return _are_run_ids(event.get("run_ids"))
     if kind == "record":
         is_complete = _are_jobs(event.get("jobs")) and _TIME(event.get("time_s")) and _is_queue(event.get("queue"))
@@ -227,8 +331,12 @@ def _are_run_ids(values: Any) -> bool:
     return _ARE_TEXTS(values) and all(map(RUN_ID.fullmatch, values))
 
 
+def _are_job_ids(values: Any) -> bool:
+    return _ARE_TEXTS(values) and all(map(_JOB_ID.fullmatch, values))
+
+
 def _are_jobs(jobs: Any) -> bool:
-    return _TEXTS(jobs) and _are_run_ids(list(jobs)) and all(map(_JOB_ID.fullmatch, jobs.values()))
+    return _TEXTS(jobs) and _are_run_ids(list(jobs)) and _are_job_ids(list(jobs.values()))
 
 
 def _is_queue(queue: Any) -> bool:
@@ -261,6 +369,7 @@ def intend(
     overrides: Mapping[str, str] = _NO_OVERRIDES,
     token: str | None = None,
     request: Mapping[str, Any] | None = None,
+    after: Sequence[str] = (),
 ) -> None:
     """Notes that these runs are about to be submitted. It is written first, so that a crash leaves a trace.
 
@@ -271,12 +380,15 @@ def intend(
         overrides: The texts of ``--set`` by field name. Only with them the sweep file yields these runs.
         token: What the jobs of this submission will carry; None for local runs.
         request: What is requested for each of them.
+        after: The smoke jobs that must succeed before they start.
     """
     event: dict[str, Any] = {"event": "intend", "time_s": time_s, "run_ids": list(run_ids), "set": dict(overrides)}
     if token is not None:
         event["token"] = token
     if request is not None:
         event["request"] = dict(request)
+    if after:
+        event["after"] = list(after)
     _append(folder, event)
 
 
@@ -313,6 +425,28 @@ def record(
     _append(folder, event)
 
 
+def add_script(
+    folder: Path,
+    run_ids: Sequence[str],
+    time_s: float,
+    overrides: Mapping[str, str],
+    token: str,
+    request: Mapping[str, Any],
+) -> None:
+    """Notes a plain batch script, before its file is written.
+
+    Args:
+        folder: The folder of the sweep.
+        run_ids: Its runs, in the order of the array's tasks.
+        time_s: The time in seconds since 1970.
+        overrides: The texts of ``--set`` by field name.
+        token: What its jobs will carry.
+        request: What it requests for each run.
+    """
+    event = {"event": "script", "time_s": time_s, "run_ids": list(run_ids), "set": dict(overrides)}
+    _append(folder, {**event, "token": token, "request": dict(request)})
+
+
 def give_up(folder: Path, run_ids: Sequence[str], time_s: float, reason: str, tokens: Sequence[str] = ()) -> None:
     """Notes that these runs have no job, and that no job will carry these tokens."""
     event = {"event": "give_up", "time_s": time_s, "run_ids": list(run_ids), "reason": reason, "tokens": list(tokens)}
@@ -332,6 +466,14 @@ def cancel(folder: Path, run_ids: Sequence[str], time_s: float) -> None:
 def uncancel(folder: Path, run_ids: Sequence[str], time_s: float) -> None:
     """Notes that cancelled runs may be sent again."""
     _append(folder, {"event": "uncancel", "time_s": time_s, "run_ids": list(run_ids)})
+
+
+def skip(
+    folder: Path, run_ids: Sequence[str], time_s: float, overrides: Mapping[str, str], after: Sequence[str]
+) -> None:
+    """Notes that these runs are not sent, because one of these smoke jobs has failed."""
+    event = {"event": "skip", "time_s": time_s, "run_ids": list(run_ids), "set": dict(overrides), "after": list(after)}
+    _append(folder, event)
 
 
 def forget(folder: Path, run_ids: Sequence[str], time_s: float) -> None:
@@ -393,15 +535,19 @@ def read_numbered_lines(path: Path, first_byte: int = 0) -> list[tuple[int, dict
     A last line without an end is left out if it is no object: it is being written, or a crash left it.
     A file that does not exist has no lines.
     """
+    return [(number, _object(line)) for number, line in _numbered_lines(path, first_byte)]
+
+
+def _numbered_lines(path: Path, first_byte: int) -> list[tuple[int, bytes]]:
+    """The texts of these lines."""
     try:
         content = path.read_bytes()[first_byte:]
     except (FileNotFoundError, NotADirectoryError):
         return []
     *complete, last = content.split(b"\n")
-    numbered = [(number, _object(line)) for number, line in enumerate(complete, start=1) if line]
-    unfinished = _object(last)
-    if unfinished is not None:
-        numbered.append((len(complete) + 1, unfinished))
+    numbered = [(number, line) for number, line in enumerate(complete, start=1) if line]
+    if _object(last) is not None:
+        numbered.append((len(complete) + 1, last))
     return numbered
 
 

@@ -39,6 +39,8 @@ class _Script:
     switches: tuple[str, ...]
     launcher: str
     working_dir: str
+    extra_arguments: str = ""
+    stop_after_s: float | None = None
 
 
 @dataclass(frozen=True)

@@ -7,11 +7,14 @@ import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from itertools import product
 from pathlib import Path
 from typing import Any
 
+from disttrain.records.json_values import DamagedFile, read_object
 from disttrain.records.record_files import CHECKPOINTS_NAME, RUN_NAME
 from disttrain.records.run_folder import MODEL_NAME
+from jobs.storage.code_snapshot import digest_files, place_digest, recorded_snapshot
 from jobs.storage.ledger import Ledger, array_of
 from jobs.storage.sweep_folder import SweepFolder
 
@@ -104,15 +107,75 @@ def leftovers(
     paths = [path for path in _entries(folder.path / "runs") if path.name not in known and _is_unused(path)]
     paths += _unknown_logs(folder.logs, ledger)
     paths += [path for path in _entries(folder.path) if _TEMPORARY.fullmatch(path.name) and path.is_file()]
-    for path in paths:
+    root = folder.code_store.parent
+    for path in (*paths, *_unneeded_copies(folder)):
         if now_s - path.lstat().st_mtime > _LEAST_AGE_S:
-            yield _removable(Kind.LEFTOVERS, str(path.relative_to(folder.path)), [path])
+            place = folder.path if path.is_relative_to(folder.path) else root
+            yield _removable(Kind.LEFTOVERS, str(path.relative_to(place)), [path])
 
 
 def _is_unused(run_dir: Path) -> bool:
     """Whether the folder of a run has no more than a submission writes: no record, checkpoint or result."""
     names = {path.name for path in _entries(run_dir)}
     return _is_folder(run_dir) and all(name == RUN_NAME or _TEMPORARY.fullmatch(name) for name in names)
+
+
+def _unneeded_copies(folder: SweepFolder) -> Iterator[Path]:
+    """The copies of code that no run of any sweep names, and what killed submissions have left.
+
+    A copy in which a script has written files of its own stays.
+
+    Args:
+        folder: The folder of a sweep.
+    """
+    store = folder.code_store
+    copies = _entries(store) if os.access(store, os.R_OK | os.X_OK) else []  # another user's are private
+    named = _named_copies(folder) if copies else set()
+    for path in copies:
+        if path.name.startswith(".") or (path not in named and _is_unchanged(path)):
+            yield path
+
+
+def _named_copies(folder: SweepFolder) -> Collection[Path]:
+    """The copies that a run of any sweep names; all of them if a run.json cannot be read."""
+    named, store = set(), folder.code_store
+    is_own = SweepFolder(store.parent).plan_file.is_file()
+    sweeps = [store.parent] if is_own else store.parent.glob("*/*")
+    for sweep, pattern in product(sweeps, ("runs/*", "runs/*/earlier/*", "smoke/runs/*")):
+        for path in sweep.glob(f"{pattern}/{RUN_NAME}"):
+            try:
+                snapshot = recorded_snapshot(read_object(path) or {}, store)
+            except DamagedFile:
+                return _entries(store)
+            if snapshot is not None:
+                named.add(snapshot.folder)
+    return named
+
+
+def is_unneeded_copy(folder: SweepFolder, path: Path, now_s: float) -> bool:
+    """Whether a folder of the store is still old, and no run names it: a submission makes what it uses young."""
+    return now_s - path.lstat().st_mtime > _LEAST_AGE_S and path not in _named_copies(folder)
+
+
+def _is_unchanged(copy: Path) -> bool:
+    """Whether a copy has nothing but what was copied or linked, and what Python caches."""
+    code, place = [*copy.name.split("-"), ""][:2]
+    return digest_files(copy, sorted(_own_files(copy, place))) == code
+
+
+def _own_files(copy: Path, place: str) -> Iterator[str]:
+    """The files of a copy, without its links to the checkout of this digest."""
+    for folder, folders, files in os.walk(copy):
+        folders[:] = [name for name in folders if name != "__pycache__"]
+        for entry in (*folders, *files):
+            path = Path(folder, entry)
+            name = str(path.relative_to(copy))
+            if path.is_symlink():
+                root = os.readlink(path).removesuffix(f"/{name}")
+                if place_digest(root) != place:
+                    yield name
+            elif not path.is_dir():
+                yield name
 
 
 def _unknown_logs(logs: Path, ledger: Ledger) -> Iterator[Path]:

@@ -13,20 +13,24 @@ from pathlib import Path
 from typing import Any
 
 from disttrain.config.command.command_config import is_command
+from disttrain.config.hub_inputs import PINNED
+from disttrain.config.train_config import TrainConfig
 from disttrain.errors import UserError, shorten, suggest_name
 from disttrain.records.atomic_write import write_text
+from disttrain.records.job_files.prefetch_files import pinned_for, read_manifest
 from disttrain.records.json_values import DamagedFile, check_fields, damaged, read_object, to_json
-from disttrain.records.lifecycle.attempt_log import ATTEMPTS_NAME
+from disttrain.records.lifecycle.attempt_log import ATTEMPTS_NAME, POLICY
 from disttrain.records.lifecycle.stacks import remove_hang_files
-from disttrain.records.record_files import STAGE_NAME, SUMMARY_NAME, failure_name, metrics_name
+from disttrain.records.record_files import RUN_NAME, STAGE_NAME, SUMMARY_NAME, failure_name, metrics_name
 from disttrain.records.versions import versions
 from jobs.planning.cluster import DEBUG, LOCAL, Cluster, Kind
+from jobs.storage.code_snapshot import STORE, Snapshot, recorded_snapshot, start_in_copy
 from jobs.storage.code_state import git_state
 from jobs.storage.plan_check import StoredPlan, check_plan
 from jobs.storage.run_facts import has_checkpoint
 from jobs.storage.same_data import fingerprint
 
-_LAST = ".last"  # a file in the root that names the sweep submitted last, the default of `sweep status` and others
+LAST = ".last"  # a file in the root that names the sweep submitted last, the default of `sweep status` and others
 
 _DATA_FILE = "data.json"  # the fingerprints of the data, by path
 _LAST_TEXT = re.compile(r"([^/\0\n]+)/([^/\0\n]+)\n?")
@@ -96,6 +100,25 @@ class SweepFolder:
     @property
     def logs(self) -> Path:
         return self.path / "logs"
+
+    @property
+    def code_store(self) -> Path:
+        """The copies of the user's code, of all sweeps with the same root.
+
+        A folder below no root has its own, and so has one in a root in which the copies are another user's. Smoke runs
+        start the copies of their sweep.
+        """
+        sweep = SweepFolder(self.path.parent)
+        if self.path == sweep.smoke.path and sweep.plan_file.is_file():
+            return sweep.code_store
+        own, shared = self.path / STORE, self.path.parent.parent / STORE
+        users = {_user_id(shared), _user_id(self.path)} - {None}
+        return own if own.is_dir() or len(users) > 1 else shared
+
+    @property
+    def smoke(self) -> SweepFolder:
+        """The folder of the smoke runs: it has a ledger, logs and runs of its own."""
+        return SweepFolder(self.path / "smoke")
 
     def create(self) -> None:
         """Creates the folder and its logs, for this user only. Folders that exist keep the permissions they have.
@@ -276,6 +299,14 @@ class SweepFolder:
         return None if user_id == _HIDDEN_USER else user_id
 
 
+def _user_id(path: Path) -> int | None:
+    """The number of the owner of a file or folder; None if it does not exist."""
+    try:
+        return path.stat().st_uid
+    except OSError:
+        return None
+
+
 @functools.lru_cache(maxsize=1)  # a command needs it several times; that of 10,000 runs takes 0.3 s
 def _read_plan(path: Path, _version: tuple[int, int, int] | None) -> dict[str, Any]:
     """The content of a plan.json. Its version changes whenever the file is replaced, and is part of the cache's key."""
@@ -316,7 +347,8 @@ def prepare(
     planned = [kept.pop(run["run_id"], run) for run in plan["runs"]]
     write_text(folder.sweep_file, sweep_text, private=True)
     folder.write_plan({**plan, "runs": [*planned, *kept.values()]})
-    write_text(folder.path.parent.parent / _LAST, f"{folder.sweep_name}/{folder.cluster_name}\n")
+    if (folder.sweep_name, folder.cluster_name) == (plan["sweep"], plan["cluster"]):  # else it is below no root
+        write_text(folder.path.parent.parent / LAST, f"{folder.sweep_name}/{folder.cluster_name}\n")
 
 
 def prepare_runs(
@@ -324,6 +356,7 @@ def prepare_runs(
     runs: Sequence[Mapping[str, Any]],
     import_path: Sequence[str] = (),
     *,
+    code: Mapping[str, Snapshot] | None = None,
     continues: bool = False,
 ) -> None:
     """Writes the files that the ranks read. It runs before the submission.
@@ -333,9 +366,22 @@ def prepare_runs(
         runs: The runs that are about to be submitted, as in the plan. The summary and failure files of their earlier
             attempts are removed; otherwise the new attempt would look finished.
         import_path: The folders in which the ranks search for the user's own model family.
+        code: The copy of the user's code in which a run starts, by run id; the other runs start the files in place.
+            None: each run starts the code with which it was submitted last.
         continues: Whether the runs continue the attempts of the user's latest submission.
+
+    Raises:
+        UserError: The copy of a run does not exist any more, or its run.json is damaged.
     """
-    facts = {"versions": versions(), "git": git_state(Path.cwd()), "import_path": list(import_path)}
+    if code is None:
+        code = submitted_code(folder, [run["run_id"] for run in runs])
+    facts = {
+        "versions": versions(),
+        "git": git_state(Path.cwd()),
+        "import_path": list(import_path),
+        "code": {"snapshot": None},
+    }
+    manifest = read_manifest(folder.path)
     for run in runs:
         run_dir = folder.run(run["run_id"])
         try:
@@ -346,7 +392,38 @@ def prepare_runs(
                 for name in (ATTEMPTS_NAME, folder.request_file.name):
                     (run_dir / name).unlink(missing_ok=True)
         planned = {name: value for name, value in run.items() if name != "dropped"}
-        write_text(run_dir / "run.json", to_json({**planned, **facts}, indent=2) + "\n", private=True)
+        described = {**planned, **facts, **_script_policy(run_dir)}
+        if manifest and not is_command(run) and (pinned := pinned_for(TrainConfig(**run["train"]), manifest)):
+            described[PINNED] = dict(pinned)
+        if snapshot := code.get(run["run_id"]):
+            described |= start_in_copy(run, import_path, snapshot)
+        write_text(run_dir / RUN_NAME, to_json(described, indent=2) + "\n", private=True)
+
+
+def submitted_code(folder: SweepFolder, run_ids: Sequence[str]) -> dict[str, Snapshot]:
+    """The copies of the code with which runs were submitted last."""
+    snapshots = {}
+    for run_id in run_ids:
+        path = folder.run(run_id) / RUN_NAME
+        described = read_object(path, "its code is not known; sweep submit FILE writes it again") or {}
+        snapshot = recorded_snapshot(described, folder.code_store)
+        if snapshot is None:
+            continue
+        if not snapshot.folder.is_dir():
+            hint = "sweep submit FILE, or sweep rerun RUN, sends the present code"
+            raise UserError(f"the code of {run_id} is missing: {str(snapshot.folder)!r}", hint=hint)
+        snapshots[run_id] = snapshot
+    return snapshots
+
+
+def _script_policy(run_dir: Path) -> dict[str, Any]:
+    """How a run resumes if its batch script is submitted again. Its latest run.json may be in ``earlier/<n>/``."""
+    earlier = sorted(run_dir.glob(f"earlier/*/{RUN_NAME}"), key=lambda path: path.stat().st_mtime, reverse=True)
+    for path in (run_dir / RUN_NAME, *earlier):
+        with contextlib.suppress(DamagedFile):
+            if described := read_object(path):
+                return {name: value for name, value in described.items() if name == POLICY}
+    return {}
 
 
 def _remove_results(run_dir: Path, run: Mapping[str, Any]) -> None:
@@ -404,13 +481,13 @@ def find_folder(root: Path, sweep: str | None, cluster: str | None) -> SweepFold
 
 def _last_submitted(root: Path, cluster: str | None) -> SweepFolder:
     try:
-        last = (root / _LAST).read_bytes()
+        last = (root / LAST).read_bytes()
     except (FileNotFoundError, NotADirectoryError):
         hint = "submit one with sweep submit FILE, or give the --root of its submission"
         raise UserError(f"no sweep was submitted in {str(root)!r}", hint=hint) from None
     match = _LAST_TEXT.fullmatch(last.decode(errors="replace"))
     if match is None:
-        raise damaged(root / _LAST, f"it has {shorten(repr(last))}", "name the sweep, for example: sweep status NAME")
+        raise damaged(root / LAST, f"it has {shorten(repr(last))}", "name the sweep, for example: sweep status NAME")
     return _newest(root / match[1], match[1], cluster or match[2])
 
 

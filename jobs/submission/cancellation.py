@@ -17,6 +17,7 @@ from jobs.storage.run_lookup import find_runs, list_names
 from jobs.storage.sweep_folder import SweepFolder
 from jobs.submission.launch import write_errors
 from jobs.submission.messages import note, say
+from jobs.submission.recovery import end_unneeded_smoke
 
 
 @dataclass(frozen=True)
@@ -82,6 +83,9 @@ def cancel_runs(folder: SweepFolder, runs: Sequence[Mapping[str, Any]]) -> None:
         with write_errors(folder, "nothing changed"):
             ledger.cancel(folder.path, run_ids, time.time())
         scheduler.cancel(jobs)
+        # Another submission may be about to send the runs that wait for the other smoke runs.
+        awaited = {job_id for job in jobs for job_id in job.after}
+        end_unneeded_smoke(folder, ledger.read_ledger(folder.path), scheduler, only=awaited)
     names = list_names(list(map(Variation(plan.runs).name, runs)))
     pronoun = "them" if len(runs) > 1 else "it"
     say(f"cancelled {count_runs(len(runs))}: {names}; sweep retry sends {pronoun} again")

@@ -14,6 +14,7 @@ from disttrain.errors import UserError
 from disttrain.records.lifecycle.attempt_log import not_resumed_cause, read_attempts, steps_done, why_not_again
 from jobs.planning.cluster_profile import ClusterProfile
 from jobs.planning.plan import Plan
+from jobs.planning.sbatch_options import with_options
 from jobs.results.run_records import read_run
 from jobs.schedulers.states import scheduler_for
 from jobs.storage.ledger import read_ledger, submission_lock
@@ -83,14 +84,7 @@ def _following(plan: Plan, job_id: str) -> Plan:
     """The plan with jobs that start only after the end of another one."""
     dependency = {"dependency": f"afterany:{job_id}"}
     groups = [
-        dataclasses.replace(
-            group,
-            parameters={
-                **group.parameters,
-                "additional_parameters": {**(group.parameters.get("additional_parameters") or {}), **dependency},
-            },
-        )
-        for group in plan.groups
+        dataclasses.replace(group, parameters=with_options(group.parameters, dependency)) for group in plan.groups
     ]
     return dataclasses.replace(plan, groups=tuple(groups))
 

@@ -20,6 +20,7 @@ from jobs.local.debug import run_in_debugger, scratch_folder
 from jobs.local.machine import gpu_model, this_machine
 from jobs.planning.cluster import DEBUG, Cluster
 from jobs.planning.plan import is_link, make_plan
+from jobs.storage.code_snapshot import start_in_place
 from jobs.storage.code_state import git_state
 from jobs.storage.plan_check import PlannedRun
 from jobs.storage.sweep_folder import SweepFolder, prepare_runs
@@ -60,7 +61,8 @@ def debug_run(folder: SweepFolder, run_id: str, name: str) -> None:
     Raises:
         UserError: The run was never submitted, cannot be run as one rank, or torch is missing.
     """
-    run = _read_run(folder.run(run_id) / RUN_NAME, name)
+    # The files in place, not their copy: the user edits these.
+    run = start_in_place(_read_run(folder.run(run_id) / RUN_NAME, name))
     if is_link(run):
         raise UserError(f"{name} times the link between ranks, and here is one rank", hint="choose another run")
     if not is_command(run) and find_spec("torch") is None:
@@ -72,7 +74,7 @@ def debug_run(folder: SweepFolder, run_id: str, name: str) -> None:
     plan = make_plan(folder.sweep_name, [spec], Cluster(DEBUG, "debug"), scratch_folder(folder.sweep_name))
     scratch = SweepFolder(plan.folder)
     scratch.create()
-    prepare_runs(scratch, [run], run.get("import_path") or ())
+    prepare_runs(scratch, [run], run.get("import_path") or (), code={})
     say(f"debug: {name} as one rank, in {scratch.run(run_id)}")
     device = None if is_command(run) else run["train"].get("device")
     for line in differences(_recorded(folder.run(run_id), run), _here(device)):

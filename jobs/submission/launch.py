@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import os
 from collections.abc import Callable, Collection, Iterator, Mapping
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -18,13 +19,34 @@ from jobs.planning.plan import JobGroup, Plan, count_runs, is_link, plan_json, r
 from jobs.planning.sweep_file import Sweep
 from jobs.schedulers.scheduler import Scheduler, Sent
 from jobs.schedulers.states import scheduler_for
+from jobs.storage.code_snapshot import Snapshot
 from jobs.storage.dropped_runs import dropped_runs
 from jobs.storage.ledger import Ledger, read_ledger, submission_lock
 from jobs.storage.name_links import link_names_or_warn
 from jobs.storage.same_data import is_same_data
 from jobs.storage.sweep_folder import SweepFolder, prepare, prepare_runs
 from jobs.submission.messages import note, say
+from jobs.submission.prefetch import unfetched
+from jobs.submission.recovery import end_unneeded_smoke
+from jobs.submission.run_code import copy_code
 from jobs.submission.selection import select_runs
+
+
+@dataclass(frozen=True)
+class Admitted:
+    """What a gate lets through.
+
+    Attributes:
+        plan: The runs that are sent now.
+        unsent: The ids of the runs that have to wait, because Slurm accepts no more jobs of this user at present.
+    """
+
+    plan: Plan
+    unsent: frozenset[str] = frozenset()
+
+
+# Sends what must succeed before the runs of a plan.
+Gate = Callable[[Plan], Admitted]
 
 
 def launch(
@@ -34,6 +56,7 @@ def launch(
     max_ranks: int | None,
     on_poll: Callable[[], None] | None = None,
     replace: bool = False,
+    gate: Gate = Admitted,
 ) -> frozenset[str]:
     """Sends the runs of the plan that are not done, queued, running or cancelled.
 
@@ -44,6 +67,7 @@ def launch(
         on_poll: A function to call again and again while a local queue runs in this process. Without it, a local queue
             runs in the background.
         replace: Whether waiting runs whose request differs from the plan's are cancelled, and sent again.
+        gate: Decides which of the runs are sent now, and for which jobs they wait.
 
     Returns:
         The ids of the runs that were not sent, because Slurm accepts no more jobs of this user at present.
@@ -52,8 +76,22 @@ def launch(
         UserError: Another submission of the sweep is running, a damaged file hides that runs are done, or the scheduler
             refuses a job.
     """
-    folder = SweepFolder(plan.folder)
     scheduler = scheduler_for(plan.cluster.kind, os.environ, max_ranks=max_ranks, in_process=on_poll is not None)
+    sent = launch_with(scheduler, plan, sweep, replace=replace, gate=gate)
+    if sent.work and on_poll:
+        sent.work(on_poll)
+    return sent.unsent
+
+
+def launch_with(
+    scheduler: Scheduler, plan: Plan, sweep: Sweep, *, replace: bool = False, gate: Gate = Admitted
+) -> Sent:
+    """Sends the runs of the plan that are not done, queued, running or cancelled, by a scheduler of the plan's cluster.
+
+    Raises:
+        UserError: As in `launch`.
+    """
+    folder = SweepFolder(plan.folder)
     scheduler.require(plan.cluster.name)
     folder.create()
     folder.require_owner("choose another folder, with --root or $SWEEP_ROOT")
@@ -65,24 +103,28 @@ def launch(
         submitted = _submitted(folder, ledger)
         dropped = dropped_runs(sweep, [run.run_id for run in plan.runs], submitted)
         selection = select_runs(folder, plan, ledger, scheduler, dropped, replace=replace)
+        end_unneeded_smoke(folder, ledger, scheduler, again=selection.missing)
         missing = with_runs(plan, selection.missing)
         with write_errors(folder, "nothing was sent; free some space, then submit again"):
-            _prepare(folder, sweep, plan, missing, submitted, dropped)
+            code = copy_code(folder, [missing], _import_path(sweep))
+            _prepare(folder, sweep, plan, missing, code, submitted, dropped)
             folder.record_fingerprints(_paths_of(missing))
+        if count := unfetched(folder, missing):
+            note(f"{count_runs(count)} will ask the hub: sweep prefetch has not fetched what they read")
         link_names_or_warn(folder)
-        sent = send(folder, missing, scheduler, sweep.overrides)
-    if sent.work and on_poll:
-        sent.work(on_poll)
-    return sent.unsent
+        admitted = gate(missing)
+        sent = send(folder, admitted.plan, scheduler, sweep.overrides)
+        return dataclasses.replace(sent, unsent=sent.unsent | admitted.unsent)
 
 
-def launch_rest(plan: Plan, sweep: Sweep, unsent: frozenset[str]) -> frozenset[str] | None:
+def launch_rest(plan: Plan, sweep: Sweep, unsent: frozenset[str], gate: Gate = Admitted) -> frozenset[str] | None:
     """Sends the runs that did not fit before.
 
     Args:
         plan: The plan of the complete sweep.
         sweep: The sweep of the plan.
         unsent: The ids of the runs. Those that plan.json has no longer are left out.
+        gate: As in `launch`.
 
     Returns:
         The ids of the runs that still do not fit. None if another submission has changed the sweep, so that they are
@@ -109,7 +151,8 @@ def launch_rest(plan: Plan, sweep: Sweep, unsent: frozenset[str]) -> frozenset[s
         missing = with_runs(rest, selection.missing)
         with write_errors(folder, "nothing was sent"):
             prepare_runs(folder, [run_json(run) for run in missing.runs], import_path)
-        return send(folder, missing, scheduler, sweep.overrides).unsent
+        admitted = gate(missing)
+        return send(folder, admitted.plan, scheduler, sweep.overrides).unsent | admitted.unsent
 
 
 def _is_changed(run: Mapping[str, Any], planned: Mapping[str, Any]) -> bool:
@@ -170,15 +213,24 @@ def write_errors(folder: SweepFolder, hint: str) -> Iterator[None]:
         raise UserError(message, hint=hint) from error
 
 
+def _import_path(sweep: Sweep) -> tuple[str, str]:
+    """Where the user's own model family is: in the folder of the sweep file or in the working directory."""
+    return (sweep.folder, os.getcwd())
+
+
 def _prepare(
-    folder: SweepFolder, sweep: Sweep, plan: Plan, missing: Plan, submitted: Collection[str], dropped: Collection[str]
+    folder: SweepFolder,
+    sweep: Sweep,
+    plan: Plan,
+    missing: Plan,
+    code: Mapping[str, Snapshot],
+    submitted: Collection[str] = (),
+    dropped: Collection[str] = (),
 ) -> None:
-    runs = [run_json(run) for run in missing.runs]
-    # The user's own model family is in the folder of the sweep file or in the working directory.
-    import_path = (sweep.folder, os.getcwd())
+    runs, import_path = [run_json(run) for run in missing.runs], _import_path(sweep)
     folder.write_request(plan.cluster, import_path)
     prepare(folder, sweep.document.text, plan_json(plan), [run["run_id"] for run in runs], submitted, dropped)
-    prepare_runs(folder, runs, import_path)
+    prepare_runs(folder, runs, import_path, code=code)
     if runs:
         folder.forget_notifications()
 
@@ -190,7 +242,8 @@ def _on_sent(folder: SweepFolder, group: JobGroup, job_id: str) -> None:
     for name in names:  # not by a pattern: the folder has the files of all other groups too
         with contextlib.suppress(FileNotFoundError):
             (folder.logs / name).chmod(0o600)
-    say(f"  {group.allocation}: {count_runs(len(group.runs))} as job {job_id}")
+    after = f", after job {', '.join(group.after)}" if group.after else ""
+    say(f"  {group.allocation}: {count_runs(len(group.runs))} as job {job_id}{after}")
 
 
 def _check_same_data(folder: SweepFolder, plan: Plan, ledger: Ledger) -> None:
@@ -219,11 +272,14 @@ def _check_same_data(folder: SweepFolder, plan: Plan, ledger: Ledger) -> None:
 
 
 def debug(plan: Plan, sweep: Sweep) -> None:
-    """Runs every run of the plan in this process, as one rank, in a scratch folder. Link runs are left out."""
+    """Runs every run of the plan in this process, as one rank, in a scratch folder. Link runs are left out.
+
+    The files are not copied: a breakpoint is for the file that the user edits.
+    """
     trained = with_runs(plan, {run.run_id for run in plan.runs if not is_link(run_json(run))})
     scratch = dataclasses.replace(trained, folder=scratch_folder(plan.sweep_name))
     folder = SweepFolder(scratch.folder)
     folder.create()
-    _prepare(folder, sweep, scratch, scratch, (), ())
+    _prepare(folder, sweep, scratch, scratch, {})
     print(f"debug: {count_runs(len(scratch.runs))} as one rank each, in {scratch.folder}")
     run_in_debugger(scratch, scratch.runs)

@@ -11,24 +11,29 @@ from typing import Any
 from disttrain.config.command.command_config import CommandConfig, is_command
 from disttrain.config.train_config import TrainConfig
 from disttrain.errors import UserError
+from disttrain.records.lifecycle.attempt_log import ATTEMPTS_NAME
 from disttrain.records.record_files import SUMMARY_NAME
 from jobs.planning.allocation import Allocation
 from jobs.planning.cluster import Cluster
 from jobs.planning.expand import RunSpec
 from jobs.planning.labels import Variation
-from jobs.planning.plan import Plan, make_plan
+from jobs.planning.plan import Plan, make_plan, with_runs
 from jobs.planning.request_changes import NO_CHANGES, RequestChanges
 from jobs.results.failures.failure_pattern import failure_patterns
 from jobs.results.result import Result
 from jobs.results.status import read_rows
 from jobs.schedulers.states import States, read_states, scheduler_for
 from jobs.slurm.states import State
+from jobs.storage.code_snapshot import Snapshot
+from jobs.storage.job_logs import log_files
 from jobs.storage.ledger import Ledger, read_ledger, submission_lock, uncancel
+from jobs.storage.run_facts import RunFacts, has_checkpoint, read_facts
 from jobs.storage.run_lookup import find_runs, list_names
-from jobs.storage.sweep_folder import SweepFolder, prepare_runs
+from jobs.storage.sweep_folder import SweepFolder, prepare_runs, submitted_code
 from jobs.submission.failed_runs import ALL_FAILED, FailedRuns
 from jobs.submission.launch import send, write_errors
 from jobs.submission.messages import note, say
+from jobs.submission.run_code import copy_code
 from jobs.submission.selection import note_timeouts
 
 _EARLIER = "earlier"  # the folder in that of a run for the files of its earlier results
@@ -86,12 +91,13 @@ def resend(
         with_changes = f", with {changes}" if str(changes) else ""
         try:
             with write_errors(folder, "nothing was sent; free some space, then try again"):
+                code = _code(folder, [batch for batch, _ in batches], import_path, ledger, from_start=from_start)
                 if from_start:
                     for run in chosen:
                         run_dir = folder.run(run["run_id"])
                         kept[run["run_id"]] = _next_folder(run_dir)
                         _move_result(run_dir, kept[run["run_id"]])
-                prepare_runs(folder, chosen, import_path, continues=continues)
+                prepare_runs(folder, chosen, import_path, code=code, continues=continues)
                 if str(changes):
                     for run in chosen:
                         folder.write_request(cluster, import_path, run["run_id"])
@@ -103,6 +109,25 @@ def resend(
                 send(folder, batch, scheduler, overrides, _later(changes, from_start=from_start))
         finally:
             _restore_unsent(folder, kept, ledger)
+
+
+def _code(
+    folder: SweepFolder, batches: Sequence[Plan], import_path: Sequence[str], ledger: Ledger, *, from_start: bool
+) -> dict[str, Snapshot]:
+    """The copy of each run. One that resumes has begun with its code; any other gets what the user has now."""
+    run_ids = [run.run_id for batch in batches for run in batch.runs]
+    resumed = [] if from_start else [run_id for run_id in run_ids if _has_started(folder, run_id, ledger)]
+    new = set(run_ids).difference(resumed)
+    present = copy_code(folder, [with_runs(batch, new) for batch in batches], import_path)
+    return {**submitted_code(folder, resumed), **present}
+
+
+def _has_started(folder: SweepFolder, run_id: str, ledger: Ledger) -> bool:
+    """Whether a job of the run has started: each writes a log, and then its attempts."""
+    run_dir, jobs = folder.run(run_id), ledger.jobs.get(run_id, ())
+    if has_checkpoint(run_dir) or (run_dir / ATTEMPTS_NAME).exists() or read_facts(run_dir) != RunFacts():
+        return True
+    return any(log_files(folder.logs, job.job_id, 0) for job in jobs)
 
 
 def _propose(changes: RequestChanges, rows: Callable[[], Sequence[Result]]) -> None:

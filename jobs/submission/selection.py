@@ -71,7 +71,7 @@ def select_runs(
         _note_changed(changed)
     note_timeouts(folder, plan, ledger, selection.missing, states.conclusions)
     missing, cancelled = len(selection.missing), len(selection.cancelled)
-    line = f"{plan.sweep_name} on {plan.cluster.name}: submitting {missing} of {count_runs(len(planned))}"
+    line = f"{plan.sweep_name} on {plan.cluster.name}: {scheduler.action} {missing} of {count_runs(len(planned))}"
     if selection.done or selection.active:
         line += f" ({len(selection.done)} done, {len(selection.active)} queued or running)"
     say(line)

@@ -93,7 +93,10 @@ def test_no_command_prints_the_help(sweep: Sweep) -> None:
     assert bare == helped
     assert (bare.exit_code, bare.err) == (0, "")
     assert [line.split()[0] for line in bare.out.split("Commands:")[1].splitlines() if line.strip()] == [
+        "init",
+        "doctor",
         "plan",
+        "prefetch",
         "submit",
         "status",
         "wait",
@@ -300,6 +303,7 @@ def test_help_loads_only_typer(tmp_path: Path) -> None:
     assert "typer" in typer
     names = ("cancel", "clean", "debug", "forget", "list", "logs", "plan", "stacks", "submit", "wait")
     commands = {f"jobs.cli.{name}_command" for name in names}
+    commands |= {"jobs.cli.cluster", *(f"jobs.cli.cluster.{name}_command" for name in ("init", "doctor", "prefetch"))}
     commands |= {"jobs.cli.resend_commands", "jobs.cli.result_commands", "jobs.cli.results_output"}
     shared = {"jobs.cli", "jobs.cli.options", "jobs.cli.shared", "jobs.cli.usage_errors"}
     assert more == {"disttrain", "disttrain.errors", "jobs", *shared, *commands}

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from disttrain.config.command.command_config import CommandConfig
-from disttrain.config.command.command_words import PLACEHOLDER, command_words
+from disttrain.config.command.command_words import PLACEHOLDER, command_words, split_words
 
 
 def arguments(config: CommandConfig) -> list[str]:
@@ -27,6 +27,8 @@ def arguments(config: CommandConfig) -> list[str]:
         ['train', 'lr=0.1', 'layers=[2,3]', 'model={"d":8}']
         >>> arguments(CommandConfig("sh -c 'echo $1 {x}' sh", {"lr": True}, flags="--{key}={value}"))
         ['sh', '-c', 'echo $1 {x}', 'sh', '--lr=true']
+        >>> arguments(CommandConfig("train", {"steps": 900}, extra_arguments="--steps 2"))
+        ['train', '--steps', '900', '--steps', '2']
     """
     placed: set[str] = set()
     result: list[str] = []
@@ -37,7 +39,7 @@ def arguments(config: CommandConfig) -> list[str]:
     for key, value in config.values.items():
         if key not in placed:
             result += _flag(key, value, config)
-    return result
+    return [*result, *split_words(config.extra_arguments, "smoke")]
 
 
 def _flag(key: str, value: Any, config: CommandConfig) -> list[str]:

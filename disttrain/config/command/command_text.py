@@ -164,6 +164,22 @@ def check_launcher(launcher: str) -> None:
             raise UserError(message, hint="write the script in the command: python train.py")
 
 
+def check_smoke(text: str) -> None:
+    """Checks the further arguments of a smoke run.
+
+    Raises:
+        UserError: There is none, a quote has no pair, or a variable is meant to be expanded.
+
+    Example:
+        >>> check_smoke("--max-steps 2 --data '/my data'")
+    """
+    if not split_words(text, "smoke"):
+        raise UserError("smoke is empty", hint="for example smoke: --max-steps 2; without smoke, the script is stopped")
+    if variable := find_variable(_LITERAL.sub("x", text)):
+        hint = "no shell reads the arguments: write the value itself; single quotes keep the text"
+        raise UserError(f"the variable {shorten(variable)} in smoke is not expanded", hint=hint)
+
+
 def placeholders(command: str, keys: Collection[str]) -> list[str]:
     """The keys whose value has a place in the command.
 

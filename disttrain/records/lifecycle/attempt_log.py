@@ -16,6 +16,7 @@ from disttrain.records.script_metrics import last_step, metrics_files
 from disttrain.records.summary_types import Failure
 
 ATTEMPTS_NAME = "attempts.jsonl"
+POLICY = "resume"  # the key of run.json for how the run resumes; only a run of a plain batch script has it
 # A run that made no progress in this many attempts ends, whatever its budgets are.
 MOST_WITHOUT_PROGRESS = 3
 
@@ -57,6 +58,16 @@ class ResumePolicy:
     max_preemptions: int
     max_node_failures: int
     warning_signal: WarningSignal = "USR2"
+
+    @classmethod
+    def from_json(cls, values: dict[str, Any]) -> ResumePolicy:
+        """The policy in a run.json.
+
+        Raises:
+            ValueError: A value is missing or wrong. The message is the reason, in one line.
+        """
+        policy: ResumePolicy = _from_json(cls, values)
+        return policy
 
 
 @dataclass(frozen=True)

@@ -26,11 +26,13 @@ def start_script(tmp_path: Path) -> Iterator[StartScript]:
         *,
         command: str = f"{sys.executable} train.py",
         launcher: str = "ranks",
+        stop_after_s: float | None = None,
         **arguments: Any,
     ) -> Ranks:
         (tmp_path / "work").mkdir(exist_ok=True)
         (tmp_path / "work" / "train.py").write_text(text)
-        config = CommandConfig(command, values or {}, launcher=launcher, working_dir=str(tmp_path / "work"))
+        work = str(tmp_path / "work")
+        config = CommandConfig(command, values or {}, launcher=launcher, working_dir=work, stop_after_s=stop_after_s)
         started.append(start_ranks(tmp_path / "run", config, **arguments))
         return started[-1]
 

@@ -352,7 +352,7 @@ def test_what_a_read_only_cache_has_is_used(tmp_path: Path, monkeypatch: pytest.
 @pytest.mark.parametrize(
     ("dataset", "message"),
     [
-        ("no-one/nothing", "dataset 'no-one/nothing' cannot be read: .*OfflineMode.*can this host reach the hub"),
+        ("no-one/nothing", "dataset 'no-one/nothing' cannot be read: .*OfflineMode.*sweep prefetch FILE fetches it"),
         ("data/of/mine", "dataset 'data/of/mine' does not exist"),
         ("/no/such/file.csv", "dataset '/no/such/file.csv' does not exist"),
     ],

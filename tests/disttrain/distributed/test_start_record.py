@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from disttrain.distributed.group import Group
-from disttrain.distributed.start_record import has_active_ib_port, start_record, transport
+from disttrain.distributed.start_record import active_ib_ports, start_record, transport
 from disttrain.environment.rank_env import RankEnv
 from disttrain.records.record_files import decode, encode
 from disttrain.records.start_types import cpu_list
@@ -61,9 +61,9 @@ def test_machines_with_one_host_name_are_two() -> None:
 
 
 def test_active_ports(tmp_path: Path) -> None:
-    assert not has_active_ib_port(tmp_path / "missing")
+    assert active_ib_ports(tmp_path / "missing") == ()
     for port, state in (("1", "1: DOWN"), ("2", "4: ACTIVE")):
         folder = tmp_path / "mlx5_0" / "ports" / port
         folder.mkdir(parents=True)
         (folder / "state").write_text(f"{state}\n")
-        assert has_active_ib_port(tmp_path) == (port == "2")
+        assert active_ib_ports(tmp_path) == (("mlx5_0",) if port == "2" else ())

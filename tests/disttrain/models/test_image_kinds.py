@@ -248,7 +248,7 @@ def test_a_hub_that_does_not_answer_may_have_a_processor(monkeypatch: pytest.Mon
         raise OSError("We couldn't connect to the hub")
 
     def raising(error: type[Exception]) -> Any:
-        def download(*_: object) -> None:
+        def download(*_: object, **__: object) -> None:
             raise error("it is not there")
 
         return download

@@ -54,6 +54,14 @@ def test_the_latest_job_of_slurm(sweep: Sweep, submitted: SweepFolder) -> None:
     assert sweep("logs", "2x1").out == f"==> {submitted.logs}/8_0_log.out <==\nattempt 1\nattempt 2\n"
 
 
+def test_a_run_that_was_not_sent_again(sweep: Sweep, submitted: SweepFolder) -> None:
+    write_logs(submitted)
+    ledger.skip(submitted.path, [submitted.planned_runs()[1]["run_id"]], 3.0, {}, ["7"])
+    output = sweep("logs", "2x1")
+    assert "out 0" in output.out
+    assert output.err.endswith("because its smoke run has failed; this is the log of an earlier job\n")
+
+
 def test_why_there_is_no_log(sweep: Sweep, submitted: SweepFolder, monkeypatch: pytest.MonkeyPatch) -> None:
     first, second = (run["run_id"] for run in submitted.planned_runs())
     note(submitted, State.PENDING, State.CANCELLED)

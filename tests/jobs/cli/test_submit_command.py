@@ -17,6 +17,7 @@ from jobs.slurm.attempts import AccountingRow
 from jobs.slurm.states import State
 from jobs.storage import ledger
 from jobs.storage.sweep_folder import SweepFolder
+from jobs.submission.launch import Admitted
 from tests.jobs.command import Sweep
 from tests.jobs.sweeping import train_config
 
@@ -73,7 +74,7 @@ def test_what_did_not_fit_is_sent_later(
     """An error is tried again, with a pause; after ten in a row, the runs that were sent are still awaited."""
     asked: list[frozenset[str]] = []
 
-    def launch_rest(_plan: Any, _sweep: Any, unsent: frozenset[str]) -> frozenset[str] | None:
+    def launch_rest(_plan: Any, _sweep: Any, unsent: frozenset[str], _gate: Any) -> frozenset[str] | None:
         asked.append(unsent)
         answer = answers[len(asked) - 1]
         if isinstance(answer, Exception):
@@ -87,7 +88,7 @@ def test_what_did_not_fit_is_sent_later(
         wait_for_room=lambda _: None, say=lambda _: None, leave_out_unsent=lambda: frozenset({"a", "b"})
     )
     nothing: Any = None
-    assert _send_rest(nothing, nothing, frozenset({"a", "b"}), watch, 7.0) == never_sent
+    assert _send_rest(nothing, nothing, frozenset({"a", "b"}), watch, 7.0, Admitted) == never_sent
     assert len(asked) == attempts
     errors = sum(isinstance(answer, Exception) for answer in answers[:attempts])
     assert paused == [7.0] * min(errors, 9)

@@ -268,3 +268,29 @@ def test_error_opens_pdb(debugged: tuple[Sweeping, Path]) -> None:
     assert "(Pdb) 'nowhere?'\n" in output
     error = "error: text_column: column 'nowhere' is not in the dataset (it has: 'sentence', 'label')"
     assert output.splitlines()[-1] == f"(Pdb) {error}"
+
+
+def test_a_smoke_run_goes_first(tmp_path: Path) -> None:
+    """While it fails, no run starts. The mistake is then corrected."""
+    sweeping = sweeping_in(tmp_path)
+    (tmp_path / "train.py").write_text("import sys\nif '2' in sys.argv: raise ValueError('boom')\n")
+    command = f"{sys.executable} train.py"
+    file = write_sweep(
+        tmp_path / "smoked.yaml", allocations=["1x1"], command=command, smoke="--steps 2", axes={"lr": [0.1, 0.3]}
+    )
+    options = (file, "--cluster", "local", "--smoke")
+    failed = sweeping.run("submit", *options, "--wait", exit_code=1, timeout_s=RUN_LIMIT_S)
+    assert "smoke runs first:\n" in failed.stdout
+    assert "not sent: 2 runs of 1x1\n" in failed.stderr
+    rows = sweeping.status()
+    assert [(row["state"], row["attempts"]) for row in rows] == [("CANCELLED", None)] * 2
+    assert rows[0]["reason"].startswith("the smoke run of 1x1 failed: rank 0 on "), rows[0]
+    assert rows[0]["reason"].endswith("ValueError: boom")
+    hint = sweeping.run("logs", rows[1]["run_id"], exit_code=2).stderr
+    assert f"sweep logs {rows[0]['run_id']} --sweep {tmp_path / 'runs' / 'smoked' / 'local' / 'smoke'}" in hint
+    logged = sweeping.run("logs", rows[0]["run_id"], "--sweep", tmp_path / "runs" / "smoked" / "local" / "smoke")
+    assert "ValueError: boom" in logged.stdout
+    (tmp_path / "train.py").write_text("import sys\nprint(sys.argv)\n")
+    sweeping.run("submit", *options)
+    wait_for(lambda: {row["state"] for row in sweeping.status()} == {"COMPLETED"}, "end", limit_s=RUN_LIMIT_S)
+    assert "'--steps'" not in sweeping.run("logs", rows[0]["run_id"]).stdout

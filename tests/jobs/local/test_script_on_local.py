@@ -20,6 +20,7 @@ from jobs.local.local_run import LocalRun, signal_ranks
 from jobs.local.machine import Placement, QueuedRun
 from jobs.slurm.states import State
 from jobs.storage.sweep_folder import SweepFolder
+from tests.jobs.storage.test_code_state import git
 from tests.jobs.sweeping import Sweeping, wait_for, write_sweep
 
 pytestmark = pytest.mark.process
@@ -169,3 +170,32 @@ def test_a_script_with_more_ranks_than_gpus_is_refused(tmp_path: Path) -> None:
     done = sweeping.run("submit", file, "--cluster", "local", exit_code=2)
     assert done.stderr.splitlines()[-1].startswith("error: 2x2 needs 4 GPUs, and this machine has 2: ")
     assert {row["state"] for row in sweeping.status()} == {"NOT_SUBMITTED"}
+
+
+SHOWS_ITS_CODE = """
+import json, os
+from pathlib import Path
+import library
+text = {"code": library.__file__, "data": Path("../data/x").read_text(), "place": os.getcwd()}
+Path(os.environ["SWEEP_RUN_DIR"], "code.json").write_text(json.dumps(text))
+"""
+
+
+def test_a_script_starts_in_a_copy_of_its_checkout(tmp_path: Path) -> None:
+    project = tmp_path / "project"
+    for name, text in {
+        "work/train.py": SHOWS_ITS_CODE, "src/library.py": "", "data/x": "x", ".gitignore": "data\n"
+    }.items():  # fmt: skip
+        (project / name).parent.mkdir(parents=True, exist_ok=True)
+        (project / name).write_text(text)
+    git(project, "init", "--quiet")
+    environ = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": str(project / "src")}
+    sweeping = Sweeping(project / "work", environ)
+    file = write_sweep(project / "work" / "mine.yaml", allocations=["1x1"], command=f"{sys.executable} train.py")
+    output = sweeping.run("submit", file, "--cluster", "local", "--wait", "--root", tmp_path / "runs").stdout
+    folder = SweepFolder(tmp_path / "runs" / "mine" / "local")
+    (copy,) = folder.code_store.iterdir()
+    assert f"  code {copy.name.partition('-')[0]}: a copy of {project}" in output.splitlines()
+    (run,) = folder.planned_runs()
+    started = json.loads((folder.run(run["run_id"]) / OUTPUT_NAME / "code.json").read_text())
+    assert started == {"code": str(copy / "src" / "library.py"), "data": "x", "place": str(copy / "work")}

@@ -36,6 +36,19 @@ def test_a_sweep_changes_the_profile_of_one_allocation() -> None:
     assert Cluster.from_json(cluster.to_json()) == cluster
 
 
+def test_a_sweep_decides_on_the_code_of_each_allocation() -> None:
+    """On this machine, which has no profile, for all allocations."""
+    sweep = sweep_of("  code: live\n  2x2: {code: snapshot}\n")
+    places = [Allocation(1, 1), Allocation(2, 2)]
+    site, local = (with_changes(cluster, sweep) for cluster in (SITE, Cluster("local", "local")))
+    assert [[cluster.code_for(place) for place in places] for cluster in (SITE, site, local)] == [
+        [None, None], ["live", "snapshot"], ["live", "live"]
+    ]  # fmt: skip
+    assert Cluster.from_json(local.to_json()) == local
+    former = {name: value for name, value in local.to_json().items() if name != "code"}
+    assert Cluster.from_json(former) == Cluster("local", "local")
+
+
 @pytest.mark.parametrize(
     ("slurm", "message"),
     [
@@ -58,7 +71,18 @@ def test_wrong_changes(slurm: str, message: str) -> None:
     assert str(caught.value).startswith(message)
 
 
-@pytest.mark.parametrize("data", [{}, {"kind": "pbs"}, {"kind": "slurm", "profile": {"time": 3}, "by_allocation": {}}])
+WRONG_CODE: dict[str, object] = {
+    "name": "local",
+    "kind": "local",
+    "profile": None,
+    "by_allocation": {},
+    "code": "frozen",
+}
+
+
+@pytest.mark.parametrize(
+    "data", [{}, {"kind": "pbs"}, {"kind": "slurm", "profile": {"time": 3}, "by_allocation": {}}, WRONG_CODE]
+)
 def test_a_damaged_cluster(data: dict[str, object]) -> None:
     with pytest.raises((ValueError, KeyError)):
         Cluster.from_json(data)

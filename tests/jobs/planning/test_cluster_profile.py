@@ -33,6 +33,7 @@ cpus_per_gpu: 8
 memory_gb_per_gpu: 32
 python: /opt/venv/bin/python
 setup: [module load cuda]
+code: live
 network_interface: ib0
 max_array_size: 500
 max_running: 8
@@ -44,6 +45,7 @@ max_preemptions: 5
 max_node_failures: 0
 notify: https://ntfy.example/$TOPIC
 sbatch: {mail-type: END, exclusive: true, nice: 100}
+srun: {mpi: pmix}
 """
 
 
@@ -65,6 +67,7 @@ def test_reads_every_key(tmp_path: Path) -> None:
         "memory_gb_per_gpu": 32.0,
         "python": "/opt/venv/bin/python",
         "setup": ("module load cuda",),
+        "code": "live",
         "network_interface": "ib0",
         "max_array_size": 500,
         "max_running": 8,
@@ -76,6 +79,7 @@ def test_reads_every_key(tmp_path: Path) -> None:
         "max_node_failures": 0,
         "notify": "https://ntfy.example/$TOPIC",
         "sbatch": {"mail-type": "END", "exclusive": True, "nice": 100},
+        "srun": {"mpi": "pmix"},
     }
 
 
@@ -165,6 +169,18 @@ def test_reads_every_key(tmp_path: Path) -> None:
             "1: sbatch: sbatch.mail-type is ['END', 'FAIL'], not a string, an integer, a number or true or false"
             " (any other option of sbatch: {mail-type: END})",
         ),
+        ("srun: {--mpi: pmix}", "1: srun: srun has the key '--mpi' (write it without the leading dashes)"),
+        ("srun: {mpi pmix: 1}", "1: srun: srun has the key 'mpi pmix' (write the name of an option: {mpi: pmix})"),
+        (
+            "srun: {ntasks_per_node: 2}",
+            "1: srun: srun has the key 'ntasks_per_node', which the plan sets"
+            " (drop it: the ranks get what the job has)",
+        ),
+        (
+            "srun: {container-image: $HOME/image.sqsh}",
+            "1: srun: srun.container-image is '$HOME/image.sqsh'; the variable $HOME is not expanded"
+            " (write the value itself; only lines of setup are shell)",
+        ),
     ],
 )  # fmt: skip
 def test_a_profile_error_names_the_line(text: str, error: str, tmp_path: Path) -> None:
@@ -198,14 +214,24 @@ def overridden(slurm: str, cluster: Mapping[str, Any]) -> ClusterProfile:
 
 
 def test_a_sweep_overrides_the_profile() -> None:
-    """A key of the sweep replaces the key of the profile; only `sbatch` is merged."""
-    site = {"partition": "gpu", "qos": "high", "setup": ("module load a",), "sbatch": {"nice": 1, "exclusive": True}}
-    cluster = overridden("  qos: null\n  setup: [module load b]\n  sbatch: {exclusive: false, mail-type: END}\n", site)
+    """A key of the sweep replaces the key of the profile; only `sbatch` and `srun` are merged."""
+    site = {
+        "partition": "gpu",
+        "qos": "high",
+        "setup": ("module load a",),
+        "sbatch": {"nice": 1, "exclusive": True},
+        "srun": {"mpi": "pmix"},
+    }
+    changes = (
+        "  qos: null\n  setup: [module load b]\n  sbatch: {exclusive: false, mail-type: END}\n  srun: {label: true}\n"
+    )
+    cluster = overridden(changes, site)
     assert cluster == ClusterProfile.model_validate(
         {
             "partition": "gpu",
             "setup": ("module load b",),
             "sbatch": {"nice": 1, "exclusive": False, "mail-type": "END"},
+            "srun": {"mpi": "pmix", "label": True},
         }
     )
 

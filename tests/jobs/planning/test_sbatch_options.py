@@ -9,7 +9,7 @@ import pytest
 from jobs.planning.cluster import find_cluster
 from jobs.planning.expand import expand
 from jobs.planning.plan import make_plan
-from jobs.planning.sbatch_options import USER_DEFAULTS, overruled_variables
+from jobs.planning.sbatch_options import USER_DEFAULTS, overruled_variables, srun_arguments
 from jobs.planning.sweep_file import parse_sweep
 from jobs.planning.yaml_file import parse_yaml
 
@@ -95,3 +95,15 @@ def test_an_option_turned_off_stays_off() -> None:
     assert overruled_variables(environ, SCRIPT, ["requeue", "no_kill"]) == {
         "SBATCH_REQUEUE", "SBATCH_NO_REQUEUE", "SBATCH_NO_KILL"
     }  # fmt: skip
+
+
+def test_further_options_of_srun_are_last() -> None:
+    """A sweep turns an option of the profile off with false."""
+    options: dict[str, str | int | float | bool] = {
+        "mpi": "pmix",
+        "label": True,
+        "container-writable": False,
+        "cpu-freq": 2,
+    }
+    assert srun_arguments(2, options)[-3:] == ["--mpi=pmix", "--label", "--cpu-freq=2"]
+    assert srun_arguments(2, {}) == ["-c", "2", "--kill-on-bad-exit=1", "--wait=120", "--export=ALL"]

@@ -122,7 +122,7 @@ MEASURED = {name: value for name, value in SUMMARY.items() if value is not None 
 def test_finished_run() -> None:
     result = row_of(DONE, records=RunRecords(SUMMARY))
     assert vars(result.requested) == {
-        "run_id": "2x1-abc", "label": "2x1", "allocation": "2x1", "world_size": 2, "dropped": False,
+        "run_id": "2x1-abc", "label": "2x1", "allocation": "2x1", "world_size": 2, "dropped": False, "code": None,
     }  # fmt: skip
     assert (result.varied, result.config) == ({}, RUN["train"])
     assert outcome(result) == {

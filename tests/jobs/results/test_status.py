@@ -31,6 +31,7 @@ from jobs.slurm.sacct_table import AccountingUnavailable
 from jobs.slurm.squeue import QueuedJob
 from jobs.slurm.states import State
 from jobs.storage import ledger
+from jobs.storage.code_snapshot import Snapshot
 from jobs.storage.sweep_folder import SweepFolder, prepare, prepare_runs
 from tests.jobs.results.live.test_stalls import START, step_line, write_run
 
@@ -214,6 +215,29 @@ def test_notices_of_failed_submissions(sacct: Sacct, write_sweep: Callable[..., 
         "a submission of 1 runs was interrupted: squeue --name=s shows which of its jobs exist",
         "1 of 2 runs were never submitted; sweep submit submits them",
     )
+
+
+@pytest.mark.process
+def test_versions_of_the_code_are_a_notice(sacct: Sacct, write_sweep: Callable[..., SweepFolder]) -> None:
+    folder = write_sweep()
+    ledger.record(folder.path, {"a": "7_0", "b": "7_1"}, 1.0)
+    sacct.answer = [DONE, replace(DONE, job_id="7_1")]
+    finish(folder, "a", "b")
+    runs = folder.planned_runs()
+
+    def notices(a: str, b: str | None) -> tuple[str, ...]:
+        code = {"a": Snapshot("/project", a, folder.code_store)}
+        if b is not None:
+            code["b"] = Snapshot("/project", b, folder.code_store)
+        prepare_runs(folder, runs, code=code)
+        finish(folder, "a", "b")
+        status = read_status(folder, {})
+        assert [row.columns()["code"] for row in status.results] == [a, b]
+        return status.notices
+
+    assert notices("abc", "def") == ("the runs have 2 versions of the code: abc (1 run), def (1 run)",)
+    assert notices("abc", "abc") == ()
+    assert notices("abc", None) == ()  # a model of ours, next to a script
 
 
 @pytest.mark.process

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -226,3 +226,14 @@ def test_log_of_a_local_run(tmp_path: Path) -> None:
     assert list(failure_lines([make_result("a", state="FAILED", reason="x")], folder)) == [
         ["a (1x1)  FAILED: x", f"    log in {folder.path}/logs/local-5-0/4711_0_log.err"]
     ]
+
+
+def test_the_code_is_shown_if_it_differs() -> None:
+    def coded(seed: int, code: str | None) -> Result:
+        row = result(seed)
+        return replace(row, requested=replace(row.requested, code=code))
+
+    text = report([coded(1, "abc"), coded(2, "def"), coded(3, None)], 200)
+    assert "  code\n" in text
+    assert [code in text for code in ("abc", "def")] == [True, True]
+    assert " code" not in report([coded(1, "abc"), coded(2, "abc")], 200)

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 
 import pytest
 
-from jobs.schedulers.conclude import DELAY_S, SILENT_S, Evidence, conclude, conclude_local
+from jobs.schedulers.conclude import DELAY_S, SILENT_S, Conclusion, Evidence, conclude, conclude_local
 from jobs.slurm.attempts import AccountingRow
 from jobs.slurm.squeue import QueuedJob
 from jobs.slurm.states import State
@@ -257,3 +257,11 @@ def test_local_conclusion(attempts: tuple[AccountingRow, ...], facts: RunFacts, 
     concluded = conclude_local((JOB,), attempts, facts, queue_lives=lives)
     assert concluded.state is state
     assert conclude_local((), (), facts, queue_lives=lives).state is State.NOT_SUBMITTED
+
+
+@pytest.mark.parametrize("jobs", [(), (JOB,)])
+def test_a_skipped_run_is_cancelled(jobs: tuple[Job, ...]) -> None:
+    evidence = Evidence(jobs, (FAILED,) if jobs else (), {}, NOTHING, NOW_S, is_skipped=True)
+    expected = Conclusion(State.CANCELLED, "ledger")
+    assert conclude(evidence) == expected
+    assert conclude_local(jobs, evidence.attempts, NOTHING, queue_lives=True, is_skipped=True) == expected

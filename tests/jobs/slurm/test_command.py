@@ -15,7 +15,7 @@ import pytest
 import jobs.slurm.command
 from disttrain.errors import UserError
 from jobs.slurm.command import query_environ, run_command
-from jobs.slurm.control import signal_ranks
+from jobs.slurm.control import cancel_named, signal_ranks
 from jobs.slurm.sacct import query_sacct
 from jobs.slurm.sacct_table import AccountingUnavailable
 from jobs.slurm.squeue import query_squeue
@@ -113,3 +113,14 @@ def test_only_the_step_of_the_ranks_is_signalled() -> None:
     assert commands == [["scancel", "--signal=QUIT", "7_3.0"]]
     with pytest.raises(UserError, match=r"scancel --signal=QUIT 7_3\.0: scancel failed: .*Invalid job id"):
         signal_ranks("7_3", signal.SIGQUIT, environ={}, run=run)
+
+
+def test_jobs_of_a_name_are_cancelled() -> None:
+    asked: list[Sequence[str]] = []
+
+    def run(command: Sequence[str], environ: Mapping[str, str]) -> subprocess.CompletedProcess[str]:
+        asked.append(command)
+        return subprocess.CompletedProcess(command, 0, "", "")
+
+    cancel_named("sweep-doctor-1", user_id=7, environ={}, run=run)
+    assert asked == [["scancel", "--name=sweep-doctor-1", "--user=7"]]

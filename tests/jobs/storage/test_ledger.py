@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -16,7 +17,10 @@ from jobs.storage.ledger import (
     Job,
     Ledger,
     QueueProcess,
+    Skipped,
+    add_script,
     append_lines,
+    cancel,
     forget,
     give_up,
     intend,
@@ -24,6 +28,7 @@ from jobs.storage.ledger import (
     read_lines,
     record,
     replay,
+    skip,
     submission_lock,
 )
 
@@ -67,6 +72,36 @@ def test_has_the_overrides_of_each_submission(tmp_path: Path) -> None:
     assert [line.get("set") for line in read_lines(tmp_path / LEDGER_NAME)] == [
         {}, None, {"lr": "2e-5"}, None, {"lr": "1e-3"}, None, {"seed": "3"},
     ]  # fmt: skip
+
+
+def test_has_what_runs_wait_for(tmp_path: Path) -> None:
+    """A run that was skipped is sent again by any later submission."""
+    intend(tmp_path, ["a", "b"], 1.0, after=["5", "6_1"])
+    record(tmp_path, {"a": "7_0", "b": "7_1"}, 2.0)
+    skip(tmp_path, ["b", "c"], 3.0, {"lr": "1"}, ["8"])
+    ledger = read_ledger(tmp_path)
+    assert [jobs[-1].after for jobs in ledger.jobs.values()] == [("5", "6_1")] * 2
+    assert ledger.skipped == dict.fromkeys("bc", Skipped(("8",), {"lr": "1"}))
+    assert ledger.overrides() == {"a": {}, "b": {"lr": "1"}, "c": {"lr": "1"}}
+    intend(tmp_path, ["b"], 4.0)
+    record(tmp_path, {"c": "9"}, 5.0)
+    skip(tmp_path, ["d"], 6.0, {}, ["8"])
+    forget(tmp_path, ["d"], 7.0)
+    assert not read_ledger(tmp_path).skipped
+    record(tmp_path, {"b": "10"}, 8.0)
+    assert read_ledger(tmp_path).jobs["b"][-1].after == ()
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"after": "5"}, {"after": ["../5"]}, {"after": [5]}, {"set": {"lr": 1}}, {"run_ids": ["/"]}]
+)
+def test_a_wrong_event_of_a_smoke_run_is_damage(wrong: dict[str, Any], tmp_path: Path) -> None:
+    skipped = {"event": "skip", "time_s": 1.0, "run_ids": ["a"], "set": {}, "after": ["5"]}
+    intended = {**skipped, "event": "intend"}
+    append_lines(tmp_path / LEDGER_NAME, [json.dumps(event) for event in (skipped, intended)])
+    assert not read_ledger(tmp_path).damaged_lines
+    append_lines(tmp_path / LEDGER_NAME, [json.dumps(event | wrong) for event in (skipped, intended)])
+    assert read_ledger(tmp_path).damaged_lines == (3, 4)
 
 
 def test_reads_a_ledger_without_overrides() -> None:
@@ -156,3 +191,66 @@ def test_an_error_releases_the_lock(tmp_path: Path) -> None:
         raise KeyboardInterrupt
     with submission_lock(tmp_path):
         pass
+
+
+TOKEN = "0123456789abcdef"
+
+
+def start_script(folder: Path, jobs: dict[str, str], token: str = TOKEN, end: str = "\n") -> None:
+    """Appends what a batch script prints, without the lock."""
+    values = {"token": token, "event": "record", "time_s": 900, "cluster": "", "jobs": jobs}
+    with (folder / LEDGER_NAME).open("a") as file:
+        file.write(f"\n{json.dumps(values)}{end}")
+
+
+def test_a_batch_script_has_no_job_before_it_starts(tmp_path: Path) -> None:
+    add_script(tmp_path, ["a", "b"], 1.0, {"lr": "1"}, TOKEN, {"time": 60})
+    ledger = read_ledger(tmp_path)
+    assert (dict(ledger.jobs), ledger.unconfirmed, ledger.open_tokens, ledger.overrides()) == ({}, (), {}, {})
+    start_script(tmp_path, {"b": "7_1"})
+    # It may have waited for days: sacct is asked about what was submitted after the script was written.
+    job = Job("b", "7_1", 1.0, None, {"lr": "1"}, None, {"time": 60})
+    assert read_ledger(tmp_path).jobs == {"b": (job,)}
+
+
+def test_a_requeued_script_has_one_job(tmp_path: Path) -> None:
+    add_script(tmp_path, ["a"], 1.0, {}, TOKEN, {})
+    for job_id in ("7", "7", "9", "7"):
+        start_script(tmp_path, {"a": job_id})
+    assert [job.job_id for job in read_ledger(tmp_path).all_jobs()] == ["7", "9"]
+
+
+def test_a_requeue_does_not_undo_a_cancellation(tmp_path: Path) -> None:
+    add_script(tmp_path, ["a"], 1.0, {}, TOKEN, {})
+    start_script(tmp_path, {"a": "7"})
+    cancel(tmp_path, ["a"], 2.0)
+    start_script(tmp_path, {"a": "7"})
+    assert read_ledger(tmp_path).cancelled == {"a"}
+    start_script(tmp_path, {"a": "9"})
+    assert read_ledger(tmp_path).cancelled == set()
+
+
+def test_a_line_of_a_script_that_is_cut_off(tmp_path: Path) -> None:
+    """Its job was killed, or two nodes appended at the same time. A later line is read, and nothing is damaged."""
+    add_script(tmp_path, ["a", "b"], 1.0, {}, TOKEN, {})
+    with (tmp_path / LEDGER_NAME).open("a") as file:
+        file.write(f'\n{{"token": "{TOKEN}", "event": "rec')
+    start_script(tmp_path, {"b": "8"})
+    append_lines(tmp_path / LEDGER_NAME, ['{"event": "cancel", "time_s": 1.0, "run_ids": ["a"]}'])
+    ledger = read_ledger(tmp_path)
+    assert (list(ledger.jobs), ledger.damaged_lines) == (["b"], ())
+    assert ledger.cancelled == {"a"}
+    start_script(tmp_path, {"a": "9"}, "ffffffffffffffff", end='"\n')
+    assert len(read_ledger(tmp_path).damaged_lines) == 1, "of no script that is known"
+
+
+def test_a_script_starts_no_forgotten_run(tmp_path: Path) -> None:
+    add_script(tmp_path, ["a", "b"], 1.0, {}, TOKEN, {})
+    forget(tmp_path, ["a"], 2.0)
+    start_script(tmp_path, {"a": "7_0"})
+    start_script(tmp_path, {"b": "7_1"})
+    ledger = read_ledger(tmp_path)
+    assert list(ledger.jobs) == ["b"]
+    assert [ledger.scripts[TOKEN].run_of(job_id) for job_id in ("7_0", "7_1", "7_2", "7_[0-1]", "7")] == [
+        None, "b", None, None, None
+    ]  # fmt: skip

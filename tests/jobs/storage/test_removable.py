@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import time
 from pathlib import Path
@@ -9,9 +10,12 @@ from pathlib import Path
 import pytest
 
 from jobs.storage import ledger
+from jobs.storage.code_snapshot import Snapshot, start_in_copy, take_snapshot
+from jobs.storage.forget_runs import remove_copy
 from jobs.storage.ledger import read_ledger
 from jobs.storage.removable import Kind, Removable, leftovers, of_runs
 from jobs.storage.sweep_folder import SweepFolder
+from tests.jobs.storage.test_code_state import git
 
 UUID = "0123456789abcdef" * 2
 
@@ -128,3 +132,69 @@ def test_a_folder_that_is_younger_stays(folder: SweepFolder) -> None:
     now_s = time.time()
     os.utime(folder.run("1x1-x"), (now_s, now_s + 200))
     assert old_leftovers(folder) == []
+
+
+def copy(folder: SweepFolder, text: str) -> Snapshot:
+    """A copy of a checkout with this text in its script, and with data that git ignores."""
+    root = folder.code_store.parent / "project"
+    write(SweepFolder(root), "data/x", "pkg/fast.so", "pkg/model.py")
+    (root / "train.py").write_text(text)
+    (root / "more").unlink(missing_ok=True)
+    (root / "more").symlink_to("/data/more")
+    (root / ".gitignore").write_text("data\n*.so\n")
+    git(root, "init", "--quiet")
+    return take_snapshot(root, folder.code_store, [])
+
+
+def names_copy(folder: SweepFolder, run_dir: str, snapshot: Snapshot) -> None:
+    write(folder, f"{run_dir}/run.json")
+    (folder.path / run_dir / "run.json").write_text(json.dumps(start_in_copy({}, (), snapshot)))
+
+
+@pytest.mark.process
+def test_copies_of_code_that_no_run_names(folder: SweepFolder, tmp_path: Path) -> None:
+    """A run of another sweep, or an earlier result, needs one too. What a script has written stays."""
+    needed, other, earlier, unneeded, written = (copy(folder, text) for text in ("a", "b", "c", "d", "e"))
+    for run_dir in folder.path.glob("runs/*"):
+        (run_dir / "run.json").write_text("{}")
+    names_copy(folder, "runs/1x1-a", needed)
+    names_copy(SweepFolder(tmp_path / "t" / "site"), "runs/1x1-z", other)
+    names_copy(folder, "runs/1x1-b/earlier/1", earlier)
+    write(SweepFolder(written.folder), "pkg/out.txt")
+    write(SweepFolder(unneeded.folder), "__pycache__/train.pyc")
+    write(SweepFolder(folder.code_store), ".half/train.py")
+    items = leftovers(
+        folder, [{"run_id": f"1x1-{name}"} for name in "abc"], read_ledger(folder.path), time.time() + 3700
+    )
+    assert {item.name: item.paths for item in items} == {
+        f".code/{path.name}": (path,) for path in (unneeded.folder, folder.code_store / ".half")
+    }
+    assert list(leftovers(folder, [], read_ledger(folder.path), time.time())) == []
+
+
+@pytest.mark.process
+def test_a_damaged_run_may_need_a_copy(folder: SweepFolder) -> None:
+    copy(folder, "a")
+    (folder.run("1x1-a") / "run.json").write_text("{")
+    assert old_leftovers(folder) == []
+
+
+@pytest.mark.process
+def test_a_copy_that_is_used_in_the_meantime_stays(folder: SweepFolder) -> None:
+    unneeded, young, named = (copy(folder, text) for text in ("a", "b", "c"))
+    for snapshot in (unneeded, named):
+        os.utime(snapshot.folder, (0, 0))
+    for run_dir in folder.path.glob("runs/*"):
+        (run_dir / "run.json").write_text("{}")
+    names_copy(folder, "runs/1x1-a", named)
+    for snapshot in (unneeded, young, named):
+        remove_copy(folder, snapshot.folder)
+    assert set(folder.code_store.iterdir()) == {young.folder, named.folder}
+
+
+@pytest.mark.process
+def test_a_copy_that_is_used_again_is_young(folder: SweepFolder) -> None:
+    first = copy(folder, "a")
+    os.utime(first.folder, (0, 0))
+    copy(folder, "a")
+    assert time.time() - first.folder.stat().st_mtime < 60

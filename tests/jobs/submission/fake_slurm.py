@@ -10,6 +10,7 @@ import pytest
 
 import jobs.schedulers.slurm_scheduler
 import jobs.slurm.interrupted
+import jobs.slurm.script_jobs
 import jobs.slurm.submit
 from disttrain.errors import UserError
 from jobs.planning.cluster import Cluster
@@ -56,6 +57,7 @@ class Slurm:
         self.max_array_size: int | None = None
         self.cancelled: list[tuple[list[str], bool]] = []  # the calls of scancel, with --state=PENDING or without
         monkeypatch.setattr(jobs.slurm.submit, "_sbatch", self.sbatch)
+        monkeypatch.setattr(jobs.slurm.script_jobs, "query_squeue", self.squeue)
         for module in (jobs.slurm.submit, jobs.slurm.interrupted):
             monkeypatch.setattr(module, "query_squeue", self.squeue)
             monkeypatch.setattr(module, "release", self.release)

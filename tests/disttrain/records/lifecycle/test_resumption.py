@@ -9,12 +9,12 @@ from pathlib import Path
 
 import pytest
 
-import jobs.resumption
+import disttrain.records.lifecycle.resumption as resumption
 from disttrain.errors import STOPPED_STATUS, ScriptStopped, Stopped
 from disttrain.records.lifecycle.attempt_log import Attempt, NotResumed, ResumePolicy, log_end, log_start, read_attempts
+from disttrain.records.lifecycle.resumption import begin_attempt, end_attempt
 from disttrain.records.record_files import SUMMARY_NAME
 from disttrain.records.script_metrics import new_metrics_file
-from jobs.resumption import begin_attempt, end_attempt
 
 pytestmark = pytest.mark.process
 
@@ -44,7 +44,7 @@ class Programs:
 def programs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Programs:
     programs = Programs(tmp_path)
     monkeypatch.setenv("PATH", programs.environ["PATH"])  # where subprocess looks for a program
-    monkeypatch.setattr(jobs.resumption, "_WAIT_FOR_END_S", 0)
+    monkeypatch.setattr(resumption, "_WAIT_FOR_END_S", 0)
     return programs
 
 

@@ -1,0 +1,1 @@
+"""The commands for a new cluster: init, doctor and prefetch."""
