@@ -47,7 +47,7 @@ def ask_login(site: SiteFacts, cluster: Cluster, wanted: Wanted, root: Path) -> 
     groups = {allocation: _group(cluster, allocation) for allocation in wanted.allocations}
     plan = Plan(JOB_NAME, cluster, root, tuple(groups.values()))
     answers: dict[Allocation, Answer] = {}
-    if site.release is not None or site.partitions:  # scontrol show config may be forbidden
+    if site.is_reachable:
         answers = {allocation: _test_only(plan, group) for allocation, group in groups.items()}
     overruled = {name for group in groups.values() for name in overruled_by(plan, group)}
     environment = environment_facts(os.environ, tuple(sorted(overruled)), site)

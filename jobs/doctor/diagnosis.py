@@ -58,8 +58,8 @@ def diagnose(
         wanted = wanted or wanted_of_machine(len(machine.gpus) or machine.cores)
         findings += check_disk(ask_disk(root, wanted.expected_bytes))
     yield from findings
-    # Jobs cannot report into a folder that cannot be written.
-    if with_jobs and not any(finding.check == "disk" and finding.level is Level.FAIL for finding in findings):
+    # Without the controller no job is sent, and into a folder that cannot be written no job can report.
+    if with_jobs and not any(item.check in ("slurm", "disk") and item.level is Level.FAIL for item in findings):
         yield from _check_jobs(cluster, wanted, root, timeout_s, say)
 
 

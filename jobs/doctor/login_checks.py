@@ -85,7 +85,7 @@ def check_login(facts: LoginFacts, cluster: Cluster, wanted: Wanted) -> Iterator
     yield from check_requests(facts)
     yield from check_environment(facts.environment)
     yield from check_disk(facts.disk)
-    for unknown in facts.site.unknown:
+    for unknown in facts.site.unknown if facts.site.is_reachable else ():
         yield note(
             "slurm", f"{unknown.what}: not known, {unknown.reason}", f"ask your site what {unknown.command} says"
         )
@@ -102,10 +102,12 @@ def distinct_profiles(profiles: Mapping[Allocation, ClusterProfile | None]) -> l
 
 def check_slurm(site: SiteFacts) -> Finding:
     """Slurm answers, and its release is known to work."""
-    if site.release is None and site.partitions:
+    if site.release is None and site.is_reachable:
         return note("slurm", "scontrol show config has no answer: the release and limits of the site are not known")
     if site.release is None:
-        return fail("slurm", "the controller does not answer", "repeat it; scontrol ping says whether Slurm is down")
+        reason = "".join(f": {unknown.reason}" for unknown in site.unknown[:1])
+        fix = "repeat it; scontrol ping says whether Slurm is down"
+        return fail("slurm", f"the controller does not answer{reason}", fix)
     name = site.cluster_name or "without a name"
     text = f"Slurm {site.release}, cluster {name}"
     release = parse_release(site.release)

@@ -248,6 +248,11 @@ class SiteFacts:
         return next((partition for partition in self.partitions if partition.is_default), None)
 
     @property
+    def is_reachable(self) -> bool:
+        """Whether the controller has answered. A site may forbid `scontrol show config` alone."""
+        return self.release is not None or bool(self.partitions)
+
+    @property
     def accounts(self) -> tuple[str, ...]:
         """The accounts of the user, the default one first."""
         return distinct(entry.account for entry in sorted(self.associations, key=lambda entry: not entry.is_default))

@@ -216,6 +216,14 @@ def test_time_limits_that_do_not_hold() -> None:
     assert partition(site, qos="long", time="3:00:00")[0].level is Level.OK
 
 
+def test_silent_controller_is_one_finding() -> None:
+    unknown = (Unknown("limits", "scontrol show config", "no route"), Unknown("partitions", "sinfo", "no route"))
+    facts = LoginFacts(SiteFacts(unknown=unknown), EnvironmentFacts(), DiskFacts("/runs", 10**12))
+    findings = check_login(facts, Cluster("site", "slurm", profile()), Wanted((SINGLE,)))
+    (finding,) = (finding for finding in findings if finding.check == "slurm")
+    assert (finding.level, finding.text) == (Level.FAIL, "the controller does not answer: no route")
+
+
 def test_forbidden_configuration_is_a_note() -> None:
     assert check_slurm(SiteFacts(partitions=(GPU,))).level is Level.NOTE
 
