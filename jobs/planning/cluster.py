@@ -192,9 +192,13 @@ def _default_cluster(which: Callable[[str], str | None]) -> str:
 def profile_folders(environ: Mapping[str, str], working_dir: Path) -> Sequence[Path]:
     """The folders searched for a profile: ./clusters, the user's own, then the one installed with this package."""
     config = environ.get("XDG_CONFIG_HOME") or os.path.expanduser("~/.config")
-    folders = [working_dir / "clusters", Path(config) / "sweep" / "clusters"]
-    # A namespace package: the same lookup works in a wheel, an editable install and a checkout.
+    return [working_dir / "clusters", Path(config) / "sweep" / "clusters", *template_folders()]
+
+
+def template_folders() -> list[Path]:
+    """The folder slurm_templates that is installed with this package."""
+    # A namespace package: the same lookup works in a wheel, an editable install and a checkout. importlib.resources
+    # fails in an editable install, which has an entry of its finder among the folders.
     spec = find_spec("slurm_templates")
-    if spec:
-        folders += [Path(folder) for folder in spec.submodule_search_locations or () if os.path.isdir(folder)]
-    return folders
+    places = spec.submodule_search_locations if spec else None
+    return [Path(folder) for folder in places or () if os.path.isdir(folder)]

@@ -9,7 +9,6 @@ import secrets
 import shlex
 import time
 from collections.abc import Iterator, Mapping
-from importlib.resources import files
 from pathlib import Path
 
 from disttrain.errors import UserError, shorten
@@ -19,6 +18,7 @@ from disttrain.records.job_files.prefetch_files import MANIFEST_NAME
 from disttrain.records.json_values import read_object, to_json
 from disttrain.records.lifecycle.attempt_log import POLICY
 from disttrain.records.record_files import RUN_NAME
+from jobs.planning.cluster import template_folders
 from jobs.planning.interpreter import compute_python
 from jobs.planning.labels import Variation
 from jobs.planning.plan import JobGroup, Plan, count_runs, request_of, run_json
@@ -132,7 +132,8 @@ def render(plan: Plan, group: JobGroup, path: Path, token: str) -> str:
     """
     import jinja2  # it takes 0.1 s, which no other command needs
 
-    text = files("slurm_templates").joinpath(_TEMPLATE).read_text(encoding="utf-8")
+    folder = next(folder for folder in template_folders() if (folder / _TEMPLATE).is_file())
+    text = (folder / _TEMPLATE).read_text(encoding="utf-8")
     environment = jinja2.Environment(  # noqa: S701 - a shell script: each value is quoted for a shell
         undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True
     )
