@@ -162,7 +162,7 @@ def _same_torch(facts: JobFacts) -> bool:
 
 def _check_versions(facts: JobFacts, login: Mapping[str, str], excluded: str | None) -> Iterator[Finding]:
     """All ranks have the same versions, and those of the login node where both have the package."""
-    reports = list(facts.reports.values())
+    reports = [report for _, report in sorted(facts.reports.items())]  # they come in any order
     if not reports:
         return
     for package in sorted({name for report in reports for name in report.versions}):

@@ -12,11 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from disttrain.config.hub_inputs import PINNED, input_config, input_id, with_pinned
+from disttrain.config.hub_inputs import OFFLINE, input_config, input_id
 from disttrain.config.train_config import TrainConfig
-from disttrain.data import texts
 from disttrain.data.hub_access import CACHED, hub_access
-from disttrain.environment.rank_env import RankEnv
 from disttrain.records.job_files.prefetch_files import (
     PrefetchRequest,
     pinned_for,
@@ -24,7 +22,6 @@ from disttrain.records.job_files.prefetch_files import (
     read_outcome,
     write_request,
 )
-from disttrain.run import run
 from tests.hub.repositories import DATASET, MODEL, make_repositories
 from tests.hub.stand_in import Hub, serve
 
@@ -89,24 +86,42 @@ def fetch(tmp_path: Path, hub: Hub) -> Fetching:
     return Fetching(tmp_path / "sweep", tmp_path / "hf", hub)
 
 
-def test_a_run_tokenises_nothing_and_asks_no_hub(tmp_path: Path, hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
-    """In this process, in which the hub is off, with the cache that the tests share."""
-    fetch = Fetching(tmp_path / "sweep", Path(os.environ["HF_HOME"]), hub)
+# One rank of a run, as `disttrain.stored_run` starts it. A call that tokenises fails.
+RANK = """
+import json, os, sys
+from pathlib import Path
+from disttrain.config.hub_inputs import PINNED, with_pinned
+from disttrain.config.train_config import TrainConfig
+fields, pinned, folder = json.loads(sys.argv[1])
+config = with_pinned(TrainConfig(**fields), {PINNED: pinned}, os.environ)
+from disttrain.data import texts
+from disttrain.environment.rank_env import RankEnv
+from disttrain.run import run
+texts._append_tokens = None
+run(config, RankEnv(), Path(folder))
+"""
+
+
+def test_a_run_tokenises_nothing_and_asks_no_hub(fetch: Fetching, hub: Hub, tmp_path: Path) -> None:
     ended = fetch(CONFIG)
     assert ended.returncode == 0, ended.stderr
     (model,), (dataset,) = hub.commits("models", MODEL), hub.commits("datasets", DATASET)
     assert fetch.pinned(CONFIG) == {"checkpoint_revision": model, "dataset_revision": dataset}
     pinned = {MODEL: model, DATASET: dataset}
-    assert hub_access([MODEL], [DATASET], os.environ, pinned) == dict.fromkeys(pinned, CACHED)
+    assert hub_access([MODEL], [DATASET], fetch.environ, pinned) == dict.fromkeys(pinned, CACHED)
     assert ended.stdout.splitlines()[0] == f"input 1 of 1: {DATASET} for bert with {MODEL}"
     assert ended.stdout.splitlines()[-1].endswith("2300 training examples")
     assert sorted(hub.downloads()) == [
         "config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json", "train.csv", "validation.csv"
     ]  # fmt: skip
     hub.asked.clear()
-    monkeypatch.setattr(texts, "_append_tokens", None)
     other = dataclasses.replace(CONFIG, lr=0.5, seed=3)  # another run with the same inputs
-    run(with_pinned(other, {PINNED: fetch.pinned(other)}, {}), RankEnv(), tmp_path / "run")
+    given = json.dumps([dataclasses.asdict(other), fetch.pinned(other), str(tmp_path / "run")])
+    environ = {name: value for name, value in fetch.environ.items() if name not in (OFFLINE, "HF_DATASETS_OFFLINE")}
+    ended = subprocess.run(
+        [sys.executable, "-c", RANK, given], env=environ, capture_output=True, text=True, check=False
+    )
+    assert ended.returncode == 0, ended.stderr
     assert json.loads((tmp_path / "run" / "summary.json").read_text())["steps"] == 2
     assert hub.asked == []
 

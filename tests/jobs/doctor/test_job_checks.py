@@ -92,6 +92,10 @@ def test_other_torch_on_a_node() -> None:
     assert finding.text == "torch is 2.9.0 on node1 and 2.0.0 on node2"
     (finding,) = check_job(facts, {**LOGIN, "torch": "2.0.0"})
     assert finding.nodes == ("node1",)
+    # A login node without torch: rank 0 is right, whichever report comes first.
+    (finding,) = check_job(job(other, report(0, stage="waiting")), LOGIN)
+    assert finding.text == "torch is 2.9.0 on node1 and 2.0.0 on node2"
+    assert finding.nodes == ("node2",)
 
 
 def test_other_python_is_a_note() -> None:
