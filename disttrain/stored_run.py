@@ -92,7 +92,7 @@ class StoredRun:
 
     def _prepare(self, env: RankEnv, stop_signals: StopSignals | None) -> Callable[[], object]:
         """The call that runs what run.json describes."""
-        description = _read_description(self.run_dir)
+        description = _read_description(self.run_dir, _HINT if self.by_hand else "sweep submit writes it")
         if is_command(description):
             return self._prepare_script(description, env, stop_signals)
         return self._prepare_training(description, env, stop_signals)
@@ -182,7 +182,7 @@ def read_stored_run(run_dir: Path) -> StoredRun:
     Raises:
         UserError: The file is missing or damaged.
     """
-    description = _read_description(run_dir)
+    description = _read_description(run_dir, _HINT)
     try:
         place = {name: parse_count(str(description.get(name))) for name in _PLACE}
         missing = [name for name, value in place.items() if not value]
@@ -197,10 +197,10 @@ def read_stored_run(run_dir: Path) -> StoredRun:
     return StoredRun(run_dir, place["nodes"] or 0, place["gpus_per_node"] or 0, resume=resume, by_hand=True)
 
 
-def _read_description(run_dir: Path) -> dict[str, Any]:
-    description = read_object(run_dir / RUN_NAME, _HINT)
+def _read_description(run_dir: Path, hint: str) -> dict[str, Any]:
+    description = read_object(run_dir / RUN_NAME, hint)
     if description is None:
-        raise UserError(f"{str(run_dir)!r} has no {RUN_NAME}", hint=_HINT)
+        raise UserError(f"{str(run_dir)!r} has no {RUN_NAME}", hint=hint)
     return description
 
 

@@ -151,7 +151,13 @@ class Supervisor:
 
     def _is_stopped_elsewhere(self) -> bool:
         """Whether the script of a smoke run has failed because rank 0 has stopped its own."""
-        return self._is_enough is not None and _say_enough(self._wait(_STOP_ARRIVES_S))
+        if self._is_enough is None:
+            return False
+        deadline = time.monotonic() + _STOP_ARRIVES_S
+        while (left_s := deadline - time.monotonic()) > 0:  # a signal may end a wait before the message comes
+            if _say_enough(self._wait(left_s)):
+                return True
+        return False
 
     def wait_for_reports(self) -> dict[int, Report]:
         """Rank 0: the reports of all other ranks, by rank.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import http.client
-import os
 import urllib.error
 import urllib.request
 from collections.abc import Mapping, Sequence
@@ -47,9 +46,9 @@ def hub_cache(environ: Mapping[str, str]) -> Path:
         '/shared/hf/hub'
     """
     if environ.get("HF_HUB_CACHE"):
-        return Path(environ["HF_HUB_CACHE"])
-    base = environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
-    return Path(environ.get("HF_HOME") or Path(base) / "huggingface") / "hub"
+        return Path(environ["HF_HUB_CACHE"]).expanduser()
+    base = environ.get("XDG_CACHE_HOME") or "~/.cache"
+    return Path(environ.get("HF_HOME") or Path(base) / "huggingface").expanduser() / "hub"
 
 
 def _access(kind: str, name: str, environ: Mapping[str, str], commit: str | None) -> str:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
 
-from disttrain.config.hub_inputs import hub_repos
-from disttrain.config.paths import is_path, may_be_hub_id
+from disttrain.config.hub_inputs import HubRepo, hub_repos
+from disttrain.config.paths import is_path
 from disttrain.config.train_config import LINK, TrainConfig
 from disttrain.records.job_files.doctor_reports import DoctorRequest
 from disttrain.records.job_files.prefetch_files import PrefetchedInput, pinned_for
@@ -59,21 +60,20 @@ def wanted_of_runs(runs: Sequence[RunSpec], manifest: Mapping[str, PrefetchedInp
     device = "auto"
     if configs and len(devices) == 1:
         (device,) = devices
-    allocations = tuple(sorted({run.allocation for run in runs}))
-    counts = tuple((allocation, sum(run.allocation == allocation for run in runs)) for allocation in allocations)
+    counts = tuple(sorted(Counter(run.allocation for run in runs).items()))
+    repos = [(config, repo) for config in configs for repo in hub_repos(config)]
     request = DoctorRequest(
         device=device,
-        models=_hub_ids(config.checkpoint for config in configs),
-        datasets=_hub_ids(config.dataset for config in configs),
+        models=_names(repo for _, repo in repos if repo.kind == "model"),
+        datasets=_names(repo for _, repo in repos if repo.kind == "dataset"),
         pinned={
             repo.name: pins[repo.field]
-            for config in configs
-            if (pins := pinned_for(config, manifest))
-            for repo in hub_repos(config)
+            for config, repo in repos
+            if manifest and repo.field in (pins := pinned_for(config, manifest))
         },
     )
     return Wanted(
-        allocations,
+        tuple(allocation for allocation, _ in counts),
         request,
         sum(map(expected_bytes, configs)) + _RECORDS_BYTES * (len(runs) - len(configs)),
         bool(configs) or not runs,
@@ -116,6 +116,6 @@ def expected_bytes(config: TrainConfig) -> int:
     return total
 
 
-def _hub_ids(names: Iterable[str | None]) -> tuple[str, ...]:
-    """Those names that are no paths of this machine, each once."""
-    return tuple(sorted({name for name in names if name and not Path(name).exists() and may_be_hub_id(name)}))
+def _names(repos: Iterable[HubRepo]) -> tuple[str, ...]:
+    """Their hub ids, each once."""
+    return tuple(sorted({repo.name for repo in repos}))

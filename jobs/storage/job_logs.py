@@ -28,14 +28,16 @@ def log_files(logs: Path, job_id: str, rank: int) -> list[Path]:
 
 
 class LogPrinter:
-    """Prints files from their beginning, and later what was appended. A heading names the file, as with tail.
+    """Prints files from their beginning, and later what was appended.
 
     Args:
         output: Where it prints. The bytes of a log stay as they are.
+        headings: Whether a heading names each file, as with tail.
     """
 
-    def __init__(self, output: BinaryIO) -> None:
+    def __init__(self, output: BinaryIO, *, headings: bool = True) -> None:
         self._output = output
+        self._headings = headings
         self._positions: dict[Path, int] = {}
         self._last: Path | None = None  # the file that was printed last
         self._in_line = False
@@ -66,7 +68,8 @@ class LogPrinter:
         """Prints the heading of a file, unless its lines were the last ones."""
         if path == self._last:
             return
-        if self._last is not None:
+        if self._headings and self._last is not None:
             self._output.write(b"\n\n" if self._in_line else b"\n")
-        self._output.write(f"==> {path} <==\n".encode(errors="surrogateescape"))
+        if self._headings:
+            self._output.write(f"==> {path} <==\n".encode(errors="surrogateescape"))
         self._last = path

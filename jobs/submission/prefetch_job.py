@@ -8,7 +8,6 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
-from pathlib import Path
 from typing import Any
 
 from disttrain.errors import UserError
@@ -32,7 +31,7 @@ from jobs.slurm.sacct_table import AccountingUnavailable
 from jobs.slurm.squeue import QueuedJob, ask_controller, query_squeue
 from jobs.slurm.states import State
 from jobs.slurm.submit import job_id_in, require_slurm
-from jobs.storage.job_logs import log_files
+from jobs.storage.job_logs import LogPrinter, log_files
 from jobs.storage.ledger import submission_lock
 from jobs.storage.sweep_folder import SweepFolder
 from jobs.submission.messages import note, say
@@ -135,13 +134,15 @@ def job_script(folder: SweepFolder, profile: ClusterProfile, name: str, command:
 
 
 def _send(folder: SweepFolder, profile: ClusterProfile, name: str, command: str) -> str:
+    from submitit.core.utils import FailedSubmissionError
+
     script = job_script(folder, profile, name, command)
     path = folder.path / FOLDER_NAME / _SCRIPT_NAME
     write_text(path, script, private=True)
     try:
         with clean_environ(other_node=True, overruled=overruled_variables(os.environ, script, profile.sbatch)):
             job_id = job_id_in(ask_controller(["sbatch", str(path)], os.environ, run_command))
-    except AccountingUnavailable as error:
+    except (AccountingUnavailable, FailedSubmissionError) as error:
         hint = "--partition and --time change the job; --here needs none"
         raise UserError(f"the job that fetches cannot be sent: {error}", hint=hint) from None
     write_text(folder.path / FOLDER_NAME / _JOB_NAME, to_json({"job_id": job_id}) + "\n", private=True)
@@ -191,16 +192,24 @@ def _follow(folder: SweepFolder, job_id: str, name: str) -> PrefetchOutcome:
     Raises:
         UserError: The job ended without one.
     """
-    log = _Log(folder.path / FOLDER_NAME, job_id)
+    printers = {
+        ".out": LogPrinter(sys.stdout.buffer, headings=False),
+        ".err": LogPrinter(sys.stderr.buffer, headings=False),
+    }
+
+    def print_new() -> None:
+        for path in log_files(folder.path / FOLDER_NAME, job_id, 0):
+            printers[path.suffix].print_new([path])
+
     states = _states(job_id, name)
     while True:
-        log.print_new()
+        print_new()
         if (outcome := read_outcome(folder.path)) is not None:
-            log.print_new()
+            print_new()
             return outcome
         ended_as = next(states)
         if ended_as is not None:
-            log.print_new()
+            print_new()
             raise _lost(folder, job_id, ended_as)
         time.sleep(_POLL_S)
 
@@ -232,24 +241,3 @@ def _lost(folder: SweepFolder, job_id: str, ended_as: str) -> UserError:
     if ended_as == State.TIMEOUT:
         hint = "repeat the command with a longer --time: what is complete is not fetched again"
     return UserError(f"job {job_id} ended ({ended_as}) before all inputs were complete", hint=hint)
-
-
-class _Log:
-    """The lines that a job prints, on stdout, and its errors on stderr."""
-
-    def __init__(self, folder: Path, job_id: str) -> None:
-        self._folder = folder
-        self._job_id = job_id
-        self._positions: dict[Path, int] = {}
-
-    def print_new(self) -> None:
-        """Prints what was not printed before."""
-        for path in log_files(self._folder, self._job_id, 0):
-            with path.open("rb") as file:
-                file.seek(self._positions.get(path, 0))
-                text = file.read().decode(errors="replace")
-                self._positions[path] = file.tell()
-            if text:
-                stream = sys.stderr if path.suffix == ".err" else sys.stdout
-                stream.write(text)
-                stream.flush()

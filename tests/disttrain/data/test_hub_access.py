@@ -44,6 +44,13 @@ def test_cache_needs_no_hub(tmp_path: Path) -> None:
     assert hub_access([], ["b/data"], {**environ, "HF_HUB_OFFLINE": "1"}) == {"b/data": CACHED}
 
 
+def test_the_cache_may_begin_with_a_tilde(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/u")
+    assert str(hub_cache({"HF_HOME": "~/hf"})) == "/home/u/hf/hub"
+    assert str(hub_cache({"HF_HUB_CACHE": "~/cache"})) == "/home/u/cache"
+    assert str(hub_cache({})) == "/home/u/.cache/huggingface/hub"
+
+
 def test_a_pinned_commit_is_the_one_in_the_cache(hub: str, tmp_path: Path) -> None:
     environ = {"HF_HOME": str(tmp_path), "HF_ENDPOINT": hub}
     snapshot = hub_cache(environ) / "models--a--known" / "snapshots" / "1f2e"

@@ -11,8 +11,9 @@ from disttrain.config.hub_inputs import input_config, input_id
 from disttrain.config.train_config import TrainConfig
 from disttrain.records.job_files.prefetch_files import PrefetchedInput
 from jobs.doctor.wanted import Wanted, expected_bytes, wanted_of_machine, wanted_of_runs, wanted_of_site
+from jobs.planning.allocation import Allocation
 from jobs.planning.cluster_profile import ClusterProfile
-from jobs.planning.expand import expand
+from jobs.planning.expand import RunSpec, expand
 from jobs.planning.sweep_file import parse_sweep
 from jobs.planning.yaml_file import parse_yaml
 from jobs.site.site_facts import GpuKind, NodeKind, Partition, SiteFacts
@@ -36,6 +37,12 @@ def test_runs_of_a_sweep() -> None:
     assert wanted.request.datasets == ("stanfordnlp/imdb",)
     assert dict(wanted.run_counts) == dict.fromkeys(wanted.allocations, 2)
     assert wanted.expected_bytes == 4 * expected_bytes(TrainConfig(model="bert").resolved())
+
+
+def test_checkpoint_of_an_own_family_is_not_asked_of_the_hub() -> None:
+    config = TrainConfig(model="models.tiny:Tiny", checkpoint="tiny", dataset="a/b").resolved()
+    run = RunSpec("1x1-0", Allocation(1, 1), config, {}, {}, 0)
+    assert (wanted_of_runs([run]).request.models, wanted_of_runs([run]).request.datasets) == ((), ("a/b",))
 
 
 def test_the_doctor_asks_for_what_is_pinned() -> None:

@@ -235,3 +235,6 @@ def test_a_refusal_names_what_helps(folder: SweepFolder, monkeypatch: pytest.Mon
     monkeypatch.setattr(prefetch_job, "ask_controller", refuse)
     with pytest.raises(UserError, match=r"cannot be sent: sbatch failed: .* \(--partition and --time change the job"):
         job.fetch()
+    monkeypatch.setattr(prefetch_job, "ask_controller", lambda *_: "Welcome\n")
+    with pytest.raises(UserError, match="cannot be sent: no clear answer: Welcome"):
+        job.fetch()
