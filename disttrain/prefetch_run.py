@@ -91,12 +91,12 @@ def fulfil(request: PrefetchRequest, folder: Path, fetched: list[str]) -> None:
     for number, config in enumerate(configs, 1):
         say(f"input {number} of {len(configs)}: {describe(config)}")
         began_s = time.monotonic()
-        repos = hub_repos(config)
+        name, repos = input_id(config), hub_repos(config)
         revisions = {repo.field: _revision(repo, pinned) for repo in repos}
         with _reporting_downloads(repos), _naming_the_hub(config):
             examples = prepare_input(pin(config, revisions))
-        add_to_manifest(folder, input_id(config), PrefetchedInput(changed_fields(config), revisions))
-        fetched.append(input_id(config))
+        add_to_manifest(folder, name, PrefetchedInput(changed_fields(config), revisions))
+        fetched.append(name)
         say(f"  complete after {time.monotonic() - began_s:.0f} s: {examples} training examples")
 
 

@@ -224,27 +224,27 @@ def read_summary(folder: Path) -> Summary | None:
     Raises:
         DamagedFile: The file cannot be used.
     """
-    return _read(folder / SUMMARY_NAME, summary_from_json)
+    return read_as(folder / SUMMARY_NAME, summary_from_json)
 
 
 def read_failure(path: Path) -> Failure | None:
     """The failure in a file, and its errors as of `read_summary`."""
-    return _read(path, lambda values: from_json(Failure, values))
+    return read_as(path, lambda values: from_json(Failure, values))
 
 
 def read_hang_position(path: Path) -> HangPosition | None:
     """Where a rank was when a step did not end, and its errors as of `read_summary`."""
-    return _read(path, lambda values: from_json(HangPosition, values))
+    return read_as(path, lambda values: from_json(HangPosition, values))
 
 
 def read_run_info(folder: Path) -> RunInfo | None:
     """The identity of the run in a folder, from its run.json, and its errors as of `read_summary`."""
-    return _read(folder / RUN_NAME, _run_info)
+    return read_as(folder / RUN_NAME, _run_info)
 
 
 def read_stage(folder: Path) -> Stage | None:
     """What rank 0 of a run does, by its last stage.json, and the errors as of `read_summary`."""
-    return _read(folder / STAGE_NAME, lambda values: from_json(Stage, values))
+    return read_as(folder / STAGE_NAME, lambda values: from_json(Stage, values))
 
 
 def _run_info(values: Mapping[str, Any]) -> RunInfo:
@@ -255,7 +255,12 @@ def _run_info(values: Mapping[str, Any]) -> RunInfo:
     return info
 
 
-def _read(path: Path, convert: Callable[[dict[str, Any]], T]) -> T | None:
+def read_as(path: Path, convert: Callable[[dict[str, Any]], T]) -> T | None:
+    """What a function makes of the JSON object in a file; None if there is no file.
+
+    Raises:
+        DamagedFile: The file cannot be used, or the function raised a ValueError, whose message is the reason.
+    """
     values = read_object(path)
     if values is None:
         return None

@@ -110,10 +110,13 @@ def _check_options(*, dry_run: bool, smoke: bool, wait: bool, json_: bool, poll:
 
 def _gate(sweep: Sweep, max_parallel: int | None, *, smoke: bool) -> Gate:
     """What decides which runs are sent now: all, or those that their smoke run allows."""
-    from jobs.submission.launch import Admitted
-    from jobs.submission.smoke import SmokeGate
+    if smoke:
+        from jobs.submission.smoke import SmokeGate
 
-    return SmokeGate(sweep, max_parallel) if smoke else Admitted
+        return SmokeGate(sweep, max_parallel)
+    from jobs.submission.launch import Admitted
+
+    return Admitted
 
 
 def _submit_and_wait(

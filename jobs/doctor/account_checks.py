@@ -26,7 +26,7 @@ def check_account(
     """
     if site.accounting is False or any(unknown.what == "accounts" for unknown in site.unknown):
         return
-    account = _account(site, profile)
+    account = profile.account or site.default_account
     fix = f"set account to one of: {', '.join(site.accounts)}"
     if not site.accounts:
         if site.needs_association:
@@ -95,7 +95,7 @@ def check_balance(
         allocations: The allocations that request it.
         wanted: What is checked for, with the number of runs.
     """
-    account = _account(site, profile)
+    account = profile.account or site.default_account
     if account is None:
         return
     fix = f"ask for more, shorten time, or use another account: {', '.join(site.accounts)}"
@@ -125,13 +125,6 @@ def _judge(balance: Balance, largest_min: float, total_min: float) -> tuple[Leve
     if balance.left_min < total_min:
         return Level.WARN, f"{text}; all runs may need {_hours(total_min)} at their time limits"
     return Level.OK, text
-
-
-def _account(site: SiteFacts, profile: ClusterProfile) -> str | None:
-    """The account of the jobs; None if the profile names none and the user has no default."""
-    if profile.account is not None:
-        return profile.account
-    return next((entry.account for entry in site.associations if entry.is_default), None)
 
 
 def _units(resource: str, allocation: Allocation, profile: ClusterProfile) -> int | None:

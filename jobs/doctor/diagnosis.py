@@ -76,7 +76,7 @@ def _check_jobs(
     findings: list[Finding] = []
     for facts in jobs:
         profile = cluster.profile_for(facts.allocation)
-        excluded = str(profile.sbatch["exclude"]) if profile and profile.sbatch.get("exclude") else None
+        excluded = profile.excluded if profile else None
         findings += check_job(facts, versions(), needs_torch=wanted.runs_ours, excluded=excluded)
     yield from without_repeats(findings)
     if any(finding.fix for finding in findings):

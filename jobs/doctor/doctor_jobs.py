@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import os
-import subprocess
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -23,6 +22,7 @@ from jobs.planning.allocation import Allocation
 from jobs.planning.cluster import Cluster
 from jobs.planning.cluster_profile import ClusterProfile
 from jobs.planning.plan import JobGroup, Plan
+from jobs.planning.sbatch_options import with_options
 from jobs.schedulers.slurm_scheduler import SlurmScheduler
 from jobs.slurm.command import run_command
 from jobs.slurm.control import cancel, cancel_named
@@ -178,10 +178,8 @@ def _job_group(name: str, allocation: Allocation, profile: ClusterProfile) -> Jo
     """The request of a job: that of a run of the allocation, for two minutes."""
     short = profile.model_copy(update={"time": JOB_TIME, "requeue": "off", "notify": None})
     group = request_group(allocation, short)
-    options = {**group.parameters["additional_parameters"], "dependency": "singleton"}
-    return dataclasses.replace(
-        group, parameters={**group.parameters, "job_name": name, "additional_parameters": options}
-    )
+    parameters = with_options({**group.parameters, "job_name": name}, {"dependency": "singleton"})
+    return dataclasses.replace(group, parameters=parameters)
 
 
 def with_state(facts: JobFacts, queue: Mapping[str, QueuedJob] | None, now_s: float, sent_s: float) -> JobFacts:
@@ -262,5 +260,5 @@ def _nodes_of(job_id: str) -> tuple[str, ...]:
     command = ["squeue", "--noheader", "--all", "--states=all", f"--jobs={job_id}", "--format=%N"]
     try:
         return expand_hostlist(ask_controller(command, os.environ, run_command).strip())
-    except (AccountingUnavailable, UserError, subprocess.SubprocessError):
+    except (AccountingUnavailable, UserError):
         return ()

@@ -82,7 +82,7 @@ def _check_access(
 ) -> Iterator[Finding]:
     if not partition.is_up:
         yield fail(_CHECK, f"{partition.name} is not up", "choose another partition, or wait until it is up")
-    account = profile.account or next((entry.account for entry in site.associations if entry.is_default), None)
+    account = profile.account or site.default_account
     if account is not None and not partition.accepts_account(account):
         usable = [name for name in site.accounts if partition.accepts_account(name)]
         fix = f"set account to one of: {', '.join(usable)}" if usable else "choose another partition"

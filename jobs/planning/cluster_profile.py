@@ -104,6 +104,11 @@ class ClusterProfile(BaseModel):
         return -(-parse_time_s(self.time) // 60)
 
     @property
+    def excluded(self) -> str | None:
+        """The nodes that its jobs never get."""
+        return str(self.sbatch["exclude"]) if self.sbatch.get("exclude") else None
+
+    @property
     def resume_policy(self) -> ResumePolicy:
         """How the runs resume. With a short time limit, the warning comes in its last quarter."""
         time_limit_s = 60 * self.time_min

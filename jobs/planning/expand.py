@@ -120,10 +120,15 @@ def _check_code(sweep: Sweep, point: Point) -> UserError | None:
     try:
         with _placed(sweep, point):
             if is_own_family(model):
-                check_family(model, (sweep.folder, os.getcwd()))
+                check_family(model, import_path(sweep))
     except UserError as error:
         return error
     return None
+
+
+def import_path(sweep: Sweep) -> tuple[str, str]:
+    """Where the user's own model family is: in the folder of the sweep file or in the working directory."""
+    return (sweep.folder, os.getcwd())
 
 
 def _run(sweep: Sweep, point: Point, index: int, import_error: UserError | None) -> RunSpec:

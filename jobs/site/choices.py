@@ -72,7 +72,7 @@ def choose(facts: SiteFacts, given: Choices, ask: Ask) -> Choices:
         UserError: An answer is not possible.
     """
     partition_name = _answer(partition_question(facts), given.partition, ask)
-    partition = facts.partition(partition_name) if partition_name else facts.default_partition
+    partition = facts.partition_or_default(partition_name)
     account = given.account
     if account is None or facts.needs_association:  # otherwise Slurm accepts any account
         account = _answer(account_question(facts, partition), account, ask)

@@ -30,7 +30,7 @@ def possible_allocations(facts: SiteFacts, choices: Choices) -> tuple[str, ...]:
 
     On a partition without GPUs, each rank has CPU cores in place of a GPU.
     """
-    partition = facts.partition(choices.partition) if choices.partition else facts.default_partition
+    partition = facts.partition_or_default(choices.partition)
     if partition is None or not partition.node_kinds:
         return _WITH_GPUS[:1]
     if not partition.count_gpus(choices.gpu_type):

@@ -67,7 +67,7 @@ def profile_text(facts: SiteFacts, choices: Choices, *, time: str | None, python
     header = (
         f"# Written by `sweep init` on {today}: what Slurm says of {site}{release}. docs/cluster.md has every key.\n"
     )
-    partition = facts.partition(choices.partition) if choices.partition else facts.default_partition
+    partition = facts.partition_or_default(choices.partition)
     lines = [
         *_place(facts, choices, partition),
         _time(time, partition),

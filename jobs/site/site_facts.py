@@ -247,6 +247,15 @@ class SiteFacts:
         """The partition of a job that names none."""
         return next((partition for partition in self.partitions if partition.is_default), None)
 
+    def partition_or_default(self, name: str | None) -> Partition | None:
+        """The partition of this name; without a name, that of a job that names none."""
+        return self.partition(name) if name else self.default_partition
+
+    @property
+    def default_account(self) -> str | None:
+        """The account of a job that names none."""
+        return next((entry.account for entry in self.associations if entry.is_default), None)
+
     @property
     def is_reachable(self) -> bool:
         """Whether the controller has answered. A site may forbid `scontrol show config` alone."""

@@ -15,6 +15,7 @@ from disttrain.config.train_config import PATH_FIELDS, TrainConfig
 from disttrain.errors import UserError
 from disttrain.records.json_values import parse_object, to_json
 from jobs.local.debug import run_in_debugger, scratch_folder
+from jobs.planning.expand import import_path
 from jobs.planning.plan import JobGroup, Plan, count_runs, is_link, plan_json, run_json, with_runs
 from jobs.planning.sweep_file import Sweep
 from jobs.schedulers.scheduler import Scheduler, Sent
@@ -106,7 +107,7 @@ def launch_with(
         end_unneeded_smoke(folder, ledger, scheduler, again=selection.missing)
         missing = with_runs(plan, selection.missing)
         with write_errors(folder, "nothing was sent; free some space, then submit again"):
-            code = copy_code(folder, [missing], _import_path(sweep))
+            code = copy_code(folder, [missing], import_path(sweep))
             _prepare(folder, sweep, plan, missing, code, submitted, dropped)
             folder.record_fingerprints(_paths_of(missing))
         if count := unfetched(folder, missing):
@@ -138,7 +139,7 @@ def launch_rest(plan: Plan, sweep: Sweep, unsent: frozenset[str], gate: Gate = A
     with submission_lock(folder.path):
         present = {run["run_id"]: run for run in folder.planned_runs()}
         rest = with_runs(plan, unsent & present.keys())
-        cluster, import_path = folder.read_request()
+        cluster, folders = folder.read_request()
         if gone := len(unsent - present.keys()):
             note(f"no longer planned, after another submission or sweep forget: {count_runs(gone)} that did not fit")
         if not rest.runs:
@@ -150,7 +151,7 @@ def launch_rest(plan: Plan, sweep: Sweep, unsent: frozenset[str], gate: Gate = A
         selection = select_runs(folder, rest, ledger, scheduler, (), replace=False)
         missing = with_runs(rest, selection.missing)
         with write_errors(folder, "nothing was sent"):
-            prepare_runs(folder, [run_json(run) for run in missing.runs], import_path)
+            prepare_runs(folder, [run_json(run) for run in missing.runs], folders)
         admitted = gate(missing)
         return send(folder, admitted.plan, scheduler, sweep.overrides).unsent | admitted.unsent
 
@@ -213,11 +214,6 @@ def write_errors(folder: SweepFolder, hint: str) -> Iterator[None]:
         raise UserError(message, hint=hint) from error
 
 
-def _import_path(sweep: Sweep) -> tuple[str, str]:
-    """Where the user's own model family is: in the folder of the sweep file or in the working directory."""
-    return (sweep.folder, os.getcwd())
-
-
 def _prepare(
     folder: SweepFolder,
     sweep: Sweep,
@@ -227,10 +223,10 @@ def _prepare(
     submitted: Collection[str] = (),
     dropped: Collection[str] = (),
 ) -> None:
-    runs, import_path = [run_json(run) for run in missing.runs], _import_path(sweep)
-    folder.write_request(plan.cluster, import_path)
+    runs, folders = [run_json(run) for run in missing.runs], import_path(sweep)
+    folder.write_request(plan.cluster, folders)
     prepare(folder, sweep.document.text, plan_json(plan), [run["run_id"] for run in runs], submitted, dropped)
-    prepare_runs(folder, runs, import_path, code=code)
+    prepare_runs(folder, runs, folders, code=code)
     if runs:
         folder.forget_notifications()
 

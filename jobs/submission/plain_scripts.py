@@ -8,8 +8,9 @@ import os
 import secrets
 import shlex
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 from disttrain.errors import UserError, shorten
 from disttrain.records.atomic_write import write_text
@@ -53,13 +54,14 @@ class ScriptWriter(SlurmScheduler):
         scripts.mkdir(mode=0o700, exist_ok=True)
         for path in scripts.glob("*.sh"):
             path.unlink()  # what it would run is done, was submitted, or is in a new one
+        label = Variation(folder.planned_runs()).label  # also with few runs left, as in `sweep status`
         for name, group in named_groups(plan):
             token, path = secrets.token_hex(8), scripts / f"{name}.sh"
             for run in group.runs:
                 _write_policy(folder.run(run.run_id), group)
             run_ids = [run.run_id for run in group.runs]
             add_script(folder.path, run_ids, time.time(), overrides, token, request_of(group))
-            write_text(path, render(plan, group, path, token), private=True)
+            write_text(path, render(plan, group, path, token, label), private=True)
             say(f"  {group.allocation}: {count_runs(len(group.runs))} in {path}")
         return Sent()
 
@@ -121,7 +123,7 @@ def named_groups(plan: Plan) -> Iterator[tuple[str, JobGroup]]:
         yield free, group
 
 
-def render(plan: Plan, group: JobGroup, path: Path, token: str) -> str:
+def render(plan: Plan, group: JobGroup, path: Path, token: str, label: Callable[[Mapping[str, Any]], str]) -> str:
     """The text of the script of a group.
 
     Args:
@@ -129,6 +131,7 @@ def render(plan: Plan, group: JobGroup, path: Path, token: str) -> str:
         group: One of its groups.
         path: The file of the script.
         token: What its jobs will carry.
+        label: A function that returns the label of a run of plan.json.
     """
     import jinja2  # it takes 0.1 s, which no other command needs
 
@@ -138,15 +141,12 @@ def render(plan: Plan, group: JobGroup, path: Path, token: str) -> str:
         undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True
     )
     environment.filters["sh"] = shlex.quote
-    described = [run_json(run) for run in plan.runs]
-    variation = Variation(described)
-    labels = {run["run_id"]: shorten(variation.label(run)) for run in described}
     return environment.from_string(text).render(
         title=shorten(f"{count_runs(len(group.runs))} of the sweep {plan.sweep_name} on {group.allocation}"),
         path=str(path),
         folder=str(plan.folder),
         options=_options(plan, group, token),
-        runs=[(run.run_id, labels[run.run_id]) for run in group.runs],
+        runs=[(run.run_id, shorten(label(run_json(run)))) for run in group.runs],
         job_name=plan.sweep_name,
         token=token,
         setup=group.parameters.get("setup") or (),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 import shlex
 import subprocess
 from collections.abc import Sequence
@@ -22,6 +21,7 @@ from disttrain.records.job_files.prefetch_files import (
 )
 from jobs.environ import clean_environ
 from jobs.planning.cluster_profile import ClusterProfile
+from jobs.planning.expand import import_path
 from jobs.planning.interpreter import compute_python
 from jobs.planning.plan import Plan, count_runs, setup_lines
 from jobs.planning.request_changes import RequestChanges
@@ -57,7 +57,7 @@ def prefetch(plan: Plan, sweep: Sweep, changes: RequestChanges, *, here: bool, u
     folder = SweepFolder(plan.folder)
     folder.create()
     folder.require_owner("choose another folder, with --root or $SWEEP_ROOT")
-    request = PrefetchRequest([dataclasses.asdict(config) for config in inputs], [sweep.folder, os.getcwd()], update)
+    request = PrefetchRequest([dataclasses.asdict(config) for config in inputs], list(import_path(sweep)), update)
     if profile is None or here:
         with fetching_lock(folder):
             if profile is not None:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from disttrain.records.atomic_write import write_text
-from disttrain.records.json_values import check_fields, damaged, read_object, to_json
+from disttrain.records.json_values import damaged, to_json
+from disttrain.records.record_files import from_json, read_as
 
 REQUEST_NAME = "request.json"
 
@@ -111,10 +112,10 @@ def read_request(folder: Path) -> DoctorRequest:
     Raises:
         DamagedFile: It is missing or cannot be used.
     """
-    values = _read(DoctorRequest, folder / REQUEST_NAME)
-    if values is None:
+    request = read_as(folder / REQUEST_NAME, lambda values: from_json(DoctorRequest, values))
+    if request is None:
         raise damaged(folder / REQUEST_NAME, "it does not exist")
-    return DoctorRequest(**values)
+    return request
 
 
 def write_report(folder: Path, report: RankReport) -> None:
@@ -128,21 +129,4 @@ def read_report(folder: Path, rank: int) -> RankReport | None:
     Raises:
         DamagedFile: It cannot be used.
     """
-    values = _read(RankReport, folder / report_name(rank))
-    if values is None:
-        return None
-    return RankReport(**values)
-
-
-def _read(kind: type[DoctorRequest] | type[RankReport], path: Path) -> dict[str, Any] | None:
-    """The fields of a file; arrays are tuples."""
-    values = read_object(path)
-    if values is None:
-        return None
-    known = {item.name for item in dataclasses.fields(kind)}
-    values = {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
-    try:
-        check_fields(kind, values)
-    except ValueError as error:
-        raise damaged(path, error) from None
-    return {name: value for name, value in values.items() if name in known}
+    return read_as(folder / report_name(rank), lambda values: from_json(RankReport, values))

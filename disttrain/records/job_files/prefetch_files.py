@@ -141,9 +141,8 @@ def pinned_for(config: TrainConfig, manifest: Mapping[str, PrefetchedInput]) -> 
         manifest: The inputs that are complete, by `input_id`.
     """
     inputs = input_config(config)
-    if inputs is None or input_id(inputs) not in manifest:
-        return {}
-    return manifest[input_id(inputs)].revisions
+    complete = manifest.get(input_id(inputs)) if inputs is not None else None
+    return complete.revisions if complete is not None else {}
 
 
 @dataclass(frozen=True)

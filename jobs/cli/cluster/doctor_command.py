@@ -67,7 +67,7 @@ def doctor(
     if json_:
         print_json({"cluster": found.name, "findings": [finding.to_json() for finding in findings]})
     else:
-        _print_end(findings, _excluded(found))
+        _print_end(findings, found.profile.excluded if found.profile else None)
     if would_fail(findings):
         raise typer.Exit(1)
 
@@ -84,13 +84,6 @@ def _find_cluster(
         return find_cluster(cluster, os.environ, Path.cwd()), None
     _, plan = plan_sweep(file, cluster, assignments, root)
     return plan.cluster, wanted_of_runs(plan.runs, read_manifest(plan.folder))
-
-
-def _excluded(cluster: Cluster) -> str | None:
-    """The nodes that the profile excludes."""
-    if cluster.profile is None or not cluster.profile.sbatch.get("exclude"):
-        return None
-    return str(cluster.profile.sbatch["exclude"])
 
 
 def _print_finding(finding: Finding) -> None:

@@ -121,7 +121,7 @@ def _check_options(
 
     given = {key: value for key, value in (("time", time_), ("python", python)) if value is not None}
     profile = override(ClusterProfile.model_validate({}), given, lambda key: f"--{key}")
-    partition = facts.partition(choices.partition) if choices.partition else facts.default_partition
+    partition = facts.partition_or_default(choices.partition)
     if time_ is not None and partition is not None:
         longest = partition.max_time_min
         if longest is not None and profile.time_min > longest:

@@ -25,7 +25,8 @@ from disttrain.stored_run import read_stored_run
 from jobs.planning.cluster import Cluster
 from jobs.planning.cluster_profile import ClusterProfile
 from jobs.planning.expand import expand
-from jobs.planning.plan import JobGroup, Plan, make_plan
+from jobs.planning.labels import Variation
+from jobs.planning.plan import JobGroup, Plan, make_plan, plan_json
 from jobs.planning.sweep_file import parse_sweep
 from jobs.planning.yaml_file import parse_yaml
 from jobs.slurm.states import State
@@ -54,8 +55,9 @@ def plan_with(profile: Mapping[str, Any], text: str = ALL, folder: Path = Path("
 
 
 def rendered(plan: Plan) -> dict[str, tuple[JobGroup, str]]:
+    label = Variation(plan_json(plan)["runs"]).label
     return {
-        name: (group, render(plan, group, plan.folder / "scripts" / f"{name}.sh", TOKEN))
+        name: (group, render(plan, group, plan.folder / "scripts" / f"{name}.sh", TOKEN, label))
         for name, group in named_groups(plan)
     }
 
