@@ -98,7 +98,9 @@ def check_balance(
     account = profile.account or site.default_account
     if account is None:
         return
-    fix = f"ask for more, shorten time, or use another account: {', '.join(site.accounts)}"
+    fix = "ask your site for more hours, or set a shorter time"
+    if others := [name for name in site.accounts if name != account]:
+        fix += f", or set account to one of: {', '.join(others)}"
     for balance in site.balances:
         used_units = [_units(balance.resource, allocation, profile) for allocation in allocations]
         if balance.account not in site.with_parents(account) or not any(unit != 0 for unit in used_units):

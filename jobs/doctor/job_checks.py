@@ -247,7 +247,8 @@ def _check_hub(facts: JobFacts) -> Iterator[Finding]:
         elif state == "reachable":
             yield ok("hub", f"{name} can be downloaded on the compute nodes")
         else:
-            yield fail("hub", f"{name} cannot be had on {host}: {state}", "sweep prefetch FILE fetches it once")
+            text = f"{name} is not in the cache of {host}, and cannot be downloaded there: {state}"
+            yield fail("hub", text, "download it once: sweep prefetch FILE, with --here on a host that reaches the hub")
 
 
 def _described(facts: JobFacts) -> str:

@@ -46,7 +46,7 @@ def check_link(facts: JobFacts) -> Iterator[Finding]:
 
 
 def _is_without_ib(report: RankReport) -> bool:
-    """Whether NCCL does not use an active adapter: it is told so, or the link is much slower than the adapter."""
+    """Whether NCCL does not use an active adapter: it is configured so, or the link is much slower than the adapter."""
     if not report.ib_gbits or report.link_gb_per_s is None:
         return False
     rate_gb_per_s = max(report.ib_gbits.values()) / 8

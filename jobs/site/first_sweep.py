@@ -60,8 +60,10 @@ def first_sweep(
     return (
         f"# The first sweep on {cluster}: {about}.\n"
         "#\n"
+        f"#   sweep doctor {file} --cluster {cluster}\n"
         f"#   sweep plan {file} --cluster {cluster}\n"
-        f"#   sweep submit {file} --cluster {cluster} --wait\n"
+        f"#   sweep submit {file} --cluster {cluster} --smoke\n"
+        "#   sweep status\n"
         "#   sweep collect\n"
         f"{yaml_pair('name', Path(file).stem)}\n"
         f"allocations: [{', '.join(allocations)}]   # nodes x GPUs per node; each GPU gets one rank\n"

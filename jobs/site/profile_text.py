@@ -148,10 +148,10 @@ def _gpus(facts: SiteFacts, choices: Choices, partition: Partition | None) -> It
         fewest = min((kind.cpus for kind in partition.node_kinds), default=_CPUS_OF_A_RANK)
         yield ProfileLine("cpus_per_gpu", max(1, min(_CPUS_OF_A_RANK, fewest)), "CPU cores of each rank")
         return
-    request, option = "gpus-per-node", "--gpus-per-node=4"
+    request, about = "gpus-per-node", "how GPUs are requested: as --gpus-per-node=N; other values: gres, none"
     if facts.shares_gpus_by_tres is False:
-        request, option = "gres", "--gres=gpu:4"
-    yield ProfileLine("gpu_request", request, f"how GPUs are requested: {option}; or gpus-per-node, gres, none")
+        request, about = "gres", "how GPUs are requested: as --gres=gpu:N; other values: gpus-per-node, none"
+    yield ProfileLine("gpu_request", request, about)
     per_node = ", ".join(str(kind.gpus_per_node(choices.gpu_type)) for kind in kinds)
     about = f"type of the GPUs; a node has {per_node}" if kinds else "type of the GPUs"
     yield _chosen("gpu_type", choices.gpu_type, "a100", about, "type of the GPUs, if the site names it")

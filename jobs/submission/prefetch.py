@@ -45,10 +45,10 @@ def prefetch(plan: Plan, sweep: Sweep, changes: RequestChanges, *, here: bool, u
         UserError: An input cannot be fetched, the cluster is the debugger, or Slurm refuses the job.
     """
     if plan.cluster.kind == "debug":
-        raise UserError("the debugger uses no fetched inputs", where="--cluster debug", hint="choose another cluster")
+        raise UserError("--cluster debug does not use prefetched inputs", hint="choose another cluster")
     inputs = distinct_inputs(plan)
     if commands := sum(isinstance(run.config, CommandConfig) for run in plan.runs):
-        note(f"{count_runs(commands)} of a command: what a script of yours reads is not known, and not fetched")
+        note(f"{count_runs(commands)} of a command skipped: sweep prefetch cannot know what your script reads")
     if not inputs:
         say("nothing to fetch: no run trains a model of ours")
         return
@@ -94,7 +94,7 @@ def _headline(plan: Plan, inputs: Sequence[TrainConfig]) -> str:
     repos = {(repo.kind, repo.name): None for config in inputs for repo in hub_repos(config)}
     count = f"{len(inputs)} input{'s' if len(inputs) > 1 else ''} of {count_runs(len(plan.runs))}"
     if not repos:
-        return f"{count}: nothing must be fetched, all data and models are local; they are encoded for the cache"
+        return f"{count}: no download is needed, all data and models are local; they are encoded for the cache"
     return f"{count}: {', '.join(f'{kind} {name}' for kind, name in repos)}"
 
 

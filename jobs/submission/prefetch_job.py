@@ -46,7 +46,7 @@ _OUTCOME_LATE_S = 10.0  # a shared file system may show the outcome this long af
 def fetch_by_job(
     folder: SweepFolder, request: PrefetchRequest, profile: ClusterProfile, sweep_name: str, command: str
 ) -> PrefetchOutcome:
-    """Sends the job, or finds the one of an earlier call, and prints its log until the outcome is there.
+    """Sends the job, or finds the one of an earlier call, and prints its log until the outcome exists.
 
     Args:
         folder: The folder of the sweep.

@@ -49,14 +49,14 @@ def copy_code(folder: SweepFolder, plans: Sequence[Plan], import_path: Sequence[
 
 def _copy_around(folder: SweepFolder, place: Path) -> Snapshot | None:
     """The copy of the checkout around a working directory; None, after a note, if the copy would not have it."""
-    live = "so the code is not copied: a run starts the files as they are then"
+    live = "so the code is not copied: each run uses the files as they are when it starts"
     try:
         checkout = checkout_of(place)
     except GitError as error:
-        note(f"git refuses {place}, {live}; git: {error} (repair this, or set code: live under slurm)")
+        note(f"git refuses {place}, {live}; git: {error} (fix this, or set code: live under slurm)")
         return None
     if checkout is None:
-        note(f"{place} is no git checkout, {live}")
+        note(f"{place} is not in a git checkout, {live}")
         return None
     snapshot = take_snapshot(checkout, folder.code_store, _no_code(folder, place))
     copy = Path(snapshot.copy_of(str(place)))
@@ -71,7 +71,7 @@ def _note_originals(snapshot: Snapshot, runs: Sequence[RunSpec]) -> None:
     commands = dict.fromkeys(run.config.command for run in runs if isinstance(run.config, CommandConfig))
     for word in dict.fromkeys(word for command in commands for word in command_words(command)):
         if os.path.isabs(word) and _is_copied(snapshot, word):
-            note(f"the command names {word}, and so this file itself; a relative path names its copy")
+            note(f"the command has the absolute path {word}, so runs use this file and not its copy")
 
 
 def _is_copied(snapshot: Snapshot, path: str) -> bool:

@@ -1,4 +1,4 @@
-"""sweep prefetch: its options, and what it does where nothing must be fetched."""
+"""sweep prefetch: its options, and what it does where no download is needed."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def test_options_of_a_job_need_one(sweep: Sweep) -> None:
     output = sweep("prefetch", "s.yaml", "--cluster", "local", "--time", "10")
     assert output.err == "error: cluster 'local' has no Slurm, so --time 10 would change nothing (leave it out)\n"
     output = sweep("prefetch", "s.yaml", "--cluster", "debug")
-    assert output.err == "error: --cluster debug: the debugger uses no fetched inputs (choose another cluster)\n"
+    assert output.err == "error: --cluster debug does not use prefetched inputs (choose another cluster)\n"
 
 
 def test_what_a_script_reads_is_not_known(sweep: Sweep, tmp_path: Path) -> None:
@@ -24,7 +24,7 @@ def test_what_a_script_reads_is_not_known(sweep: Sweep, tmp_path: Path) -> None:
     (tmp_path / "c.yaml").write_text("name: c\nallocations: [1x1]\ncommand: python train.py\naxes: {lr: [1, 2]}\n")
     output = sweep("prefetch", "c.yaml", "--cluster", "local")
     assert (output.exit_code, output.out) == (0, "nothing to fetch: no run trains a model of ours\n")
-    assert output.err == "note: 2 runs of a command: what a script of yours reads is not known, and not fetched\n"
+    assert output.err == "note: 2 runs of a command skipped: sweep prefetch cannot know what your script reads\n"
     assert not (tmp_path / "runs").exists()
 
 

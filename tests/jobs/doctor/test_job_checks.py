@@ -213,8 +213,8 @@ def test_hub() -> None:
     states = {"a/cached": "cached", "a/free": "reachable", "a/gone": "it answers 404"}
     findings = check_job(job(report(0, hub=states), report(1, hub={"a/gone": "cached"})), LOGIN)
     assert [finding.level for finding in findings] == [Level.OK, Level.OK, Level.FAIL]
-    assert findings[2].text == "a/gone cannot be had on node1: it answers 404"
-    assert findings[2].fix == "sweep prefetch FILE fetches it once"
+    assert findings[2].text == "a/gone is not in the cache of node1, and cannot be downloaded there: it answers 404"
+    assert findings[2].fix == "download it once: sweep prefetch FILE, with --here on a host that reaches the hub"
 
 
 def link(**changes: Any) -> list[Finding]:

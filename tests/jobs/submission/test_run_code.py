@@ -212,8 +212,8 @@ def test_without_a_checkout_code_is_live(slurm: Slurm, project: Path, capsys: py
     folder = submit(project / "runs")
     assert [run["code"] for run in described(folder)] == [{"snapshot": None}] * 2
     assert capsys.readouterr().err == (
-        f"note: {project / 'work'} is no git checkout, so the code is not copied: a run starts the files as they are"
-        " then\n"
+        f"note: {project / 'work'} is not in a git checkout, so the code is not copied:"
+        " each run uses the files as they are when it starts\n"
     )
 
 
@@ -263,7 +263,7 @@ def test_an_absolute_path_is_a_note(slurm: Slurm, project: Path, capsys: pytest.
     script = project / "work" / "train.py"
     submit(project / "runs", f"name: s\nallocations: [1x1]\ncommand: {project}/env/tool {script} train.py /etc/hosts\n")
     assert capsys.readouterr().err == (
-        f"note: the command names {script}, and so this file itself; a relative path names its copy\n"
+        f"note: the command has the absolute path {script}, so runs use this file and not its copy\n"
     )
 
 

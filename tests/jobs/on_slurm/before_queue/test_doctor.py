@@ -143,7 +143,9 @@ def test_faults_of_time_and_hours(doctor: Doctor) -> None:
     assert time_limit["fix"].startswith('set time: "00:05:00"')
     (hours,) = found["hours"]
     assert hours["text"] == "doctortest: 0 of 0 hours of gres/gpu are used up, so no job starts"
-    assert hours["fix"].startswith("ask for more, shorten time, or use another account: root")
+    assert hours["fix"].startswith(
+        "ask your site for more hours, or set a shorter time, or set account to one of: root"
+    )
 
 
 def clock_ahead(folder: Path) -> Path:
