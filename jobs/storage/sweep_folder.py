@@ -116,6 +116,11 @@ class SweepFolder:
         return own if own.is_dir() or len(users) > 1 else shared
 
     @property
+    def scripts(self) -> Path:
+        """The plain batch scripts, if `sweep plan --scripts --plain` has written some."""
+        return self.path / "scripts"
+
+    @property
     def smoke(self) -> SweepFolder:
         """The folder of the smoke runs: it has a ledger, logs and runs of its own."""
         return SweepFolder(self.path / "smoke")
@@ -381,7 +386,7 @@ def prepare_runs(
         "import_path": list(import_path),
         "code": {"snapshot": None},
     }
-    manifest = read_manifest(folder.path)
+    manifest, has_scripts = read_manifest(folder.path), folder.scripts.is_dir()
     for run in runs:
         run_dir = folder.run(run["run_id"])
         try:
@@ -392,7 +397,9 @@ def prepare_runs(
                 for name in (ATTEMPTS_NAME, folder.request_file.name):
                     (run_dir / name).unlink(missing_ok=True)
         planned = {name: value for name, value in run.items() if name != "dropped"}
-        described = {**planned, **facts, **_script_policy(run_dir)}
+        described = {**planned, **facts}
+        if has_scripts:
+            described |= _script_policy(run_dir)
         if manifest and not is_command(run) and (pinned := pinned_for(TrainConfig(**run["train"]), manifest)):
             described[PINNED] = dict(pinned)
         if snapshot := code.get(run["run_id"]):

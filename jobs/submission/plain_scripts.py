@@ -50,13 +50,12 @@ class ScriptWriter(SlurmScheduler):
 
     def send(self, plan: Plan, overrides: Mapping[str, str], on_sent: OnSent) -> Sent:  # noqa: ARG002 - nothing is sent
         folder = SweepFolder(plan.folder)
-        scripts = folder.path / "scripts"
-        scripts.mkdir(mode=0o700, exist_ok=True)
-        for path in scripts.glob("*.sh"):
+        folder.scripts.mkdir(mode=0o700, exist_ok=True)
+        for path in folder.scripts.glob("*.sh"):
             path.unlink()  # what it would run is done, was submitted, or is in a new one
         label = Variation(folder.planned_runs()).label  # also with few runs left, as in `sweep status`
         for name, group in named_groups(plan):
-            token, path = secrets.token_hex(8), scripts / f"{name}.sh"
+            token, path = secrets.token_hex(8), folder.scripts / f"{name}.sh"
             for run in group.runs:
                 _write_policy(folder.run(run.run_id), group)
             run_ids = [run.run_id for run in group.runs]
