@@ -86,6 +86,13 @@ def evaluate(model, dev_set, device):
     return (counts[0] / counts[1]).item()
 
 
+def leave(status):
+    """Ends the process at once: gloo's threads outlive the group, and may abort the interpreter's teardown."""
+    dist.destroy_process_group()
+    sys.stdout.flush()
+    os._exit(status)
+
+
 def main():
     args = parse_args()
     warned = []
@@ -147,8 +154,7 @@ def main():
                 total, counted, logged_s = torch.zeros_like(total), 0, now
                 if sums[1] > 0 and checkpoint:
                     save(checkpoint, model, optimizer, step)
-                    dist.destroy_process_group()
-                    sys.exit(SAVED)
+                    leave(SAVED)
             if checkpoint and args.save_every and step % args.save_every == 0:
                 save(checkpoint, model, optimizer, step)
 
@@ -156,7 +162,7 @@ def main():
     if dist.get_rank() == 0:
         log(step, accuracy=accuracy)
     dist.barrier()  # a rank that leaves during the last all-reduce of another may end with an error
-    dist.destroy_process_group()
+    leave(0)
 
 
 if __name__ == "__main__":

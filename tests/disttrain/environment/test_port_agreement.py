@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import socket
 import threading
 import uuid
@@ -20,8 +21,11 @@ TOKEN = b"job 7"
 @pytest.fixture
 def ports() -> tuple[int, ...]:
     """Three ports that are free now. Those of the test before have dead connections, and are skipped."""
-    candidates = port_candidates(str(uuid.uuid4()))
-    return candidates[:3]
+    free = []
+    for port in port_candidates(str(uuid.uuid4())):
+        with contextlib.suppress(OSError), closing(bind_first((port,))):
+            free.append(port)
+    return free[0], free[1], free[2]
 
 
 @pytest.fixture
