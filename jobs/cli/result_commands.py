@@ -163,7 +163,7 @@ def figures(
 
     A timeline needs a run with detailed_timing, a bandwidth figure needs a run of model link (measure_link).
     """
-    from jobs.results.figures import write_figures
+    from jobs.results.drawing.figures import write_figures
     from jobs.storage.sweep_folder import find_folder
 
     def say(note: str) -> None:

@@ -6,7 +6,7 @@ import shutil
 import tempfile
 from pathlib import Path
 
-from jobs.results.step_lanes import read_timeline
+from jobs.results.drawing.step_lanes import read_timeline
 from tests.proofs.sweeping import REPOSITORY, cluster_environ, run_sweep, sweep
 from tests.proofs.throttle import throttled
 

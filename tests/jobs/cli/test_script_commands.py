@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from disttrain.records.record_files import failure_name, write_failure, write_json
-from jobs.results.step_lanes import read_timeline
+from jobs.results.drawing.step_lanes import read_timeline
 from jobs.slurm.states import State
 from jobs.storage.sweep_folder import SweepFolder, prepare_runs
 from jobs.submission import resend

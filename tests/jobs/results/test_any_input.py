@@ -19,12 +19,12 @@ from disttrain.records.record_files import failure_name, metrics_name, read_reco
 from disttrain.records.record_types import KINDS
 from disttrain.records.script_metrics import new_metrics_file, summarise_file
 from disttrain.records.summary_types import SUMMARY_FIGURES
+from jobs.results.drawing.step_lanes import read_timeline
 from jobs.results.live.progress import read_progress
 from jobs.results.live.stalls import read_stall
 from jobs.results.result import Result
 from jobs.results.run_records import read_run
 from jobs.results.status import last_known, read_status
-from jobs.results.step_lanes import read_timeline
 from jobs.results.tables import failure_lines, results_report, to_csv, to_json
 from jobs.results.watch import change_line
 from jobs.slurm.attempts import attempts_by_job
@@ -32,9 +32,9 @@ from jobs.slurm.sacct import FIELDS
 from jobs.slurm.sacct_table import SEPARATOR, AccountingUnavailable, parse_sacct
 from jobs.storage.ledger import Job, Ledger
 from jobs.storage.sweep_folder import SweepFolder
+from tests.jobs.results.drawing.test_figures import step_of
 from tests.jobs.results.rows import joined
 from tests.jobs.results.test_damaged_files import FAILURE, SUMMARY
-from tests.jobs.results.test_figures import step_of
 from tests.jobs.script_runs import script_run
 from tests.proofs.random_inputs import RANDOM_EXAMPLES
 

@@ -16,10 +16,10 @@ import pytest
 from disttrain.errors import UserError
 from disttrain.records.record_files import RecordWriter, metrics_name
 from disttrain.records.record_types import ClockRecord, ExchangeRecord, LinkRecord, Record, StartRecord, StepRecord
-from jobs.results.figures import bus_bandwidth, save, write_figures
-from jobs.results.step_lanes import read_timeline
+from jobs.results.drawing.figures import bus_bandwidth, save, write_figures
+from jobs.results.drawing.step_lanes import read_timeline
+from jobs.results.drawing.timeline import new_figure, timeline
 from jobs.results.text_table import binary_size
-from jobs.results.timeline import new_figure, timeline
 from jobs.storage.sweep_folder import SweepFolder
 
 LINKS = tuple(

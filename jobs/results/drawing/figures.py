@@ -15,9 +15,9 @@ from disttrain.records.record_types import LinkRecord, Record
 from disttrain.records.summary_types import RunInfo
 from jobs.planning.labels import Variation
 from jobs.planning.plan import count_runs, has_bucket_times, is_link
-from jobs.results.step_lanes import DETAILED_TIMING_HINT, NotInRun, read_lanes
+from jobs.results.drawing.step_lanes import DETAILED_TIMING_HINT, NotInRun, read_lanes
+from jobs.results.drawing.timeline import draw, new_figure
 from jobs.results.text_table import binary_size
-from jobs.results.timeline import draw, new_figure
 from jobs.storage.run_lookup import find_runs
 from jobs.storage.sweep_folder import SweepFolder
 
