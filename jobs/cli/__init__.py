@@ -23,7 +23,9 @@ from jobs.cli.list_command import list_sweeps
 from jobs.cli.logs_command import logs
 from jobs.cli.plan_command import plan
 from jobs.cli.resend_commands import rerun, retry
-from jobs.cli.result_commands import collect, figures, status
+from jobs.cli.result_commands import figures, status
+from jobs.cli.results.best_command import best
+from jobs.cli.results.collect_command import collect
 from jobs.cli.stacks_command import stacks
 from jobs.cli.submit_command import submit
 from jobs.cli.usage_errors import Command, UsageError, usage_message
@@ -37,7 +39,7 @@ app = typer.Typer(
 )
 for command in (
     init, doctor, plan, prefetch, submit, status, wait, logs, stacks, cancel, retry, rerun, debug, forget, clean,
-    collect, figures,
+    collect, best, figures,
 ):  # fmt: skip
     app.command(cls=Command)(command)
 app.command("list", cls=Command)(list_sweeps)

@@ -59,6 +59,18 @@ def read_status(folder: SweepFolder, environ: Mapping[str, str], scheduler: Sche
     return Status(results, notices, answers.is_current, answers.is_saved, answers.queue or {}, answers.asked_s)
 
 
+def last_results(folder: SweepFolder) -> tuple[Result, ...]:
+    """Every run of a sweep by the last answer of its scheduler, and by the current records, without a question to it.
+
+    Args:
+        folder: The folder of a submitted sweep.
+    """
+    plan, ledger = folder.plan(), read_ledger(folder.path)
+    scheduler = scheduler_for(plan.kind, os.environ)
+    states = last_states(folder, plan.sweep, scheduler, ledger, [run["run_id"] for run in plan.runs])
+    return read_rows(folder, plan.runs, ledger, scheduler, states)
+
+
 def read_rows(
     folder: SweepFolder, runs: Sequence[Mapping[str, Any]], ledger: Ledger, scheduler: Scheduler, states: States
 ) -> tuple[Result, ...]:

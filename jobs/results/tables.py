@@ -350,6 +350,16 @@ def to_csv(results: Sequence[Result], *, all_columns: bool = False) -> str:
             for row, columns in zip(results, rows, strict=True)
         ]
         names = list(dict.fromkeys((*names, *_names(rows))))
+    return csv_text(names, rows)
+
+
+def csv_text(names: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> str:
+    """Rows as CSV with a header.
+
+    Args:
+        names: The columns.
+        rows: The values of each row by column; a missing value is an empty cell.
+    """
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
     writer.writerow(names)

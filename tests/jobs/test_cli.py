@@ -109,6 +109,7 @@ def test_no_command_prints_the_help(sweep: Sweep) -> None:
         "forget",
         "clean",
         "collect",
+        "best",
         "figures",
         "list",
     ]
@@ -193,8 +194,8 @@ def test_where_results_cannot_be_written(sweep: Sweep, submitted: SweepFolder, t
         assert sweep("collect", "-o", name) == Output(2, "", f"error: -o: {name!r} cannot be written: {reason}\n")
     refused = sweep("collect", "-o", "all.xlsx")
     assert refused.err == (
-        "error: -o: 'all.xlsx' ends with '.xlsx', and the table is written as CSV or JSON"
-        " (use .csv or .json, or add --csv or --json)\n"
+        "error: -o: 'all.xlsx' ends with '.xlsx', and the table is written as CSV, JSON or Parquet"
+        " (use .csv, .json or .parquet, or add --csv or --json)\n"
     )
     assert (refused.exit_code, (tmp_path / "all.xlsx").exists()) == (2, False)
 
@@ -305,6 +306,7 @@ def test_help_loads_only_typer(tmp_path: Path) -> None:
     commands = {f"jobs.cli.{name}_command" for name in names}
     commands |= {"jobs.cli.cluster", *(f"jobs.cli.cluster.{name}_command" for name in ("init", "doctor", "prefetch"))}
     commands |= {"jobs.cli.resend_commands", "jobs.cli.result_commands", "jobs.cli.results_output"}
+    commands |= {"jobs.cli.results", *(f"jobs.cli.results.{name}_command" for name in ("best", "collect"))}
     shared = {"jobs.cli", "jobs.cli.options", "jobs.cli.shared", "jobs.cli.usage_errors"}
     assert more == {"disttrain", "disttrain.errors", "jobs", *shared, *commands}
 
