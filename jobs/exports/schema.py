@@ -64,7 +64,7 @@ def kind_of(name: str, names: Sequence[str]) -> Kind | None:
         names: All columns of the table: those of groups hold means.
 
     Example:
-        >>> kind_of("elapsed_s", ["run_id", "elapsed_s"]), kind_of("elapsed_s", ["label", "runs", "elapsed_s"])
+        >>> kind_of("elapsed_s", ["run_id", "elapsed_s"]), kind_of("elapsed_s", ["elapsed_s", "elapsed_s.count"])
         (<Kind.INT: 'int64'>, <Kind.FLOAT: 'float64'>)
     """
     if "run_id" not in names:
