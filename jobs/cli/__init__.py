@@ -24,6 +24,7 @@ from jobs.cli.logs_command import logs
 from jobs.cli.plan_command import plan
 from jobs.cli.resend_commands import rerun, retry
 from jobs.cli.result_commands import figures, status
+from jobs.cli.results.attempts_command import attempts
 from jobs.cli.results.best_command import best
 from jobs.cli.results.collect_command import collect
 from jobs.cli.stacks_command import stacks
@@ -39,7 +40,7 @@ app = typer.Typer(
 )
 for command in (
     init, doctor, plan, prefetch, submit, status, wait, logs, stacks, cancel, retry, rerun, debug, forget, clean,
-    collect, best, figures,
+    collect, attempts, best, figures,
 ):  # fmt: skip
     app.command(cls=Command)(command)
 app.command("list", cls=Command)(list_sweeps)

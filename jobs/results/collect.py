@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 
 from disttrain.config.command.command_config import is_command
+from disttrain.records.lifecycle.attempt_log import Attempt
 from jobs.planning.labels import Variation
 from jobs.results.comparability import with_reasons
 from jobs.results.failures.failure_kind import Kind
 from jobs.results.failures.failure_reason import explain, needs_log
 from jobs.results.failures.job_log import LogEnd, Tasks, parse_log_end
 from jobs.results.result import Requested, Result, Scheduled
+from jobs.results.run_attempts import gpu_hours, has_started, run_attempts, wasted_hours
 from jobs.results.run_records import RunRecords
 from jobs.schedulers.conclude import Conclusion
 from jobs.slurm.attempts import AccountingRow, attempts_of
@@ -29,6 +32,7 @@ def join(
     *,
     has_accounting: bool,
     read_log: Callable[[str], str],
+    read_attempts: Callable[[str], Sequence[Attempt]] = lambda _: (),
 ) -> tuple[Result, ...]:
     """One row for each planned run.
 
@@ -41,19 +45,22 @@ def join(
         has_accounting: Whether the scheduler accounts jobs; else the columns that only Slurm can fill stay empty.
         read_log: A function that returns the end of a job's log. It is only called for failed runs of which no rank
             has reported the reason.
+        read_attempts: A function that returns what a run has logged of its attempts. It is only called for runs with
+            several of them.
     """
     rows = []
     variation = Variation(planned)
     for run in planned:
         jobs = ledger.jobs.get(run["run_id"], ())
         conclusion = conclusions[run["run_id"]]
-        # All attempts of earlier jobs, and those of the latest job; the latest may be known from its end alone.
-        of_jobs = [attempt for job in jobs for attempt in attempts_of(job.job_id, attempts)]
-        if conclusion.attempt is not None and conclusion.attempt.key not in {attempt.key for attempt in of_jobs}:
-            of_jobs.append(conclusion.attempt)
+        of_jobs = all_attempts(jobs, attempts, conclusion)
         run_records = records.get(run["run_id"], RunRecords())
         kind, reason = _reason(conclusion, run_records, Tasks.of(run), read_log)
         scheduled = _scheduled(conclusion, jobs, of_jobs, kind, reason, run["world_size"], has_accounting)
+        if scheduled.gpu_hours is not None:
+            logged = read_attempts(run["run_id"]) if len([*filter(has_started, of_jobs)]) > 1 else ()
+            wasted = wasted_hours(run_attempts(of_jobs, logged, conclusion.state, run["world_size"]))
+            scheduled = replace(scheduled, gpu_hours_wasted=wasted)
         rows.append(
             Result(
                 requested=_requested(run, variation.label(run), run_records.code),
@@ -66,6 +73,22 @@ def join(
             )
         )
     return with_reasons(_with_link_shares(rows))
+
+
+def all_attempts(
+    jobs: Sequence[Job], attempts: Mapping[str, Sequence[AccountingRow]], conclusion: Conclusion
+) -> list[AccountingRow]:
+    """The attempts of all jobs of a run; the latest may be known from its end alone.
+
+    Args:
+        jobs: The jobs of the run, the latest last.
+        attempts: All known attempts by job id, oldest first.
+        conclusion: The state of the run.
+    """
+    of_jobs = [attempt for job in jobs for attempt in attempts_of(job.job_id, attempts)]
+    if conclusion.attempt is not None and conclusion.attempt.key not in {attempt.key for attempt in of_jobs}:
+        of_jobs.append(conclusion.attempt)
+    return of_jobs
 
 
 def _with_link_shares(rows: Sequence[Result]) -> tuple[Result, ...]:
@@ -160,13 +183,6 @@ def _gpu_columns(attempts: Sequence[AccountingRow], planned_gpus: int) -> dict[s
         source = "plan"
     hours = sum(gpu_hours(attempt, planned_gpus) for attempt in attempts)
     return {"gpu_hours": round(hours, 6), "gpu_hours_from": source}
-
-
-def gpu_hours(attempt: AccountingRow, planned_gpus: int) -> float:
-    """GPU-hours of an attempt; by the plan's GPUs if the site does not account them (AccountingStorageTRES)."""
-    if attempt.gpu_hours is not None:
-        return attempt.gpu_hours
-    return planned_gpus * (attempt.elapsed_s or 0) / 3600
 
 
 def _measured(records: RunRecords, state: State) -> dict[str, Any]:

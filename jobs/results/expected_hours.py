@@ -10,7 +10,7 @@ from typing import Any
 from disttrain.config.command.command_config import is_command
 from disttrain.config.run_id import NOT_IDENTITY
 from disttrain.records.json_values import DamagedFile
-from jobs.results.collect import gpu_hours
+from jobs.results.run_attempts import gpu_hours
 from jobs.schedulers.states import last_states, scheduler_for
 from jobs.slurm.attempts import attempts_of
 from jobs.slurm.states import State

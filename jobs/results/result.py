@@ -77,6 +77,17 @@ class Scheduled:
     gpu_hours: Annotated[
         float | None, Unit("h"), doc("GPUs x run time, summed over all attempts."), SACCT, InTable(2)
     ] = None
+    gpu_hours_wasted: Annotated[
+        float | None,
+        Unit("h"),
+        doc(
+            "The part of gpu_hours of attempts, or of parts of them in proportion to their steps, that gave no step of"
+            " the result: all of a run that ended without a result, and what a later attempt did again; null where"
+            " the steps of an attempt are not known. The printed table has it if it is not 0."
+        ),
+        SACCT,
+        InTable(2),
+    ] = None
     gpu_hours_from: Annotated[
         str | None, doc("Source of the number of GPUs: sacct, or plan if the site's accounting lacks it."), SACCT
     ] = None

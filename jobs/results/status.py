@@ -11,6 +11,7 @@ from functools import partial
 from typing import Any
 
 from disttrain.records.json_values import DamagedFile
+from disttrain.records.lifecycle.attempt_log import read_attempts
 from jobs.planning.plan import count_runs
 from jobs.results.collect import join
 from jobs.results.failures.job_log import read_log_end
@@ -96,6 +97,7 @@ def read_rows(
         ),
         has_accounting=scheduler.has_accounting,
         read_log=partial(read_log_end, folder.logs),
+        read_attempts=lambda run_id: read_attempts(folder.run(run_id)),
     )
 
 

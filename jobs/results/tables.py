@@ -223,6 +223,8 @@ def _columns(results: Sequence[Result]) -> Iterator[_Column]:
     figures = {figure.name: figure.table_rank for figure in COLUMNS.values() if figure.table_rank is not None}
     if not any((row.scheduled.attempts or 0) > 1 for row in results):
         del figures["attempts"]
+    if not any(row.scheduled.gpu_hours_wasted for row in results):
+        del figures["gpu_hours_wasted"]
     rows = [row.columns() for row in results]
     for name in ("label", "run_id"):
         values = tuple(row[name] for row in rows)
@@ -270,6 +272,8 @@ def _metric_text(figures: Mapping[str, float | None]) -> str:
 
 
 def _remarks(results: Sequence[Result]) -> Iterator[str]:
+    if wasted := sum(row.scheduled.gpu_hours_wasted or 0 for row in results):
+        yield f"gpu_hours has {_text(wasted)} h of attempts that failed, or whose steps were done again"
     if any(row.figures.get("comparable") is False for row in results):
         yield "* not comparable: ranks shared a GPU, or all nodes were this one host"
     for reason, names in _differing_rows(results).items():

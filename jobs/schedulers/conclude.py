@@ -170,6 +170,8 @@ def _is_new(evidence: Evidence, latest: AccountingRow | None) -> bool:
 def _by_accounting(latest: AccountingRow | None) -> Conclusion:
     if latest is None:
         return Conclusion(State.PENDING, "ledger")  # sacct lists a job only some seconds after sbatch
+    if latest.unknown_state is not None:
+        return Conclusion(latest.state, "sacct", latest, f"sacct says {latest.unknown_state}")
     return Conclusion(latest.state, "sacct", latest)
 
 

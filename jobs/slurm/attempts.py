@@ -53,6 +53,7 @@ class AccountingRow:
         job_name: The job's name.
         user_id: The number of the user whose job it is.
         cancelled_by: The number of the user who cancelled it.
+        unknown_state: Slurm's text for a state that this release does not know; None for a known state.
     """
 
     job_id: str
@@ -81,6 +82,7 @@ class AccountingRow:
     job_name: str | None = None
     user_id: int | None = None
     cancelled_by: int | None = None
+    unknown_state: str | None = None
 
     @property
     def key(self) -> AttemptKey:
@@ -101,6 +103,11 @@ class AccountingRow:
         if self.start_s is None or self.submit_s is None:
             return None
         return self.start_s - self.submit_s
+
+    @property
+    def state_text(self) -> str:
+        """The state in Slurm's words, also one that this release does not know."""
+        return self.unknown_state or self.state.value
 
     @property
     def gpu_hours(self) -> float | None:
@@ -164,7 +171,8 @@ def merge_history(old_rows: Iterable[AccountingRow], new_rows: Iterable[Accounti
 
     Returns:
         One row for each attempt, in order of appearance. The newer row counts. What sacct has deleted since then is
-        preserved: attempts that it no longer lists, and figures of their steps (sites purge steps before jobs).
+        preserved: attempts that it no longer lists, and every value that the newer row of a started attempt lacks
+        (sites purge steps before jobs).
     """
     merged: dict[AttemptKey, AccountingRow] = {}
     for row in (*old_rows, *new_rows):
@@ -179,13 +187,25 @@ def _newest(earlier: AccountingRow, later: AccountingRow) -> AccountingRow:
     # or even as CANCELLED, for some seconds after they have started and have records of their own.
     if _progress(earlier) > _progress(later):
         earlier, later = later, earlier
-    max_rss_bytes = later.max_rss_bytes
-    if max_rss_bytes is None:
-        max_rss_bytes = earlier.max_rss_bytes
-    out_of_memory = earlier.out_of_memory or later.out_of_memory
-    if (max_rss_bytes, out_of_memory) == (later.max_rss_bytes, later.out_of_memory):
+    if earlier == later:
         return later
-    return replace(later, max_rss_bytes=max_rss_bytes, out_of_memory=out_of_memory)
+    lacking = {name: value for name, value in vars(earlier).items() if getattr(later, name) is None}
+    if not _are_alike(earlier, later):
+        lacking = {"max_rss_bytes": lacking.get("max_rss_bytes", later.max_rss_bytes)}
+    if later.state is not State.UNKNOWN:
+        lacking.pop("unknown_state", None)
+    elif later.unknown_state is None:
+        lacking["state"] = earlier.state  # the later row has no state at all
+    return replace(later, **lacking, out_of_memory=earlier.out_of_memory or later.out_of_memory)
+
+
+def _are_alike(earlier: AccountingRow, later: AccountingRow) -> bool:
+    """Whether a value that only the earlier row has still holds.
+
+    The values of an attempt that waits may change to none. Before the start, they may be those of a waiting array.
+    """
+    waits = later.start_s is None and later.end_s is None
+    return not waits and (earlier.start_s is None) == (later.start_s is None)
 
 
 def _progress(row: AccountingRow) -> tuple[bool, bool]:

@@ -123,6 +123,7 @@ def _attempt(job: Mapping[str, str], steps: Sequence[Mapping[str, str]]) -> Acco
         job_name=job.get("JobName") or None,
         user_id=_number(job.get("UID")),
         cancelled_by=_number(job.get("State", "").rpartition("CANCELLED by ")[2]),
+        unknown_state=_word(job.get("State")) if state is State.UNKNOWN else None,
         **started,
     )
 

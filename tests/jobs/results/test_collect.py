@@ -128,7 +128,7 @@ def test_finished_run() -> None:
     assert outcome(result) == {
         "state": "COMPLETED", "state_source": "sacct",
         "exit_code": 0, "job_id": "7_0", "attempts": 1, **TIMES, "queue_wait_s": 60,
-        "elapsed_s": 3600, "gpu_hours": 2.0, "gpu_hours_from": "sacct", "node_list": "n[1-2]",
+        "elapsed_s": 3600, "gpu_hours": 2.0, "gpu_hours_wasted": 0.0, "gpu_hours_from": "sacct", "node_list": "n[1-2]",
         "max_rss_bytes": 4096, **MEASURED, "not_comparable": (),
     }  # fmt: skip
 
@@ -172,7 +172,7 @@ def test_running_run_has_only_steps() -> None:
         "state": "RUNNING", "state_source": "sacct",
         "job_id": "7_0", "attempts": 1, "submit_time": TIMES["submit_time"],
         "start_time": TIMES["start_time"], "queue_wait_s": 60, "elapsed_s": 1800, "gpu_hours": 1.0,
-        "gpu_hours_from": "sacct", "node_list": "n[1-2]", "steps": 40,
+        "gpu_hours_wasted": 0.0, "gpu_hours_from": "sacct", "node_list": "n[1-2]", "steps": 40,
     }  # fmt: skip
 
 

@@ -83,6 +83,16 @@ def test_requeued_row_without_successor_is_pending() -> None:
             [DONE],
             id="steps purged",
         ),
+        pytest.param(
+            [DONE], [AccountingRow("7_0", state=State.FAILED, submit_s=1000, start_s=1060)], [DONE], id="poorer"
+        ),
+        pytest.param([DONE], [replace(DONE, state=State.UNKNOWN)], [DONE], id="no state"),
+        pytest.param(
+            [DONE],
+            [replace(DONE, state=State.UNKNOWN, unknown_state="HIBERNATING")],
+            [replace(DONE, state=State.UNKNOWN, unknown_state="HIBERNATING")],
+            id="unknown state",
+        ),
         pytest.param([RUNNING], [PENDING], [RUNNING], id="lagging record"),
         pytest.param(
             [RUNNING],
