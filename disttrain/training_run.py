@@ -49,6 +49,7 @@ from disttrain.training.ddp import open_exchange
 from disttrain.training.loop import TrainingLoop
 from disttrain.training.optimizer import make_optimizer
 from disttrain.training.precision import LossScaler
+from disttrain.training.step_profiler import StepProfiler
 
 
 @dataclass(frozen=True)
@@ -263,6 +264,7 @@ def _train(
                 take_samples=sampler.taken,
                 skips_parameters=prepared.built.skips_parameters,
                 in_stage=functools.partial(in_stage, path.parent, group.env),
+                profiler=StepProfiler.of(config, group.env.rank, path.parent),
             )
             enter_stage(path.parent, group.env, "training", steps=loop.steps)
             end = loop.run()

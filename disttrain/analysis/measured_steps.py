@@ -49,11 +49,12 @@ def split_by_start(records: Sequence[Record]) -> list[list[Record]]:
 
 
 def steps_after_warmup(records: Sequence[Record], warmup_steps: int) -> list[StepRecord]:
-    """The steps without the first `warmup_steps` of each start."""
+    """The steps without the first `warmup_steps` of each start, and without those that the profiler slowed."""
     return [
         step
         for start in split_by_start(records)
         for step in [record for record in start if isinstance(record, StepRecord)][warmup_steps:]
+        if not step.profiled
     ]
 
 

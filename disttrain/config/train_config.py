@@ -237,6 +237,15 @@ class TrainConfig:
             " and ranks on CPUs of one machine then exchange gradients by gloo, not through shared memory"
         ),
     ] = False
+    profile_steps: Annotated[
+        int,
+        Ge(0),
+        Unit("steps"),
+        doc(
+            "number of steps after timing_warmup_steps that torch.profiler records, in profile-rank*.json.gz of the"
+            " run's folder; it slows them, so they are not measured; 0 records none"
+        ),
+    ] = 0
     telemetry_every_s: Annotated[
         float, Ge(0), Unit("s"), doc("interval between samples of the state of GPU and host; 0 disables sampling")
     ] = 5.0

@@ -132,6 +132,11 @@ class TrainedStep:
         TORCH,
     ] = None
     examples: Annotated[int, doc("Number of this rank's examples; padded or repeated ones never count."), LOOP]
+    profiled: Annotated[
+        bool | None,
+        doc("True if torch.profiler recorded the step (profile_steps), which is then not measured; null otherwise."),
+        LOOP,
+    ] = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -34,6 +34,7 @@ from disttrain.training.ddp import broadcast_buffers, skip_gradient_sync, wrap_d
 from disttrain.training.evaluation import eval_due, evaluate, loss_sum
 from disttrain.training.optimizer import lr_factor
 from disttrain.training.precision import LossScaler, autocast
+from disttrain.training.step_profiler import StepProfiler
 from disttrain.training.step_writer import StepWriter
 from disttrain.training.stop_agreement import StopAgreement
 
@@ -60,6 +61,7 @@ class TrainingLoop:
         take_samples: Returns the telemetry sampled since its last call.
         skips_parameters: Whether a step may give parameters no gradient; None if the first pass shows it.
         in_stage: Notes for the block that training is interrupted, and by what.
+        profiler: Records some steps with torch.profiler; None for no steps.
     """
 
     def __init__(
@@ -83,6 +85,7 @@ class TrainingLoop:
         take_samples: Callable[[], list[TelemetryRecord]],
         skips_parameters: bool | None = False,
         in_stage: Callable[[StageName], AbstractContextManager[None]] = lambda _: nullcontext(),
+        profiler: StepProfiler | None = None,
     ) -> None:
         self._config = config
         self._group = group
@@ -99,6 +102,7 @@ class TrainingLoop:
         self._watch = watch
         self._take_samples = take_samples
         self._in_stage = in_stage
+        self._profiler = profiler or StepProfiler()
         world_size = group.env.world_size
         self._plan = GlobalBatches(
             examples=len(encoded.train),
@@ -156,6 +160,7 @@ class TrainingLoop:
         self._timer.restart()
         for step in self._rank_steps():
             self._watch.step(step.step, self._step_writer.read_step)
+            self._profiler.before(step.step, self._timer.restart)
             lr = self._set_lr(step.step)
             loss = self._add_gradients(step, batches)
             norm = self._clip_gradients()
@@ -163,7 +168,8 @@ class TrainingLoop:
             self._optimizer.zero_grad(set_to_none=True)
             self._timer.lap("optimizer")
             self._timer.end_step()
-            self._step_writer.add(step, lr, loss, norm, skipped)
+            self._step_writer.add(step, lr, loss, norm, skipped, profiled=self._profiler.is_on)
+            self._profiler.after(step.step, self._timer.restart)
             if eval_due(step, self._steps, self._config.eval_every):
                 self._evaluate(step.step)
             # After the evaluation of the same step: a run that resumes here must have its record.
@@ -284,6 +290,7 @@ class TrainingLoop:
 
     def _finish(self) -> EndRecord:
         self._step_writer.end()
+        self._profiler.close()
         self._watch.outside("the end of training")
         if self._start.position.step == self._steps and not self._start.records.size_bytes:
             # The run was saved after its last step, and its records, with the last evaluation, are lost.

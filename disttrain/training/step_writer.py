@@ -36,6 +36,7 @@ class _Pending:
     loss: Tensor  # the sum over this rank's examples, on the device
     grad_norm: Tensor | None
     skipped: Tensor | None
+    profiled: bool
 
 
 class StepWriter:
@@ -84,9 +85,11 @@ class StepWriter:
         loss: Tensor,
         grad_norm: Tensor | None = None,
         skipped: Tensor | None = None,
+        *,
+        profiled: bool = False,
     ) -> None:
         """Adds a finished step, and flushes if the last flush was `FLUSH_EVERY_S` seconds ago."""
-        self._pending.append(_Pending(step, lr, loss, grad_norm, skipped))
+        self._pending.append(_Pending(step, lr, loss, grad_norm, skipped, profiled))
         if time.monotonic() - self._flushed_s >= FLUSH_EVERY_S:
             self.flush()
 
@@ -169,6 +172,7 @@ def _step_record(entry: _Pending, values: Sequence[float], times: StepTimes) -> 
         grad_norm=None if entry.grad_norm is None else norm,
         skipped=None if entry.skipped is None else bool(skipped),
         examples=entry.step.examples,
+        profiled=True if entry.profiled else None,
         **vars(times),
     )
 

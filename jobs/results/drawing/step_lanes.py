@@ -9,15 +9,15 @@ from pathlib import Path
 from disttrain.analysis.comm_overlap import Exchange
 from disttrain.analysis.measured_steps import MeasuredStep, measured_steps, split_by_start, steps_after_warmup
 from disttrain.config.command.command_config import is_command
-from disttrain.errors import UserError, shorten
+from disttrain.errors import UserError
 from disttrain.records.json_values import damaged, read_object
 from disttrain.records.record_files import RUN_NAME, metrics_name, read_records, read_run_info
 from disttrain.records.record_types import ClockRecord, ExchangeRecord, Record, StartRecord, StepRecord
 from disttrain.records.summary_types import RunInfo
 from jobs.planning.labels import run_name
+from jobs.results.drawing.step_spans import bucket_spans, check_exchange, phase_spans, warmup_steps_of
 
 DETAILED_TIMING_HINT = "set detailed_timing: true in base, on an allocation of several ranks"
-PHASE_NAMES = ("data", "forward", "backward compute", "exposed", "optimizer")
 _MOST_LANES = 8
 
 
@@ -41,17 +41,11 @@ class Lane:
 
     def phases(self) -> Iterator[tuple[str, float, float]]:
         """Name, begin and end of each phase, on rank 0's clock in ms."""
-        times, begin = self.step.times, self.step.start_ms
-        exposed = times.exposed_comm_ms or 0.0
-        lengths = (times.data_ms, times.forward_ms, times.backward_ms - exposed, exposed, times.optimizer_ms)
-        for name, length in zip(PHASE_NAMES, lengths, strict=True):
-            yield name, begin, begin + length
-            begin += length
+        return phase_spans(self.step)
 
     def buckets(self) -> Iterator[tuple[float, float]]:
         """The times at which each bucket was ready and done, on rank 0's clock in ms."""
-        for ready, done in zip(self.exchange.ready_ms, self.exchange.done_ms, strict=True):
-            yield self.step.start_ms + ready, self.step.start_ms + done
+        return bucket_spans(self.step)
 
 
 @dataclass(frozen=True)
@@ -89,15 +83,12 @@ def read_lanes(run_dir: Path, run: RunInfo, label: str, step: int | None = None)
     """
     files = [run_dir / metrics_name(rank) for rank in range(min(run.world_size, _MOST_LANES))]
     name = run_name(run.run_id, label)
-    warmup_steps = run.train.get("timing_warmup_steps")
-    if not isinstance(warmup_steps, int):
-        raise damaged(run_dir / RUN_NAME, f"timing_warmup_steps is {shorten(repr(warmup_steps))}")
-    number = step or _median_step(files[0], warmup_steps)
+    number = step or median_step(files[0], warmup_steps_of(run, run_dir))
     lanes = tuple(_lane(name, rank, file, number) for rank, file in enumerate(files))
     return Timeline(run, label, number, lanes)
 
 
-def _median_step(file: Path, warmup_steps: int) -> int:
+def median_step(file: Path, warmup_steps: int) -> int:
     """The number of the measured step with the median time; without measured steps, of all steps."""
     records = [record for record in read_records(file) if isinstance(record, StartRecord | StepRecord)]
     steps = steps_after_warmup(records, warmup_steps) or steps_after_warmup(records, 0)
@@ -119,7 +110,7 @@ def _lane(name: str, rank: int, file: Path, number: int) -> Lane:
         host = next((record.host for record in start if isinstance(record, StartRecord)), "")
         for step in measured_steps(start, 0):
             if step.exchange:
-                _check_exchange(file, number, step.exchange)
+                check_exchange(file, number, step.exchange)
                 return Lane(rank, host, step, step.exchange)
     if number in numbers:
         message = f"{file.name} of run {name} has no bucket times in step {number}"
@@ -130,13 +121,6 @@ def _lane(name: str, rank: int, file: Path, number: int) -> Lane:
     if numbers:
         hint = f"it has steps {min(numbers)} to {max(numbers)}"
     raise NotInRun(f"run {name} has no step {number}", where="--step", hint=hint)
-
-
-def _check_exchange(file: Path, number: int, exchange: Exchange) -> None:
-    """Checks that every bucket has its times."""
-    buckets = len(exchange.bucket_bytes)
-    if not buckets == len(exchange.ready_ms) == len(exchange.done_ms) or not buckets:
-        raise damaged(file, f"the exchange of step {number} has not one time for each bucket")
 
 
 def _is_needed(record: Record, number: int) -> bool:

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from disttrain.errors import UserError
 from jobs.planning.labels import run_name
-from jobs.results.drawing.step_lanes import PHASE_NAMES, Lane, Timeline, read_timeline
+from jobs.results.drawing.step_lanes import Lane, Timeline, read_timeline
+from jobs.results.drawing.step_spans import PHASE_NAMES
 from jobs.results.text_table import binary_size
 
 if TYPE_CHECKING:
