@@ -24,6 +24,7 @@ from jobs.cli.logs_command import logs
 from jobs.cli.plan_command import plan
 from jobs.cli.resend_commands import rerun, retry
 from jobs.cli.result_commands import collect, figures, status
+from jobs.cli.results.export_command import export
 from jobs.cli.stacks_command import stacks
 from jobs.cli.submit_command import submit
 from jobs.cli.usage_errors import Command, UsageError, usage_message
@@ -37,7 +38,7 @@ app = typer.Typer(
 )
 for command in (
     init, doctor, plan, prefetch, submit, status, wait, logs, stacks, cancel, retry, rerun, debug, forget, clean,
-    collect, figures,
+    collect, figures, export,
 ):  # fmt: skip
     app.command(cls=Command)(command)
 app.command("list", cls=Command)(list_sweeps)

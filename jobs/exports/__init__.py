@@ -1,0 +1,1 @@
+"""The records and results of runs as files of other tools."""
