@@ -48,6 +48,7 @@ def export(
     """
     from jobs.exports.export import Exporter, check_target
     from jobs.exports.writer import Target
+    from jobs.planning.plan import count_runs
     from jobs.storage.run_lookup import find_runs
     from jobs.storage.sweep_folder import find_folder
 
@@ -64,7 +65,7 @@ def export(
         exporter.close()
     if not counts:
         raise UserError("no run has records to export", hint="sweep status shows their states; --follow waits for them")
-    print(f"exported {sum(counts.values())} new points of {len(counts)} runs to {tracking_uri or target.folder}")
+    print(f"exported {sum(counts.values())} new points of {count_runs(len(counts))} to {tracking_uri or target.folder}")
 
 
 def _tool(text: str) -> Tool:

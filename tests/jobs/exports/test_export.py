@@ -34,11 +34,11 @@ def export_twice(sweep: Sweep, folder: SweepFolder, tool: str, *options: str) ->
     target = folder.path / "exports" / tool
     arguments = ("export", "s", "--to", tool, *options)
     first = sweep(*arguments)
-    assert first.out == f"exported 5 new points of 1 runs to {target}\n", first.err
+    assert first.out == f"exported 5 new points of 1 run to {target}\n", first.err
     append(records_file(folder), [step(4)])
     note(folder, State.COMPLETED, State.CANCELLED)
-    assert sweep(*arguments).out == f"exported 1 new points of 1 runs to {target}\n"
-    assert sweep(*arguments).out == f"exported 0 new points of 1 runs to {target}\n"
+    assert sweep(*arguments).out == f"exported 1 new points of 1 run to {target}\n"
+    assert sweep(*arguments).out == f"exported 0 new points of 1 run to {target}\n"
     return target
 
 
@@ -135,7 +135,7 @@ def test_trackio_reads_its_database(recorded: SweepFolder, repository: Path) -> 
 
 def test_follow_ends_with_the_runs(sweep: Sweep, recorded: SweepFolder) -> None:
     note(recorded, State.COMPLETED, State.CANCELLED)
-    assert sweep("export", "s", "--to", "tensorboard", "--follow").out.startswith("exported 5 new points of 1 runs")
+    assert sweep("export", "s", "--to", "tensorboard", "--follow").out.startswith("exported 5 new points of 1 run")
 
 
 def test_a_damaged_run_is_left_out(sweep: Sweep, recorded: SweepFolder) -> None:
