@@ -112,6 +112,8 @@ def test_no_command_prints_the_help(sweep: Sweep) -> None:
         "attempts",
         "best",
         "figures",
+        "trace",
+        "export",
         "list",
     ]
 
@@ -307,7 +309,10 @@ def test_help_loads_only_typer(tmp_path: Path) -> None:
     commands = {f"jobs.cli.{name}_command" for name in names}
     commands |= {"jobs.cli.cluster", *(f"jobs.cli.cluster.{name}_command" for name in ("init", "doctor", "prefetch"))}
     commands |= {"jobs.cli.resend_commands", "jobs.cli.result_commands", "jobs.cli.results_output"}
-    commands |= {"jobs.cli.results", *(f"jobs.cli.results.{name}_command" for name in ("attempts", "best", "collect"))}
+    commands |= {
+        "jobs.cli.results",
+        *(f"jobs.cli.results.{name}_command" for name in ("attempts", "best", "collect", "export", "trace")),
+    }
     shared = {"jobs.cli", "jobs.cli.options", "jobs.cli.shared", "jobs.cli.usage_errors"}
     assert more == {"disttrain", "disttrain.errors", "jobs", *shared, *commands}
 
