@@ -27,6 +27,8 @@ class MlflowWriter:
     """Writes the points of one run."""
 
     def __init__(self, target: Target, run: ExportedRun, handle: str | None) -> None:
+        # Otherwise mlflow reports its use to a server, and writes an id for that to the home folder.
+        os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
         from mlflow.tracking import MlflowClient
 
         uri = target.tracking_uri

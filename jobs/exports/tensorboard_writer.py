@@ -18,7 +18,8 @@ def open_writer(target: Target, run: ExportedRun, handle: str | None) -> Tensorb
     Raises:
         UserError: The folder has files of something else.
     """
-    folder = target.folder / run.sweep / run.cluster / run.name.replace("/", "_")
+    # A later sweep file may give the run another label; its points stay in one folder.
+    folder = target.folder / run.sweep / run.cluster / (handle or run.name.replace("/", "_"))
     if handle is None and folder.exists() and any(folder.iterdir()):
         raise UserError(f"{str(folder)!r} has files that this command did not write", hint="choose another -o FOLDER")
     return TensorboardWriter(folder, run, is_new=handle is None)

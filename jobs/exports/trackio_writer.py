@@ -22,6 +22,8 @@ class TrackioWriter:
         target.folder.mkdir(parents=True, exist_ok=True)
         # trackio reads the variable when its storage is loaded, which is below.
         os.environ["TRACKIO_DIR"] = str(target.folder)
+        # Its libraries can report their use to servers.
+        os.environ |= {"GRADIO_ANALYTICS_ENABLED": "False", "HF_HUB_DISABLE_TELEMETRY": "1", "HF_HUB_OFFLINE": "1"}
         self.handle: str | None = f"{run.cluster}-{run.run_id}"
         self._run = run
         self._last_s = datetime.now(UTC).timestamp()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 
 from jobs.exports.points import Point
@@ -17,6 +18,7 @@ class WandbWriter:
     """Writes the points of one run."""
 
     def __init__(self, target: Target, run: ExportedRun, handle: str | None) -> None:
+        _stay_in_folder(target)
         import wandb
 
         target.folder.mkdir(parents=True, exist_ok=True)
@@ -50,3 +52,12 @@ class WandbWriter:
 
     def close(self, succeeded: bool | None, /) -> None:
         self._run.finish(exit_code=1 if succeeded is False else 0)
+
+
+def _stay_in_folder(target: Target) -> None:
+    """Sets what wandb reads when it is loaded: no reports of its errors to a server, no files in the home folder."""
+    os.environ["WANDB_ERROR_REPORTING"] = "false"
+    os.environ.setdefault("WANDB_CACHE_DIR", str(target.folder / "wandb" / "cache"))
+    os.environ.setdefault("WANDB_DATA_DIR", str(target.folder / "wandb" / "data"))
+    if not target.online:  # online, the folder of the settings may have the user's server
+        os.environ.setdefault("WANDB_CONFIG_DIR", str(target.folder / "wandb" / "config"))

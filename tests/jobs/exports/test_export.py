@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import struct
@@ -12,6 +13,8 @@ from pathlib import Path
 
 import pytest
 
+from jobs.exports.tensorboard_writer import open_writer
+from jobs.exports.writer import ExportedRun, Target
 from jobs.slurm.states import State
 from jobs.storage.sweep_folder import SweepFolder
 from tests.jobs.command import Sweep, note
@@ -64,6 +67,16 @@ def test_files_of_others_stay(sweep: Sweep, recorded: SweepFolder, tmp_path: Pat
     assert output.exit_code == 2
     assert "has files that this command did not write" in output.err
     assert [path.name for path in own.parent.iterdir()] == [own.name]
+
+
+def test_a_run_with_a_new_label_stays_in_its_folder(tmp_path: Path) -> None:
+    target, run = Target(tmp_path), ExportedRun("1x1-a", "1x1", "s", "local", {})
+    first = open_writer(target, run, None)
+    first.close(None)
+    again = open_writer(target, dataclasses.replace(run, name="1x1 lr=0.5"), first.handle)
+    again.close(True)
+    assert [path.name for path in (tmp_path / "s" / "local").iterdir()] == ["1x1"]
+    assert again.handle == first.handle
 
 
 def test_mlflow_reads_its_files(sweep: Sweep, recorded: SweepFolder) -> None:
@@ -131,6 +144,19 @@ def test_trackio_reads_its_database(recorded: SweepFolder, repository: Path) -> 
     assert runs == ["1x1"]
     assert [(row["step"], row["train/loss"]) for row in logs if "train/loss" in row] == LOSSES[:3]
     assert len(logs) == 5
+
+
+@pytest.mark.parametrize("tool", ["tensorboard", "wandb", "trackio", "mlflow"])
+def test_the_home_folder_stays_empty(recorded: SweepFolder, repository: Path, tmp_path: Path, tool: str) -> None:
+    home = tmp_path / "home"
+    home.mkdir()
+    own = ("WANDB_", "TRACKIO_", "MLFLOW_", "HF_", "XDG_", "PYTEST_", "CI")  # mlflow reports nothing of a test
+    environ = {name: value for name, value in os.environ.items() if not name.startswith(own)}
+    environ |= {"PYTHONPATH": str(repository), "HOME": str(home), "PYTHONDONTWRITEBYTECODE": "1"}
+    words = [sys.executable, "-m", "jobs", "export", str(recorded.path), "--to", tool]
+    done = subprocess.run(words, env=environ, check=False, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert [str(path) for path in home.rglob("*")] == []
 
 
 def test_follow_ends_with_the_runs(sweep: Sweep, recorded: SweepFolder) -> None:
