@@ -29,7 +29,7 @@ def read_results(path: Path) -> TypedTable:
         if path.suffix == ".json":
             return typed(_json_rows(text))
         return typed(_csv_rows(text))
-    except (OSError, ValueError, KeyError, TypeError, csv.Error) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, csv.Error) as error:
         hint = "sweep collect -o FILE.csv or FILE.json makes one"
         raise UserError(f"{str(path)!r} cannot be read as results: {error}", hint=hint) from None
 
@@ -42,7 +42,7 @@ def _json_rows(text: str) -> list[dict[str, Any]]:
 
 
 def _csv_rows(text: str) -> list[dict[str, Any]]:
-    header, *lines = csv.reader(io.StringIO(text, newline=""))
+    header, *lines = csv.reader(io.StringIO(text, newline="")) if text else [[]]
     if not {"run_id", "label"} & set(header):
         raise ValueError("it has no column run_id")
     if any(len(line) != len(header) for line in lines):

@@ -104,10 +104,12 @@ def kind_of_type(annotated: Any) -> Kind:
 
 
 def _kind_of_values(values: Sequence[Any]) -> Kind:
-    """The type of all these values; whole and other numbers together are numbers."""
+    """The type of all these values; whole and other numbers together are numbers, integers above 64 bits are JSON."""
     types = {type(value) for value in values if value is not None}
     if types in ({int, float}, {float}):
         return Kind.FLOAT
+    if types == {int} and not all(-(2**63) <= value < 2**63 for value in values if value is not None):
+        return Kind.JSON
     if len(types) == 1:
         return _OF_TYPE.get(types.pop(), Kind.JSON)
     return Kind.JSON
@@ -118,9 +120,21 @@ def _plain(value: Any, kind: Kind) -> Any:
     if value is None or (isinstance(value, float) and not math.isfinite(value)):
         return None
     if kind is Kind.JSON:
-        return value if isinstance(value, str) else to_json(value)
+        return _text(value if isinstance(value, str) else to_json(value))
+    if kind is Kind.TEXT:
+        return _text(str(value))
     if kind is Kind.TEXTS:
-        return [str(item) for item in value]
+        return [_text(str(item)) for item in value]
     if kind is Kind.FLOAT:
         return float(value)
     return value
+
+
+def _text(text: str) -> str:
+    r"""A text that UTF-8 can hold: half a surrogate pair becomes an escape sequence, as in the CSV.
+
+    Example:
+        >>> _text("a\udc80")
+        'a\\udc80'
+    """
+    return text.encode(errors="backslashreplace").decode()

@@ -149,3 +149,18 @@ def test_no_module_of_jobs_loads_pandas() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_every_value_of_a_varied_field_fits() -> None:
+    table = typed([{"run_id": "a", "big": 2**70, "path": "x\udc80"}, {"run_id": "b", "big": 1, "path": "y"}])
+    frame = data_frame(table)
+    assert parquet_bytes(table)
+    assert list(frame["big"]) == [str(2**70), "1"]
+    assert list(frame["path"]) == [r"x\udc80", "y"]
+
+
+@pytest.mark.parametrize(("name", "text"), [("r.csv", ""), ("r.json", '{"runs": [1]}'), ("r.json", "[]")])
+def test_a_file_of_something_else_is_an_error(tmp_path: Path, name: str, text: str) -> None:
+    (tmp_path / name).write_text(text)
+    with pytest.raises(UserError, match="cannot be read as results"):
+        load_results(tmp_path / name)
