@@ -45,6 +45,7 @@ def _shown(row: Result) -> dict[str, Any]:
 
 def _print_table(rows: Sequence[Result]) -> None:
     from jobs.results.text_table import TextColumn, TextTable
+    from jobs.storage.run_lookup import list_names
 
     shown = [_shown(row) for row in rows]
     columns = [TextColumn("label", [row.label for row in rows]), TextColumn("run_id", [row.run_id for row in rows])]
@@ -53,9 +54,12 @@ def _print_table(rows: Sequence[Result]) -> None:
         if any(cells):
             columns.append(TextColumn(name, cells, is_right=not name.endswith("baseline")))
     table_console().print(TextTable(columns, [""] * len(rows)), markup=False, highlight=False, crop=False)
+    runs_of: dict[str, list[str]] = {}
     for row, values in zip(rows, shown, strict=True):
         if values["scaling_note"]:
-            print(f"{row.name}: {values['scaling_note']}")
+            runs_of.setdefault(values["scaling_note"], []).append(row.label)
+    for note, labels in runs_of.items():
+        print(f"{list_names(labels)}: {note}")
 
 
 def _cell(value: float | str | None) -> str:
