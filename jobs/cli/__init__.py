@@ -28,6 +28,7 @@ from jobs.cli.results.attempts_command import attempts
 from jobs.cli.results.best_command import best
 from jobs.cli.results.collect_command import collect
 from jobs.cli.results.export_command import export
+from jobs.cli.results.scaling_command import scaling
 from jobs.cli.results.trace_command import trace
 from jobs.cli.stacks_command import stacks
 from jobs.cli.submit_command import submit
@@ -42,7 +43,7 @@ app = typer.Typer(
 )
 for command in (
     init, doctor, plan, prefetch, submit, status, wait, logs, stacks, cancel, retry, rerun, debug, forget, clean,
-    collect, attempts, best, figures, trace, export,
+    collect, scaling, attempts, best, figures, trace, export,
 ):  # fmt: skip
     app.command(cls=Command)(command)
 app.command("list", cls=Command)(list_sweeps)

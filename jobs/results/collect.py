@@ -17,6 +17,7 @@ from jobs.results.failures.job_log import LogEnd, Tasks, parse_log_end
 from jobs.results.result import Requested, Result, Scheduled
 from jobs.results.run_attempts import gpu_hours, has_started, run_attempts, wasted_hours
 from jobs.results.run_records import RunRecords
+from jobs.results.scaling import with_scaling
 from jobs.schedulers.conclude import Conclusion
 from jobs.slurm.attempts import AccountingRow, attempts_of
 from jobs.slurm.states import State
@@ -72,7 +73,7 @@ def join(
                 is_command=is_command(run),
             )
         )
-    return with_reasons(_with_link_shares(rows))
+    return with_scaling(with_reasons(_with_link_shares(rows)))
 
 
 def all_attempts(

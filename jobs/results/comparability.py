@@ -68,6 +68,26 @@ def with_reasons(rows: Sequence[Result]) -> tuple[Result, ...]:
     return tuple(_with(row, reasons.get(row.run_id)) for row in rows)
 
 
+def differences(row: Result, other: Result) -> list[str]:
+    """Why the times of two rows may not be compared: what is wrong with one of them, and the facts that differ.
+
+    A fact that only rows of one allocation must share does not differ between two allocations. A value that is not
+    known differs from nothing.
+    """
+    reasons = [*_own_reasons(row.figures), *_own_reasons(other.figures)]
+    for fact in _FACTS:
+        if _scope(row, fact)[1:] != _scope(other, fact)[1:]:
+            continue
+        values = _value(row, fact), _value(other, fact)
+        if None not in values and values[0] != values[1]:
+            reasons.append(fact.text.format(device=_device(row), value=_text(values[0]), usual=_text(values[1])))
+    versions, others = row.figures.get("versions") or {}, other.figures.get("versions") or {}
+    for package in sorted((versions.keys() & others.keys()) - set(STARTING)):
+        if versions[package] != others[package]:
+            reasons.append(f"{package} {versions[package]} instead of {others[package]}")
+    return list(dict.fromkeys(reasons))
+
+
 def _with(row: Result, reasons: Sequence[str] | None) -> Result:
     if reasons is None:
         return row
@@ -80,7 +100,7 @@ def _own_reasons(figures: Mapping[str, Any]) -> Iterator[str]:
         yield SHARED_GPU
     if figures.get("folded"):
         yield ONE_HOST
-    if figures["comparable"] is False and not (figures.get("shared_gpu") or figures.get("folded")):
+    if figures.get("comparable") is False and not (figures.get("shared_gpu") or figures.get("folded")):
         yield f"{SHARED_GPU}, or {ONE_HOST}"  # a summary of an earlier release does not say which
     if mixed := figures.get("mixed_ranks"):
         yield f"its ranks differ in {', '.join(mixed)}"
@@ -144,7 +164,7 @@ def _most_common(value_of: Callable[[Result], Any], rows: Sequence[Result]) -> A
     return counts.most_common(1)[0][0]
 
 
-def _scope(row: Result, fact: _Fact) -> Hashable:
+def _scope(row: Result, fact: _Fact) -> tuple[Hashable, ...]:
     """Rows with the same scope must agree in a fact."""
     allocation = None
     if fact.same_allocation:

@@ -22,6 +22,7 @@ LEDGER = Source("the ledger")
 ANSWERS = Source("sacct, squeue and the run's files")
 FAILURES = Source("sacct, squeue and the failure records")
 LINK_RUN = Source("the summaries of two runs")
+TWO_RUNS = Source("the summaries of the run and its baseline")
 SUMMARIES = Source("the summaries of all runs")
 
 
@@ -107,6 +108,41 @@ class Compared:
         doc("bus_gb_per_s / link_bus_gb_per_s of the link run of the same allocation and backend."),
         LINK_RUN,
         InTable(8),
+    ] = None
+    weak_efficiency: Annotated[
+        float | None,
+        Unit("share of 1"),
+        doc(
+            "Weak scaling: samples_per_s / (world_size x samples_per_s of weak_baseline), whose ranks have the same"
+            " batch. 1 is perfect. docs/scaling.md says which runs are baselines."
+        ),
+        TWO_RUNS,
+    ] = None
+    weak_baseline: Annotated[str | None, doc("The run on one GPU with the same batch of one rank."), TWO_RUNS] = None
+    strong_efficiency: Annotated[
+        float | None,
+        Unit("share of 1"),
+        doc(
+            "Strong scaling: samples_per_s / (world_size x samples_per_s of strong_baseline), whose one rank has the"
+            " batch of all ranks of this run."
+        ),
+        TWO_RUNS,
+    ] = None
+    strong_baseline: Annotated[str | None, doc("The run on one GPU with the same batch of all ranks."), TWO_RUNS] = None
+    crossing_ratio: Annotated[
+        float | None,
+        Unit("share of 1"),
+        doc(
+            "The price of crossing nodes: samples_per_s / samples_per_s of crossing_baseline, which has as many GPUs on"
+            " one node, such as 1x4 for 2x2."
+        ),
+        TWO_RUNS,
+    ] = None
+    crossing_baseline: Annotated[
+        str | None, doc("The run on one node with as many GPUs and the same batch of one rank."), TWO_RUNS
+    ] = None
+    scaling_note: Annotated[
+        str | None, doc("Why one of these ratios is missing: no baseline, or one that is not comparable."), TWO_RUNS
     ] = None
     not_comparable: Annotated[
         tuple[str, ...] | None,

@@ -109,6 +109,7 @@ def test_no_command_prints_the_help(sweep: Sweep) -> None:
         "forget",
         "clean",
         "collect",
+        "scaling",
         "attempts",
         "best",
         "figures",
@@ -311,7 +312,7 @@ def test_help_loads_only_typer(tmp_path: Path) -> None:
     commands |= {"jobs.cli.resend_commands", "jobs.cli.result_commands", "jobs.cli.results_output"}
     commands |= {
         "jobs.cli.results",
-        *(f"jobs.cli.results.{name}_command" for name in ("attempts", "best", "collect", "export", "trace")),
+        *(f"jobs.cli.results.{name}_command" for name in ("attempts", "best", "collect", "export", "scaling", "trace")),
     }
     shared = {"jobs.cli", "jobs.cli.options", "jobs.cli.shared", "jobs.cli.usage_errors"}
     assert more == {"disttrain", "disttrain.errors", "jobs", *shared, *commands}

@@ -116,6 +116,11 @@ def outcome(result: Result) -> dict[str, Any]:
 TIMES = {
     "submit_time": "2023-11-14T22:13:20Z", "start_time": "2023-11-14T22:14:20Z", "end_time": "2023-11-14T23:14:20Z",
 }  # fmt: skip
+ALONE = {
+    "scaling_note": "weak: the sweep has not measured a 1x1 run with the same batch of one rank; strong: the sweep has"
+    " not measured a 1x1 run with the same batch of all ranks; crossing: the sweep has not measured a run on one node"
+    " with as many GPUs"
+}
 MEASURED = {name: value for name, value in SUMMARY.items() if value is not None and name != "world_size"}
 
 
@@ -129,7 +134,7 @@ def test_finished_run() -> None:
         "state": "COMPLETED", "state_source": "sacct",
         "exit_code": 0, "job_id": "7_0", "attempts": 1, **TIMES, "queue_wait_s": 60,
         "elapsed_s": 3600, "gpu_hours": 2.0, "gpu_hours_wasted": 0.0, "gpu_hours_from": "sacct", "node_list": "n[1-2]",
-        "max_rss_bytes": 4096, **MEASURED, "not_comparable": (),
+        "max_rss_bytes": 4096, **MEASURED, "not_comparable": (), **ALONE,
     }  # fmt: skip
 
 
@@ -142,7 +147,7 @@ def test_local_executor_leaves_slurms_columns_empty() -> None:
     result = row_of(row, jobs=("local-1-0",), records=RunRecords(SUMMARY), local=True)
     assert outcome(result) == {
         "state": "COMPLETED", "state_source": "local queue",
-        "exit_code": 0, **TIMES, "elapsed_s": 3600, **MEASURED, "not_comparable": (),
+        "exit_code": 0, **TIMES, "elapsed_s": 3600, **MEASURED, "not_comparable": (), **ALONE,
     }  # fmt: skip
 
 
