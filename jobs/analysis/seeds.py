@@ -15,6 +15,7 @@ from jobs.planning.sweep_sections import canonical
 from jobs.results.metric_columns import metric_columns
 from jobs.results.result import COLUMNS, Result, column_name
 from jobs.slurm.states import JobPhase
+from jobs.storage.run_lookup import list_names
 
 SEED = "seed"
 _OWN = ("runs", "completed", "failed", "seeds")  # the columns that only a group has
@@ -97,13 +98,13 @@ def group_rows(groups: Sequence[Group]) -> list[dict[str, Any]]:
 
 
 def left_out(groups: Sequence[Group]) -> list[str]:
-    """A sentence for each run of which the times are in no mean, with the reason."""
-    return [
-        f"{row.name}: its times are in no mean: {'; '.join(reasons)}"
-        for group in groups
-        for row in group.completed
-        if (reasons := row.figures.get("not_comparable"))
-    ]
+    """A sentence for each reason why the times of runs are in no mean, with the runs."""
+    names: dict[str, list[str]] = {}
+    for group in groups:
+        for row in group.completed:
+            if reasons := row.figures.get("not_comparable"):
+                names.setdefault("; ".join(reasons), []).append(row.name)
+    return [f"times are in no mean: {reason}: {list_names(runs)}" for reason, runs in names.items()]
 
 
 def _statistics(name: str, values: Sequence[float]) -> Mapping[str, float | int | None]:

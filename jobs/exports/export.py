@@ -8,9 +8,8 @@ from typing import Any
 
 from disttrain.config.command.command_config import is_command
 from disttrain.errors import UserError
-from disttrain.records.json_values import DamagedFile
 from jobs.exports.export_state import ExportState, read_state, state_file, write_state
-from jobs.exports.points import Point, new_points
+from jobs.exports.points import Point, new_points, origin
 from jobs.exports.writer import ExportedRun, OpenWriter, Target, Tool, Writer, writer_of
 from jobs.planning.labels import Variation
 from jobs.slurm.states import State
@@ -61,7 +60,7 @@ class Exporter:
             state = states.get(run_id, State.NOT_SUBMITTED)
             try:
                 count = self._export_run(run, None if not state.is_finished else state.is_success, stays=stays)
-            except (DamagedFile, OSError) as error:
+            except (UserError, OSError) as error:
                 self._damaged.add(run_id)
                 self.say(f"run {self._runs[run_id].name} is not exported: {error}")
                 continue
@@ -79,6 +78,11 @@ class Exporter:
         exported = self._runs[run["run_id"]]
         path = state_file(self.target.folder, self.tool, exported)
         state, count = read_state(path), 0
+        started = origin(self.folder.run(exported.run_id))
+        if state.origin is not None and started is not None and started != state.origin:
+            # The tool has steps of the earlier run under the same numbers; it would show a mixture of both.
+            raise UserError("it was done again since its last export", hint="export to another folder: -o FOLDER")
+        state.origin = started or state.origin
         try:
             points = new_points(self.folder.run(exported.run_id), state.progress, is_command=is_command(run))
             for batch in _batches(points):

@@ -24,11 +24,13 @@ class ExportState:
         progress: What was read of it.
         handle: What names the run in the tool; None before the first export.
         has_ended: Whether the tool knows that the run has ended.
+        origin: What identifies the first start of the run that was exported; None if it is not known.
     """
 
     progress: Progress
     handle: str | None = None
     has_ended: bool = False
+    origin: str | None = None
 
 
 def state_file(folder: Path, tool: Tool, run: ExportedRun) -> Path:
@@ -48,10 +50,8 @@ def read_state(path: Path) -> ExportState:
 def write_state(path: Path, state: ExportState) -> None:
     """Writes the state, after the tool has the points."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_text(
-        path,
-        to_json({"handle": state.handle, "has_ended": state.has_ended, **dataclasses.asdict(state.progress)}) + "\n",
-    )
+    own = {"handle": state.handle, "has_ended": state.has_ended, "origin": state.origin}
+    write_text(path, to_json({**own, **dataclasses.asdict(state.progress)}) + "\n")
 
 
 def _state(values: dict[str, Any]) -> ExportState:
@@ -59,4 +59,5 @@ def _state(values: dict[str, Any]) -> ExportState:
     if not isinstance(positions, dict) or not isinstance(latest, dict):
         raise ValueError("it has no positions")
     read = {name: from_json(Position, position) for name, position in positions.items()}
-    return ExportState(Progress(read, latest), values.get("handle"), values.get("has_ended") is True)
+    has_ended = values.get("has_ended") is True
+    return ExportState(Progress(read, latest), values.get("handle"), has_ended, values.get("origin"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -90,13 +91,26 @@ def new_points(run_dir: Path, progress: Progress, *, is_command: bool) -> Iterat
         yield from _new_points(records, progress, parse)
 
 
+def origin(run_dir: Path) -> str | None:
+    """What identifies the first start of a run: a run that resumes repeats its record, a run that is done again not.
+
+    None before the first start is recorded.
+    """
+    try:
+        with (run_dir / metrics_name(0)).open("rb") as file:
+            first = file.readline()
+    except FileNotFoundError:
+        return None
+    return hashlib.sha256(first).hexdigest()[:16] if first.endswith(b"\n") else None
+
+
 def _new_points(path: Path, progress: Progress, parse: Parser) -> Iterator[Point]:
     """The new points of one file."""
     position = progress.positions.get(path.name, Position())
     with path.open("rb") as file:
-        inode = path.stat().st_ino
-        if inode != position.inode:
-            position = Position(inode)
+        found = path.stat()
+        if found.st_ino != position.inode or found.st_size < position.size_bytes:
+            position = Position(found.st_ino)
         file.seek(position.size_bytes)
         for line in file:
             if not line.endswith(b"\n"):

@@ -48,8 +48,7 @@ def best(
         print_json(dataclasses.asdict(dataclasses.replace(found, places=tuple(shown))))
         return
     _print_places(found, shown)
-    for name, reason in found.without:
-        print(f"without {found.column}: {name}: {reason}")
+    _print_without(found)
 
 
 def _print_places(found: Best, shown: list[Place]) -> None:
@@ -73,6 +72,17 @@ def _print_places(found: Best, shown: list[Place]) -> None:
     else:
         columns.append(TextColumn("run_id", [place.run_ids[0] for place in shown]))
     table_console().print(TextTable(columns, [""] * len(shown)), markup=False, highlight=False, crop=False)
+
+
+def _print_without(found: Best) -> None:
+    """The runs without a value, by their reason."""
+    from jobs.storage.run_lookup import list_names
+
+    names: dict[str, list[str]] = {}
+    for name, reason in found.without:
+        names.setdefault(reason, []).append(name)
+    for reason, runs in names.items():
+        print(f"without {found.column}: {reason}: {list_names(runs)}")
 
 
 def _interval_text(place: Place) -> str:

@@ -164,6 +164,17 @@ def test_follow_ends_with_the_runs(sweep: Sweep, recorded: SweepFolder) -> None:
     assert sweep("export", "s", "--to", "tensorboard", "--follow").out.startswith("exported 5 new points of 1 run")
 
 
+def test_a_run_that_was_done_again_is_not_mixed_with_the_earlier_one(sweep: Sweep, recorded: SweepFolder) -> None:
+    assert sweep("export", "s", "--to", "tensorboard").err == ""
+    records = records_file(recorded)
+    again = records.read_text(encoding="utf-8").replace(str(START_S), str(START_S + 60), 1)
+    records.unlink()
+    records.write_text(again, encoding="utf-8")
+    output = sweep("export", "s", "--to", "tensorboard")
+    assert "is not exported: it was done again since its last export (export to another folder" in output.err
+    assert "exported 5 new points" in sweep("export", "s", "--to", "tensorboard", "-o", "elsewhere").out
+
+
 def test_a_damaged_run_is_left_out(sweep: Sweep, recorded: SweepFolder) -> None:
     append(records_file(recorded, 1), [{"kind": "other"}])
     output = sweep("export", "s", "--to", "tensorboard")

@@ -84,7 +84,8 @@ def test_best_group(sweep: Sweep, seeds: SweepFolder) -> None:
     assert lines[4].split() == ["1", "1x1", "lr=2e-05", "0.91", "2", "of", "3"]
     assert lines[5].split() == ["2", "1x1", "lr=1e-05", "0.81", "0.7852", "to", "0.8348", "3", "of", "3"]
     failed = seeds.planned_runs()[-1]["run_id"]
-    assert lines[-1].startswith(f"without eval_accuracy: {failed} (1x1 lr=2e-05 seed=3): FAILED")
+    assert lines[-1].startswith("without eval_accuracy: FAILED: ")
+    assert lines[-1].endswith(f": {failed} (1x1 lr=2e-05 seed=3)")
     only = json.loads(sweep("best", "--by", "eval_loss", "-n", "1", "--json").out)
     assert (only["is_smallest"], [place["label"] for place in only["places"]]) == (True, ["1x1 lr=2e-05"])
     assert sweep("best", "--by", "eval_accuracy", "--min").out.splitlines()[4].split()[2] == "lr=1e-05"
